@@ -156,6 +156,9 @@ def plan(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> 
     if quick and options.size != "reduced":
         raise InputError(f"--size: 'quick' is reduced, not {options.size!r}; name the experiments to run them in full")
     chosen = select(options.ids, experiments)
+    for experiment in experiments.values() if quick else ():
+        if experiment not in chosen:
+            say(f"note: {experiment.id} is left out, it needs the extra {experiment.extra!r} (see README)")
     if not chosen:
         raise InputError("run: there is no experiment in simulations/; add one")
     if len(chosen) == 1 and not quick:

@@ -44,6 +44,8 @@ Record = dict[str, Any]
 SIZES = ("reduced", "full")
 VERDICTS = ("holds", "holds if", "fails")
 SETTING_ID = "setting_id"  # the runner adds this field to every record; `run` must not
+EXTRAS = {"llm": ("torch", "transformers", "reasoning_gym")}
+"""optional extra of the project -> the modules that an experiment which needs it imports, inside its functions only"""
 
 
 def _is_claim(claim: str) -> bool:
@@ -101,8 +103,11 @@ class Analysis:
 class Experiment:
     """One question and how it is answered. `id` is the name of its module; `claims` are rows of the claims table.
 
+    `extra` names the optional dependencies that `run` needs, a key of `EXTRAS`; "" for the base installation.
+
     Raises:
-        InputError: if `id` is not a lower-case identifier (or is `quick`), or a claim is not written like `C4`.
+        InputError: if `id` is not a lower-case identifier (or is `quick`), a claim is not written like `C4`, or nobody
+            knows the extra.
     """
 
     id: str
@@ -111,13 +116,21 @@ class Experiment:
     settings: Callable[[str], list[Setting]]
     run: Callable[[Setting], list[Record]]
     analyse: Callable[[list[Record]], Analysis]
+    extra: str = ""
 
     def __post_init__(self) -> None:
+        if self.extra and self.extra not in EXTRAS:
+            raise unknown_name(f"{self.id}.extra", self.extra, EXTRAS)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.id) or self.id == "quick":
             raise InputError(f"Experiment.id: {self.id!r} cannot be used; choose a lower-case identifier but 'quick'")
         for claim in self.claims:
             if not _is_claim(claim):
                 raise InputError(f"{self.id}.claims: {claim!r} is not a claim of the project; write it like 'C4'")
+
+    @property
+    def missing(self) -> list[str]:
+        """Modules of its extra that are not installed."""
+        return [name for name in EXTRAS.get(self.extra, ()) if importlib.util.find_spec(name) is None]
 
 
 def plain(value: Any, place: str) -> Any:
@@ -234,12 +247,12 @@ def discover(package: str = "simulations") -> dict[str, Experiment]:
 def source_files(experiment: Experiment) -> dict[str, Path]:
     """The modules that decide what an experiment computes: its own and all of ours that they import, by name.
 
-    "Ours" is vcposim and the top-level package of the experiment. Imports are read from the syntax tree, so those
+    "Ours" is vcposim, llm_bridge and the top-level package of the experiment. Imports are read from the syntax tree, so those
     inside functions count as well; what other packages do is recorded by their versions.
     """
     functions: list[Any] = [experiment.settings, experiment.run, experiment.analyse]
     roots = [(f.func if isinstance(f, functools.partial) else f).__module__ for f in functions]
-    ours = {"vcposim", *(name.partition(".")[0] for name in roots)}
+    ours = {"vcposim", "llm_bridge", *(name.partition(".")[0] for name in roots)}
     files: dict[str, Path] = {}
     waiting = list(roots)
     while waiting:
@@ -282,14 +295,18 @@ def source_hash(experiment: Experiment) -> str:
 
 
 def select(names: list[str], experiments: Mapping[str, Experiment]) -> list[Experiment]:
-    """The experiments named, once each, in the order given; `quick` stands for all of them.
+    """The experiments named, once each, in the order given; `quick` stands for all whose extra is installed.
 
     Raises:
-        InputError: for a name nobody has; it suggests the nearest.
+        InputError: for a name nobody has (it suggests the nearest), or one whose extra is not installed.
     """
     chosen: dict[str, Experiment] = {}
     for name in names:
         if name != "quick" and name not in experiments:
             raise unknown_name("experiment", name, [*experiments, "quick"])
-        chosen.update(experiments if name == "quick" else {name: experiments[name]})
+        if name != "quick" and (missing := experiments[name].missing):
+            remedy = f"python -m pip install -e '.[{experiments[name].extra}]'"
+            raise InputError(f"{name}: needs {', '.join(missing)}; install with: {remedy}")
+        able = {key: e for key, e in experiments.items() if not e.missing}
+        chosen.update(able if name == "quick" else {name: experiments[name]})
     return list(chosen.values())

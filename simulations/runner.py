@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.protocol import (
+    EXTRAS,
     Experiment,
     Record,
     Setting,
@@ -158,7 +159,7 @@ class RunFolder:
             "size": self.size,
             "settings_sha256": digest(canonical(self.settings)),
             "source_sha256": source_hash(self.experiment),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": {name: _version(name) for name in (*PACKAGES, *EXTRAS.get(self.experiment.extra, ()))},
             "python": platform.python_version(),
         }
 

@@ -19,6 +19,7 @@ import toy_experiment as toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulations import protocol
 from simulations.__main__ import main
 from simulations.protocol import (
     Analysis,
@@ -591,6 +592,26 @@ def test_quick_runs_everything_and_reports(quick: Path, finished_run: Path, tmp_
     assert (copy / "report.html").read_bytes() == page
     for word in ("C12", "holds if", "<script>alert(1)</script>", "draws are iid", "toy_two (reduced)"):
         assert word in out
+
+
+def test_quick_leaves_out_what_is_not_installed_and_says_so(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(protocol.EXTRAS, "llm", ("json", "no_such_module"))
+    known = toy.EXPERIMENTS | {"toy_two": replace(toy.EXPERIMENTS["toy_two"], extra="llm")}
+    refused(cli("run", "toy_two", "--out", tmp_path / "x", experiments=known), "toy_two", "no_such_module", ".[llm]")
+    code, _, err = cli("run", "quick", "--workers", 1, "--out", tmp_path / "quick", experiments=known)
+    assert code == 0
+    assert "toy_two is left out" in err
+    assert {p.name for p in (tmp_path / "quick").iterdir()} == {"toy-reduced", "report.html"}
+    monkeypatch.setitem(protocol.EXTRAS, "llm", ("json",))
+    cli("run", "quick", "--workers", 1, "--out", tmp_path / "both", experiments=known)
+    assert (tmp_path / "both" / "toy_two-reduced").is_dir()
+
+
+def test_an_unknown_extra_is_refused() -> None:
+    with pytest.raises(InputError, match="did you mean 'llm'"):
+        replace(toy.EXPERIMENT, extra="lm")
 
 
 def test_quick_does_not_replace_a_page_of_somebody_else(tmp_path: Path, cli: Cli) -> None:
