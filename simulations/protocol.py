@@ -247,8 +247,8 @@ def discover(package: str = "simulations") -> dict[str, Experiment]:
 def source_files(experiment: Experiment) -> dict[str, Path]:
     """The modules that decide what an experiment computes: its own and all of ours that they import, by name.
 
-    "Ours" is vcposim, llm_bridge and the top-level package of the experiment. Imports are read from the syntax tree, so those
-    inside functions count as well; what other packages do is recorded by their versions.
+    "Ours" is vcposim, llm_bridge and the top-level package of the experiment. Imports are read from the syntax tree, so
+    those inside functions count as well; what other packages do is recorded by their versions.
     """
     functions: list[Any] = [experiment.settings, experiment.run, experiment.analyse]
     roots = [(f.func if isinstance(f, functools.partial) else f).__module__ for f in functions]
