@@ -205,6 +205,8 @@ def at_own_best(records: list[dict[str, Any]], method: str, field: str = "averag
     """
     mine = chosen(records, method=method)
     sizes = sorted({r["step_size"] for r in mine})
+    if len(sizes) == 1:
+        return mine
     out = []
     for parity in (0, 1):
         others = [r for r in mine if r["seed"] % 2 != parity]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from simulations.protocol import discover
+
 ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -44,7 +46,10 @@ DEBTS: set[tuple[str, str]] = set()
 KIT = {"vcposim.strategies", "vcposim.laws", "vcposim.testing"}
 """the one part of vcposim that needs Hypothesis"""
 
-OPTIONAL = {"simulations.runner": {"distributed"}}
+TRANSFORMERS = {f"simulations.{name}": {"llm_bridge", "torch"} for name in ("transformer_collapse", "proxy_quality")}
+"""experiments on language models, which say `extra="llm"`: what they import inside their functions"""
+
+OPTIONAL = {"simulations.runner": {"distributed"}, **TRANSFORMERS}
 """libraries that a module uses if they are there and has an error message for if not"""
 
 KERNEL = ("arrays", "batch", "weights", "baselines", "surrogates", "second_moment", "estimators", "moments")
@@ -57,6 +62,7 @@ PACKAGES: dict[str, set[str]] = {
     "simulations": {"vcposim"},
     "llm_bridge": {"vcposim"},
     "simulations.bench": {"vcposim", "simulations", "llm_bridge", "torch", "transformers"},
+    **{module: {"vcposim", *used} for module, used in TRANSFORMERS.items()},
 }
 """what each package may import of the others, and whether of torch; a subpackage named here has its own rule"""
 
@@ -201,6 +207,14 @@ def test_the_numeric_core_needs_its_base_dependencies_only(package: str):
         kit = {"hypothesis", "pytest"} if module in KIT else set()
         outside = {name.split(".")[0] for name in imports(path, module)} - allowed - kit - OPTIONAL.get(module, set())
         assert not outside, f"{module} imports {sorted(outside)}: not among the base dependencies of pyproject.toml"
+
+
+@pytest.mark.parametrize("module", TRANSFORMERS)
+def test_experiments_on_language_models_are_listed_without_torch(module: str):
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    early = {name.split(".")[0] for name in imports(path, module, everywhere=False)}
+    assert not early & TRANSFORMERS[module], f"{module} imports these at module level; do it inside its functions"
+    assert discover()[module.split(".")[1]].extra == "llm"
 
 
 def fresh(code: str) -> None:
