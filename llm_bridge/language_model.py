@@ -1,0 +1,137 @@
+"""A causal language model as a policy: the network, its tokenizer, and how prompts and replies become tokens.
+
+A turn of the policy ends with `eos_id`. A character-level Llama is the small policy of experiments on a CPU.
+"""
+
+import inspect
+import string
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from vcposim.errors import InputError
+
+ALPHABET = string.digits + string.ascii_lowercase + " +-*/=()<>,.:;?!&|#'"
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back."""
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """One token a character; 0 ends a turn and pads."""
+
+    alphabet: str = ALPHABET
+    pad_id: int = 0
+    eos_id: int = 0
+
+    def encode(self, text: str) -> list[int]:
+        """InputError for a character that is not in the alphabet."""
+        try:
+            return [self.alphabet.index(character) + 1 for character in text]
+        except ValueError:
+            odd = next(c for c in text if c not in self.alphabet)
+            raise InputError(
+                f"text: {odd!r} in {text!r} is not in the character model's alphabet; use a task's style 'short'"
+            ) from None
+
+    def decode(self, ids: list[int]) -> str:
+        """
+        >>> tokenizer = CharTokenizer()
+        >>> tokenizer.decode(tokenizer.encode("12+7="))
+        '12+7='
+        """
+        return "".join(self.alphabet[i - 1] for i in ids if i)
+
+    def __len__(self) -> int:
+        return len(self.alphabet) + 1
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model and how text becomes its tokens."""
+
+    model: Any
+    tokenizer: Tokenizer
+    name: str
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a trajectory at most."""
+        return self.model.config.max_position_embeddings
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A trajectory's first tokens."""
+        return self.encode(text)
+
+    def encode_reply(self, text: str) -> list[int]:
+        """What follows the `eos_id` of a turn when the environment says `text`."""
+        return self.encode(text)
+
+    def next_logits(self, token: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Logits (n, V) after the tokens (n, t) that follow those in the cache, and the cache with them."""
+        cache = DynamicCache(config=self.model.config) if cache is None else cache
+        named = {self._cache_argument: cache}
+        output = self.model(input_ids=token.to(self.model.device), use_cache=True, logits_to_keep=1, **named)
+        return output.logits[:, -1], cache
+
+    @cached_property
+    def _cache_argument(self) -> str:
+        # transformers 5 renamed it
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off (a policy that draws from another distribution than it is trained on is two policies)."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+
+def char_llama(
+    tokenizer: CharTokenizer, *, hidden: int = 96, layers: int = 2, heads: int = 4, length: int = 128, seed: int = 0
+) -> LlamaForCausalLM:
+    """An untrained character-level Llama; its weights are a function of the arguments."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=8 * hidden // 3, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=length, tie_word_embeddings=False,
+        bos_token_id=None, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return model

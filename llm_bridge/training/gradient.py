@@ -1,0 +1,214 @@
+"""From a batch of rollouts to p.grad: log-probabilities, the kernel's coefficients, one weighted backward.
+
+    read         the learner's log-probabilities of the queued tokens, and score norms if the estimator needs them
+    gather       a few numbers a token from every rank, so that the kernel sees the whole batch
+    coefficient  the estimator of the catalogue, the very function that is proved and simulated
+    descend      p.grad = -sum_i c_i grad log pi(tau_i), summed over ranks
+
+Where a rank's rows fit one forward (`micro_batch` 0), that is one pass: norms on a `ScoreTape` without a second
+backward, or plain autograd on the surrogate where the estimator needs none. Otherwise, and with sharded parameters, it
+is two: one that reads, one that descends. That costs a forward more (a backward too, for norms) and is exact for every
+estimator, as some of them look at the whole batch before any coefficient is known.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_bridge.distributed import Gathered, gather_batch, sum_gradients, world_size
+from llm_bridge.logprobs import log_prob_of
+from llm_bridge.ratios import trajectory_batch
+from llm_bridge.rollouts import Rollouts
+from llm_bridge.scores import ScoreTape, last_block
+from llm_bridge.surrogate import mean_coefficient, surrogate
+from llm_bridge.training.config import TrainConfig
+from llm_bridge.training.queue import picked
+from llm_bridge.training.reading import Reading, policy_logits, read
+from vcposim.batch import Batch
+from vcposim.errors import InputError
+from vcposim.estimators import Estimator
+
+ON_TAPE = ("exact", "sketch", "last_block")
+"""norms that take a backward; the others are read off the forward"""
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A gradient in p.grad, and what it was made of."""
+
+    reading: Reading
+    """of this rank's rows"""
+    record: Batch
+    """the kernel's record of this rank's rows, (n,)"""
+    every: Gathered
+    """the whole batch, all ranks, on (group, sample) axes"""
+    coefficient: Tensor
+    """(n,) or (n, t), of this rank's rows, measure included"""
+    finite: bool
+    """whether there is a gradient: false if a coefficient is no number"""
+
+
+class Former:
+    """Forms the gradient of one estimator.
+
+    `model` is read (and sampled from) whole; `trained` holds the parameters that learn: the same module, or its sharded
+    twin. `old` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
+    estimator asks for ratios to them. `want_proxy`: also read the logit proxy, for dumps.
+
+    Raises `InputError` for an estimator that cannot be served.
+    """
+
+    def __init__(
+        self, model: nn.Module, trained: nn.Module, config: TrainConfig, old: dict[str, nn.Module] | None = None
+    ) -> None:
+        require_served(config.resolved(), config.group_size)
+        self.model, self.trained, self.config, self.old = model, trained, config, old or {}
+        self.estimator = config.resolved()
+        self.want_proxy = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the parameters that learn are spread over ranks."""
+        return self.trained is not self.model
+
+    def __call__(self, rollouts: Rollouts, step: int) -> Formed:
+        """p.grad of `trained`, from these rows and those of the other ranks."""
+        parts = self._parts(rollouts)
+        one = len(parts) == 1 and not self.sharded
+        formed = self._one_pass(rollouts, step) if one else self._two_passes(parts, rollouts, step)
+        if formed.finite and not self.sharded:
+            sum_gradients(self.trained.parameters())
+        return formed
+
+    def group_gradients(self, rollouts: Rollouts, formed: Formed) -> Tensor:
+        """Each group's own gradient, flat: (groups, p), a forward and backward each; p.grad is left alone."""
+        size, params, out = self.config.group_size, list(self.trained.parameters()), []
+        groups = formed.coefficient.split(size)
+        for part, c in zip(_rows(rollouts, size), groups, strict=True):
+            loss = surrogate(c * len(groups), self.log_prob(self.trained, part), part.mask)
+            out.append(torch.cat([x.flatten() for x in torch.autograd.grad(loss, params)]))
+        return torch.stack(out)
+
+    def log_prob(self, model: nn.Module, rollouts: Rollouts) -> Tensor:
+        """(n, t) log pi of each token, nats."""
+        return log_prob_of(policy_logits(model, rollouts, self.config.temperature), rollouts.token)
+
+    # --- passes -------------------------------------------------------------------------------------------------------
+
+    def _one_pass(self, rollouts: Rollouts, step: int) -> Formed:
+        with self._tape(step) as tape:
+            log_prob, reading = self._read(rollouts, tape, keep=True)
+            formed = self._formed(rollouts, reading)
+            if formed.finite:
+                _descend(formed.coefficient, log_prob, rollouts, tape)
+        return formed
+
+    def _two_passes(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> Formed:
+        readings = []
+        for part in parts:
+            with self._tape(step) as tape, torch.set_grad_enabled(tape is not None):
+                readings.append(self._read(part, tape, keep=False)[1])
+        formed = self._formed(rollouts, Reading.of(readings))
+        if formed.finite:
+            factor = world_size() if self.sharded else 1  # sharded gradients are averaged over ranks
+            for part, c in zip(parts, formed.coefficient.split(len(parts[0])), strict=True):
+                _descend(c * factor, self.log_prob(self.trained, part), part, None)
+        return formed
+
+    def _read(self, rollouts: Rollouts, tape: ScoreTape | None, keep: bool) -> tuple[Tensor, Reading]:
+        logits = policy_logits(self.model, rollouts, self.config.temperature)
+        log_prob = log_prob_of(logits, rollouts.token)
+        norm = None if tape is None else tape.score_sq_norms(log_prob, rollouts.mask, keep=keep)
+        proxy = self.want_proxy or self._norm_kind == "logit"
+        reading = read(logits, log_prob, rollouts, proxy=proxy, score_sq_norm=norm)
+        return log_prob, reading
+
+    def _formed(self, rollouts: Rollouts, reading: Reading) -> Formed:
+        norm = {"logit": reading.logit_proxy, "length": rollouts.mask.sum(-1)}.get(
+            self._norm_kind, reading.score_sq_norm
+        )
+        record = trajectory_batch(
+            rollouts.reward,
+            reading.log_prob,
+            rollouts.behavior_log_prob,
+            rollouts.mask,
+            score_sq_norm=norm,
+            **self._fields(rollouts, reading),
+        )
+        every = gather_batch(record, rollouts.group)
+        c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
+        return Formed(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
+
+    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Tensor]:
+        """The optional fields of `Batch` that the estimator asks for."""
+        fields: dict[str, Tensor] = {}
+        needs = self.estimator.needs
+        if "log_prob" in needs:
+            fields["log_prob"] = reading.log_prob
+        if "collision" in needs:
+            fields["collision"] = reading.collision
+        if "anchor_log_ratio" in needs:
+            fields["anchor_log_ratio"] = self._ratio_to("anchor", rollouts, reading)
+        if "reference_log_ratio" in needs:
+            fields["reference_log_ratio"] = self._ratio_to("reference", rollouts, reading).sum(-1)
+        return fields
+
+    @torch.no_grad()
+    def _ratio_to(self, version: str, rollouts: Rollouts, reading: Reading) -> Tensor:
+        before = torch.cat([self.log_prob(self.old[version], part) for part in self._parts(rollouts)])
+        return torch.where(rollouts.mask > 0, reading.log_prob - before, 0.0)
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _norm_kind(self) -> str:
+        return self.config.norm if "scores" in self.estimator.needs else "none"
+
+    def _tape(self, step: int) -> AbstractContextManager[Any]:
+        if self._norm_kind not in ON_TAPE:
+            return nullcontext()
+        return ScoreTape(
+            self.model,
+            norm="sketch" if self._norm_kind == "sketch" else "exact",
+            method=self.config.norm_method,
+            parameters=last_block(self.model) if self._norm_kind == "last_block" else None,
+            seed=self.config.seed + step,
+        )
+
+    def _parts(self, rollouts: Rollouts) -> list[Rollouts]:
+        return _rows(rollouts, self.config.micro_batch or len(rollouts))
+
+
+def require_served(estimator: Estimator, group_size: int) -> None:
+    """Refuse an estimator that asks for what a trainer cannot give, before any work: `InputError` says what."""
+    ones = torch.ones(2, max(group_size, 2), 1)
+    optional = {name: ones for name in ("log_prob", "collision", "anchor_log_ratio") if name in estimator.needs}
+    if "reference_log_ratio" in estimator.needs:
+        optional["reference_log_ratio"] = ones[..., 0]
+    try:
+        batch = trajectory_batch(
+            ones[..., 0].flatten(),
+            ones.flatten(0, 1) * 0,
+            ones.flatten(0, 1) * 0,
+            ones.flatten(0, 1),
+            score_sq_norm=ones[..., 0].flatten(),
+            **{name: x.flatten(0, 1) for name, x in optional.items()},
+        )
+        estimator.coefficients(gather_batch(batch, torch.arange(2).repeat_interleave(ones.shape[1])).batch)
+    except InputError as error:
+        raise InputError(f"estimator: cannot be served in training: {error}") from None
+
+
+def _descend(coefficient: Tensor, log_prob: Tensor, rollouts: Rollouts, tape: ScoreTape | None) -> None:
+    if tape is None:
+        surrogate(coefficient, log_prob, rollouts.mask).backward()
+    else:
+        tape.backward(coefficient)
+
+
+def _rows(rollouts: Rollouts, size: int) -> list[Rollouts]:
+    return [picked(rollouts, slice(i, i + size)) for i in range(0, len(rollouts), size)]

@@ -1,0 +1,65 @@
+"""What one forward pass of the learner says about a batch: log-probabilities, and what estimators ask for besides.
+
+All arrays are aligned with the tokens (entry j speaks about token j) and at the temperature of the run: the policy that
+learns is the policy that samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_bridge.logprobs import next_token_logits
+from llm_bridge.rollouts import Rollouts
+from llm_bridge.scores import logit_sq_norms
+
+AT_ONCE = 1 << 24
+"""logits in float32 at a time: a large vocabulary is never copied whole"""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the learner makes of n trajectories; no gradient."""
+
+    log_prob: Tensor
+    """(n, t) log pi of each token, nats"""
+    entropy: Tensor
+    """(n, t) of the distribution each token comes from, nats"""
+    collision: Tensor
+    """(n, t) sum_v pi(v)^2 of it"""
+    logit_proxy: Tensor | None = None
+    """(n,) sum_t 1 - 2 pi(y_t) + sum_v pi(v)^2, if asked for"""
+    score_sq_norm: Tensor | None = None
+    """(n,) ||s_i||^2 or what stands for it, if the estimator needs it"""
+
+    @classmethod
+    def of(cls, parts: Sequence["Reading"]) -> "Reading":
+        """Parts one below the other."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: None if x[0] is None else torch.cat(x) for name, x in columns.items()})
+
+
+def policy_logits(model: nn.Module, rollouts: Rollouts, temperature: float) -> Tensor:
+    """Logits (n, t, vocabulary) of the tempered policy; entry j is the distribution of token j + 1."""
+    logits = next_token_logits(model, rollouts)
+    return logits if temperature == 1 else logits / temperature
+
+
+@torch.no_grad()
+def read(
+    logits: Tensor, log_prob: Tensor, rollouts: Rollouts, *, proxy: bool = False, score_sq_norm: Tensor | None = None
+) -> Reading:
+    """Everything that is read off the logits, in at least float32; `proxy` also asks for the logit proxy."""
+    rows = max(1, AT_ONCE // logits[0].numel())
+    spread = [_spread(part) for part in logits.detach().split(rows)]
+    entropy, collision = (F.pad(torch.cat(x)[:, :-1], (1, 0)) for x in zip(*spread, strict=True))
+    norm = logit_sq_norms(logits, rollouts.token, rollouts.mask) if proxy else None
+    return Reading(log_prob.detach(), entropy, collision, norm, score_sq_norm)
+
+
+def _spread(logits: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+    p = log_p.exp()
+    return -(p * log_p).sum(-1), (p * p).sum(-1)

@@ -1,0 +1,207 @@
+"""`Trainer`: sample, wait, learn. One update of the policy from trajectories that older versions of it drew.
+
+    trainer = Trainer(TrainConfig(task="addition", estimator="vcpo", step_rule="ess_sqrt", lag=16))
+    for record in trainer.updates():
+        print(record["step"], record["reward"], record["ess_fraction_sequence"], record["step_scale"])
+    print(trainer.evaluate(256)["success_rate"])
+
+A record is flat: names to floats, the same names for every method (NaN where a number does not exist). Everything is a
+function of the configuration: problems, tokens and lags come from counters, so a run that is stopped and resumed goes
+on to the bit, and runs that differ in one setting are compared on the same problems and random numbers.
+
+What is defined for batches that say little: a group of equal rewards contributes nothing under a centered baseline (the
+optimizer still takes its step: momentum goes on); a response without tokens is absent from every mean; a batch without
+any token, and whatever is no number, is no step, a warning, and a record with `step_scale` 0.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from llm_bridge.distributed import gathered_rows, rank, world_size
+from llm_bridge.language_model import LanguageModel
+from llm_bridge.models import load_model
+from llm_bridge.ratios import log_ratio, present
+from llm_bridge.rollouts import Rollouts, Sampler
+from llm_bridge.tasks import load_task
+from llm_bridge.tasks.base import STRIDE, Task
+from llm_bridge.training.config import TrainConfig
+from llm_bridge.training.gradient import Formed, Former
+from llm_bridge.training.queue import RolloutQueue, moved
+from llm_bridge.training.records import Record, update_record
+from llm_bridge.training.schedule import Schedule
+from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
+from llm_bridge.training.steps import Stepped, Steps, make_optimizer
+from vcposim.errors import InputError
+
+HELD_OUT = STRIDE // 10 * 9
+"""first problem of those that measure the policy; training starts at 0, warm-up lies in between"""
+PRECISION = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
+"""of the weights; bf16 is autocast around float32"""
+
+
+class Trainer:
+    """Trains one policy as configured. `task` and `lm` replace what the configuration names, for those who bring their
+    own; a model is trained in place.
+
+    After an update, `rollouts` and `formed` hold what this rank has just learned from. Under torchrun every rank makes
+    the same calls and gets the same records; each samples and reads its own groups.
+
+    Raises `InputError` for names that do not exist, an estimator that cannot be served, groups that do not divide over
+    the ranks.
+    """
+
+    def __init__(self, config: TrainConfig, *, task: Task | None = None, lm: LanguageModel | None = None) -> None:
+        self.config = config
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        mine = self._own_groups()
+        self._refuse_what_cannot_be()
+        self.task = load_task(config.task, seed=config.seed, **config.task_options) if task is None else task
+        self.lm = self._load_model() if lm is None else lm
+        self.model: nn.Module = self.lm.model.to(self.accelerator.device, PRECISION[config.dtype]).eval()
+        self.trained = sharded(copy.deepcopy(self.model)) if config.sharding == "fsdp2" else self.model
+        self.optimizer = make_optimizer(config, list(self.trained.parameters()))
+        self.steps = Steps(config, self.optimizer)
+        self.old = self._older_models()
+        self.former = Former(self.model, self.trained, config, self.old)
+        schedule = Schedule(config.law, config.groups, config.seed, None if config.extend else config.updates)
+        self.sampler = Sampler(self.task, config.group_size, config.max_new_tokens, config.seed, config.temperature)
+        self.queue = RolloutQueue(self.sampler, schedule, mine)
+        self.version = 0
+        self.rollouts: Rollouts | None = None
+        self.formed: Formed | None = None
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def updates(self, count: int | None = None) -> Iterator[Record]:
+        """Make `count` more updates (default: up to the configuration's), yielding a record of each.
+
+        Stop and call again at will: nothing is lost.
+        """
+        last = self.config.updates if count is None else self.version + count
+        while self.version < last:
+            yield self.update()
+
+    def update(self) -> Record:
+        """Sample what is due, take what was sampled for this update, and learn from it."""
+        with self._precision():
+            self.queue.generate(self.lm, self.version)
+            rollouts = moved(self.queue.take(self.version), self.accelerator.device)
+            formed = self.former(rollouts, self.version)
+            record = update_record(self.version, rollouts, formed)
+            stepped = self._step(rollouts, formed, record["lag"])
+        self.rollouts, self.formed = rollouts, formed
+        self.version += 1
+        record |= {
+            "gradient_norm": stepped.gradient_norm,
+            "step_scale": stepped.step_scale,
+            "lr": self.config.lr * stepped.step_scale,
+        }
+        return record | self._held_out()
+
+    def evaluate(self, problems: int = 256) -> Record:
+        """Means of reward, success (a reward of 1) and length on held-out problems, one response each.
+
+        Sampled at the configuration's temperature, with the same random numbers at every version. Raises `InputError`
+        for no problems.
+        """
+        if problems < 1:
+            raise InputError(f"problems: {problems}; give at least 1")
+        mine = list(range(HELD_OUT + rank(), HELD_OUT + problems, world_size()))
+        found = torch.zeros(0, 3, dtype=torch.float64)
+        if mine:
+            with self._precision():
+                one = replace(self.sampler, group_size=1)
+                out = one.finished(self.lm, one.advance(self.lm, one.start(self.lm, mine), version=self.version))
+            found = torch.stack([out.reward.double(), (out.reward >= 1).double(), out.mask.sum(-1).double()], -1)
+        means = gathered_rows(found.to(self.accelerator.device)).mean(0).tolist()
+        return dict(zip(("reward", "success_rate", "length"), means, strict=True))
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update reads: plain values and tensors. A collective; complete on every rank."""
+        return {
+            "version": self.version,
+            "model": weights(self.trained),
+            "optimizer": moments(self.optimizer),
+            "steps": self.steps.state_dict(),
+            "queue": gather_object([self.queue.state_dict()]),
+            "old": {name: weights(model) for name, model in self.old.items() if model is not self.model},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; the number of ranks may be another."""
+        load_weights(self.trained, state["model"])
+        if self.former.sharded:
+            synchronize(self.model, self.trained)
+        for name, old in state["old"].items():
+            load_weights(self.old[name], old)
+        load_moments(self.optimizer, state["optimizer"])
+        self.steps.load_state_dict(state["steps"])
+        self.queue.load_state_dict(*state["queue"])
+        self.version = state["version"]
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _step(self, rollouts: Rollouts, formed: Formed, lag: float) -> Stepped:
+        by_group = self.steps.wants_group_gradients and formed.finite
+        group_gradient = self.former.group_gradients(rollouts, formed) if by_group else None
+        if "anchor" in self.old and self.old["anchor"] is not self.model:
+            load_weights(self.old["anchor"], weights(self.model))
+        log_w = log_ratio(formed.reading.log_prob, rollouts.behavior_log_prob, rollouts.mask)
+        stepped = self.steps.step(
+            self.version, lag, log_w, present(rollouts.mask), finite=formed.finite, group_gradient=group_gradient
+        )
+        if self.former.sharded:
+            synchronize(self.model, self.trained)
+        return stepped
+
+    def _held_out(self) -> Record:
+        every = self.config.evaluate_every
+        if not every or self.version % every:
+            return {}
+        return {f"held_out_{name}": x for name, x in self.evaluate(self.config.evaluate_problems).items()}
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        bf16 = self.config.dtype == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16)
+
+    def _load_model(self) -> LanguageModel:
+        config = self.config
+        with self.accelerator.main_process_first():  # one rank fills the cache, the others read it
+            task = load_task(config.task, seed=config.model_seed, **config.task_options)
+            return load_model(config.model, task=task, seed=config.model_seed, base_rate=config.base_rate)
+
+    def _older_models(self) -> dict[str, nn.Module]:
+        """The policies that ratios are taken to besides mu: one update ago (itself on policy), and the start."""
+        needs = self.config.resolved().needs
+        old: dict[str, nn.Module] = {}
+        if "anchor_log_ratio" in needs:
+            old["anchor"] = copy.deepcopy(self.model) if self.config.lag else self.model
+        if "reference_log_ratio" in needs:
+            old["reference"] = copy.deepcopy(self.model)
+        return old
+
+    def _own_groups(self) -> range:
+        """The groups of an update that this rank samples and reads."""
+        ranks = world_size()
+        share, rest = divmod(self.config.groups, ranks)
+        if rest:
+            raise InputError(f"groups: {self.config.groups} do not divide over {ranks} ranks; use a multiple of {ranks}")
+        return range(rank() * share, (rank() + 1) * share)
+
+    def _refuse_what_cannot_be(self) -> None:
+        whole_gradient = self.config.step_rule in ("snr", "gradient_alignment")
+        if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):
+            raise InputError(
+                f"step_rule: {self.config.step_rule!r} looks at whole gradients of one process; use another, or start "
+                "without torchrun"
+            )

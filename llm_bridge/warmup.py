@@ -1,0 +1,99 @@
+"""Supervised warm-up: a policy that succeeds as often as one asks, before reinforcement learning starts.
+
+It learns from the task's own demonstrations (its own tokens only: prompts and replies are masked), on problems that
+reinforcement learning does not see, until the success rate of *sampled* answers on further unseen problems reaches
+`base_rate`. Everything is a function of the arguments.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from llm_bridge.language_model import LanguageModel
+from llm_bridge.logprobs import TokenBatch, token_log_prob
+from llm_bridge.rollouts import sample
+from llm_bridge.tasks.base import STRIDE, Task
+from vcposim.errors import InputError
+
+LESSONS = STRIDE // 2
+"""first problem of those to learn from"""
+CHECKS = LESSONS + STRIDE // 4
+"""first problem of those that measure the success rate"""
+
+
+def warm_up(
+    lm: LanguageModel,
+    task: Task,
+    base_rate: float,
+    *,
+    seed: int = 0,
+    steps: int = 6000,
+    every: int = 25,
+    lessons: int = 8192,
+    batch: int = 64,
+    lr: float = 3e-3,
+    checks: int = 512,
+) -> float:
+    """Trains `lm` in place until its sampled success rate is `base_rate`; returns the rate measured.
+
+    Raises InputError if `steps` updates are not enough.
+    """
+    if not 0 <= base_rate < 1:
+        raise InputError(f"base_rate: {base_rate}; give a success rate of at least 0 and below 1")
+    optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    token, mask, real = demonstrations(lm, task, lessons)
+    rate = success_rate(lm, task, checks, seed)
+    for step, row in enumerate(batches(lessons, batch, seed)):
+        if step % every == 0:
+            rate = success_rate(lm, task, checks, seed)
+            if rate >= base_rate or step >= steps:
+                break
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 50)
+        width = int(real[row].sum(1).max())
+        lesson = TokenBatch(token[row, :width], mask[row, :width], real[row, :width])
+        loss = -(token_log_prob(lm.model, lesson) * lesson.mask).sum() / lesson.mask.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
+        optimizer.step()
+    if rate < base_rate:
+        raise InputError(f"base_rate: {base_rate} not reached, {rate:.2f} after {steps} steps; ask for less or an easier task")
+    return rate
+
+
+def success_rate(lm: LanguageModel, task: Task, checks: int, seed: int, max_new_tokens: int = 64) -> float:
+    """Share of sampled episodes that succeed, one for each of `checks` problems kept for this."""
+    problems = range(CHECKS, CHECKS + checks)
+    out = sample(lm, task, problems, group_size=1, max_new_tokens=max_new_tokens, seed=seed)
+    return float(out.reward.mean())
+
+
+def demonstrations(lm: LanguageModel, task: Task, lessons: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Oracle episodes as (n, t): tokens, mask of the policy's own ones, mask of real ones."""
+    rows = [episode(lm, task, LESSONS + i) for i in range(lessons)]
+    width = max(len(ids) for ids, _ in rows)
+    token = torch.tensor([ids + [lm.pad_id] * (width - len(ids)) for ids, _ in rows])
+    mask = torch.tensor([own + [0.0] * (width - len(own)) for _, own in rows])
+    length = torch.tensor([len(ids) for ids, _ in rows])
+    return token, mask, (torch.arange(width) < length[:, None]).long()
+
+
+def episode(lm: LanguageModel, task: Task, index: int) -> tuple[list[int], list[float]]:
+    """Tokens of the oracle's episode, and which are the policy's own."""
+    problem = task.problem(index)
+    ids = lm.encode_prompt(problem.prompt)
+    own, responses = [0.0] * len(ids), task.demonstration(problem)
+    for turn, response in enumerate(responses, start=1):
+        said = [*lm.encode(response), lm.eos_id]
+        reply = lm.encode_reply(task.reply(problem, responses[:turn]) or "") if turn < len(responses) else []
+        ids, own = ids + said + reply, own + [1.0] * len(said) + [0.0] * len(reply)
+    return ids, own
+
+
+def batches(total: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Row numbers of endless passes over `total` rows, each in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(total, generator=generator).split(size)
