@@ -44,7 +44,7 @@ class TrainConfig:
         default_factory=dict, metadata={"help": "options of the task, NAME=VALUE (repeat the flag)"}
     )
     model: str = _about("char, smollm2, or the folder of a Hugging Face causal language model", "char")
-    base_rate: float = _about("success rate that the character model is warmed up to, before training", 0.3)
+    base_rate: float | None = _about("success rate that the character model is warmed up to (0.3); 0: untrained", None)
     model_seed: int = _about("of the character model's start and warm-up, which runs of all seeds share", 0)
     estimator: str | Estimator = _about("a name of `vcposim catalogue`", "vcpo")
     step_rule: str = _about("what scales the step: " + ", ".join(STEP_RULES), "none")
@@ -163,6 +163,8 @@ def _convert(kind: Any, value: Any) -> Any:
         if not isinstance(value, str):
             raise TypeError
         return value
+    if kind == float | None:
+        return None if value is None or value == "none" else float(value)
     if kind == float | str:
         return _number_or_name(value)
     if kind == tuple[float, ...]:
