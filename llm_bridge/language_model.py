@@ -4,19 +4,22 @@ A turn of the policy ends with `eos_id`. A character-level Llama is the small po
 """
 
 import inspect
+import json
 import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from vcposim.errors import InputError
 
+CHARACTERS = "char_tokenizer.json"
 ALPHABET = string.digits + string.ascii_lowercase + " +-*/=()<>,.:;?!&|#'"
 
 
@@ -32,6 +35,14 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: list[int]) -> str: ...
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """A trajectory's first tokens."""
+
+    def encode_reply(self, text: str) -> list[int]:
+        """What follows the `eos_id` of a turn when the environment says `text`."""
+
+    def save_pretrained(self, folder: Path) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,54 @@ class CharTokenizer:
         """
         return "".join(self.alphabet[i - 1] for i in ids if i)
 
+    encode_prompt = encode_reply = encode
+
+    def save_pretrained(self, folder: Path) -> None:
+        (Path(folder) / CHARACTERS).write_text(json.dumps({"alphabet": self.alphabet}) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "CharTokenizer":
+        return cls(json.loads((Path(folder) / CHARACTERS).read_text())["alphabet"])
+
     def __len__(self) -> int:
         return len(self.alphabet) + 1
+
+
+class HubTokenizer:
+    """A Hugging Face tokenizer; with its chat template, if it has one, around prompts and replies."""
+
+    def __init__(self, inner: PreTrainedTokenizerBase) -> None:
+        if inner.eos_token_id is None:
+            raise InputError("tokenizer: it has no eos token, so no turn could end; set tokenizer.eos_token")
+        self.inner = inner
+        self.eos_id = int(inner.eos_token_id)
+        self.pad_id = self.eos_id if inner.pad_token_id is None else int(inner.pad_token_id)
+
+    def encode(self, text: str) -> list[int]:
+        return self.inner.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.inner.decode(ids, skip_special_tokens=True))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        if self.inner.chat_template is None:
+            return self.inner.encode(text)
+        return self.encode(self._chat({"role": "user", "content": text}))
+
+    def encode_reply(self, text: str) -> list[int]:
+        """The template's text between the end of an assistant's turn and its next one."""
+        if self.inner.chat_template is None:
+            return self.encode(text)
+        talk = self._chat(
+            {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}, {"role": "user", "content": text}
+        )
+        return self.encode(talk.partition("!" + str(self.inner.eos_token))[2])
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.inner.save_pretrained(folder)
+
+    def _chat(self, *messages: dict[str, str]) -> str:
+        return str(self.inner.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
 
 
 @dataclass
@@ -92,12 +149,20 @@ class LanguageModel:
         return self.tokenizer.decode(ids)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A trajectory's first tokens."""
-        return self.encode(text)
+        return self.tokenizer.encode_prompt(text)
 
     def encode_reply(self, text: str) -> list[int]:
-        """What follows the `eos_id` of a turn when the environment says `text`."""
-        return self.encode(text)
+        return self.tokenizer.encode_reply(text)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Weights (safetensors), configuration and tokenizer: a folder that `load_model` reads."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def to(self, *where: Any) -> "LanguageModel":
+        """On another device, or in another precision; in place, as torch's."""
+        self.model.to(*where)
+        return self
 
     def next_logits(self, token: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Logits (n, V) after the tokens (n, t) that follow those in the cache, and the cache with them."""

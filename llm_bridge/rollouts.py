@@ -148,7 +148,7 @@ class Sampler:
             while state.column < last and not all(row.done for row in state.rows):
                 known = 0 if cache is None else state.column - 1
                 logits, cache = lm.next_logits(columns(state.rows, known, state.column, lm.pad_id), cache)
-                choice = torch.tensor([u[min(len(row.own), len(u) - 1)] for u, row in zip(uniform, state.rows)])
+                choice = torch.tensor([next_of(row, u) for row, u in zip(state.rows, uniform, strict=True)])
                 token, log_prob = draw(logits, choice, self.temperature)
                 for row, drawn, value in zip(state.rows, token.tolist(), log_prob.tolist(), strict=True):
                     if len(row.ids) == state.column and not row.done:
@@ -238,6 +238,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Ten
     target = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     return token[:, 0], log_prob.gather(1, token)[:, 0]
+
+
+def next_of(row: Row, uniform: np.ndarray) -> float:
+    """The number that chooses a trajectory's next own token; any, if there is none."""
+    return float(uniform[min(len(row.own), len(uniform) - 1)])
 
 
 def columns(rows: Sequence[Row], start: int, stop: int, pad: int) -> Tensor:

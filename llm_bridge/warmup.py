@@ -5,7 +5,8 @@ reinforcement learning does not see, until the success rate of *sampled* answers
 `base_rate`. Everything is a function of the arguments.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,62 +23,86 @@ CHECKS = LESSONS + STRIDE // 4
 """first problem of those that measure the success rate"""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How to teach: `batch` of `lessons` a step, the success rate on `checks` problems `every` few steps."""
+
+    steps: int = 6000
+    every: int = 25
+    lessons: int = 8192
+    batch: int = 64
+    lr: float = 3e-3
+    checks: int = 512
+
+
+STANDARD = Recipe()
+
+
 def warm_up(
     lm: LanguageModel,
     task: Task,
     base_rate: float,
     *,
     seed: int = 0,
-    steps: int = 6000,
-    every: int = 25,
-    lessons: int = 8192,
-    batch: int = 64,
-    lr: float = 3e-3,
-    checks: int = 512,
+    recipe: Recipe = STANDARD,
+    report: Callable[[int, float], None] = lambda step, rate: None,
 ) -> float:
     """Trains `lm` in place until its sampled success rate is `base_rate`; returns the rate measured.
 
-    Raises InputError if `steps` updates are not enough.
+    `report(step, rate)` is called at each measurement. Raises InputError if the recipe's steps are not enough.
     """
     if not 0 <= base_rate < 1:
         raise InputError(f"base_rate: {base_rate}; give a success rate of at least 0 and below 1")
-    optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    token, mask, real = demonstrations(lm, task, lessons)
-    rate = success_rate(lm, task, checks, seed)
-    for step, row in enumerate(batches(lessons, batch, seed)):
-        if step % every == 0:
-            rate = success_rate(lm, task, checks, seed)
-            if rate >= base_rate or step >= steps:
-                break
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 50)
-        width = int(real[row].sum(1).max())
-        lesson = TokenBatch(token[row, :width], mask[row, :width], real[row, :width])
-        loss = -(token_log_prob(lm.model, lesson) * lesson.mask).sum() / lesson.mask.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
-        optimizer.step()
-    if rate < base_rate:
-        raise InputError(f"base_rate: {base_rate} not reached, {rate:.2f} after {steps} steps; ask for less or an easier task")
-    return rate
+    lesson = demonstrations(lm, task, recipe.lessons)
+    longest = 2 + int(lesson.mask.sum(1).max())
+    optimizer = torch.optim.AdamW(lm.model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    for step, row in enumerate(batches(recipe.lessons, recipe.batch, seed)):
+        if step % recipe.every == 0:
+            rate = success_rate(lm, task, recipe.checks, seed, longest)
+            report(step, rate)
+            if rate >= base_rate:
+                return rate
+        if step == recipe.steps:
+            break
+        learn(lm, optimizer, rows(lesson, row), recipe.lr * min(1.0, (step + 1) / 50))
+    raise InputError(
+        f"base_rate: {base_rate} not reached, {rate:.2f} after {recipe.steps} steps; ask for less or for an easier task"
+    )
 
 
-def success_rate(lm: LanguageModel, task: Task, checks: int, seed: int, max_new_tokens: int = 64) -> float:
+def learn(lm: LanguageModel, optimizer: torch.optim.Optimizer, lesson: TokenBatch, lr: float) -> None:
+    """One step of maximum likelihood on the policy's own tokens."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    loss = -(token_log_prob(lm.model, lesson) * lesson.mask).sum() / lesson.mask.sum()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
+    optimizer.step()
+
+
+def success_rate(lm: LanguageModel, task: Task, checks: int, seed: int, max_new_tokens: int) -> float:
     """Share of sampled episodes that succeed, one for each of `checks` problems kept for this."""
     problems = range(CHECKS, CHECKS + checks)
     out = sample(lm, task, problems, group_size=1, max_new_tokens=max_new_tokens, seed=seed)
     return float(out.reward.mean())
 
 
-def demonstrations(lm: LanguageModel, task: Task, lessons: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Oracle episodes as (n, t): tokens, mask of the policy's own ones, mask of real ones."""
-    rows = [episode(lm, task, LESSONS + i) for i in range(lessons)]
-    width = max(len(ids) for ids, _ in rows)
-    token = torch.tensor([ids + [lm.pad_id] * (width - len(ids)) for ids, _ in rows])
-    mask = torch.tensor([own + [0.0] * (width - len(own)) for _, own in rows])
-    length = torch.tensor([len(ids) for ids, _ in rows])
-    return token, mask, (torch.arange(width) < length[:, None]).long()
+def demonstrations(lm: LanguageModel, task: Task, lessons: int) -> TokenBatch:
+    """Oracle episodes, (n, t)."""
+    episodes = [episode(lm, task, LESSONS + i) for i in range(lessons)]
+    width = max(len(ids) for ids, _ in episodes)
+    token = torch.tensor([ids + [lm.pad_id] * (width - len(ids)) for ids, _ in episodes])
+    mask = torch.tensor([own + [0.0] * (width - len(own)) for _, own in episodes])
+    length = torch.tensor([len(ids) for ids, _ in episodes])
+    return TokenBatch(token, mask, (torch.arange(width) < length[:, None]).long())
+
+
+def rows(batch: TokenBatch, row: Tensor) -> TokenBatch:
+    """Some rows of a batch, as wide as the longest of them."""
+    assert batch.attention_mask is not None
+    width = int(batch.attention_mask[row].sum(1).max())
+    return TokenBatch(*(x[row, :width] for x in (batch.token, batch.mask, batch.attention_mask)))
 
 
 def episode(lm: LanguageModel, task: Task, index: int) -> tuple[list[int], list[float]]:

@@ -135,6 +135,8 @@ def _trial(name: str, data: Any, problems: int = 5) -> None:
     """InputError unless the verifier accepts its own answers and nothing else, on a few problems."""
     for entry in (data[i] for i in range(problems)):
         if entry["answer"] is None or not verified(data.score_answer, str(entry["answer"]), entry):
-            raise InputError(f"task {name!r}: its verifier does not know its own answer; take one of {', '.join(TASKS)}")
+            raise InputError(
+                f"task {name!r}: its verifier does not know its own answer; take one of {', '.join(TASKS)}"
+            )
         if any(verified(data.score_answer, text, entry) for text in ("", "nonsense", "?")):
             raise InputError(f"task {name!r}: its verifier accepts nonsense; take one of {', '.join(TASKS)}")

@@ -15,6 +15,7 @@ Problems, extraction and scoring come from reasoning-gym. What its users must kn
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from reasoning_gym.utils import extract_answer
@@ -96,9 +97,7 @@ class GymTask:
     max_turns: int = 1
 
     def problem(self, index: int) -> Problem:
-        if not 0 <= index < STRIDE:
-            raise InputError(f"index: {index} is no problem of {self.name!r}; use 0 to {STRIDE - 1}")
-        entry = self.dataset[index]
+        entry = item(self.dataset, index)
         return Problem(index, self.form.prompt(entry), entry)
 
     def reply(self, problem: Problem, responses: Sequence[str]) -> None:
@@ -115,6 +114,14 @@ class GymTask:
     def _score(self, response: str, entry: Entry) -> float:
         answer = self.form.read(response, entry)[:LONGEST_ANSWER]
         return self.dataset.score_answer(answer, entry) if self.score is None else self.score(answer, entry)
+
+
+@lru_cache(maxsize=16384)
+def item(dataset: Any, index: int) -> Entry:
+    """Item `index` of a data set; some take milliseconds to make, and every user of a problem asks for it."""
+    if not 0 <= index < STRIDE:
+        raise InputError(f"index: {index} is no problem; use 0 to {STRIDE - 1}")
+    return dataset[index]
 
 
 def verified(score: Callable[..., float], *args: Any) -> float:

@@ -5,6 +5,7 @@ Exact (`Fraction`), with limits on the length of the text and on the size of num
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -47,7 +48,8 @@ def calculate(text: str) -> Fraction:
 
 def numbers_in(text: str) -> list[int]:
     """The numbers written in an expression, sorted."""
-    return sorted(node.value for node in ast.walk(_parse(text)) if isinstance(node, ast.Constant))
+    constants = (node.value for node in ast.walk(_parse(text)) if isinstance(node, ast.Constant))
+    return sorted(value for value in constants if isinstance(value, int))
 
 
 def operations_in(text: str) -> int:
@@ -58,15 +60,17 @@ def operations_in(text: str) -> int:
 def _parse(text: str) -> ast.expr:
     if len(text) > LONGEST:
         raise CalculatorError("too long")
+    if not re.fullmatch(r"[0-9+\-*/() ]*", text):
+        raise CalculatorError("syntax")
     try:
         return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+    except (SyntaxError, MemoryError, RecursionError):
         raise CalculatorError("syntax") from None
 
 
 def _value(node: ast.expr) -> Fraction:
     match node:
-        case ast.Constant(value=int() as value) if not isinstance(value, bool):
+        case ast.Constant(value=int() as value):
             return _bounded(Fraction(value))
         case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATORS:
             return OPERATORS[type(op)](_value(operand))

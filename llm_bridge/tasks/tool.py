@@ -13,9 +13,8 @@ from typing import Any
 import reasoning_gym
 
 from llm_bridge.tasks.arithmetic import terms_and_digits
-from llm_bridge.tasks.base import STRIDE, Problem, verified
+from llm_bridge.tasks.base import STRIDE, Problem, item, verified
 from llm_bridge.tasks.calculator import CalculatorError, calculate, operations_in
-from vcposim.errors import InputError
 
 Tool = Callable[[str], object]
 
@@ -67,9 +66,7 @@ class CalculatorTask:
     kind: str = "tool"
 
     def problem(self, index: int) -> Problem:
-        if not 0 <= index < STRIDE:
-            raise InputError(f"index: {index} is no problem of {self.name!r}; use 0 to {STRIDE - 1}")
-        entry = self.dataset[index]
+        entry = item(self.dataset, index)
         expression = entry["metadata"]["expression"]
         shown = expression.replace(" ", "") if self.wording is SHORT else expression
         return Problem(index, self.wording.prompt.format(shown), entry)

@@ -44,7 +44,7 @@ class TrainConfig:
         default_factory=dict, metadata={"help": "options of the task, NAME=VALUE (repeat the flag)"}
     )
     model: str = _about("char, smollm2, or the folder of a Hugging Face causal language model", "char")
-    base_rate: float = _about("success rate that the character model is warmed up to, before training", 0.3)
+    base_rate: float | None = _about("success rate that the character model is warmed up to (0.3); 0: untrained", None)
     model_seed: int = _about("of the character model's start and warm-up, which runs of all seeds share", 0)
     estimator: str | Estimator = _about("a name of `vcposim catalogue`", "vcpo")
     step_rule: str = _about("what scales the step: " + ", ".join(STEP_RULES), "none")
@@ -70,7 +70,9 @@ class TrainConfig:
     seed: int = _about("of problems, tokens and lags", 0)
     dtype: str = _about("float32, float64, or bf16 (autocast around float32 weights)", "float32")
     norm: str = _about("score norms, where the estimator needs them: " + ", ".join(NORMS), "exact")
-    norm_method: str = _about("how exact norms are formed: gram, block, batch, or auto (timed: last bits may differ between runs)", "gram")
+    norm_method: str = _about(
+        "how exact norms are formed: gram, block, batch, or auto (timed: last bits may differ between runs)", "gram"
+    )
     micro_batch: int = _about("trajectories of one forward pass; 0: all of a rank's at once", 0)
     sharding: str = _about("none: a replica on every rank; fsdp2: parameters and optimizer sharded", "none")
     checkpoint_every: int = _about("updates between checkpoints; 0: only at the end", 50)
@@ -94,8 +96,8 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         for name, least in (
-            ("updates", 1), ("groups", 1), ("group_size", 1), ("max_new_tokens", 0), ("seed", 0), ("model_seed", 0), ("micro_batch", 0),
-            ("checkpoint_every", 0), ("keep", 1), ("evaluate_every", 0), ("evaluate_problems", 1),
+            ("updates", 1), ("groups", 1), ("group_size", 1), ("max_new_tokens", 0), ("seed", 0), ("model_seed", 0),
+            ("micro_batch", 0), ("checkpoint_every", 0), ("keep", 1), ("evaluate_every", 0), ("evaluate_problems", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -161,6 +163,8 @@ def _convert(kind: Any, value: Any) -> Any:
         if not isinstance(value, str):
             raise TypeError
         return value
+    if kind == float | None:
+        return None if value is None or value == "none" else float(value)
     if kind == float | str:
         return _number_or_name(value)
     if kind == tuple[float, ...]:

@@ -5,23 +5,28 @@
     coefficient  the estimator of the catalogue, the very function that is proved and simulated
     descend      p.grad = -sum_i c_i grad log pi(tau_i), summed over ranks
 
-Where a rank's rows fit one forward (`micro_batch` 0), that is one pass: norms on a `ScoreTape` without a second
-backward, or plain autograd on the surrogate where the estimator needs none. Otherwise, and with sharded parameters, it
-is two: one that reads, one that descends. That costs a forward more (a backward too, for norms) and is exact for every
-estimator, as some of them look at the whole batch before any coefficient is known.
+Three routes lead to the same gradient:
+
+    one pass    a rank's rows fit one forward (`micro_batch` 0): norms on a `ScoreTape` without a second backward, or
+                plain autograd on the surrogate where the estimator needs none
+    by group    `micro_batch` is one group, and the coefficient is affine in the group's one unknown, its baseline
+                (OPOB and its kin): each group is finished by itself, and the tape keeps two sums, not activations
+    two passes  anything else, and sharded parameters: one pass that reads, one that descends. A forward more (for
+                norms, a backward too), exact for every estimator: some look at the whole batch before any coefficient
+                is known
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_bridge.distributed import Gathered, gather_batch, sum_gradients, world_size
+from llm_bridge.distributed import Gathered, gather_batch, gathered_rows, sum_gradients, world_size
 from llm_bridge.logprobs import log_prob_of
-from llm_bridge.ratios import trajectory_batch
+from llm_bridge.ratios import present, trajectory_batch
 from llm_bridge.rollouts import Rollouts
 from llm_bridge.scores import ScoreTape, last_block
 from llm_bridge.surrogate import mean_coefficient, surrogate
@@ -30,8 +35,10 @@ from llm_bridge.training.queue import picked
 from llm_bridge.training.reading import Reading, policy_logits, read
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import WHITENINGS, Estimator
 
+ONE_UNKNOWN = ("on_policy_optimal", "opob", "opob_released", "opob_released_median", "opob_released_winsorized")
+"""baselines that are one number a group, known only after the norms"""
 ON_TAPE = ("exact", "sketch", "last_block")
 """norms that take a backward; the others are read off the forward"""
 
@@ -78,8 +85,12 @@ class Former:
     def __call__(self, rollouts: Rollouts, step: int) -> Formed:
         """p.grad of `trained`, from these rows and those of the other ranks."""
         parts = self._parts(rollouts)
-        one = len(parts) == 1 and not self.sharded
-        formed = self._one_pass(rollouts, step) if one else self._two_passes(parts, rollouts, step)
+        if self._affine(parts):
+            formed = self._by_group(parts, rollouts, step)
+        elif len(parts) == 1 and not self.sharded:
+            formed = self._one_pass(rollouts, step)
+        else:
+            formed = self._two_passes(parts, rollouts, step)
         if formed.finite and not self.sharded:
             sum_gradients(self.trained.parameters())
         return formed
@@ -107,6 +118,24 @@ class Former:
                 _descend(formed.coefficient, log_prob, rollouts, tape)
         return formed
 
+    def _by_group(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> Formed:
+        filled = gathered_rows(torch.stack([present(part.mask).any() for part in parts])).sum().clamp(min=1)
+        readings = []
+        for part in parts:
+            with self._tape(step) as tape:
+                log_prob, reading = self._read(part, None, keep=False)
+                at_0, at_1 = (
+                    self._own(part, reading, replace(self.estimator, baseline=b)) / filled for b in (0.0, 1.0)
+                )
+                line = (at_0, at_1 - at_0)
+                finite = bool(torch.isfinite(torch.stack(line)).all())
+                norm = tape.score_sq_norms(log_prob, part.mask, affine=line if finite else None, keep=finite)
+                readings.append(replace(reading, score_sq_norm=norm))
+                c = self._own(part, readings[-1], self.estimator) / filled
+                if finite and bool(torch.isfinite(c).all()):
+                    tape.backward(c)
+        return self._formed(rollouts, Reading.of(readings))
+
     def _two_passes(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> Formed:
         readings = []
         for part in parts:
@@ -128,6 +157,18 @@ class Former:
         return log_prob, reading
 
     def _formed(self, rollouts: Rollouts, reading: Reading) -> Formed:
+        record = self._record(rollouts, reading)
+        every = gather_batch(record, rollouts.group)
+        c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
+        return Formed(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
+
+    def _own(self, group: Rollouts, reading: Reading, estimator: Estimator) -> Tensor:
+        """Coefficients of the rows of one group, as if it were the batch: (n,)."""
+        record = replace(self._record(group, reading), grouped=False)
+        return mean_coefficient(estimator.coefficients(record), record)
+
+    def _record(self, rollouts: Rollouts, reading: Reading) -> Batch:
+        """The kernel's record of these rows, (n,)."""
         norm = {"logit": reading.logit_proxy, "length": rollouts.mask.sum(-1)}.get(
             self._norm_kind, reading.score_sq_norm
         )
@@ -137,15 +178,12 @@ class Former:
             rollouts.behavior_log_prob,
             rollouts.mask,
             score_sq_norm=norm,
-            **self._fields(rollouts, reading),
         )
-        every = gather_batch(record, rollouts.group)
-        c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
-        return Formed(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
+        return replace(record, **self._fields(rollouts, reading))
 
-    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Tensor]:
+    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Any]:
         """The optional fields of `Batch` that the estimator asks for."""
-        fields: dict[str, Tensor] = {}
+        fields: dict[str, Any] = {}
         needs = self.estimator.needs
         if "log_prob" in needs:
             fields["log_prob"] = reading.log_prob
@@ -163,6 +201,12 @@ class Former:
         return torch.where(rollouts.mask > 0, reading.log_prob - before, 0.0)
 
     # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _affine(self, parts: Sequence[Rollouts]) -> bool:
+        e, one_group = self.estimator, len(parts[0]) == self.config.group_size
+        local = e.surrogate is None and e.normalizer not in WHITENINGS and e.weighting.level != "token"
+        on_tape = self._norm_kind in ("exact", "sketch") and not self.sharded
+        return one_group and local and on_tape and e.baseline in ONE_UNKNOWN
 
     @property
     def _norm_kind(self) -> str:
@@ -185,20 +229,14 @@ class Former:
 
 def require_served(estimator: Estimator, group_size: int) -> None:
     """Refuse an estimator that asks for what a trainer cannot give, before any work: `InputError` says what."""
-    ones = torch.ones(2, max(group_size, 2), 1)
-    optional = {name: ones for name in ("log_prob", "collision", "anchor_log_ratio") if name in estimator.needs}
-    if "reference_log_ratio" in estimator.needs:
-        optional["reference_log_ratio"] = ones[..., 0]
+    n = 2 * max(group_size, 2)
+    one, tokens = torch.ones(n), torch.ones(n, 1)
+    optional: dict[str, Any] = {"log_prob": -tokens, "collision": tokens, "anchor_log_ratio": tokens}
+    optional["reference_log_ratio"] = one
+    given = {name: x for name, x in optional.items() if name in estimator.needs}
     try:
-        batch = trajectory_batch(
-            ones[..., 0].flatten(),
-            ones.flatten(0, 1) * 0,
-            ones.flatten(0, 1) * 0,
-            ones.flatten(0, 1),
-            score_sq_norm=ones[..., 0].flatten(),
-            **{name: x.flatten(0, 1) for name, x in optional.items()},
-        )
-        estimator.coefficients(gather_batch(batch, torch.arange(2).repeat_interleave(ones.shape[1])).batch)
+        batch = trajectory_batch(one, -tokens, -tokens, tokens, score_sq_norm=one)
+        estimator.coefficients(gather_batch(replace(batch, **given), torch.arange(n) % 2).batch)
     except InputError as error:
         raise InputError(f"estimator: cannot be served in training: {error}") from None
 

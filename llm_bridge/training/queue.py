@@ -120,8 +120,8 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
 
 def moved(rollouts: Rollouts, device: torch.device) -> Rollouts:
     """The same on a device."""
-    tensors = {f.name: x for f in fields(rollouts) if isinstance(x := getattr(rollouts, f.name), Tensor)}
-    return replace(rollouts, **{name: x.to(device) for name, x in tensors.items()})
+    column: dict[str, Any] = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
+    return Rollouts(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in column.items()})
 
 
 def _wide(x: Tensor, width: int, value: int) -> Tensor:

@@ -6,6 +6,7 @@ learns is the policy that samples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,8 @@ class Reading:
     @classmethod
     def of(cls, parts: Sequence["Reading"]) -> "Reading":
         """Parts one below the other."""
-        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        return cls(**{name: None if x[0] is None else torch.cat(x) for name, x in columns.items()})
+        columns: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: x[0] if x[0] is None else torch.cat(x) for name, x in columns.items()})
 
 
 def policy_logits(model: nn.Module, rollouts: Rollouts, temperature: float) -> Tensor:

@@ -195,7 +195,9 @@ class Trainer:
         ranks = world_size()
         share, rest = divmod(self.config.groups, ranks)
         if rest:
-            raise InputError(f"groups: {self.config.groups} do not divide over {ranks} ranks; use a multiple of {ranks}")
+            raise InputError(
+                f"groups: {self.config.groups} do not divide over {ranks} ranks; use a multiple of {ranks}"
+            )
         return range(rank() * share, (rank() + 1) * share)
 
     def _refuse_what_cannot_be(self) -> None:
