@@ -7,7 +7,8 @@ they are compared run by run. The value is the success rate on held-out problems
 every few updates. As in `vcposim.collapse`, a run is lost if from some evaluation to its end it stays below half of its
 own best.
 
-Methods are compared at one common step size, and each at the better of two, chosen on the seeds of the other parity.
+Methods are compared at one common step size. VCPO, its parts and the synchronous references are also compared each at
+the better of two, chosen on the seeds of the other parity.
 """
 
 from collections.abc import Iterable
@@ -35,8 +36,8 @@ from simulations.stats import Interval
 from vcposim.collapse import NEVER, collapse_step
 from vcposim.figures import ACCENT, ALARM, INK, MUTED
 
-TASKS = {"math": "addition", "reasoning": "letter_counting", "tool use": "calculator"}
-"""kind -> the task that stands for it"""
+TASKS = {"math": ("addition", 5), "reasoning": ("shortest_path", 8), "tool use": ("calculator", 24)}
+"""kind -> the task that stands for it, and the tokens of a trajectory"""
 COMPARED: dict[str, Method] = {
     **{name: METHODS[name] for name in (*REFERENCES[:2], "no correction", "sequence TIS", "sequence MIS", "GSPO")},
     **{name: METHODS[name] for name in ("leverage-damped mean", "ESS only", "OPOB only", "VCPO")},
@@ -44,14 +45,16 @@ COMPARED: dict[str, Method] = {
 }
 PARTS = ("sequence TIS", "ESS only", "OPOB only")
 """what VCPO is made of"""
+TUNED = (*REFERENCES[:2], *PARTS, "VCPO")
+"""methods that have both step sizes; the others have the common one"""
 RIVALS = tuple(name for name in COMPARED if name not in (*REFERENCES, *PARTS[1:], "VCPO"))
-STEP_SIZES = (0.001, 0.003)
+STEP_SIZES = (0.0003, 0.0006)
 COMMON = STEP_SIZES[-1]
-LASTING = 3
+LASTING = 2
 """evaluations that make up the final value, and that a collapse lasts at least"""
-TARGET = 0.5
-"""the target of time-to-target: this share of the way from the warm start to 1"""
-GAUGES = ("ess_fraction", "mean_weight", "step_scale")
+TARGET = 0.1
+"""of time-to-target: this share of the way from the warm start to 1"""
+GAUGES = ("ess_fraction_sequence", "khat", "mean_weight", "step_scale", "gradient_norm", "lag")
 MARGIN = 0.05
 """a difference of success rates that still counts as a match"""
 
@@ -59,28 +62,45 @@ MARGIN = 0.05
 def settings(size: str) -> list[Setting]:
     """Kinds of task x step sizes x methods x seeds, one run each."""
     full = size == "full"
-    length = {"updates": 160, "every": 10, "held_out": 256} if full else {"updates": 6, "every": 2, "held_out": 32}
+    length = {"updates": 80, "every": 10, "held_out": 256} if full else {"updates": 8, "every": 2, "held_out": 32}
     return [
         {"kind": kind, "method": method, "step_size": step, "lag": 16 if full else 4, "seed": seed, **length}
-        for kind in (TASKS if full else ["math"])
-        for step in (STEP_SIZES if full else STEP_SIZES[-1:])
-        for method in (COMPARED if full else ("synchronous, mean", "sequence TIS", "VCPO"))
+        for step in (STEP_SIZES[::-1] if full else (COMMON,))
+        for kind in (TASKS if full else ["reasoning"])
+        for method in (
+            (COMPARED if step == COMMON else TUNED) if full else ("synchronous, mean", "sequence TIS", "VCPO")
+        )
         for seed in range(3 if full else 1)
     ]
 
 
 def run(setting: Setting) -> list[Record]:
     """One record: held-out success rates, and what the run's gauges read on average."""
-    from llm_bridge.training import Trainer
+    from llm_bridge.training import TrainConfig, Trainer
 
-    trainer = Trainer(setting)
-    value, seen = [trainer.evaluate(setting["held_out"])], []
+    method, (task, tokens) = COMPARED[setting["method"]], TASKS[setting["kind"]]
+    trainer = Trainer(
+        TrainConfig(
+            task=task,
+            max_new_tokens=tokens,
+            base_rate=0.3,
+            estimator=method.estimator,
+            step_rule=method.control.rule,
+            lag=setting["lag"] if method.stale else 0,
+            lr=setting["step_size"],
+            optimizer="adam",
+            updates=setting["updates"],
+            extend=False,
+            seed=setting["seed"],
+        )
+    )
+    value, seen = [trainer.evaluate(setting["held_out"])["success_rate"]], []
     for record in trainer.updates():
         seen.append(record)
-        if len(seen) % setting["every"] == 0:
-            value.append(trainer.evaluate(setting["held_out"]))
+        if trainer.version % setting["every"] == 0:
+            value.append(trainer.evaluate(setting["held_out"])["success_rate"])
     gauges = {name: _mean(r[name] for r in seen) for name in GAUGES}
-    return [{**setting, "task": TASKS[setting["kind"]], **outcome(value, setting["every"]), **gauges}]
+    return [{**setting, "task": task, **outcome(value, setting["every"]), **gauges}]
 
 
 def outcome(value: list[float], every: int) -> Record:
