@@ -12,11 +12,10 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -125,24 +124,19 @@ def _char(
     return lm
 
 
-TABLE: dict[str, dict[str, Any]] = {
-    "addition": {},
-    "knights_knaves": {},
-    "calculator": {},
-}
-"""one task of each kind, with its options"""
+TABLE = ("addition", "knights_knaves", "calculator")
+"""one task of each kind"""
 RATES = (0.1, 0.3, 0.5)
 
 
-def base_rates(tasks: dict[str, dict[str, Any]], rates: tuple[float, ...], seed: int = 0, checks: int = 2048) -> str:
+def base_rates(tasks: Sequence[str], rates: Sequence[float], seed: int = 0, checks: int = 2048) -> str:
     """Each row: base rate asked for, rate of a second measurement on `checks` other samples, CPU seconds; as Markdown.
 
     Every row warms up from scratch, on one thread.
     """
     torch.set_num_threads(1)
     lines = ["| task | asked | measured again | steps | CPU seconds |", "|---|---|---|---|---|"]
-    for name, options in tasks.items():
-        task = load_task(name, **options)
+    for task in map(load_task, tasks):
         for rate in rates:
             taken: list[int] = []
             started = time.process_time()
@@ -150,7 +144,7 @@ def base_rates(tasks: dict[str, dict[str, Any]], rates: tuple[float, ...], seed:
             warm_up(lm, task, rate, seed=seed, report=lambda step, _: taken.append(step))  # noqa: B023
             spent = time.process_time() - started
             again = success_rate(lm, task, checks, seed + 1, 64)
-            lines.append(f"| {name} | {rate} | {again:.2f} | {taken[-1]} | {spent:.0f} |")
+            lines.append(f"| {task.name} | {rate} | {again:.2f} | {taken[-1]} | {spent:.0f} |")
             print(lines[-1], file=sys.stderr)
     return "\n".join(lines)
 
@@ -160,7 +154,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", help="folder of models (default: the platform's cache folder)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("smollm2", help="download, verify and convert SmolLM2-135M-Instruct, once")
-    commands.add_parser("table", help="base rates and the CPU seconds they take, one task of each kind")
+    table = commands.add_parser("table", help="base rates and the CPU seconds that they take")
+    table.add_argument("--task", nargs="+", default=TABLE, help="one of each kind")
+    table.add_argument("--base-rate", nargs="+", type=float, default=RATES, help="%(default)s")
     char = commands.add_parser("char", help="warm up a character model on a task, and keep it")
     char.add_argument("--task", default="addition", help=f"one of {', '.join(TASKS)}")
     char.add_argument("--base-rate", type=float, default=0.3, help="success rate of sampled answers (%(default)s)")
@@ -178,7 +174,7 @@ def _run(chosen: argparse.Namespace) -> str:
     if chosen.command == "smollm2":
         return f"SmolLM2-135M-Instruct: {smollm2.install(chosen.cache)}"
     if chosen.command == "table":
-        return base_rates(TABLE, RATES)
+        return base_rates(chosen.task, chosen.base_rate)
     report: Report = lambda step, rate: print(f"step {step}: success rate {rate:.2f}", file=sys.stderr)  # noqa: E731
     task = load_task(chosen.task)
     lm = load_model("char", task=task, seed=chosen.seed, base_rate=chosen.base_rate, cache=chosen.cache, report=report)
