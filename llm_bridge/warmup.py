@@ -23,6 +23,10 @@ CHECKS = LESSONS + STRIDE // 4
 """first problem of those that measure the success rate"""
 
 
+Report = Callable[[int, float], None]
+"""called with the step and the success rate at each measurement"""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to teach: `batch` of the `lessons` a step; the success rate on `checks` problems is measured now and then."""
@@ -47,7 +51,7 @@ def warm_up(
     *,
     seed: int = 0,
     recipe: Recipe = STANDARD,
-    report: Callable[[int, float], None] = lambda step, rate: None,
+    report: Report = lambda step, rate: None,
 ) -> float:
     """Trains `lm` in place until its sampled success rate is `base_rate`; returns the rate measured.
 

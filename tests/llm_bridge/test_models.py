@@ -13,8 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llm_bridge import models as named
-from llm_bridge import smollm2, store
+from llm_bridge import char, smollm2, store
 from llm_bridge.language_model import CharTokenizer, HubTokenizer, LanguageModel, char_llama
 from llm_bridge.models import load_model, main
 from llm_bridge.tasks.base import Problem
@@ -104,7 +103,7 @@ def test_a_rate_out_of_reach_is_an_error():
 
 
 def test_a_second_load_reads_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(named, "warm_up", None)
+    monkeypatch.setattr(char, "warm_up", None)
     assert load(cache).encode("12+7=") == CharTokenizer().encode("12+7=")
     for change in ({"seed": 1}, {"base_rate": 0.4}, {"hidden": 32}, {"recipe": Recipe(**{**vars(QUICK), "lr": 0.02})}):
         with pytest.raises(TypeError, match="NoneType"):
