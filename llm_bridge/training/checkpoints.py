@@ -10,11 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -63,7 +61,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{state}: not a checkpoint's state ({_line(error)}); {REMEDY}") from None
     if written != FORMAT:
-        raise InputError(f"{state}: written in format {written}, this version reads {FORMAT}; resume with the version that wrote it")
+        raise InputError(
+            f"{state}: written in format {written}, this version reads {FORMAT}; resume with the version that wrote it"
+        )
     try:
         payload = tensors.read_bytes()
         if hashlib.sha256(payload).hexdigest() != digest:

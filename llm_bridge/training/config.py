@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 from vcposim.catalogue import entry
 from vcposim.errors import InputError, unknown_name
@@ -31,54 +31,50 @@ STEP_RULES = (
 """`vcposim.catalogue.STEP_RULES` as a user writes them; see `llm_bridge.training.steps`"""
 
 
-def _about(text: str, default: Any) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """One run. Raises `InputError` for an unknown name or a number out of range; the nearest name is suggested."""
 
-    task: str = _about("what to learn: a name of llm_bridge.tasks.TASKS", "addition")
-    task_options: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "options of the task, NAME=VALUE (repeat the flag)"}
-    )
-    model: str = _about("char, smollm2, or the folder of a Hugging Face causal language model", "char")
-    base_rate: float | None = _about("success rate that the character model is warmed up to (0.3); 0: untrained", None)
-    model_seed: int = _about("of the character model's start and warm-up, which runs of all seeds share", 0)
-    estimator: str | Estimator = _about("a name of `vcposim catalogue`", "vcpo")
-    step_rule: str = _about("what scales the step: " + ", ".join(STEP_RULES), "none")
-    step_value: float = _about(
-        "the number of a step rule: the constant, the limit of norm_clip, the factor of skip_spike, the largest cosine "
-        "of gradient_alignment",
-        1.0,
-    )
-    step_schedule: tuple[float, ...] = _about("multipliers of step rule replay, in order; the last one stays", ())
-    ess_reference: float | str = _about("ESS fraction of a full step: a number in (0, 1], first or running", 1.0)
-    lag: int = _about("updates between the version that samples and the one that learns", 0)
-    lag_law: str = _about("fixed, uniform on 0..lag, or in_flight (versions mixed inside a trajectory)", "fixed")
-    updates: int = _about("updates to make", 200)
-    extend: bool = _about("also sample for updates beyond the last, so that --resume can go on with more", True)
-    groups: int = _about("prompts of an update, over all ranks", 8)
-    group_size: int = _about("responses to each prompt", 8)
-    max_new_tokens: int = _about("the policy's own tokens in a trajectory, at most", 12)
-    temperature: float = _about("of the policy, when it samples and when it learns", 1.0)
-    optimizer: str = _about("adamw, adam or sgd", "adamw")
-    lr: float = _about("learning rate", 1e-3)
-    weight_decay: float = _about("decoupled in adamw, added to the gradient otherwise", 0.0)
-    clip_norm: float = _about("limit of the gradient's global norm; inf for none", 1.0)
-    seed: int = _about("of problems, tokens and lags", 0)
-    dtype: str = _about("float32, float64, or bf16 (autocast around float32 weights)", "float32")
-    norm: str = _about("score norms, where the estimator needs them: " + ", ".join(NORMS), "exact")
-    norm_method: str = _about(
-        "how exact norms are formed: gram, block, batch, or auto (timed: last bits may differ between runs)", "gram"
-    )
-    micro_batch: int = _about("trajectories of one forward pass; 0: all of a rank's at once", 0)
-    sharding: str = _about("none: a replica on every rank; fsdp2: parameters and optimizer sharded", "none")
-    checkpoint_every: int = _about("updates between checkpoints; 0: only at the end", 50)
-    keep: int = _about("checkpoints to keep", 2)
-    evaluate_every: int = _about("updates between measurements on held-out problems; 0: never", 0)
-    evaluate_problems: int = _about("held-out problems of one measurement, one response each", 64)
+    task: Annotated[str, "what to learn: a name of llm_bridge.tasks"] = "addition"
+    task_options: Annotated[Mapping[str, Any], "options of the task"] = field(default_factory=dict)
+    model: Annotated[str, "char, smollm2, or the folder of a Hugging Face causal language model"] = "char"
+    base_rate: Annotated[float | None, "success rate the char model is warmed up to (0.3); 0: untrained"] = None
+    model_seed: Annotated[int, "of the char model's start and warm-up, which runs of all seeds share"] = 0
+
+    estimator: Annotated[str | Estimator, "a name of `vcposim catalogue`"] = "vcpo"
+    norm: Annotated[str, "score norms where the estimator needs them: " + ", ".join(NORMS)] = "exact"
+    norm_method: Annotated[str, "of exact norms: gram, block, batch, or auto (timed: last bits may differ)"] = "gram"
+    step_rule: Annotated[str, "what scales the step: " + ", ".join(STEP_RULES)] = "none"
+    ess_reference: Annotated[float | str, "ESS fraction of a full step: in (0, 1], first or running"] = 1.0
+    step_value: Annotated[
+        float, "the constant; the limit of norm_clip; the factor of skip_spike; the cosine of gradient_alignment"
+    ] = 1.0
+    step_schedule: Annotated[tuple[float, ...], "multipliers that replay takes, in order; the last one stays"] = ()
+
+    lag: Annotated[int, "updates between the version that samples and the one that learns"] = 0
+    lag_law: Annotated[str, "fixed, uniform on 0..lag, or in_flight: versions mixed inside a trajectory"] = "fixed"
+
+    updates: Annotated[int, "updates to make"] = 200
+    extend: Annotated[bool, "also sample for updates beyond the last, so that a resumed run may go on"] = True
+    groups: Annotated[int, "prompts of an update, over all ranks"] = 8
+    group_size: Annotated[int, "responses to a prompt"] = 8
+    max_new_tokens: Annotated[int, "the policy's own tokens in a trajectory, at most"] = 12
+    temperature: Annotated[float, "of the policy, when it samples and when it learns"] = 1.0
+    seed: Annotated[int, "of problems, tokens and lags"] = 0
+
+    optimizer: Annotated[str, ", ".join(OPTIMIZERS)] = "adamw"
+    lr: Annotated[float, "learning rate"] = 3e-4
+    weight_decay: Annotated[float, "decoupled in adamw, added to the gradient otherwise"] = 0.0
+    clip_norm: Annotated[float, "limit of the gradient's global norm; inf for none"] = 1.0
+
+    dtype: Annotated[str, "float32, float64, or bf16: autocast around float32 weights"] = "float32"
+    micro_batch: Annotated[int, "trajectories of one forward pass; 0: all of a rank's at once"] = 0
+    sharding: Annotated[str, "none: a replica on every rank; fsdp2: gradients and optimizer sharded"] = "none"
+
+    checkpoint_every: Annotated[int, "updates between checkpoints; 0: only at the end"] = 50
+    keep: Annotated[int, "checkpoints to keep"] = 2
+    evaluate_every: Annotated[int, "updates between measurements on held-out problems; 0: only at the end"] = 0
+    evaluate_problems: Annotated[int, "held-out problems of a measurement, one response each"] = 256
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -140,35 +136,57 @@ def typed(name: str, value: Any) -> Any:
     >>> typed("lag", "4"), typed("clip_norm", "inf"), typed("ess_reference", "first"), typed("lr", 1)
     (4, inf, 'first', 1.0)
     """
-    kind = next(f.type for f in fields(TrainConfig) if f.name == name)
+    kind = get_type_hints(TrainConfig)[name]
     try:
         return _convert(kind, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise InputError(f"{name}: {value!r} is not {_CALLED.get(kind, 'of the right kind')}") from None
 
 
-_CALLED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
+def about(name: str) -> str:
+    """What a field is, in a line."""
+    (text,) = get_args(get_type_hints(TrainConfig, include_extras=True)[name])[1:]
+    return str(text)
+
+
+_CALLED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a name",
+    float | None: "a number",
+    tuple[float, ...]: "a list of numbers",
+}
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    if kind is bool:
-        return {"true": True, "false": False}[value.lower()] if isinstance(value, str) else bool(value)
-    if kind is int:
-        if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-            raise ValueError
-        return int(value)
-    if kind is float:
-        return float(value)
-    if kind is str:
-        if not isinstance(value, str):
-            raise TypeError
-        return value
-    if kind == float | None:
-        return None if value is None or value == "none" else float(value)
-    if kind == float | str:
-        return _number_or_name(value)
-    if kind == tuple[float, ...]:
-        return tuple(float(x) for x in value)
+    match kind:
+        case _ if kind is bool:
+            return value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]
+        case _ if kind is int:
+            return _whole(value)
+        case _ if kind is float:
+            return float(value)
+        case _ if kind is str:
+            return _name(value)
+        case _ if kind == float | None:
+            return None if value is None or value == "none" else float(value)
+        case _ if kind == float | str:
+            return _number_or_name(value)
+        case _ if kind == tuple[float, ...]:
+            return tuple(float(x) for x in value)
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError(value)
+    return int(value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
     return value
 
 

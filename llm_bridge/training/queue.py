@@ -120,8 +120,11 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
 
 def moved(rollouts: Rollouts, device: torch.device) -> Rollouts:
     """The same on a device."""
-    column: dict[str, Any] = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
-    return Rollouts(**{name: x.to(device) if isinstance(x, Tensor) else x for name, x in column.items()})
+    column: dict[str, Any] = {}
+    for f in fields(rollouts):
+        x = getattr(rollouts, f.name)
+        column[f.name] = x.to(device) if isinstance(x, Tensor) else x
+    return Rollouts(**column)
 
 
 def _wide(x: Tensor, width: int, value: int) -> Tensor:

@@ -38,8 +38,11 @@ class Reading:
     @classmethod
     def of(cls, parts: Sequence["Reading"]) -> "Reading":
         """Parts one below the other."""
-        columns: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        return cls(**{name: x[0] if x[0] is None else torch.cat(x) for name, x in columns.items()})
+        columns: dict[str, Any] = {}
+        for f in fields(cls):
+            values = [getattr(part, f.name) for part in parts]
+            columns[f.name] = None if values[0] is None else torch.cat(values)
+        return cls(**columns)
 
 
 def policy_logits(model: nn.Module, rollouts: Rollouts, temperature: float) -> Tensor:

@@ -33,6 +33,7 @@ from llm_bridge.rollouts import Rollouts, Sampler
 from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import STRIDE, Task
 from llm_bridge.training.config import TrainConfig
+from llm_bridge.training.dumps import dump_records
 from llm_bridge.training.gradient import Formed, Former
 from llm_bridge.training.queue import RolloutQueue, moved
 from llm_bridge.training.records import Record, update_record
@@ -58,9 +59,16 @@ class Trainer:
     the ranks.
     """
 
-    def __init__(self, config: TrainConfig, *, task: Task | None = None, lm: LanguageModel | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        task: Task | None = None,
+        lm: LanguageModel | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
         self.config = config
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
         mine = self._own_groups()
         self._refuse_what_cannot_be()
         self.task = load_task(config.task, seed=config.seed, **config.task_options) if task is None else task
@@ -123,6 +131,13 @@ class Trainer:
             found = torch.stack([out.reward.double(), (out.reward >= 1).double(), out.mask.sum(-1).double()], -1)
         means = gathered_rows(found.to(self.accelerator.device)).mean(0).tolist()
         return dict(zip(("reward", "success_rate", "length"), means, strict=True))
+
+    def dump_records(self) -> list[dict[str, Any]]:
+        """The trajectories of the last update, all ranks', as `vcposim replay` reads them; a collective."""
+        if self.rollouts is None or self.formed is None:
+            return []
+        exact = self.config.norm in ("exact", "sketch")
+        return gather_object(dump_records(self.version - 1, self.rollouts, self.formed, exact_norms=exact))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
