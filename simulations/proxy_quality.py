@@ -36,25 +36,61 @@ ENOUGH = 1.01
 def settings(size: str) -> list[Setting]:
     """Independent repeats; the small form takes the character model, the full one SmolLM2."""
     if size == "reduced":
-        small = {"model": "char", "base_rate": 0.3, "groups": 6, "group_size": 8, "max_new_tokens": 8}
-        return [{**small, "updates": 4, "step_size": 1e-3, "seed": 0}]
-    real = {"model": "smollm2", "base_rate": None, "groups": 8, "group_size": 16, "max_new_tokens": 24}
-    return [{**real, "updates": 4, "step_size": 2e-6, "seed": seed} for seed in range(4)]
+        small = {"model": "char", "style": "short", "groups": 8, "group_size": 8, "tokens": 5, "step_size": 3e-4}
+        return [{**small, "lag": 4, "seed": seed} for seed in range(2)]
+    real = {"model": "smollm2", "style": "instruct", "groups": 8, "group_size": 12, "tokens": 16, "step_size": 1e-5}
+    return [{**real, "lag": 2, "seed": seed} for seed in range(4)]
 
 
 def run(setting: Setting) -> list[Record]:
     """A record for each group: rewards, log-ratios, and every norm of its responses."""
-    from llm_bridge.training import Trainer
+    from llm_bridge.training import TrainConfig, Trainer
+    from llm_bridge.training.queue import picked
 
-    trainer = Trainer(setting)
-    rollouts = trainer.sample(setting["groups"])
-    for _ in trainer.updates():
+    lag = setting["lag"]
+    config = TrainConfig(
+        task="addition",
+        task_options={"style": setting["style"]},
+        model=setting["model"],
+        estimator="dr_grpo",
+        optimizer="adam",
+        lr=setting["step_size"],
+        lag=lag,
+        updates=lag + 1,
+        extend=False,
+        groups=setting["groups"],
+        group_size=setting["group_size"],
+        max_new_tokens=setting["tokens"],
+        micro_batch=setting["group_size"],
+        seed=setting["seed"],
+    )
+    trainer = Trainer(config)
+    for _ in trainer.updates(lag):
         pass
-    return [{"seed": setting["seed"], "model": setting["model"], **_measure(trainer, r)} for r in rollouts]
+    rollouts = trainer.queue.take(lag)  # sampled by version 0, and the learner is at version `lag`
+    size = setting["group_size"]
+    groups = [picked(rollouts, slice(i, i + size)) for i in range(0, len(rollouts), size)]
+    return [{"model": setting["model"], "seed": setting["seed"], **_measured(trainer.model, group)} for group in groups]
 
 
-def _measure(trainer: Any, rollouts: Any) -> Record:
-    return {}
+def _measured(model: Any, rollouts: Any) -> Record:
+    """Every norm of the responses of a group."""
+    from llm_bridge.logprobs import log_prob_of, next_token_logits
+    from llm_bridge.ratios import log_ratio
+    from llm_bridge.scores import ScoreTape, last_block, logit_sq_norms
+
+    tapes = {EXACT: {}, PROXIES[0]: {"parameters": last_block(model)}, PROXIES[3]: {"norm": "sketch", "columns": 16}}
+    norms: dict[str, Any] = {}
+    for name, options in tapes.items():
+        with ScoreTape(model, **options) as tape:
+            logits = next_token_logits(model, rollouts)
+            log_prob = log_prob_of(logits, rollouts.token)
+            norms[name] = tape.score_sq_norms(log_prob, rollouts.mask, keep=False)
+    norms[PROXIES[1]] = logit_sq_norms(logits, rollouts.token, rollouts.mask)
+    norms[PROXIES[2]] = rollouts.mask.sum(-1)
+    ratio = log_ratio(log_prob, rollouts.behavior_log_prob, rollouts.mask)
+    columns = {"reward": rollouts.reward, "log_ratio": ratio, **norms}
+    return {name: column.detach().double().tolist() for name, column in columns.items()}
 
 
 # --- analysis ---------------------------------------------------------------------------------------------------------
