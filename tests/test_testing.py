@@ -1,6 +1,10 @@
 """The kit judges: the catalogue passes, planted wrong estimators die by the law named for them, messages reproduce."""
 
+import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,8 @@ from vcposim.batch import Batch
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
-from vcposim.testing import LAWS, Violation, check_estimator, reproduce
+from vcposim.laws import bfloat16
+from vcposim.testing import LAWS, Violation, check_estimator, laws_of, reproduce
 from vcposim.weights import Weighting
 
 
@@ -115,8 +120,8 @@ def token_mask_forgotten(batch):
 
 
 def sharpened(batch):
-    """A temperature on the wrong side: w^16 for w^(1/16)."""
-    return np.exp(np.minimum(16 * batch.log_ratio, 80)) * batch.reward
+    """A temperature on the wrong side: w^64 for w^(1/64)."""
+    return np.exp(np.minimum(64 * batch.log_ratio, 80)) * batch.reward
 
 
 def padded_tokens_count(batch):
@@ -195,6 +200,77 @@ def replay(message: str, wrong: Any) -> None:
     assert str(caught.value).split("\n")[2:4] == message.split("\n")[2:4]
 
 
+NEWCOMER = """
+import numpy as np
+import pytest
+from vcposim.testing import laws_of
+
+def weight(batch):
+    return np.exp(np.minimum(batch.log_ratio, 300))
+
+def leave_one_out_with_itself(batch):
+    return weight(batch) * (batch.reward - batch.reward.mean(-1, keepdims=True))
+
+def normalized_after_weighting(batch):
+    c = weight(batch) * (batch.reward - batch.reward.mean(-1, keepdims=True))
+    return c / (np.sqrt((c * c).mean(-1, keepdims=True)) + 1e-6)
+
+@pytest.mark.parametrize("law", laws_of(leave_one_out_with_itself, claims=["unbiased"], examples=10))
+def test_first(law):
+    law()
+
+@pytest.mark.parametrize("law", laws_of(normalized_after_weighting, claims=["weight_scale"], examples=10))
+def test_second(law):
+    law()
+"""
+
+
+def test_three_lines_catch_a_newcomer(tmp_path: Path):
+    """A parametrized test of three lines, run by pytest: wrong estimators fail by name, on four samples at most."""
+    (tmp_path / "test_mine.py").write_text(NEWCOMER)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    failed = re.findall(r"FAILED test_mine.py::(\S+)", done.stdout)
+    assert {"test_first[unbiased]", "test_second[weight_scale]"} <= set(failed), done.stdout
+    sizes = [int(n) for n in re.findall(r"counterexample \((\d+) (?:samples|arms)\)", done.stdout)]
+    assert sizes
+    assert max(sizes) <= 4
+
+
+def test_laws_of_are_the_laws_it_must_keep():
+    law = laws_of("rloo", claims=["weight_scale"], without=["padding"], examples=30)
+    names = [trial.__name__ for trial in law]
+    assert {"weight_scale", "shift", "one_token", "levels", "permutation"} <= set(names)
+    assert not {"padding", "unbiased", "no_leak", "token_mask"} & set(names)
+    with pytest.raises(Violation, match="'rloo' breaks 'weight_scale'"):
+        law[names.index("weight_scale")]()
+    law[names.index("shift")]()
+
+
+def test_a_violation_travels_between_processes():
+    with pytest.raises(Violation) as caught:
+        check_estimator("sequence_tis", ["unbiased"])
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_rounding_to_bfloat16_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * np.float32(2.0) ** np.arange(-60, 40).repeat(
+        100
+    )
+    x = np.concatenate([x, [0.0, -0.0, np.inf, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8]]).astype(np.float32)
+    assert np.array_equal(bfloat16(x), torch.tensor(x).to(torch.bfloat16).float().numpy())
+
+
+def test_an_exception_is_a_violation_with_its_cause():
+    def fragile(batch):
+        return batch.reward / batch.reward.tolist()["no"]
+
+    with pytest.raises(Violation, match="it raised TypeError: list indices must be integers") as caught:
+        check_estimator(fragile)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
 def test_every_law_kills():
     idle = LAWS.keys() - {killer for _, killer, _ in WRONG}
     assert not idle, f"plant a wrong estimator for: {', '.join(sorted(idle))}"
@@ -247,6 +323,9 @@ def test_reproduce_is_silent_where_the_law_holds():
         (lambda: check_estimator("rloo", ["unbias"]), "claims: unknown name 'unbias'; did you mean 'unbiased'?"),
         (lambda: check_estimator("rloo", without=["pading"]), "claims: unknown name 'pading'; did you mean 'padding'?"),
         (lambda: check_estimator(3), "estimator: 3 is no Estimator, catalogue name or function of a Batch"),  # type: ignore[arg-type]
+        (lambda: check_estimator("rloo", convert="torhc"), "convert: 'torhc' is no array library installed here"),
+        (lambda: check_estimator("nowhere:f"), "estimator: no module 'nowhere' in "),
+        (lambda: laws_of("rloo", host="gropo"), "estimator: unknown name 'gropo'; did you mean 'grpo'?"),
         (lambda: reproduce("shifts", "rloo"), "law: unknown name 'shifts'; did you mean 'shift'?"),
     ],
 )

@@ -116,7 +116,7 @@ def _print_card(name: str, arrays: str, found: Sequence["Finding"], rows: Sequen
     console.print(table)
     broken = [one for one in found if one.status == "violated"]
     for one in broken:
-        _print_violation(console, one)
+        _print_violation(console, one, laws[one.law].universal)
     for problem in dict.fromkeys(row["problem"] for row in rows):
         console.print(_standing([row for row in rows if row["problem"] == problem]), markup=False, highlight=False)
     claimed = sum(one.status in STYLES for one in found)
@@ -130,13 +130,15 @@ def _verdict(one: "Finding") -> str:
     return "not claimed: " + ("no counterexample" if one.violation is None else "it fails")
 
 
-def _print_violation(console: Console, one: "Finding") -> None:
+def _print_violation(console: Console, one: "Finding", universal: bool) -> None:
     seen = one.violation
     assert seen is not None  # it is what makes a law violated
     lines = str(seen).splitlines()
     console.print(lines[0], style="bold red", markup=False, highlight=False)
     for line in lines[1:-1]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if universal:
+        console.print(f"  if it is not meant to keep it: --without {one.law}", markup=False, highlight=False)
     console.print(
         f'  reproduce: python -c "import vcposim.testing; {seen.reproduction}"',
         markup=False,
@@ -150,7 +152,7 @@ def _standing(rows: Sequence[Row]) -> str:
     mine, others = next(row for row in rows if row["mine"]), [row for row in rows if not row["mine"]]
     ahead = sum(row["mse"] < mine["mse"] * (1 - 1e-9) for row in others)
     best = min(others, key=lambda row: row["mse"])
-    bias = mine["squared_bias"] ** 0.5
+    bias = mine["squared_bias"] ** 0.5 if mine["squared_bias"] > 1e-20 else 0.0  # less is rounding
     return (
         f"{rows[0]['problem']}: bias {bias:.3g} |g|, variance {mine['variance']:.3g} |g|^2, "
         f"MSE {mine['mse']:.3g} |g|^2; "
@@ -189,15 +191,15 @@ def _print_catalogue(found: dict[str, list["Finding"]]) -> None:
     console = Console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("estimator", no_wrap=True)
-    for column in ("keeps", "breaks", "does not claim, and fails", "does not claim; no counterexample"):
-        table.add_column(column)
+    table.add_column("keeps", justify="right")
+    table.add_column("does not claim (!: a case shows why)", overflow="fold")
     for name, card in found.items():
         kept = sum(one.status == "holds" for one in card)
-        broken = ", ".join(one.law for one in card if one.status == "violated")
-        open_ = [one for one in card if one.status == "not claimed" and one.tried]
-        fails = ", ".join(one.law for one in open_ if one.violation)
-        spared = ", ".join(one.law for one in open_ if not one.violation)
-        table.add_row(name, str(kept), Text(broken, style="bold red"), fails, spared)
+        broken = [f"BREAKS {one.law}" for one in card if one.status == "violated"]
+        open_ = [
+            f"{one.law}{'!' if one.violation else ''}" for one in card if one.status == "not claimed" and one.tried
+        ]
+        table.add_row(name, str(kept), Text(", ".join(broken + open_), style="bold red" if broken else ""))
     console.print(table)
     bad = [name for name, card in found.items() if any(one.status == "violated" for one in card)]
     verdict = f"{len(bad)} break a law: {', '.join(bad)}" if bad else "every one keeps the laws it must"

@@ -29,7 +29,7 @@ class Finding:
     law: str
     status: str
     violation: Violation | None = None
-    """the smallest counterexample; of a law that is not claimed, the reason not to"""
+    """the smallest counterexample; of a law that is not claimed, any: the reason not to"""
     tried: bool = True
 
     def to_json(self) -> Row:

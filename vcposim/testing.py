@@ -89,18 +89,25 @@ CLAIMED, NOT_CLAIMED, NOT_APPLICABLE = "holds", "not claimed", "does not apply"
 class Violation(AssertionError):
     """A law is broken; the message holds the law, the smallest counterexample and its reproduction."""
 
-    def __init__(self, law: str, subject: Subject, case: Any, saw: str) -> None:
-        of = LAWS[law]
-        self.law, self.saw, self.case = law, saw, case.text()
-        self.size = f"{case.reward.size} samples" if isinstance(case, Case) else f"{len(case.reward)} arms"
-        self.reproduction = f"vcposim.testing.reproduce({law!r}, {subject.name}{subject.settings}, {self.case})"
-        super().__init__(
-            f"{subject.name} breaks {law!r}: {of.statement}\n"
-            f"  source: {of.source}\n"
+    def __init__(self, law: str, estimator: str, size: str, case: str, saw: str, call: str) -> None:
+        super().__init__(law, estimator, size, case, saw, call)  # as pickle wants them
+        self.law, self.estimator, self.size, self.case, self.saw = law, estimator, size, case, saw
+        self.reproduction = call
+
+    def __str__(self) -> str:
+        return (
+            f"{self.estimator} breaks {self.law!r}: {LAWS[self.law].statement}\n"
+            f"  source: {LAWS[self.law].source}\n"
             f"  counterexample ({self.size}): {self.case}\n"
-            f"  {saw}\n"
+            f"  {self.saw}\n"
             f"  reproduce: {self.reproduction}"
         )
+
+
+def _violation(law: str, subject: Subject, case: Any, saw: str) -> Violation:
+    size = f"{case.reward.size} samples" if isinstance(case, Case) else f"{len(case.reward)} arms"
+    call = f"vcposim.testing.reproduce({law!r}, {subject.name}{subject.settings}, {case.text()})"
+    return Violation(law, subject.name, size, case.text(), saw, call)
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,8 @@ class Trial:
         return self.law
 
     def __call__(self) -> None:
-        """Raises `Violation` with the smallest counterexample found."""
-        check_law(self.law, self.subject, self.examples)
+        """Raises `Violation` with a counterexample: the smallest found, if the law is claimed."""
+        check_law(self.law, self.subject, self.examples, shrink=self.status == CLAIMED)
 
 
 def check_estimator(estimator: Judged, claims: Iterable[str] = (), **setting: Any) -> dict[str, str]:
@@ -249,8 +256,8 @@ def _name(given: Any) -> str:
     return repr(given) if isinstance(given, str | Estimator) else getattr(given, "__name__", repr(given))
 
 
-def check_law(name: str, subject: Subject, examples: int = 30) -> None:
-    """Try one law on many cases. Raises `Violation` with the smallest counterexample found."""
+def check_law(name: str, subject: Subject, examples: int = 30, *, shrink: bool = True) -> None:
+    """Try one law on many cases. Raises `Violation` with the smallest counterexample found; without `shrink`, any."""
     found: list[Violation] = []
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
@@ -261,7 +268,7 @@ def check_law(name: str, subject: Subject, examples: int = 30) -> None:
         deadline=None,
         suppress_health_check=quiet,
         report_multiple_bugs=False,
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        phases=(Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])),
     )
     @given(LAWS[name].given(subject))
     def trial(case: Any) -> None:
@@ -282,7 +289,7 @@ def _try(name: str, subject: Subject, case: Any) -> None:
         with np.errstate(all="ignore"):
             LAWS[name].check(subject, case)
     except Broken as broken:
-        raise Violation(name, subject, case, str(broken)) from broken.__cause__
+        raise _violation(name, subject, case, str(broken)) from broken.__cause__
 
 
 def reproduce(
