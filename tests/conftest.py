@@ -11,4 +11,8 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
+# a mutant is dead at the first example that fails: no time spent on the smallest one
+settings.register_profile(
+    "mutation", settings.get_profile("vcposim"), phases=(Phase.explicit, Phase.generate), max_examples=8
+)
 settings.load_profile("vcposim")

@@ -150,3 +150,16 @@ def test_measure_of_ragged_groups(backend: Backend):
 def test_a_batch_is_frozen():
     with pytest.raises(AttributeError):
         batch().reward = np.ones((2, 3))  # type: ignore[misc]
+
+
+def test_half_precision_is_refused_wherever_it_comes_from():
+    torch = pytest.importorskip("torch")
+    for half, name in ((np.float16, "float16"), (torch.bfloat16, "bfloat16")):
+        one = np.ones(2, dtype=half) if half is np.float16 else torch.ones(2, dtype=half)
+        wide = np.ones(2, dtype=np.float32) if half is np.float16 else torch.ones(2)
+        for field, given in (("reward", (one, wide)), ("log_ratio", (wide, one))):
+            with pytest.raises(InputError, match=rf"^{field}: .*{name} has too few digits .*; widen it to float32"):
+                Batch(reward=given[0], log_ratio=given[1])
+    with pytest.raises(InputError, match="ratio: float16"):
+        Batch(reward=np.ones(2), ratio=np.ones(2, dtype=np.float16))
+    assert Batch(reward=torch.tensor([1, 0]), log_ratio=torch.zeros(2)).reward.dtype == torch.int64

@@ -19,7 +19,7 @@ from simulations.protocol import discover
 ROOT = Path(__file__).parents[1]
 
 LAYERS: dict[str, tuple[str, ...]] = {
-    "ground": ("errors", "arrays", "batch", "alias", "scores", "leaves", "streams"),
+    "ground": ("errors", "loading", "arrays", "batch", "alias", "scores", "leaves", "streams"),
     "problems": ("policies", "environments", "bandits", "token_chains", "chain_scores", "tables", "tasks"),
     "staleness": ("staleness",),
     "rollouts": ("chains", "rollouts"),
@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "diagnostics": ("diagnostics",),
     "control": ("control",),
     "judgement": ("tails", "panel", "references", "catalogue"),
-    "laboratory": ("second_moments", "chain_moments", "exact", "monte_carlo"),
+    "laboratory": ("second_moments", "chain_moments", "exact", "monte_carlo", "standard_problems"),
     "learning": ("optimizers", "step_rules", "learning", "versions", "run_records", "collapse", "runs", "problem_file"),
     "pipeline": ("lengths", "pipeline", "plan", "theory"),
     "replay": ("dumps", "contributions", "replay"),
@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 DEBTS: set[tuple[str, str]] = set()
 """Known imports of a later layer, inside a function: (module, imported). One that is gone must leave this list."""
 
-KIT = {"vcposim.strategies", "vcposim.laws", "vcposim.testing"}
+KIT = {"vcposim.strategies", "vcposim.laws", "vcposim.testing", "vcposim.report_card"}
 """the one part of vcposim that needs Hypothesis"""
 
 TRANSFORMERS = {f"simulations.{name}": {"llm_bridge", "torch"} for name in ("transformer_collapse", "proxy_quality")}

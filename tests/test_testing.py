@@ -1,17 +1,22 @@
 """The kit judges: the catalogue passes, planted wrong estimators die by the law named for them, messages reproduce."""
 
+import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vcposim import testing
+import vcposim.testing
 from vcposim.batch import Batch
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
-from vcposim.testing import LAWS, Violation, check_estimator, reproduce
+from vcposim.laws import bfloat16
+from vcposim.testing import LAWS, Violation, check_estimator, laws_of, reproduce
 from vcposim.weights import Weighting
 
 
@@ -114,6 +119,22 @@ def token_mask_forgotten(batch):
     return np.exp(np.minimum(batch.log_ratio.sum(axis=-1), 300)) * batch.reward
 
 
+def sharpened(batch):
+    """A temperature on the wrong side: w^64 for w^(1/64)."""
+    return np.exp(np.minimum(64 * batch.log_ratio, 80)) * batch.reward
+
+
+def padded_tokens_count(batch):
+    """The sum runs over padding too, so token ratios are not their trajectory's."""
+    log_w = batch.log_ratio if batch.log_ratio.ndim == batch.reward.ndim else batch.log_ratio.sum(axis=-1)
+    return np.exp(np.minimum(log_w, 300)) * batch.reward
+
+
+def weight_not_detached(batch):
+    weight = batch.log_ratio.clamp(max=40).exp()
+    return weight * (batch.reward - batch.reward.mean(-1, keepdim=True))
+
+
 def not_the_host_at_lag_zero(batch):
     return w(batch) * batch.reward + 0.01
 
@@ -144,9 +165,12 @@ WRONG: list[tuple[Any, str, dict[str, Any]]] = [
     (padding_in_the_mean, "padding", {}),
     (plain_exp, "finite", {"without": ["padding"]}),
     (writes_into_the_batch, "deterministic", {"without": ["padding"]}),
-    (draws_its_own_noise, "deterministic", {"without": ["permutation", "groups", "padding", "float32"]}),
+    (draws_its_own_noise, "deterministic", {"without": ["permutation", "groups", "padding", "float32", "bfloat16"]}),
     (float64_constants, "float32", {"without": ["padding"]}),
+    (sharpened, "bfloat16", {}),
     (token_for_sequence_level, "one_token", {}),
+    (padded_tokens_count, "levels", {"without": ["padding"]}),
+    (weight_not_detached, "no_leak", {"convert": "torch", "without": ["padding"]}),
     (token_mask_forgotten, "token_mask", {"needs": ["tokens"]}),
     (wrong_shape, "permutation", {}),
 ]
@@ -163,18 +187,88 @@ def test_a_wrong_estimator_dies_by_the_law_named_for_it(wrong: Any, killer: str,
     size = re.search(r"counterexample \((\d+) (samples|arms)\)", message)
     assert size, message
     assert 1 <= int(size[1]) <= 4
-    again = {k: v for k, v in setting.items() if k != "without"}
     if wrong is not draws_its_own_noise:  # which never repeats itself
-        replay(message, wrong, again)
+        replay(message, wrong)
 
 
-def replay(message: str, wrong: Any, setting: dict[str, Any]) -> None:
-    """The printed line, run as it stands (with the settings of the call), breaks the same law."""
-    line = message.split("reproduce: ")[1].rstrip(")") + ", **setting)"
-    names = {"vcposim": type("package", (), {"testing": testing}), wrong.__name__: wrong, "setting": setting}
+def replay(message: str, wrong: Any) -> None:
+    """The printed line, run as it stands, breaks the same law."""
+    line = message.split("reproduce: ")[1]
+    names = {"vcposim": vcposim, "Estimator": Estimator, "Weighting": Weighting, wrong.__name__: wrong}
     with pytest.raises(Violation) as caught:
         eval(line, names)
     assert str(caught.value).split("\n")[2:4] == message.split("\n")[2:4]
+
+
+NEWCOMER = """
+import numpy as np
+import pytest
+from vcposim.testing import laws_of
+
+def weight(batch):
+    return np.exp(np.minimum(batch.log_ratio, 300))
+
+def leave_one_out_with_itself(batch):
+    return weight(batch) * (batch.reward - batch.reward.mean(-1, keepdims=True))
+
+def normalized_after_weighting(batch):
+    c = weight(batch) * (batch.reward - batch.reward.mean(-1, keepdims=True))
+    return c / (np.sqrt((c * c).mean(-1, keepdims=True)) + 1e-6)
+
+@pytest.mark.parametrize("law", laws_of(leave_one_out_with_itself, claims=["unbiased"], examples=10))
+def test_first(law):
+    law()
+
+@pytest.mark.parametrize("law", laws_of(normalized_after_weighting, claims=["weight_scale"], examples=10))
+def test_second(law):
+    law()
+"""
+
+
+def test_three_lines_catch_a_newcomer(tmp_path: Path):
+    """A parametrized test of three lines, run by pytest: wrong estimators fail by name, on four samples at most."""
+    (tmp_path / "test_mine.py").write_text(NEWCOMER)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    failed = re.findall(r"FAILED test_mine.py::(\S+)", done.stdout)
+    assert {"test_first[unbiased]", "test_second[weight_scale]"} <= set(failed), done.stdout
+    sizes = [int(n) for n in re.findall(r"counterexample \((\d+) (?:samples|arms)\)", done.stdout)]
+    assert sizes
+    assert max(sizes) <= 4
+
+
+def test_laws_of_are_the_laws_it_must_keep():
+    law = laws_of("rloo", claims=["weight_scale"], without=["padding"], examples=30)
+    names = [trial.__name__ for trial in law]
+    assert {"weight_scale", "shift", "one_token", "levels", "permutation"} <= set(names)
+    assert not {"padding", "unbiased", "no_leak", "token_mask"} & set(names)
+    with pytest.raises(Violation, match="'rloo' breaks 'weight_scale'"):
+        law[names.index("weight_scale")]()
+    law[names.index("shift")]()
+
+
+def test_a_violation_travels_between_processes():
+    with pytest.raises(Violation) as caught:
+        check_estimator("sequence_tis", ["unbiased"])
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_rounding_to_bfloat16_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=10_000).astype(np.float32) * np.float32(2.0) ** np.arange(-60, 40).repeat(
+        100
+    )
+    x = np.concatenate([x, [0.0, -0.0, np.inf, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8]]).astype(np.float32)
+    assert np.array_equal(bfloat16(x), torch.tensor(x).to(torch.bfloat16).float().numpy())
+
+
+def test_an_exception_is_a_violation_with_its_cause():
+    def fragile(batch):
+        return batch.reward / batch.reward.tolist()["no"]
+
+    with pytest.raises(Violation, match="it raised TypeError: list indices must be integers") as caught:
+        check_estimator(fragile)
+    assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_every_law_kills():
@@ -229,6 +323,9 @@ def test_reproduce_is_silent_where_the_law_holds():
         (lambda: check_estimator("rloo", ["unbias"]), "claims: unknown name 'unbias'; did you mean 'unbiased'?"),
         (lambda: check_estimator("rloo", without=["pading"]), "claims: unknown name 'pading'; did you mean 'padding'?"),
         (lambda: check_estimator(3), "estimator: 3 is no Estimator, catalogue name or function of a Batch"),  # type: ignore[arg-type]
+        (lambda: check_estimator("rloo", convert="torhc"), "convert: 'torhc' is no array library installed here"),
+        (lambda: check_estimator("nowhere:f"), "estimator: no module 'nowhere' in "),
+        (lambda: laws_of("rloo", host="gropo"), "estimator: unknown name 'gropo'; did you mean 'grpo'?"),
         (lambda: reproduce("shifts", "rloo"), "law: unknown name 'shifts'; did you mean 'shift'?"),
     ],
 )

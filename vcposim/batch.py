@@ -99,7 +99,8 @@ class Batch:
     draws, 0 for the whole population. Leaving one out takes away one unit, so with `unit=0` it takes away nothing
     and the leave-one-out baselines become their population values.
 
-    Raises `InputError` on shapes that do not match.
+    Raises `InputError` on shapes that do not match, and on floats of less than 32 bits: in bfloat16 equal rewards have
+    a spread, and an advantage divided by it is noise.
     """
 
     reward: Array
@@ -143,6 +144,8 @@ class Batch:
             object.__setattr__(self, "unit", measure[..., :1] if self.unit is None else self.unit)
         elif self.unit is None:
             raise InputError("unit: give the mass of one draw along with measure (1/n for draws, 0 for a population)")
+        for name in ("reward", "ratio" if self.log_ratio is None else "log_ratio"):
+            require_precision(name, getattr(self, name))
         self._check_shapes()
 
     def _check_shapes(self) -> None:
@@ -215,6 +218,13 @@ _MISSING = {
     "reference_log_ratio": "this needs the reference policy; pass log pi/reference per trajectory, shape (..., n)",
     "grouped": "this averages over the prompts of a batch; pass rewards as (..., group, n) and grouped=True",
 }
+
+
+def require_precision(name: str, x: Array) -> None:
+    """Refuse floats of less than 32 bits with an `InputError`; exact numbers pass."""
+    xp = namespace(x)
+    if xp.isdtype(x.dtype, "real floating") and xp.finfo(x.dtype).bits < 32:
+        raise InputError(f"{name}: {x.dtype} has too few digits for a mean or a spread; widen it to float32 first")
 
 
 def over_tokens(x: Array, like: Array) -> Array:

@@ -2,12 +2,13 @@
 
     vcposim variance    bias, variance and MSE of estimators on a problem with a known gradient
     vcposim replay      what each baseline would have done on dumped rollouts
+    vcposim check       which laws an estimator of yours keeps, and its bias and variance
     vcposim plan        which lag and which split of devices reach the target first
     vcposim catalogue   every named estimator with its formula and validity
     vcposim cite        BibTeX of what a named estimator stands on
 
 Every command prints a table for people, and with `--json` one JSON object for machines. Bad input is one line on
-standard error and exit code 2.
+standard error and exit code 2; a law that is broken is exit code 1.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from vcposim import plan_cli, replay_cli, variance_cli
+from vcposim import check_cli, plan_cli, replay_cli, variance_cli
 from vcposim.catalogue import CATALOGUE, cite
 from vcposim.errors import InputError
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     variance_cli.add_command(commands)
     replay_cli.add_command(commands)
+    check_cli.add_command(commands)
     plan_cli.add_command(commands)
     listing = commands.add_parser("catalogue", help="every named estimator with its formula and validity")
     listing.set_defaults(run=_catalogue)
@@ -56,10 +58,12 @@ def _catalogue(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run one command; returns the exit code: 0, 1 for a broken law, 2 for bad input, 130 when interrupted."""
     arguments = parser().parse_args(argv)
+    command: Command = arguments.run
+    code: int | None = 0
     try:
-        arguments.run(arguments)
+        code = command(arguments)
         sys.stdout.flush()
     except InputError as error:
         sys.stderr.write(f"vcposim: error: {error}\n")
@@ -69,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `vcposim ... | head`: the reader has left, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from vcposim.errors import InputError
 from vcposim.replay import Replay
+from vcposim.standard_problems import GROUP_SIZE
 
 STYLE: Any = {
     "font.size": 9,
@@ -122,6 +123,58 @@ def variance_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         ax.set_title("Error of the gradient, by estimator")
         ax.legend(loc="best")
     return figure
+
+
+def bias_variance_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Squared bias against variance, one panel a problem: one dot an estimator, yours a star, lines of equal MSE."""
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 7.5), layout="constrained")
+        for ax, problem in zip(figure.subplots(2, 2).flat, problems, strict=True):
+            _bias_variance(ax, [row for row in rows if row["problem"] == problem])
+            ax.set_title(problem[0].upper() + problem[1:])
+        figure.supxlabel(
+            f"variance of the mean over a group of {GROUP_SIZE}, over |gradient|²; gray lines: equal MSE", fontsize=9
+        )
+        figure.supylabel(f"squared bias over |gradient|² (lower edge: less than {LEAST:g}, or none)", fontsize=9)
+    return figure
+
+
+NAMED = ("reinforce", "rloo", "grpo", "gspo", "sequence_is", "token_tis", "sequence_tis", "vcpo")
+"""entries that are named in the picture, for orientation"""
+
+LEAST = 1e-4
+"""what is smaller, relative to |gradient|^2, is drawn on the edge"""
+
+
+def _bias_variance(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    x, y = (np.maximum([row[key] for row in rows], LEAST) for key in ("variance", "squared_bias"))
+    mine = np.array([row["mine"] for row in rows])
+    named = [i for i, row in enumerate(rows) if row["estimator"] in NAMED and not row["mine"]]
+    ax.scatter(x[~mine], y[~mine], s=14, color=MUTED, label="catalogue")
+    ax.scatter(x[named], y[named], s=18, color=ACCENT)
+    for near in _clusters(np.log10([x[named], y[named]]).T):
+        label, first = ", ".join(rows[named[i]]["estimator"] for i in near), named[near[0]]
+        at: Any = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7, "color": ACCENT}
+        ax.annotate(label, (x[first], y[first]), annotation_clip=False, **at)
+    if mine.any():
+        own = next(row["estimator"] for row in rows if row["mine"])
+        ax.scatter(x[mine], y[mine], s=140, marker="*", color=ALARM, zorder=3, label=own.rpartition(":")[2])
+    highest = 2 * max(x.max(), y.max())
+    for mse in 10.0 ** np.arange(-3, np.ceil(np.log10(highest)) + 1):
+        line = np.geomspace(LEAST, mse * (1 - 1e-9), 200)
+        ax.plot(line, np.maximum(mse - line, LEAST), color=MUTED, lw=0.5, alpha=0.5, zorder=0)
+    ax.set(xscale="log", yscale="log", xlim=(LEAST / 1.5, highest), ylim=(LEAST / 1.5, highest))
+    ax.legend(loc="lower left")
+
+
+def _clusters(point: np.ndarray, reach: float = 0.2) -> list[list[int]]:
+    """Indices of points (k, 2) that lie too near each other for two labels, from the left."""
+    found: list[list[int]] = []
+    for i in np.argsort(point[:, 0], kind="stable").tolist():
+        near = [c for c in found if np.all(np.abs(point[i] - point[c[0]]) < (4 * reach, reach))]
+        near[0].append(i) if near else found.append([i])
+    return found
 
 
 def _weights(ax: Axes, found: Replay) -> None:

@@ -4,7 +4,8 @@ A law is tried on one small case at a time (`vcposim.strategies`); `vcposim.test
 Every law compares the estimator with itself on a changed batch, or with exact arithmetic, never with another
 implementation of the same formula; so it judges estimators nobody has written yet.
 
-Coefficients are compared up to the rounding of the largest number in play, `ROUNDING` (float64) or `SINGLE` (float32).
+Coefficients are compared up to the rounding of the largest number in play, `ROUNDING` (float64), `SINGLE` (float32) or
+`BRAIN` (bfloat16).
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from vcposim.batch import Batch
+from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.strategies import (
     NUMPY,
@@ -47,6 +49,10 @@ SINGLE = 2.0**15 * float(np.finfo(np.float32).eps)
 """the same for float32"""
 
 
+BRAIN = 4 * 2.0**-6
+"""the same for log-probabilities that bfloat16 held: below 8 nats it is off by up to 2^-6, half a last place"""
+
+
 class Broken(Exception):
     """What a law saw instead of what it demands."""
 
@@ -65,17 +71,28 @@ class Subject:
     dominates: tuple[Coefficients, ...] = ()
     library: Library = NUMPY
     """the array library it works on"""
+    settings: str = ""
+    """the rest of the call that judged it, as one would write it"""
 
     def of(self, case: Case) -> np.ndarray:
         """Its coefficients on a case."""
         return self(case.batch(self.library))
 
     def __call__(self, batch: Batch) -> np.ndarray:
-        """Its coefficients as a NumPy array; a wrong shape breaks every law."""
-        c = as_numpy(self.coefficients(batch))
-        want = tuple(batch.reward.shape)
-        if c.shape[: len(want)] != want or c.ndim > len(want) + 1:
-            raise Broken(f"coefficients of shape {c.shape} for rewards of shape {want}")
+        """Its coefficients as a NumPy array; a wrong shape, and an exception, break every law."""
+        return as_numpy(self.raw(batch))
+
+    def raw(self, batch: Batch) -> Any:
+        """Its coefficients in its own library."""
+        try:
+            c = self.coefficients(batch)
+        except InputError:
+            raise  # a wrong question, not a wrong answer
+        except Exception as error:
+            raise Broken(f"it raised {type(error).__name__}: {error}") from error
+        got, want = tuple(np.shape(as_numpy(c))), tuple(batch.reward.shape)
+        if got[: len(want)] != want or len(got) > len(want) + 1:
+            raise Broken(f"coefficients of shape {got} for rewards of shape {want}")
         return c
 
     @property
@@ -181,9 +198,28 @@ def _deterministic(f: Subject, case: Case) -> None:
 
 
 def _float32(f: Subject, case: Case) -> None:
-    narrow = Library("float32", lambda x: f.library.convert(np.asarray(x, dtype=np.float32)))
-    single = f(case.batch(narrow)).astype(np.float64)
-    _same(single, f.of(case), _size(f, case), SINGLE)
+    _same(f(case.batch(_single(f.library))), f.of(case), _size(f, case), SINGLE)
+
+
+def _bfloat16(f: Subject, case: Case) -> None:
+    # what a bfloat16 model leaves: two rounded log-probabilities, widened, then subtracted; `Batch` refuses less
+    plain = case.batch(NUMPY)
+    behavior = np.full(plain.given_ratio.shape, np.float32(-3.3))
+    target = (behavior + plain.given_ratio).astype(np.float32)
+    seen = f.library.convert(bfloat16(target) - bfloat16(behavior))
+    rounded = case.batch(_single(f.library, bfloat16), log_ratio=seen)
+    _same(f(rounded), f.of(case), _size(f, case), BRAIN)
+
+
+def _single(library: Library, rounded: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Library:
+    return Library("float32", lambda x: library.convert(rounded(np.asarray(x, dtype=np.float32))))
+
+
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32 numbers rounded to the nearest bfloat16 (ties to even), kept as float32: same shape."""
+    bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
+    kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return np.where(np.isfinite(x), kept.astype(np.uint32).view(np.float32).reshape(x.shape), x)
 
 
 def _one_token(f: Subject, case: Case) -> None:
@@ -191,6 +227,28 @@ def _one_token(f: Subject, case: Case) -> None:
     tokens = replace(one, ratio=one.ratio[..., None], score=one.score[..., None, :])
     c = f.of(tokens)
     _same(c[..., 0] if c.ndim > case.reward.ndim else c, f.of(one), _size(f, case))
+
+
+def _levels(f: Subject, case: Case) -> None:
+    real: Any = case.token_mask
+    whole = replace(
+        case,
+        ratio=(case.ratio * real + 1 - real).prod(axis=-1),
+        score=case.score.sum(axis=-2),
+        length=real.sum(axis=-1),
+        token_mask=None,
+    )
+    _same(f.of(case), f.of(whole), _size(f, whole))
+
+
+def _no_leak(f: Subject, case: Case) -> None:
+    still = case.batch(f.library)
+    log_prob = f.library.floats(np.full(still.given_ratio.shape, -1.0)).requires_grad_()
+    batch = replace(still, log_ratio=still.given_ratio + log_prob + 1)
+    c = f.raw(batch)
+    level = c if c.ndim == log_prob.ndim else c[..., None] if c.ndim < log_prob.ndim else c[..., 0]
+    batch.on_tokens(level * log_prob).sum().backward()
+    _same(as_numpy(log_prob.grad), as_numpy(batch.on_tokens(level + 0 * log_prob)), _size(f, case))
 
 
 def _shift(f: Subject, case: Case) -> None:
@@ -243,7 +301,7 @@ def _variance(f: Coefficients, bandit: Bandit, library: Library) -> float:
 
 
 def _no_more_than(f: Subject, bandit: Bandit, rivals: dict[str, Coefficients]) -> None:
-    mine = _variance(f.coefficients, bandit, f.library)
+    mine = _variance(f.raw, bandit, f.library)
     w, norm = as_float(bandit.ratio), (as_float(bandit.score) ** 2).sum(axis=-1)
     noise = ROUNDING * float((as_float(bandit.behavior) * w * w * norm).sum() * (1 + np.abs(bandit.reward).max()) ** 2)
     for name, rival in rivals.items():
@@ -253,7 +311,7 @@ def _no_more_than(f: Subject, bandit: Bandit, rivals: dict[str, Coefficients]) -
 
 
 def _least_variance(f: Subject, bandit: Bandit) -> None:
-    baselines: tuple[Any, ...] = (0, Fraction(1, 2), -1, "group_mean", "on_policy_optimal")
+    baselines: tuple[str | float, ...] = (0, 0.5, -1, "group_mean", "on_policy_optimal")
     _no_more_than(f, bandit, {f"baseline {b}": Estimator(baseline=b).coefficients for b in baselines})
 
 
@@ -315,6 +373,20 @@ LAWS: dict[str, Law] = {
         check=_one_token,
         fits=lambda f: not f.per_token,
     ),
+    "levels": Law(
+        "token ratios give what their product gives: one coefficient a trajectory",
+        source="w = prod_t r_t; masked tokens are none of them",
+        given=lambda f: f.cases(per_token=True),
+        check=_levels,
+        fits=lambda f: not f.per_token,
+    ),
+    "no_leak": Law(
+        "the gradient of sum c log pi is c: it flows through log pi only, not through the weights",
+        source="a coefficient is a constant of the loss (llm_bridge.surrogate detaches it, your own loss may not)",
+        given=_one_group,
+        check=_no_leak,
+        fits=lambda f: hasattr(f.library.floats(0.0), "requires_grad"),
+    ),
     "least_variance": Law(
         "no constant baseline has less variance per sample, in the population",
         source="claim C6 (arXiv 2602.17616)",
@@ -372,6 +444,13 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_one_group,
         check=_float32,
+    ),
+    "bfloat16": Law(
+        "log-probabilities and rewards that were rounded to bfloat16 change it by at most 6% of the largest number",
+        source="claim C18: log-probabilities of a bfloat16 model",
+        universal=True,
+        given=_one_group,
+        check=_bfloat16,
     ),
     "deterministic": Law(
         "two calls agree, and leave the batch alone",
