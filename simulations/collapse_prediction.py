@@ -51,7 +51,9 @@ TRIVIAL = ("step_size_times_lag", "low_reward")
 def settings(size: str) -> list[Setting]:
     """Lags x blocks of seeds; methods and step sizes are in each."""
     full = size == "full"
-    lags, blocks = ((8, 16, 32), [range(first, first + 4) for first in (0, 4, 8)]) if full else ((16,), [range(0, 2), range(2, 4)])
+    lags, blocks = (
+        ((8, 16, 32), [range(first, first + 4) for first in (0, 4, 8)]) if full else ((16,), [range(0, 2), range(2, 4)])
+    )
     return [
         {
             "lag": lag,

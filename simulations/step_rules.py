@@ -217,7 +217,11 @@ def draw(records: list[Record]) -> Canvas:
                 style: dict[str, Any] = {"marker": marker(number), "color": color(number), "markersize": 4}
                 ax.plot(list(found), [found[period][p] for period in found], label=f"p = {p:g}", **style)
             ax.axhline(1, color="gray", linewidth=0.8)
-            ax.set(xscale="log", xlabel="period of ESS, updates", title=f"{optimizer}, minimum {'moves' if drift else 'stays'}")
+            ax.set(
+                xscale="log",
+                xlabel="period of ESS, updates",
+                title=f"{optimizer}, minimum {'moves' if drift else 'stays'}",
+            )
         panels[0].set_ylabel("tuned loss / that of the best constant step")
         panels[0].legend()
     return figure

@@ -49,7 +49,7 @@ from vcposim.versions import History
 CAP = 8.0
 """where the diagnostics' truncated ESS truncates, VCPO's own cap"""
 LARGEST = 1e6
-"""a parameter that no run leaves behind: beyond it, probabilities are 0 and 1 and gradients overflow"""
+"""a norm of the parameters that no run leaves behind: beyond it, probabilities are 0 and 1 and gradients overflow"""
 NO_LIMIT = 1e300
 """a limit of the gradient's norm that never binds"""
 LARGEST_LOG = 300.0
@@ -132,6 +132,8 @@ class Learner:
         self._open_loop = bool(np.all(task.row == task.row[:, :1]))
         self._numbers = Numbers([run.seed for run in self.runs], groups, group_size, task.chain.shape[0])
         self._limits = _positions([min(run.clip_norm, NO_LIMIT) for run in self.runs])
+        self._lag = np.array([run.lag.k for run in self.runs])
+        self._moves = [to.reshape(-1) * task.logit.shape[1] for to in task.chain.transition]
         self._step_size, self._decay = (
             np.array([getattr(run, name) for run in self.runs]) for name in ("step_size", "weight_decay")
         )
@@ -196,7 +198,7 @@ class Learner:
     def _lags(self) -> Array:
         length, oldest = self.task.chain.shape[0], self.state.history.pushed - 1
         if all(law.law == "fixed" for law, _ in self._laws):  # nothing to draw
-            return np.minimum(np.array([run.lag.k for run in self.runs]), oldest)[:, None, None]
+            return np.minimum(self._lag, oldest)[:, None, None]
         uniform = self._numbers.lags(self.state.step)
         out = np.empty((len(self.runs), self.groups, length), dtype=np.int64)
         for law, members in self._laws:
@@ -208,31 +210,33 @@ class Learner:
         chain, history, lag = self.task.chain, self.state.history, self._lags()
         (rows, vocabulary), runs = self.task.logit.shape, len(self.runs)
         uniform = self._numbers.tokens(self.state.step)
-        version = time_first(history.slot(lag)[:, :, None]) * runs * rows  # first row of the version that samples
+        slot = history.slot(lag)
+        version = time_first(slot[:, :, None]) * (runs * rows)  # first row of the version that samples
         first = np.arange(runs)[:, None, None] * rows
         steps = self.state.cumulative.ring.reshape(-1, vocabulary - 1)
         prompt = (self.state.step * self.groups + np.arange(self.groups)) % self.task.prompts
-        state = np.broadcast_to(chain.start[prompt][:, None], uniform.shape[1:])
+        state = np.broadcast_to(chain.start[prompt][:, None] * vocabulary, uniform.shape[1:])  # states times V
         if self._open_loop:
             row = first + self.task.row[:, :1, None, None]
             token = invert(steps[version + row], uniform)
-            for chosen, to in zip(token, chain.transition, strict=True):
-                state = to.reshape(-1).take(state * vocabulary + chosen)
+            for chosen, move in zip(token, self._moves, strict=True):
+                state = move.take(state + chosen)
         else:
             row, token = (np.empty(uniform.shape, dtype=np.int64) for _ in range(2))
             version = np.broadcast_to(version, (len(uniform), *version.shape[1:]))
-            for t, to in enumerate(chain.transition):
-                row[t] = first + self.task.row[t][state]
+            for t, move in enumerate(self._moves):
+                row[t] = first + self.task.row[t][state // vocabulary]
                 token[t] = invert(steps[version[t] + row[t]], uniform[t])
-                state = to.reshape(-1).take(state * vocabulary + token[t])
+                state = move.take(state + token[t])
         cell = row * vocabulary + token
         if lag[0].size == 1:  # one version a run: compare tables, and look up their difference
-            stale = history.ring[history.slot(lag[:, 0, 0]), np.arange(runs)]
+            stale = history.ring[slot[:, 0, 0], np.arange(runs)]
             log_ratio = (history.newest - stale).reshape(-1).take(cell)
         else:
             stale = history.ring.reshape(-1).take(cell + version * vocabulary)
             log_ratio = history.newest.reshape(-1).take(cell) - stale
-        return Drawn(time_last(cell), chain.reward[state], time_last(log_ratio), log_ratio.sum(axis=0), lag)
+        reward = chain.reward[state // vocabulary]
+        return Drawn(time_last(cell), reward, time_last(log_ratio), log_ratio.sum(axis=0), lag)
 
     def _coefficients(self, drawn: Drawn, scores: TableScores) -> tuple[Array, Array | None]:
         """Coefficients of all runs, per trajectory or per token, and each group's gradient if a step rule asks."""
@@ -286,8 +290,8 @@ class Learner:
             reward=drawn.reward.mean(axis=(1, 2)),
             ess_fraction=seen.ess_fraction,
             truncated_ess_fraction=_ess_fraction(weights.capped(CAP), measure),
-            mean_weight=expectation(weights.saturated, measure),
-            max_share=diagnostics.max_share_of_weights(weights.relative, measure),
+            mean_weight=weights.mean * saturating_exp(weights.top[:, 0]),
+            max_share=measure / weights.mean,  # the largest relative weight is 1
             kl=diagnostics.kl_low_variance(np.minimum(weights.log, LARGEST_LOG), measure),
             chi2=diagnostics.chi2_of_weights(weights.saturated, measure),
             entropy=entropy,
@@ -335,7 +339,9 @@ class Learner:
         direction = np.where(self._adam, adam_direction(state.moments, turned), turned)
         moved = stepped(state.theta, direction, self._step_size * scale, self._decay)
         # a run whose parameters leave the range of floats stands still from then on, and the others go on
-        state.theta = np.where(np.all(np.abs(moved) < LARGEST, axis=-1, keepdims=True), moved, state.theta)
+        with np.errstate(over="ignore", invalid="ignore"):
+            within = np.einsum("rp,rp->r", moved, moved) < LARGEST * LARGEST
+        state.theta = np.where(within[:, None], moved, state.theta)
         state.previous = found
         finite = np.where(np.isfinite(seen.norm), seen.norm, 0.0)
         known = np.isfinite(state.typical_norm)
@@ -387,6 +393,8 @@ class _Weights:
     """the largest log-weight (run, 1)"""
     relative: Array
     """up to a factor: the largest is 1"""
+    mean: Array
+    """of the relative weights (run,)"""
     saturated: Array
     """themselves, at most so large that their squares are finite"""
 
@@ -395,7 +403,8 @@ class _Weights:
         measure = 1 / log_weight.shape[-1]
         top = peak(log_weight, measure)
         relative = np.exp(log_weight - top)
-        return cls(log_weight, measure, top, relative, relative * saturating_exp(top))
+        mean = expectation(relative, measure)
+        return cls(log_weight, measure, top, relative, mean, relative * saturating_exp(top))
 
     def capped(self, cap: float) -> Array:
         """min(w, cap) up to a factor, which is the cap where any weight reaches it: nothing under- or overflows."""

@@ -48,7 +48,8 @@ class Numbers:
 
     def __init__(self, seeds: Sequence[int], groups: int, group_size: int, time: int) -> None:
         distinct = sorted(set(seeds))
-        self._stream = np.array([distinct.index(seed) for seed in seeds])
+        # one seed a run, in order, is the common case: a view instead of a copy
+        self._stream = slice(None) if distinct == list(seeds) else np.array([distinct.index(seed) for seed in seeds])
         self._tokens = _Stream(distinct, TOKENS, (time, groups, group_size))
         self._lags = _Stream(distinct, LAGS, (groups,))
 
