@@ -4,9 +4,9 @@
 value with a period: what staleness does to the noise, and nothing else. For each exponent p the step eta rho^p is tuned
 (eta on a grid), so p = 0 is the best constant step. Adam divides by a running root mean square of the gradient: one
 would expect that, where rho moves slower than its memory 1 / (1 - beta_2), it has already divided by 1 / sqrt(rho), so
-that half of the exponent is left to do. A minimum that stays where it is rewards standing still: whatever was lost in
-a noisy phase, a quiet one makes good. So there is a second model whose minimum does a random walk, with no time to lose.
-`LOG.md` says what came out.
+that half of the exponent is left to do. A minimum that stays where it is rewards standing still: what a noisy phase
+loses, a quiet one makes good. So there is a second model whose minimum does a random walk and cannot wait. `LOG.md`
+says what came out.
 
 **Learning.** The same rules on a task with real weights, against two controls that know nothing of the batch: the
 *matched constant*, the mean multiplier of the ESS run itself, and the *replayed schedule*, that of another seed's run.
@@ -147,7 +147,7 @@ def analyse(records: list[Record]) -> Analysis:
     caption = (
         "Quadratic model: tuned loss with step eta ESS^p over that of the best constant step (p = 0), against the "
         f"period in updates with which ESS switches between 1 and {LOW:g}. Below 1 the rule helps. Adam's memory is "
-        f"{1 / (1 - BETA_2):.0f} updates. In the last two panels the minimum does a random walk, {DRIFTS[1]:g} an update."
+        f"{1 / (1 - BETA_2):.0f} updates. In the last two panels the minimum does a random walk, {DRIFTS[1]:g} a step."
     )
     verdicts = [
         _model(chosen(records, kind="quadratic", drift=drift), optimizer, exponent, drift)

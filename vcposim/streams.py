@@ -1,8 +1,8 @@
 """Random numbers of runs that advance together: one stream for each seed and purpose, whoever else is there.
 
-Each (seed, purpose) has a generator of its own, and each update its place in that generator's sequence: what a run draws
-at an update is a function of these alone. Adding, removing or reordering runs, or resuming in the middle, changes no
-bit; runs of one seed see the same numbers under every method.
+Each (seed, purpose) has a generator of its own, and each update its place in that generator's sequence: what a run
+draws at an update is a function of these alone. Adding, removing or reordering runs, or resuming in the middle, changes
+no bit; runs of one seed see the same numbers under every method.
 """
 
 from collections.abc import Sequence

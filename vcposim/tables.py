@@ -199,8 +199,8 @@ class TableScores:
         if per > 1:
             first = np.arange(int(np.prod(lead))).reshape(*lead, *(1,) * (4 - per))
             index = index + (first - np.arange(lead[0])[:, None, None, None]) * size
-        flat = (time_first(x).reshape(-1) for x in (index, weight))
-        return np.bincount(*flat, int(np.prod(lead)) * size).reshape(*lead, size)
+        index, weight = (time_first(x).reshape(-1) for x in (index, weight))
+        return np.bincount(index, weight, int(np.prod(lead)) * size).reshape(*lead, size)
 
     def _vectors(self, weight: Array) -> Array:
         run, group, n, _ = self.cell.shape
