@@ -44,7 +44,7 @@ def settings(size: str) -> list[Setting]:
     places = [("exact_match_8", "fixed")]
     if full:
         places += [("exact_match_8", "in_flight"), ("several_targets", "uniform"), ("modular_sum", "fixed")]
-    blocks = [range(0, 4), range(4, 8)] if full else [range(0, 3), range(3, 5)]
+    blocks = [range(first, first + 8) for first in range(0, 16, 8)] if full else [range(0, 3), range(3, 5)]
     return [
         {"task": name, "law": law, "lag": 16, "seeds": list(block), "updates": 300 if full else 200}
         for name, law in places

@@ -52,7 +52,8 @@ MARGIN = 0.02
 def settings(size: str) -> list[Setting]:
     """Step sizes x blocks of seeds; methods are in each."""
     full = size == "full"
-    grid, blocks = ((0.006, 0.012, 0.024, 0.048, 0.096), [range(8)]) if full else ((0.006, 0.024, 0.096), [range(5)])
+    grid = (0.006, 0.012, 0.024, 0.048, 0.096) if full else (0.006, 0.024, 0.096)
+    blocks = [range(first, first + 8) for first in range(0, 48, 8)] if full else [range(5)]
     return [
         {
             "step_size": e,
@@ -78,7 +79,7 @@ def run(setting: Setting) -> list[Record]:
 
 
 def analyse(records: list[Record]) -> Analysis:
-    """C13, C14 and C15 again, without the handicap of a common step size."""
+    """C13, C14, C15 and C19 again, without the handicap of a common step size."""
     best = best_of(records)
     caption = (
         "Exact success probability averaged over training, each method at its own best step size (written beside): "
@@ -86,6 +87,8 @@ def analyse(records: list[Record]) -> Analysis:
         "the mean baseline (gray) and OPOB (blue)."
     )
     verdicts = [_rivals(best), _both(best), *(_synchronous(best, name) for name in REFERENCES[:2])]
+    if chosen(best, method="VCPO with GRPO std"):  # the full form has it
+        verdicts.append(_std(best))
     return Analysis(verdicts, [Figure("value_at_own_best_step_size", draw, caption, alt=caption)])
 
 
@@ -109,12 +112,37 @@ def _rivals(best: list[Record]) -> Verdict:
 
 def _both(best: list[Record]) -> Verdict:
     gains = {name: paired(best, "VCPO", name, "average") for name in ("sequence TIS", "ESS only", "OPOB only")}
+    alone = {name: paired(best, name, "sequence TIS", "average") for name in ("ESS only", "OPOB only")}
     word, condition = better(gains.values())
     return Verdict(
         "C14",
         "ESS scaling and OPOB together do better than neither, and than either alone (each at its own best step size)",
         word,
-        "VCPO minus " + ", minus ".join(f"{name} {gain}" for name, gain in gains.items()),
+        "VCPO minus "
+        + ", minus ".join(f"{name} {gain}" for name, gain in gains.items())
+        + "; minus sequence TIS: "
+        + ", ".join(f"{name} {gain}" for name, gain in alone.items())
+        + f". Values: {_values(best, ('sequence TIS', 'ESS only', 'OPOB only', 'VCPO', *REFERENCES))}",
+        condition,
+    )
+
+
+def _values(best: list[Record], names: tuple[str, ...]) -> str:
+    return "; ".join(
+        f"{name} {mean_interval(r['average'] for r in chosen(best, method=name))} (at {step_sizes_of(best, name)}, "
+        f"{lost_of(best, name)} lost)"
+        for name in names
+    )
+
+
+def _std(best: list[Record]) -> Verdict:
+    gain = paired(best, "VCPO with GRPO std", "VCPO", "average")
+    word, condition = better([gain])
+    return Verdict(
+        "C19",
+        "dividing by the group's std improves VCPO in learning (each at its own best step size)",
+        word,
+        f"difference of values averaged over training {gain}. Values: {_values(best, ('VCPO', 'VCPO with GRPO std'))}",
         condition,
     )
 
@@ -162,7 +190,7 @@ def _row(ax: Any, y: int, name: str, best: list[Record], interval: Any) -> None:
 EXPERIMENT = Experiment(
     "best_step_size",
     "What is left of the differences when each method has its own best step size?",
-    ("C13", "C14", "C15"),
+    ("C13", "C14", "C15", "C19"),
     settings,
     run,
     analyse,

@@ -42,7 +42,9 @@ CHOSEN = (
 )
 TASK = "exact_match_8"
 EVERY = 10
-"""updates between two landmarks, and between two fits of k-hat"""
+"""updates between two landmarks"""
+KHAT_EVERY = 2
+"""updates between two fits of k-hat: five in a detector's window; a fit costs as much as six updates of a run"""
 HORIZON = 30
 """updates ahead"""
 TRIVIAL = ("step_size_times_lag", "low_reward")
@@ -51,7 +53,9 @@ TRIVIAL = ("step_size_times_lag", "low_reward")
 def settings(size: str) -> list[Setting]:
     """Lags x blocks of seeds; methods and step sizes are in each."""
     full = size == "full"
-    lags, blocks = ((8, 16, 32), [range(0, 4), range(4, 8)]) if full else ((16,), [range(0, 2), range(2, 4)])
+    lags, blocks = (
+        ((8, 16, 32), [range(first, first + 4) for first in (0, 4)]) if full else ((16,), [range(0, 2), range(2, 4)])
+    )
     return [
         {
             "lag": lag,
@@ -69,7 +73,7 @@ def run(setting: Setting) -> list[Record]:
     """One record a run: its collapse, and every detector at every landmark."""
     keys = [(m, e, s) for m in setting["methods"] for e in setting["step_sizes"] for s in setting["seeds"]]
     runs = [run_of(METHODS[m], Lag(setting["lag"]), seed=s, step_size=e) for m, e, s in keys]
-    found = trace(TASK, runs, setting["updates"], khat_every=EVERY)
+    found = trace(TASK, runs, setting["updates"], khat_every=KHAT_EVERY)
     found["khat"] = usable_khat(found["khat"])
     lost = collapse_step(found["value"])
     seen = {name: danger(name, found)[EVERY - 1 :: EVERY] for name in DETECTORS}

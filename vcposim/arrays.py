@@ -26,10 +26,19 @@ def namespace(*arrays: Array) -> Any:
 
     Raises `InputError` if there is no array at all.
     """
-    found = [x for x in arrays if hasattr(x, "shape")]
+    found = {type(x): x for x in arrays if hasattr(x, "shape")}
     if not found:
         raise InputError(f"expected an array, got {type(arrays[0]).__name__}; convert it first, as in numpy.asarray(x)")
-    return array_namespace(*found)
+    if len(found) == 1:  # asked for thousands of times a second
+        (kind,) = found
+        if kind not in _NAMESPACES:
+            _NAMESPACES[kind] = array_namespace(*found.values())
+        return _NAMESPACES[kind]
+    return array_namespace(*found.values())
+
+
+_NAMESPACES: dict[type, Any] = {}
+"""type of array -> namespace, as found so far"""
 
 
 def expectation(x: Array, measure: Array, *, keepdims: bool = False) -> Array:
@@ -79,23 +88,32 @@ def sum_of_others(x: Array) -> Array:
 
 def log_expectation(log_x: Array, measure: Array, *, keepdims: bool = False) -> Array:
     """log E[exp(log_x)], overflow-safe; -inf where nothing has weight: (..., n), (..., n) -> (...)."""
-    xp = namespace(log_x, measure)
-    top = peak(log_x, measure)
-    total = expectation(xp.exp(supported(log_x, measure) - top), measure, keepdims=True)
+    xp, kept = namespace(log_x, measure), supported(log_x, measure)
+    top = _largest(kept)
+    total = expectation(xp.exp(kept - top), measure, keepdims=True)
     empty = total == 0
     out = xp.where(empty, -math.inf, xp.log(xp.where(empty, 1.0, total)) + top)
     return out if keepdims else xp.squeeze(out, axis=-1)
 
 
 def supported(log_x: Array, measure: Array) -> Array:
-    """`log_x` where the measure is positive, -inf elsewhere (padding carries no weight, whatever it holds)."""
+    """`log_x` where the measure is positive, -inf elsewhere (padding carries no weight, whatever it holds).
+
+    A measure that is a number counts all alike, and nothing is padding.
+    """
+    if not hasattr(measure, "shape"):
+        return log_x
     return namespace(log_x, measure).where(measure > 0, log_x, -math.inf)
 
 
 def peak(log_x: Array, measure: Array) -> Array:
     """Largest supported log value of each group, 0 if all are -inf: (..., n) -> (..., 1)."""
-    xp = namespace(log_x, measure)
-    top = xp.max(supported(log_x, measure), axis=-1, keepdims=True)
+    return _largest(supported(log_x, measure))
+
+
+def _largest(log_x: Array) -> Array:
+    xp = namespace(log_x)
+    top = xp.max(log_x, axis=-1, keepdims=True)
     return xp.where(top == -math.inf, 0.0, top)
 
 
@@ -191,7 +209,8 @@ class _Log:
         return saturating_exp(supported(x, measure))
 
     def relative(self, x: Array, measure: Array) -> Array:
-        return namespace(x).exp(supported(x, measure) - peak(x, measure))
+        kept = supported(x, measure)
+        return namespace(x).exp(kept - _largest(kept))
 
 
 LINEAR: Scale = _Linear()

@@ -7,8 +7,11 @@ kernel's.
 
 **Many runs advance in lock-step**, whatever their seeds, estimators, lags, step sizes and rules: arrays are
 (run, group, sample, time), and each estimator is called once for all its runs. What a run does depends on nothing but
-itself: its random numbers are Philox's at (its seed, purpose, update), so runs of one seed see the same numbers under
+itself: its random numbers are those of (its seed, purpose, update), so runs of one seed see the same numbers under
 every method (paired comparisons), and adding, removing or reordering runs changes no bit of the others.
+
+Tokens are many and everything else is few, so what can be is said of tables (run, row, token), and tokens look it up.
+In memory time comes first: what is summed over time are long rows.
 
 >>> from vcposim.learning import Learner
 >>> from vcposim.run_records import Run
@@ -23,22 +26,22 @@ every method (paired comparisons), and adding, removing or reordering runs chang
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vcposim import diagnostics
-from vcposim.arrays import Array
+from vcposim.arrays import Array, expectation, peak, saturating_exp
 from vcposim.batch import Batch
 from vcposim.control import norm_scale
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.optimizers import Moments, adam_direction, stepped
+from vcposim.policies import log_and_softmax
 from vcposim.run_records import Record, Run
 from vcposim.step_rules import Seen
 from vcposim.streams import START, Numbers, cumulative, generator, invert
-from vcposim.tables import Family, TableScores, Tabular, gradient, table_log_prob
+from vcposim.tables import Family, TableScores, Tabular, gradient, time_first, time_last
 from vcposim.tails import tail_index
 from vcposim.tasks import Task
 from vcposim.versions import History
@@ -46,9 +49,11 @@ from vcposim.versions import History
 CAP = 8.0
 """where the diagnostics' truncated ESS truncates, VCPO's own cap"""
 LARGEST = 1e6
-"""a parameter that no run leaves behind: beyond it, probabilities are 0 and 1 and gradients overflow"""
+"""a norm of the parameters that no run leaves behind: beyond it, probabilities are 0 and 1 and gradients overflow"""
 NO_LIMIT = 1e300
 """a limit of the gradient's norm that never binds"""
+LARGEST_LOG = 300.0
+"""where k3's exponential stops growing, nats: a distance beyond it says nothing more"""
 
 
 @dataclass
@@ -58,6 +63,8 @@ class State:
     step: int
     theta: Array
     moments: Moments
+    prob: Array
+    """of the current policy (run, rows, V)"""
     history: History
     """of log-probabilities (run, rows, V)"""
     cumulative: History
@@ -72,18 +79,18 @@ class State:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The trajectories of one update of all runs; arrays are (run, group, n, time) unless said otherwise."""
+    """The trajectories of one update of all runs."""
 
-    row: Array
-    token: Array
+    cell: Array
+    """(run, group, n, time): which entry of a table (run, rows, V) each token is"""
     reward: Array
     """(run, group, n)"""
-    log_prob: Array
     log_ratio: Array
+    """(run, group, n, time)"""
     log_weight: Array
     """(run, group, n): log-ratios of trajectories"""
     lag: Array
-    """(run, group, time)"""
+    """(run, group, time), or (run, 1, 1) where a run has one lag"""
 
 
 class Learner:
@@ -115,17 +122,18 @@ class Learner:
         self.family = family or Tabular(*task.logit.shape)
         by_estimator = sorted(range(len(runs)), key=lambda i: repr(runs[i].estimator))
         self._restore_order = np.argsort(by_estimator)
+        self._in_order = by_estimator == list(range(len(runs)))
         self.runs = [runs[i] for i in by_estimator]
         self._parts = _slices([run.resolved() for run in self.runs])
         for estimator, _ in self._parts:
             estimator.require(group_size)
         self._controls = _positions([run.control for run in self.runs])
         self._laws = _positions([run.lag for run in self.runs])
-        seeds = sorted({run.seed for run in self.runs})
-        self._stream = np.array([seeds.index(run.seed) for run in self.runs])
         self._open_loop = bool(np.all(task.row == task.row[:, :1]))
-        self._numbers = Numbers(seeds, (groups, group_size, task.chain.shape[0]))
+        self._numbers = Numbers([run.seed for run in self.runs], groups, group_size, task.chain.shape[0])
         self._limits = _positions([min(run.clip_norm, NO_LIMIT) for run in self.runs])
+        self._lag = np.array([run.lag.k for run in self.runs])
+        self._moves = [to.reshape(-1) * task.logit.shape[1] for to in task.chain.transition]
         self._step_size, self._decay = (
             np.array([getattr(run, name) for run in self.runs]) for name in ("step_size", "weight_decay")
         )
@@ -148,22 +156,21 @@ class Learner:
 
     def update(self) -> Record:
         """One update of every run."""
-        state, family = self.state, self.family
-        log_prob = state.history.ring[state.history.slot(np.zeros((), dtype=np.int64))]
-        prob = np.exp(log_prob)
-        drawn = self._draw(prob, log_prob)
-        scores = TableScores(family, state.theta, prob, drawn.row, drawn.token)
+        state, drawn = self.state, self._draw()
+        scores = TableScores(self.family, state.theta, state.prob, drawn.cell)
         weight, group_gradient = self._coefficients(drawn, scores)
-        found = scores.total(weight / (self.groups * self.group_size))
-        usable = np.isfinite(found).all(axis=-1, keepdims=True)
-        found = np.where(usable, found, 0.0)
-        norm = np.where(usable[:, 0], np.sqrt(np.sum(found * found, axis=-1)), np.inf)
-        log_weight = drawn.log_weight.reshape(len(self.runs), -1)
-        seen = Seen(
-            state.step, _ess_fraction(log_weight), drawn.lag.mean(axis=(1, 2)), norm, state.typical_norm, group_gradient
-        )
-        record = self._record(drawn, prob, log_weight, seen, found)
-        self._move(found, seen, record.step_scale[self._given_order()])
+        found = scores.total(weight) / (self.groups * self.group_size)
+        norm = np.sqrt(np.einsum("rp,rp->r", found, found))
+        usable = np.isfinite(norm)  # the brake: where anything is not, the step is 0
+        found, norm = np.where(usable[:, None], found, 0.0), np.where(usable, norm, np.inf)
+        weights = _Weights.of(drawn.log_weight.reshape(len(self.runs), -1))
+        ess_fraction = _ess_fraction(weights.relative, weights.measure)
+        seen = Seen(state.step, ess_fraction, drawn.lag.mean(axis=(1, 2)), norm, state.typical_norm, group_gradient)
+        scale = np.empty(len(self.runs))
+        for control, members in self._controls:
+            scale[members] = control.scale(_of(seen, members))
+        record = self._record(drawn, scores, weights, seen, scale, found)
+        self._move(found, seen, scale)
         return record
 
     # --- one update, part by part -------------------------------------------------------------------------------------
@@ -172,83 +179,95 @@ class Learner:
         starts = {}
         for run in self.runs:
             if run.seed not in starts:
-                starts[run.seed] = self.family.parameters(self.task.start(generator(run.seed, START, 0)))
+                starts[run.seed] = self.family.parameters(self.task.start(generator(run.seed, START)))
         theta = np.stack([starts[run.seed] for run in self.runs])
-        log_prob, max_lag = table_log_prob(self.family, theta), max(run.lag.k for run in self.runs)
+        log_prob, prob = log_and_softmax(self.family.logit(theta))
+        max_lag = max(run.lag.k for run in self.runs)
         return State(
             step=0,
             theta=theta,
             moments=Moments.zeros(theta.shape),
+            prob=prob,
             history=History(log_prob, max_lag + 1),  # one more for the anchor
-            cumulative=History(cumulative(log_prob), max_lag + 1),
+            cumulative=History(cumulative(prob), max_lag + 1),
             previous=np.zeros_like(theta),
             typical_norm=np.full(len(self.runs), np.inf),
             reference=log_prob.copy(),
         )
 
     def _lags(self) -> Array:
-        length = self.task.chain.shape[0]
+        length, oldest = self.task.chain.shape[0], self.state.history.pushed - 1
         if all(law.law == "fixed" for law, _ in self._laws):  # nothing to draw
-            lag = np.array([run.lag.k for run in self.runs])[:, None, None]
-            out = np.broadcast_to(lag, (len(self.runs), self.groups, length))
-            return np.minimum(out, self.state.history.pushed - 1)
-        uniform = self._numbers.lags(self.state.step)[self._stream]
+            return np.minimum(self._lag, oldest)[:, None, None]
+        uniform = self._numbers.lags(self.state.step)
         out = np.empty((len(self.runs), self.groups, length), dtype=np.int64)
         for law, members in self._laws:
             out[members] = law.of_tokens(uniform[members], length)
-        return np.minimum(out, self.state.history.pushed - 1)
+        return np.minimum(out, oldest)
 
-    def _draw(self, prob: Array, log_prob: Array) -> Drawn:
+    def _draw(self) -> Drawn:
+        # all arrays (time, run, group, n), or broadcast to it
         chain, history, lag = self.task.chain, self.state.history, self._lags()
-        (rows, vocabulary), run = self.task.logit.shape, np.arange(len(self.runs))[:, None, None]
-        uniform = self._numbers.tokens(self.state.step)[self._stream]
-        table = (history.slot(lag) * len(self.runs) + run) * rows  # first row of the version of each (run, group, time)
+        (rows, vocabulary), runs = self.task.logit.shape, len(self.runs)
+        uniform = self._numbers.tokens(self.state.step)
+        slot = history.slot(lag)
+        version = time_first(slot[:, :, None]) * (runs * rows)  # first row of the version that samples
+        first = np.arange(runs)[:, None, None] * rows
         steps = self.state.cumulative.ring.reshape(-1, vocabulary - 1)
         prompt = (self.state.step * self.groups + np.arange(self.groups)) % self.task.prompts
-        state = np.broadcast_to(chain.start[prompt][:, None], uniform.shape[:3])
+        state = np.broadcast_to(chain.start[prompt][:, None] * vocabulary, uniform.shape[1:])  # states times V
         if self._open_loop:
-            row = np.broadcast_to(self.task.row[:, 0], uniform.shape)
-            token = invert(steps[table + row[:, :, 0]][:, :, None], uniform)
-            for t, to in enumerate(chain.transition):
-                state = to.reshape(-1).take(state * vocabulary + token[..., t])
+            row = first + self.task.row[:, :1, None, None]
+            token = invert(steps[version + row], uniform)
+            for chosen, move in zip(token, self._moves, strict=True):
+                state = move.take(state + chosen)
         else:
             row, token = (np.empty(uniform.shape, dtype=np.int64) for _ in range(2))
-            for t, to in enumerate(chain.transition):
-                row[..., t] = self.task.row[t][state]
-                token[..., t] = invert(steps[table[..., t, None] + row[..., t]], uniform[..., t])
-                state = to.reshape(-1).take(state * vocabulary + token[..., t])
+            version = np.broadcast_to(version, (len(uniform), *version.shape[1:]))
+            for t, move in enumerate(self._moves):
+                row[t] = first + self.task.row[t][state // vocabulary]
+                token[t] = invert(steps[version[t] + row[t]], uniform[t])
+                state = move.take(state + token[t])
         cell = row * vocabulary + token
-        behavior = history.ring.reshape(-1).take(table[:, :, None] * vocabulary + cell)
-        now = log_prob.reshape(-1).take(run[..., None] * (rows * vocabulary) + cell)
-        log_ratio = now - behavior
-        return Drawn(row, token, chain.reward[state], now, log_ratio, log_ratio.sum(axis=-1), lag)
+        if lag[0].size == 1:  # one version a run: compare tables, and look up their difference
+            stale = history.ring[slot[:, 0, 0], np.arange(runs)]
+            log_ratio = (history.newest - stale).reshape(-1).take(cell)
+        else:
+            stale = history.ring.reshape(-1).take(cell + version * vocabulary)
+            log_ratio = history.newest.reshape(-1).take(cell) - stale
+        reward = chain.reward[state // vocabulary]
+        return Drawn(time_last(cell), reward, time_last(log_ratio), log_ratio.sum(axis=0), lag)
 
     def _coefficients(self, drawn: Drawn, scores: TableScores) -> tuple[Array, Array | None]:
-        """Coefficients of all runs, per token, and the gradient of each group if a step rule asks for it."""
-        weight = np.empty(drawn.token.shape)
+        """Coefficients of all runs, per trajectory or per token, and each group's gradient if a step rule asks."""
+        found = []
         for estimator, part in self._parts:
             own = scores if len(self._parts) == 1 else scores.part(part)
-            c = estimator.coefficients(self._batch(estimator.needs, drawn, own, part))
-            weight[part] = c if c.ndim == 4 else c[..., None]
+            found.append((part, estimator.coefficients(self._batch(estimator.needs, drawn, own, part))))
+        if all(c.ndim == 3 for _, c in found):
+            weight = np.concatenate([c for _, c in found])
+        else:
+            weight = time_last(np.empty(time_first(drawn.cell).shape))
+            for part, c in found:
+                weight[part] = c if c.ndim == 4 else c[..., None]
         if any(control.rule == "snr" for control, _ in self._controls):
             return weight, scores.combine(weight / self.group_size)
         return weight, None
 
     def _batch(self, needs: frozenset[str], drawn: Drawn, scores: TableScores, part: slice) -> Batch:
+        log_prob = self.state.history.newest[part]
         extra: dict[str, Callable[[], Array]] = {
-            "log_prob": lambda: drawn.log_prob[part],
-            "collision": lambda: self._at(np.sum(scores.prob**2, axis=-1), drawn.row[part]),
-            "anchor_log_ratio": partial(self._log_ratio_to, self._anchor()[part], drawn, scores, part),
-            "reference_log_ratio": lambda: self._log_ratio_to(self.state.reference[part], drawn, scores, part).sum(
-                axis=-1
-            ),
+            "log_prob": lambda: scores.at(log_prob),
+            "collision": lambda: scores.at(scores.collision),
+            "anchor_log_ratio": lambda: scores.at(log_prob - self._anchor()[part]),
+            "reference_log_ratio": lambda: scores.at(log_prob - self.state.reference[part]).sum(axis=-1),
         }
         optional: dict[str, Any] = {name: extra[name]() for name in sorted(needs & extra.keys())}
         return Batch(
             reward=drawn.reward[part],
             log_ratio=(drawn.log_ratio if "tokens" in needs else drawn.log_weight)[part],
             scores=scores,
-            length=np.full(drawn.reward[part].shape, float(drawn.token.shape[-1])),
+            length=np.full(drawn.reward[part].shape, float(drawn.cell.shape[-1])),
             grouped=True,
             **optional,
         )
@@ -258,39 +277,28 @@ class Learner:
         slot = self.state.history.slot(np.array([min(run.lag.k, 1) for run in self.runs]))
         return self.state.history.ring[slot, np.arange(len(self.runs))]
 
-    def _log_ratio_to(self, table: Array, drawn: Drawn, scores: TableScores, part: slice) -> Array:
-        run = np.arange(len(table))[:, None, None, None]
-        return drawn.log_prob[part] - table.reshape(-1)[run * table[0].size + scores.cell]
-
-    def _at(self, table: Array, row: Array) -> Array:
-        return table[np.arange(len(table))[:, None, None, None], row]
-
-    def _record(self, drawn: Drawn, prob: Array, log_weight: Array, seen: Seen, found: Array) -> Record:
-        measure = np.full(log_weight.shape, 1 / log_weight.shape[-1])
-        with np.errstate(over="ignore"):
-            weight = np.exp(np.minimum(log_weight, 300.0))
-            kl = diagnostics.kl_low_variance(np.minimum(log_weight, 300.0), measure)
-        row_entropy = -np.sum(prob * np.log(np.maximum(prob, 1e-300)), axis=-1)
-        scale = np.empty(len(self.runs))
-        for control, members in self._controls:
-            scale[members] = control.scale(_of(seen, members))
+    def _record(
+        self, drawn: Drawn, scores: TableScores, weights: "_Weights", seen: Seen, scale: Array, found: Array
+    ) -> Record:
+        prob, measure = self.state.prob, weights.measure
+        row_entropy = -np.einsum("rtv,rtv->rt", prob, self.state.history.newest)[..., None]
+        # where every trajectory passes every row, all rows count the same
+        entropy = row_entropy.mean(axis=(1, 2)) if self._open_loop else scores.at(row_entropy).mean(axis=(1, 2, 3))
         record = Record(
             step=seen.step,
             value=self.task.value(prob),
             reward=drawn.reward.mean(axis=(1, 2)),
             ess_fraction=seen.ess_fraction,
-            truncated_ess_fraction=_ess_fraction(np.minimum(log_weight, np.log(CAP))),
-            mean_weight=weight.mean(axis=-1),
-            max_share=diagnostics.max_share(log_weight, measure),
-            kl=kl,
-            chi2=diagnostics.chi2_of_weights(weight, measure),
-            entropy=row_entropy.mean(axis=-1)
-            if self._open_loop
-            else self._at(row_entropy, drawn.row).mean(axis=(1, 2, 3)),
+            truncated_ess_fraction=_ess_fraction(weights.capped(CAP), measure),
+            mean_weight=weights.mean * saturating_exp(weights.top[:, 0]),
+            max_share=measure / weights.mean,  # the largest relative weight is 1
+            kl=diagnostics.kl_low_variance(np.minimum(weights.log, LARGEST_LOG), measure),
+            chi2=diagnostics.chi2_of_weights(weights.saturated, measure),
+            entropy=entropy,
             gradient_norm=seen.norm,
             step_scale=scale,
             lag=seen.lag,
-            khat=np.array([tail_index(x) for x in log_weight]) if self._due(self.khat_every) else None,
+            khat=np.array([tail_index(x) for x in weights.log]) if self._due(self.khat_every) else None,
             true_ess_fraction=self._true_ess(prob, drawn) if self._due(self.truth_every) else None,
             true_cosine=self._true_cosine(prob, found) if self._due(self.truth_every) else None,
         )
@@ -306,7 +314,7 @@ class Learner:
         position = np.empty(prob.shape[1], dtype=np.int64)  # of each row; a row has one position
         for t in range(len(row)):
             position[row[t]] = t
-        slot = history.slot(drawn.lag)
+        slot = history.slot(np.broadcast_to(drawn.lag, (len(prob), self.groups, len(row))))
         for g in range(self.groups):
             version = slot[:, g][:, position]
             behavior = history.ring[version, np.arange(len(prob))[:, None], np.arange(prob.shape[1])]
@@ -319,29 +327,33 @@ class Learner:
         return np.divide(np.sum(true * found, axis=-1), size, out=np.zeros_like(size), where=size > 0)
 
     def _move(self, found: Array, seen: Seen, scale: Array) -> None:
-        state, turned = self.state, found.copy()
+        state, turned, size = self.state, found.copy(), seen.norm.copy()
         for control, members in self._controls:
-            turned[members] = control.turned(found[members], state.previous[members])
-        size = np.sqrt(np.sum(turned * turned, axis=-1))
+            if control.rule == "gradient_alignment":
+                turned[members] = control.turned(found[members], state.previous[members])
+                size[members] = np.sqrt(np.sum(turned[members] ** 2, axis=-1))
+        shrink = np.empty(len(self.runs))
         for limit, members in self._limits:
-            turned[members] *= norm_scale(size[members], limit)[:, None]
+            shrink[members] = norm_scale(size[members], limit)
+        turned *= shrink[:, None]
         direction = np.where(self._adam, adam_direction(state.moments, turned), turned)
         moved = stepped(state.theta, direction, self._step_size * scale, self._decay)
         # a run whose parameters leave the range of floats stands still from then on, and the others go on
-        state.theta = np.where(np.all(np.abs(moved) < LARGEST, axis=-1, keepdims=True), moved, state.theta)
+        with np.errstate(over="ignore", invalid="ignore"):
+            within = np.einsum("rp,rp->r", moved, moved) < LARGEST * LARGEST
+        state.theta = np.where(within[:, None], moved, state.theta)
         state.previous = found
         finite = np.where(np.isfinite(seen.norm), seen.norm, 0.0)
         known = np.isfinite(state.typical_norm)
         state.typical_norm = np.where(known, 0.95 * np.where(known, state.typical_norm, 0.0) + 0.05 * finite, finite)
-        log_prob = table_log_prob(self.family, state.theta)
+        log_prob, state.prob = log_and_softmax(self.family.logit(state.theta))
         state.history.push(log_prob)
-        state.cumulative.push(cumulative(log_prob))
+        state.cumulative.push(cumulative(state.prob))
         state.step += 1
 
-    def _given_order(self) -> Array:
-        return np.argsort(self._restore_order)
-
     def _as_given(self, record: Record) -> Record:
+        if self._in_order:
+            return record
         ordered: dict[str, Any] = {
             f.name: x[self._restore_order] if isinstance(x := getattr(record, f.name), np.ndarray) else x
             for f in fields(record)
@@ -357,16 +369,47 @@ def _slices(estimators: list[Estimator]) -> list[tuple[Estimator, slice]]:
     return [(estimators[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(estimators)], strict=True)]
 
 
-def _positions(keys: list[Any]) -> list[tuple[Any, list[int]]]:
+def _positions(keys: list[Any]) -> list[tuple[Any, list[int] | slice]]:
     found: dict[Any, list[int]] = {}
     for i, key in enumerate(keys):
         found.setdefault(key, []).append(i)
+    if len(found) == 1:
+        return [(keys[0], slice(None))]  # all of them: a view instead of a copy
     return list(found.items())
 
 
-def _of(seen: Seen, members: list[int]) -> Seen:
+def _of(seen: Seen, members: list[int] | slice) -> Seen:
     return Seen(seen.step, *(x if x is None else x[members] for x in seen[1:]))
 
 
-def _ess_fraction(log_weight: Array) -> Array:
-    return diagnostics.ess_fraction(log_weight)
+@dataclass(frozen=True)
+class _Weights:
+    """Sequence weights of each run's batch, (run, batch) each, from one exponential."""
+
+    log: Array
+    measure: float
+    """1 / batch, of each"""
+    top: Array
+    """the largest log-weight (run, 1)"""
+    relative: Array
+    """up to a factor: the largest is 1"""
+    mean: Array
+    """of the relative weights (run,)"""
+    saturated: Array
+    """themselves, at most so large that their squares are finite"""
+
+    @classmethod
+    def of(cls, log_weight: Array) -> "_Weights":
+        measure = 1 / log_weight.shape[-1]
+        top = peak(log_weight, measure)
+        relative = np.exp(log_weight - top)
+        mean = expectation(relative, measure)
+        return cls(log_weight, measure, top, relative, mean, relative * saturating_exp(top))
+
+    def capped(self, cap: float) -> Array:
+        """min(w, cap) up to a factor, which is the cap where any weight reaches it: nothing under- or overflows."""
+        return np.minimum(self.relative * saturating_exp(np.maximum(self.top - np.log(cap), 0.0)), 1.0)
+
+
+def _ess_fraction(relative: Array, measure: float) -> Array:
+    return np.minimum(diagnostics.ess_fraction_of_weights(relative, measure), 1.0)  # rounding aside

@@ -26,8 +26,16 @@ from vcposim.errors import InputError
 
 def log_softmax(logit: Array) -> Array:
     """log(e^x / sum e^x) over the last axis; -inf (a choice never made) is allowed, a row of nothing else is not."""
-    shifted = logit - np.max(logit, axis=-1, keepdims=True)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+    return log_and_softmax(logit)[0]
+
+
+def log_and_softmax(logit: Array) -> tuple[Array, Array]:
+    """log(e^x / sum e^x) and e^x / sum e^x over the last axis, from one exponential."""
+    columns = np.ascontiguousarray(np.moveaxis(logit, -1, 0))  # NumPy reduces many short rows slowly
+    shifted = logit - np.max(columns, axis=0)[..., None]
+    weight = np.exp(shifted)
+    total = np.einsum("...v->...", weight)[..., None]
+    return shifted - np.log(total), weight / total
 
 
 class Policy(Protocol):

@@ -1,8 +1,8 @@
 """Random numbers of runs that advance together: one stream for each seed and purpose, whoever else is there.
 
-Philox is a counter turned into numbers by a key. The key is (seed, purpose), the counter starts at the update's chunk:
-so what a run draws at an update is a function of these alone. Adding, removing or reordering runs, or resuming in the
-middle, changes no bit; runs of one seed see the same numbers under every method.
+Each (seed, purpose) has a generator of its own, and each update its place in that generator's sequence: what a run
+draws at an update is a function of these alone. Adding, removing or reordering runs, or resuming in the middle, changes
+no bit; runs of one seed see the same numbers under every method.
 """
 
 from collections.abc import Sequence
@@ -17,34 +17,49 @@ TOKENS, LAGS, START = range(3)
 """purposes of random numbers"""
 
 
-def generator(seed: int, purpose: int, chunk: int) -> np.random.Generator:
-    """Philox at (seed, purpose), from a counter of its own for each chunk."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=[0, 0, chunk, 0]))
+def generator(seed: int, purpose: int, skipped: int = 0) -> np.random.Generator:
+    """The generator of that seed and purpose, after so many uniform numbers."""
+    bits = np.random.PCG64DXSM(np.random.SeedSequence([seed, purpose]))
+    return np.random.Generator(bits.advance(skipped))
+
+
+class _Stream:
+    """Uniform numbers of one purpose: (seed, update, *shape), a chunk of updates at a time in memory."""
+
+    def __init__(self, seeds: Sequence[int], purpose: int, shape: tuple[int, ...]) -> None:
+        self._seeds, self._purpose, self._size = seeds, purpose, CHUNK * int(np.prod(shape))
+        self._drawn = np.empty((len(seeds), CHUNK, *shape))
+        self._next, self._generators = -1, list[np.random.Generator]()
+
+    def at(self, step: int) -> Array:
+        """The numbers of one update: (seed, *shape)."""
+        number, within = divmod(step, CHUNK)
+        if number + 1 != self._next:
+            if number != self._next or number == 0:  # not the chunk that follows: go there
+                self._generators = [generator(s, self._purpose, number * self._size) for s in self._seeds]
+            for one, out in zip(self._generators, self._drawn, strict=True):
+                one.random(out=out)
+            self._next = number + 1
+        return self._drawn[:, within]
 
 
 class Numbers:
-    """Uniform numbers of each seed, the same whoever else is there: drawn a chunk of updates at a time."""
+    """Uniform numbers of runs, one of `seeds` each, the same whoever else is there."""
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> None:
-        self.seeds, self.shape = seeds, shape
-        self._chunk: dict[int, tuple[int, Array]] = {}
+    def __init__(self, seeds: Sequence[int], groups: int, group_size: int, time: int) -> None:
+        distinct = sorted(set(seeds))
+        # one seed a run, in order, is the common case: a view instead of a copy
+        self._stream = slice(None) if distinct == list(seeds) else np.array([distinct.index(seed) for seed in seeds])
+        self._tokens = _Stream(distinct, TOKENS, (time, groups, group_size))
+        self._lags = _Stream(distinct, LAGS, (groups,))
 
     def tokens(self, step: int) -> Array:
-        """(seed, group, n, time)"""
-        return self._get(TOKENS, step, self.shape)
+        """(time, run, group, n)"""
+        return np.ascontiguousarray(self._tokens.at(step)[self._stream].swapaxes(0, 1))
 
     def lags(self, step: int) -> Array:
-        """(seed, group)"""
-        return self._get(LAGS, step, self.shape[:1])
-
-    def _get(self, purpose: int, step: int, shape: tuple[int, ...]) -> Array:
-        number, within = divmod(step, CHUNK)
-        if self._chunk.get(purpose, (-1, None))[0] != number:
-            drawn = np.empty((len(self.seeds), CHUNK, *shape))
-            for seed, out in zip(self.seeds, drawn, strict=True):
-                generator(seed, purpose, number).random(out=out)
-            self._chunk[purpose] = (number, drawn)
-        return self._chunk[purpose][1][:, within]
+        """(run, group)"""
+        return self._lags.at(step)[self._stream]
 
 
 def invert(cumulative: Array, uniform: Array) -> Array:
@@ -55,6 +70,9 @@ def invert(cumulative: Array, uniform: Array) -> Array:
     return count.astype(np.int64)
 
 
-def cumulative(log_prob: Array) -> Array:
+def cumulative(prob: Array) -> Array:
     """Cumulative probabilities without the last, which is 1 up to rounding: (..., V) -> (..., V - 1)."""
-    return np.cumsum(np.exp(log_prob), axis=-1)[..., :-1]
+    out = prob[..., :-1].copy()
+    for v in range(1, out.shape[-1]):  # by columns, as above
+        out[..., v] += out[..., v - 1]
+    return out

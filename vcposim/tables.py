@@ -146,39 +146,45 @@ class TwoLayer:
 
 def gradient(family: Family, theta: Array, prob: Array, weight: Array) -> Array:
     """sum_{row, v} weight s(row, v): (run, p), (run, rows, V) twice -> (run, p)."""
-    return family.pull_back(theta, weight - prob * weight.sum(axis=-1, keepdims=True))
+    return family.pull_back(theta, weight - prob * np.einsum("rtv->rt", weight)[..., None])
 
 
 @dataclass(frozen=True)
 class TableScores:
-    """Scores of trajectories that pass the (row, token) pairs `row`, `token` (run, group, n, time)."""
+    """Scores of trajectories through `cell` (run, group, n, time): where in a table (run, rows, V) each token is.
+
+    Fastest where time is the slowest axis of `cell` in memory.
+    """
 
     family: Family
     theta: Array
     prob: Array
     """(run, rows, V)"""
-    row: Array
-    token: Array
+    cell: Array
 
     def part(self, runs: slice) -> "TableScores":
         """The scores of some of the runs."""
-        return TableScores(self.family, self.theta[runs], self.prob[runs], self.row[runs], self.token[runs])
+        cell = self.cell[runs] - runs.start * self.prob[0].size
+        return TableScores(self.family, self.theta[runs], self.prob[runs], cell)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """(run, group, n)"""
-        return tuple(self.token.shape[:-1])
+        return tuple(self.cell.shape[:-1])
+
+    def at(self, table: Array) -> Array:
+        """What a table says of each token: (run, rows, V) or (run, rows, 1) -> (run, group, n, time)."""
+        flat, index = table.reshape(-1), time_first(self.cell)
+        return time_last(flat.take(index if table.shape == self.prob.shape else index // self.prob.shape[-1]))
 
     @cached_property
-    def cell(self) -> Array:
-        """Row and token as one number, without the run: (run, group, n, time)."""
-        return self.row * self.prob.shape[-1] + self.token
+    def collision(self) -> Array:
+        """sum_v pi(v)^2 of each row: (run, rows, 1)."""
+        return np.einsum("rtv,rtv->rt", self.prob, self.prob)[..., None]
 
     @cached_property
     def _token_sq_norm(self) -> Array:
-        table = 1 - 2 * self.prob + np.sum(self.prob * self.prob, axis=-1, keepdims=True)
-        run = np.arange(len(table))[:, None, None, None]
-        return table.reshape(-1).take(run * table[0].size + self.cell)
+        return self.at(1 - 2 * self.prob + self.collision)
 
     @cached_property
     def _score(self) -> Array:
@@ -188,20 +194,23 @@ class TableScores:
 
     def _placed(self, weight: Array, per: int) -> Array:
         # sums of weights on each (row, token), for each of the first `per` axes: (..., n[, t]) -> (*lead, rows V)
-        weight = np.broadcast_to(weight[..., None] if weight.ndim < self.token.ndim else weight, self.token.shape)
-        lead, size = self.token.shape[:per], self.prob[0].size
-        index = np.arange(int(np.prod(lead))).reshape(*lead, *(1,) * (4 - per)) * size + self.cell
-        return np.bincount(index.reshape(-1), weight.reshape(-1), int(np.prod(lead)) * size).reshape(*lead, size)
+        weight = np.broadcast_to(weight[..., None] if weight.ndim < self.cell.ndim else weight, self.cell.shape)
+        lead, size, index = self.cell.shape[:per], self.prob[0].size, self.cell
+        if per > 1:
+            first = np.arange(int(np.prod(lead))).reshape(*lead, *(1,) * (4 - per))
+            index = index + (first - np.arange(lead[0])[:, None, None, None]) * size
+        index, weight = (time_first(x).reshape(-1) for x in (index, weight))
+        return np.bincount(index, weight, int(np.prod(lead)) * size).reshape(*lead, size)
 
     def _vectors(self, weight: Array) -> Array:
-        run, group, n, _ = self.token.shape
+        run, group, n, _ = self.cell.shape
         return (self._placed(weight, 3).reshape(run, group * n, -1) @ self._score).reshape(run, group, n, -1)
 
     def sq_norm(self, weight: Array) -> Array:
         """||weight_i s_i||^2, or ||sum_t weight_it s_it||^2: -> (run, group, n)."""
         if not self.family.orthogonal:
             return np.sum(self._vectors(weight) ** 2, axis=-1)
-        if weight.ndim < self.token.ndim:
+        if weight.ndim < self.cell.ndim:
             return weight * weight * np.sum(self._token_sq_norm, axis=-1)
         return np.sum(weight * weight * self._token_sq_norm, axis=-1)
 
@@ -209,9 +218,9 @@ class TableScores:
         """sum_i weight_i s_i of each group: -> (run, group, p)."""
         if not self.family.orthogonal:
             return np.sum(self._vectors(weight), axis=-2)
-        placed = self._placed(weight, 2).reshape(*self.token.shape[:2], *self.prob.shape[1:])
+        placed = self._placed(weight, 2).reshape(*self.cell.shape[:2], *self.prob.shape[1:])
         block = placed - self.prob[:, None] * placed.sum(axis=-1, keepdims=True)
-        return block.reshape(*self.token.shape[:2], -1)
+        return block.reshape(*self.cell.shape[:2], -1)
 
     def total(self, weight: Array) -> Array:
         """The same over all groups: -> (run, p)."""
@@ -221,3 +230,13 @@ class TableScores:
 def table_log_prob(family: Family, theta: Array) -> Array:
     """log pi: (run, p) -> (run, rows, V), nats."""
     return log_softmax(family.logit(theta))
+
+
+def time_first(x: Array) -> Array:
+    """(run, group, n, time) -> (time, run, group, n), the same memory: sums over time become sums of long rows."""
+    return x.transpose(3, 0, 1, 2)
+
+
+def time_last(x: Array) -> Array:
+    """The way back, the order in which every formula counts: (time, run, group, n) -> (run, group, n, time)."""
+    return x.transpose(1, 2, 3, 0)

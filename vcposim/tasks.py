@@ -14,6 +14,7 @@ Exact numbers come from sums over positions and states, for many runs at once: t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,19 +58,19 @@ class Task:
 
     def value(self, prob: Array) -> Array:
         """E_pi[R] of each run, exact: (run, rows, V) -> (run,)."""
-        return self._backward(prob)[0][:, self.chain.start].mean(axis=-1)
+        return self._backward(prob)[0][:, self._reachable.start].mean(axis=-1)
 
     def flow(self, prob: Array) -> Array:
         """Probability times what follows, of each token: sum_{row, v} flow * s(row, v) is the exact policy gradient."""
         run, _, vocabulary = prob.shape
         after, mass = self._backward(prob), self._start_mass(run)
         out = np.zeros(prob.shape)
-        for t, (row, to) in enumerate(zip(self.row, self.chain.transition, strict=True)):
+        for t, (row, to) in enumerate(self._reachable.steps):
             step = mass[:, :, None] * prob[:, row]
             index = np.arange(run)[:, None, None] * prob[0].size + row[:, None] * vocabulary + np.arange(vocabulary)
             weight = step * after[t + 1][:, to]
             out += np.bincount(index.reshape(-1), weight.reshape(-1), prob.size).reshape(prob.shape)
-            mass = self._onward(step, to)
+            mass = _onward(step, to, after[t + 1].shape[1])
         return out
 
     def second_moment(self, prob: Array, behavior: Array) -> Array:
@@ -78,35 +79,48 @@ class Task:
             square = prob * (prob / behavior)
         mass = self._start_mass(len(prob))
         with np.errstate(over="ignore", invalid="ignore"):
-            for row, to in zip(self.row, self.chain.transition, strict=True):
-                mass = self._onward(mass[:, :, None] * square[:, row], to)
+            for row, to in self._reachable.steps:
+                mass = _onward(mass[:, :, None] * square[:, row], to, int(to.max()) + 1)
         return np.nan_to_num(mass.sum(axis=-1), nan=np.inf, posinf=np.inf)
 
     def _start_mass(self, run: int) -> Array:
-        return np.broadcast_to(self.chain.start_law(), (run, self.chain.shape[1]))
+        return np.broadcast_to(self._reachable.law, (run, len(self._reachable.law)))
 
     @cached_property
-    def _reachable(self) -> list[Array]:
-        """The states that can be there at each position: most of a chain's are not, and values need no others."""
-        here, out = np.unique(self.chain.start), []
-        for to in self.chain.transition:
-            out.append(here)
-            here = np.unique(to[here])
-        return out
+    def _reachable(self) -> "_Reachable":
+        here = np.unique(self.chain.start)
+        start, law, steps = np.searchsorted(here, self.chain.start), self.chain.start_law()[here], []
+        for row, to in zip(self.row, self.chain.transition, strict=True):
+            then = np.unique(to[here])
+            steps.append((row[here], np.searchsorted(then, to[here])))
+            here = then
+        return _Reachable(start, law, steps, self.chain.reward[here])
 
     def _backward(self, prob: Array) -> list[Array]:
-        """E[R | state] at each position, zero for states that cannot be there: (run, states) each."""
-        after = [np.broadcast_to(self.chain.reward, (len(prob), self.chain.shape[1]))]
-        for row, to, here in zip(self.row[::-1], self.chain.transition[::-1], self._reachable[::-1], strict=True):
-            value = np.zeros(after[-1].shape)
-            value[:, here] = np.einsum("rsv,rsv->rs", prob[:, row[here]], after[-1][:, to[here]])
-            after.append(value)
+        """E[R | state] at each position: (run, states that can be there) each."""
+        after = [np.broadcast_to(self._reachable.reward, (len(prob), len(self._reachable.reward)))]
+        for row, to in self._reachable.steps[::-1]:
+            after.append(np.einsum("rsv,rsv->rs", prob.take(row, axis=1), after[-1].take(to, axis=1)))
         return after[::-1]
 
-    def _onward(self, step: Array, to: Array) -> Array:
-        run, states = step.shape[:2]
-        index = np.arange(run)[:, None, None] * states + to
-        return np.bincount(index.reshape(-1), step.reshape(-1), run * states).reshape(run, states)
+
+class _Reachable(NamedTuple):
+    """The chain without the states that cannot be there, which are most: states are numbered anew at each position."""
+
+    start: Array
+    """state of each prompt"""
+    law: Array
+    """probability of each first state"""
+    steps: list[tuple[Array, Array]]
+    """row (states,), and transition (states, V) to the next position's states"""
+    reward: Array
+
+
+def _onward(step: Array, to: Array, states: int) -> Array:
+    """Mass moved along a transition: (run, states before, V) -> (run, states)."""
+    run = len(step)
+    index = np.arange(run)[:, None, None] * states + to
+    return np.bincount(index.reshape(-1), step.reshape(-1), run * states).reshape(run, states)
 
 
 def warm(vocabulary: int, favored: Sequence[Sequence[int]], probability: float) -> Array:

@@ -65,6 +65,11 @@ class History:
         self.ring[self.pushed % self.size] = table
         self.pushed += 1
 
+    @property
+    def newest(self) -> Array:
+        """The last version (run, ...)."""
+        return self.ring[(self.pushed - 1) % self.size]
+
     def slot(self, lag: Array) -> Array:
         """Where in the ring the version `lag` updates ago is; the oldest there is for younger runs.
 

@@ -1,10 +1,11 @@
 """`python -m simulations.bench.learning`: run-steps per second of the learner, beside the same loop in batched PyTorch.
 
 The PyTorch loop is what one would write for this task: a batch of runs, `multinomial` for the tokens,
-autograd of the surrogate, OPOB from closed-form norms, ESS scaling, clipping per run, Adam, and the same diagnostics.
-It knows that the task is open loop (all tokens at once), which the learner does not use. float32 and float64; the
-learner is float64. One thread each; the two
-take turns, and the ratio is the median over rounds of CPU times measured next to each other.
+autograd of the surrogate, OPOB from closed-form norms, ESS scaling, clipping per run and Adam. It knows this one task,
+estimator, optimizer and lag law, and that all tokens can be drawn at once. *Same work*: with the diagnostics that the
+learner records at every update. *Bare*: without any; the learner still records them all. float32 and float64; the
+learner is float64. One thread each; the two take turns, and the ratio is the median over rounds of CPU times measured
+next to each other.
 
 Then the learner alone: seconds per update against runs, updates and lag, and the bytes of its state against the lag.
 """
@@ -33,24 +34,25 @@ TASK, GROUPS, GROUP_SIZE, CAP, STEP_SIZE = "exact_match_8", 4, 8, 8.0, 0.05
 class TorchLoop:
     """VCPO on the exact-match task, `runs` at once, in PyTorch."""
 
-    def __init__(self, runs: int, lag: int, dtype: torch.dtype) -> None:
+    def __init__(self, runs: int, lag: int, dtype: torch.dtype, *, bare: bool = False) -> None:
         problem = task(TASK)
         torch.manual_seed(0)
         start = torch.tensor(problem.logit, dtype=dtype)
         self.logit = (start + 0.3 * torch.randn(runs, *start.shape, dtype=dtype)).requires_grad_()
         self.target = torch.arange(start.shape[0]) % start.shape[1]
         self.optimizer = torch.optim.Adam([self.logit], lr=STEP_SIZE)
-        self.history = [self.logit.detach().log_softmax(-1)]
-        self.lag = lag
+        self.history: list[Tensor] = []
+        self.lag, self.bare = lag, bare
 
     def update(self) -> dict[str, Tensor]:
         """One update of every run, and its record."""
         runs, length, vocabulary = self.logit.shape
-        behavior = self.history[max(len(self.history) - 1 - self.lag, 0)]
+        log_prob = self.logit.log_softmax(-1)
+        self.history = [*self.history[-self.lag :], log_prob.detach()] if self.lag else [log_prob.detach()]
+        behavior = self.history[0]
         flat = torch.multinomial(behavior.exp().reshape(-1, vocabulary), GROUPS * GROUP_SIZE, replacement=True)
         token = flat.reshape(runs, length, GROUPS, GROUP_SIZE).permute(0, 2, 3, 1)
         reward = (token == self.target).all(-1).to(self.logit.dtype)
-        log_prob = self.logit.log_softmax(-1)
         taken = self._at(log_prob, token).sum(-1)
         with torch.no_grad():
             log_ratio = taken - self._at(behavior, token).sum(-1)
@@ -64,7 +66,7 @@ class TorchLoop:
             coefficient = capped * (reward - baseline) / (GROUPS * GROUP_SIZE)
         self.optimizer.zero_grad()
         (-coefficient * taken).sum().backward()
-        return self._step(reward, weight, log_ratio, prob, log_prob)
+        return self._step(reward, weight, capped, log_ratio, prob, log_prob)
 
     def _at(self, table: Tensor, token: Tensor) -> Tensor:
         runs, length, vocabulary = table.shape
@@ -72,34 +74,35 @@ class TorchLoop:
         return spread.gather(-1, token[..., None])[..., 0]
 
     def _step(
-        self, reward: Tensor, weight: Tensor, log_ratio: Tensor, prob: Tensor, log_prob: Tensor
+        self, reward: Tensor, weight: Tensor, capped: Tensor, log_ratio: Tensor, prob: Tensor, log_prob: Tensor
     ) -> dict[str, Tensor]:
         with torch.no_grad():
-            w = weight.flatten(1)
+            w, capped = weight.flatten(1), capped.flatten(1)
             share = w / w.sum(-1, keepdim=True)
             ess = 1 / (share * share).sum(-1) / w.shape[1]
-            capped = w.clamp(max=CAP)
             assert self.logit.grad is not None
             size = self.logit.grad.flatten(1).norm(dim=-1)
             self.logit.grad *= (1 / size.clamp(min=1.0))[:, None, None]
-            record = {
-                "value": prob[:, torch.arange(len(self.target)), self.target].prod(-1),
-                "reward": reward.mean((1, 2)),
-                "ess_fraction": ess,
-                "truncated_ess_fraction": capped.mean(-1) ** 2 / (capped * capped).mean(-1),
-                "mean_weight": w.mean(-1),
-                "max_share": share.amax(-1),
-                "kl": (torch.expm1(log_ratio) - log_ratio).mean((1, 2)),
-                "chi2": ((w - 1) ** 2).mean(-1),
-                "entropy": -(prob * log_prob).sum(-1).mean(-1),
-                "gradient_norm": size,
-            }
+            record = (
+                {}
+                if self.bare
+                else {
+                    "value": prob[:, torch.arange(len(self.target)), self.target].prod(-1),
+                    "reward": reward.mean((1, 2)),
+                    "ess_fraction": ess,
+                    "truncated_ess_fraction": capped.mean(-1) ** 2 / (capped * capped).mean(-1),
+                    "mean_weight": w.mean(-1),
+                    "max_share": share.amax(-1),
+                    "kl": (torch.expm1(log_ratio) - log_ratio).mean((1, 2)),
+                    "chi2": ((w - 1) ** 2).mean(-1),
+                    "entropy": -(prob * log_prob).sum(-1).mean(-1),
+                    "gradient_norm": size,
+                }
+            )
             before = self.logit.clone()
             self.optimizer.step()
             # Adam has one step size for all runs: scale each run's step afterwards
             self.logit.copy_(before + ess.sqrt()[:, None, None] * (self.logit - before))
-            self.history.append(self.logit.log_softmax(-1))
-            self.history = self.history[-self.lag - 1 :]
         return record
 
 
@@ -117,10 +120,10 @@ def cpu_seconds(update: Callable[[], object], updates: int) -> float:
     return time.process_time() - begin
 
 
-def against_torch(runs: int, lag: int, updates: int, rounds: int, precision: str) -> dict[str, Any]:
+def against_torch(runs: int, lag: int, updates: int, rounds: int, precision: str, *, bare: bool) -> dict[str, Any]:
     """Run-steps per second of both, and the median ratio of CPU times taken in turns."""
     torch.set_num_threads(1)
-    mine, theirs = learner(runs, lag), TorchLoop(runs, lag, getattr(torch, precision))
+    mine, theirs = learner(runs, lag), TorchLoop(runs, lag, getattr(torch, precision), bare=bare)
     cpu_seconds(mine.update, 16), cpu_seconds(theirs.update, 16)
     pairs = [(cpu_seconds(mine.update, updates), cpu_seconds(theirs.update, updates)) for _ in range(rounds)]
     ratio = [b / a for a, b in pairs]
@@ -128,6 +131,7 @@ def against_torch(runs: int, lag: int, updates: int, rounds: int, precision: str
         "runs": runs,
         "lag": lag,
         "torch_precision": precision,
+        "torch_records": "nothing" if bare else "the same",
         "vcposim_run_steps_per_second": runs * updates / statistics.median(a for a, _ in pairs),
         "torch_run_steps_per_second": runs * updates / statistics.median(b for _, b in pairs),
         "torch_time_over_vcposim_time": statistics.median(ratio),
@@ -167,7 +171,8 @@ def main() -> None:
     options = parser.parse_args()
     np.seterr(all="raise", under="ignore")
     beside = [
-        against_torch(runs, 16, options.updates, options.rounds, precision)
+        against_torch(runs, 16, options.updates, options.rounds, precision, bare=bare)
+        for bare in (False, True)
         for runs in (50, 200)
         for precision in ("float32", "float64")
     ]
@@ -178,7 +183,8 @@ def main() -> None:
     for row in beside:
         print(
             f"{row['runs']:.0f} runs, lag {row['lag']:.0f}: vcposim {row['vcposim_run_steps_per_second']:.0f} "
-            f"run-steps per CPU second, PyTorch {row['torch_precision']} {row['torch_run_steps_per_second']:.0f}; "
+            f"run-steps per CPU second, PyTorch {row['torch_precision']} recording {row['torch_records']} "
+            f"{row['torch_run_steps_per_second']:.0f}; "
             f"PyTorch takes {row['torch_time_over_vcposim_time']:.2f} times as long "
             f"({row['lowest_ratio']:.2f} to {row['highest_ratio']:.2f})"
         )
