@@ -6,6 +6,7 @@ which of the N rows belong to which trajectory: equal blocks for a padded batch,
 packed one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,12 @@ class Layout:
             return [(i * steps, (i + 1) * steps) for i in range(self.n)]
         each = rows // self.owner.numel()
         return [(start * each, stop * each) for start, stop in self.run]
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """Views of the rows of each trajectory, n of (steps, d)."""
+        if self.owner is None:
+            return x.unflatten(0, (self.n, -1)).unbind(0)
+        return [x[start:stop] for start, stop in self.bounds(x.shape[0])]
 
     def per_row(self, value: Tensor, rows: int) -> Tensor:
         """value (n,) spread over the rows (N, 1); padding of a packed batch gets 0."""

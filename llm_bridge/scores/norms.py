@@ -23,33 +23,45 @@ from torch import Tensor
 from llm_bridge.scores.layout import Layout
 
 
+Step = tuple[int, float, bool]
+
+
 class Sink:
     """Weight-gradient sums that instantiated blocks are added to: buffer_k = sum_i factor_ki block_i.
 
     Buffers come uninitialized; the first trajectory of a sum overwrites, which saves a pass over memory.
     """
 
-    def __init__(self, buffer: Sequence[Tensor], factor: Tensor) -> None:
-        self.buffer, self.factor = buffer, factor
-        self.by_trajectory: list[list[float]] = factor.t().tolist()
-        self._first = [next((i for i, f in enumerate(row) if f), -1) for row in factor.tolist()]
-        for total, first in zip(buffer, self._first, strict=True):
-            if first < 0:
+    def __init__(self, buffer: Sequence[Tensor], factor: Tensor, plan: Sequence[Sequence[Step]]) -> None:
+        self.buffer, self.factor, self.plan = buffer, factor, plan
+        for total, row in zip(buffer, factor.tolist(), strict=True):
+            if not any(row):
                 total.zero_()
 
     def add(self, i: int, target: Sequence[Tensor], block: Tensor) -> None:
         """Add trajectory i's block to `target`, the part of each buffer that it covers; i must come in order."""
-        for total, factor, first in zip(target, self.by_trajectory[i], self._first, strict=True):
-            if i == first:
-                torch.mul(block, factor, out=total)
-            elif factor:
-                total.add_(block, alpha=factor)
+        for k, factor, first in self.plan[i]:
+            if first:
+                torch.mul(block, factor, out=target[k])
+            else:
+                target[k].add_(block, alpha=factor)
 
     def set(self, block: Tensor) -> None:
         """All blocks (n, rows, cols) at once."""
         total = self.factor.to(block.device, block.dtype) @ block.flatten(1)
         for buffer, row in zip(self.buffer, total, strict=True):
             buffer.copy_(row.view_as(buffer))
+
+
+def sink_plan(factor: Tensor) -> list[list[Step]]:
+    """For each trajectory the sums it enters: (sum, factor, whether it is that sum's first).
+
+    >>> sink_plan(torch.tensor([[2.0, 0.0, 3.0], [0.0, 4.0, 5.0]]))
+    [[(0, 2.0, True)], [(1, 4.0, True)], [(0, 3.0, False), (1, 5.0, False)]]
+    """
+    first = [next((i for i, f in enumerate(row) if f), -1) for row in factor.tolist()]
+    each = factor.t().tolist()
+    return [[(k, f, i == first[k]) for k, f in enumerate(column) if f] for i, column in enumerate(each)]
 
 
 class Scratch:
@@ -84,20 +96,29 @@ def block_sq_norms(
 ) -> Tensor:
     """Exact norms (n,) from blocks of about `size` entries, each squared and handed to the sink while in cache."""
     rows, cols = left.shape[1], right.shape[1]
-    height = max(16, min(rows, size // cols))
-    pairs = [(left[s:e].t(), right[s:e]) for s, e in layout.bounds(left.shape[0])]
-    square = []
+    height = band_height(rows, cols, size)
+    right_each, square, plain = layout.split(right), [], left.dtype == sum_dtype(left.dtype)
     for top in range(0, rows, height):
         band = slice(top, min(rows, top + height))
         flat = scratch.take((band.stop - top) * cols, left)
         block = flat.view(-1, cols)
         target = [] if sink is None else [total[band] for total in sink.buffer]
-        for i, (left_i, right_i) in enumerate(pairs):
-            torch.mm(left_i if height == rows else left_i[band], right_i, out=block)
-            square.append(square_sum(flat))
+        for i, (left_i, right_i) in enumerate(zip(layout.split(left[:, band]), right_each, strict=True)):
+            torch.mm(left_i.t(), right_i, out=block)
+            square.append(torch.dot(flat, flat) if plain else square_sum(flat))
             if sink is not None:
                 sink.add(i, target, block)
     return torch.stack(square).view(-1, layout.n).sum(0)
+
+
+def band_height(rows: int, cols: int, size: int) -> int:
+    """Rows of a block of about `size` entries that cuts (rows, cols) into equal bands.
+
+    >>> [band_height(864, 320, size) for size in (1 << 14, 1 << 16, 1 << 17, 1 << 20)]
+    [51, 216, 432, 864]
+    """
+    bands = max(1, min(rows // 16, round(rows * cols / size)))
+    return -(-rows // bands)
 
 
 def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | None, scratch: Scratch) -> Tensor:
@@ -117,7 +138,8 @@ def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, cache: "GramCache
     if layout.steps(left.shape[0]) is not None:
         first, second = (cache.gram(x, layout.n).flatten(1).to(kind) for x in (left, right))
         return torch.linalg.vecdot(first, second)
-    return torch.stack([_one_gram(left[s:e], right[s:e], kind) for s, e in layout.bounds(left.shape[0])])
+    pairs = zip(layout.split(left), layout.split(right), strict=True)
+    return torch.stack([_one_gram(left_i, right_i, kind) for left_i, right_i in pairs])
 
 
 def _one_gram(left: Tensor, right: Tensor, kind: torch.dtype) -> Tensor:
@@ -158,8 +180,8 @@ def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, columns: int, g
     if steps is not None:
         block = torch.bmm(thin.view(layout.n, steps, -1).mT, left.view(layout.n, steps, -1))
         return block.flatten(1).to(sum_dtype(block.dtype)).square().sum(1) / columns
-    bounds = layout.bounds(left.shape[0])
-    return torch.stack([square_sum(thin[s:e].t() @ left[s:e]) for s, e in bounds]) / columns
+    pairs = zip(layout.split(thin), layout.split(left), strict=True)
+    return torch.stack([square_sum(thin_i.t() @ left_i) for thin_i, left_i in pairs]) / columns
 
 
 def embedding_sq_norms(token: Tensor, grad: Tensor, layout: Layout, vocabulary: int) -> Tensor:

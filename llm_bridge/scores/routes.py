@@ -13,6 +13,10 @@ vanish. For rewards 0 and 1 those are b = 0 and b = 1, each trajectory enters on
 0 <= b <= 1 cannot cancel. Several groups in one call, c = u + sum_g a_g v_g, take one sum per group and one for u;
 when groups are many, give each group its own pass.
 
+Where a trajectory enters one sum only, its factor can go into the objective before the backward (`Line.fold`): the
+operands arrive scaled, and neighbors in the batch that enter the same sum share one product. Norms are divided by
+the fold.
+
 Vectors (biases, norm scales) and embeddings are small or sparse per trajectory: both routes keep those as they are.
 """
 
@@ -23,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Sink, sum_dtype
+from llm_bridge.scores.norms import Sink, sink_plan, sum_dtype
 from vcposim.errors import InputError
 
 
@@ -40,6 +44,11 @@ class Route:
     """Keeps what the gradient needs; this base keeps nothing of matrices (norms only)."""
 
     sinks: float = 0.0
+    """how many sums a trajectory's block enters on average; 0: norms only"""
+    run: float = 1.0
+    """how many neighbors share a product on average"""
+    fold: Tensor | None = None
+    """(n,) what the objective of each trajectory is to be multiplied by before the backward"""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -50,8 +59,8 @@ class Route:
         """Sums to add instantiated blocks of this weight to, if the route has any."""
         return None
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        """Keep or add up left^T right of a weight whose blocks have not gone into a sink."""
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, whole: bool) -> None:
+        """Keep or add up left^T right of a weight whose blocks have not gone into a sink; `whole`: in one product."""
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
         """Keep the per-trajectory gradients (n, d) of a bias or scale."""
@@ -63,6 +72,8 @@ class Route:
 
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept."""
+        if self.fold is not None:
+            coefficient = coefficient / self.fold.to(coefficient)
         for param, grad in self._vector:
             add_grad(param, -(coefficient.to(grad.dtype) @ grad))
         for param, token, grad in self._embedding:
@@ -80,7 +91,7 @@ class General(Route):
         super().__init__(layout)
         self._matrix: list[tuple[nn.Parameter, Tensor, Tensor]] = []
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor) -> None:
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, whole: bool) -> None:
         self._matrix.append((param, left, right))
 
     def finish(self, coefficient: Tensor) -> None:
@@ -97,11 +108,13 @@ class General(Route):
 
 @dataclass(frozen=True)
 class Line:
-    """Coefficients c = u + a v (one unknown) or u + sum_g a_g v_g, as known rows `basis` (m, n) of the sums to form."""
+    """Coefficients c = u + a v (one unknown) or u + sum_g a_g v_g, as known rows `basis` (m, n) of the sums to form; basis = fold factor."""
 
     known: Tensor
     slope: Tensor
     basis: Tensor
+    fold: Tensor
+    factor: Tensor
     anchor: tuple[float, float] | None
 
     @classmethod
@@ -115,10 +128,11 @@ class Line:
                     f"give finite u ({n},), v ({n},) or (groups, {n})"
                 )
         if slope.shape[0] > 1:
-            return cls(known, slope, torch.cat([known[None], slope]), None)
+            basis = torch.cat([known[None], slope])
+            return cls(known, slope, basis, *_folded(basis), None)
         first, second = _anchors(known, slope[0])
         basis = torch.stack([_vanishing(known, slope[0], a) for a in (first, second)])
-        return cls(known, slope, basis, (first, second))
+        return cls(known, slope, basis, *_folded(basis), (first, second))
 
     def unknown(self, coefficient: Tensor) -> Tensor:
         """a (groups,) of the given c; Raises InputError when c is not on the line, beyond its dtype's rounding."""
@@ -151,21 +165,24 @@ class Affine(Route):
         super().__init__(layout)
         self.line = line
         self.sinks = float((line.basis != 0).sum()) / max(1, layout.n)
-        self._factor = -line.basis  # the tape descends: sums carry the minus sign from the start
+        self.fold = line.fold
+        self._factor = -line.factor  # the tape descends: sums carry the minus sign from the start
+        runs = [len(_runs(row, [(i, i + 1) for i in range(layout.n)])) for row in self._factor.tolist()]
+        self.run = float((line.factor != 0).sum()) / max(1, sum(runs))
+        self._plan = sink_plan(self._factor)
         self._sum: list[tuple[nn.Parameter, Sequence[Tensor]]] = []
 
     def sink(self, param: nn.Parameter) -> Sink:
         total = [torch.empty_like(param, dtype=sum_dtype(param.dtype)) for _ in self._factor]
         self._sum.append((param, total))
-        return Sink(total, self._factor)
+        return Sink(total, self._factor, self._plan)
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor) -> None:
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, whole: bool) -> None:
         for total, factor in zip(self.sink(param).buffer, self._factor, strict=True):
-            a, b = _scaled(self.layout, left, right, factor)
-            if total.dtype == a.dtype:
-                torch.mm(a.t(), b, out=total)
+            if whole or total.dtype != left.dtype:
+                _sum_whole(self.layout, left, right, factor, total)
             else:
-                total.copy_(a.t() @ b)
+                _sum_runs(self.layout, left, right, factor, total)
 
     def finish(self, coefficient: Tensor) -> None:
         share = self.line.share(self.line.unknown(coefficient))
@@ -175,14 +192,43 @@ class Affine(Route):
         super().finish(coefficient)
 
 
-def _scaled(layout: Layout, left: Tensor, right: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Operands of sum_i factor_i left_i^T right_i, without the trajectories whose factor is zero."""
+def _sum_runs(layout: Layout, left: Tensor, right: Tensor, factor: Tensor, total: Tensor) -> None:
+    """total = sum_i factor_i left_i^T right_i, a product per run of neighbors with equal factors: copies nothing."""
+    begun = False
+    for f, rows in _runs(factor.tolist(), layout.bounds(left.shape[0])):
+        torch.addmm(total, left[rows].t(), right[rows], beta=int(begun), alpha=f, out=total)
+        begun = True
+    if not begun:
+        total.zero_()
+
+
+def _runs(factor: list[float], bounds: list[tuple[int, int]]) -> list[tuple[float, slice]]:
+    """Neighboring rows of equal nonzero factors.
+
+    >>> _runs([1.0, 1.0, 0.0, 2.0], [(0, 3), (3, 5), (5, 6), (6, 9)])
+    [(1.0, slice(0, 5, None)), (2.0, slice(6, 9, None))]
+    """
+    runs: list[tuple[float, slice]] = []
+    for f, (start, stop) in zip(factor, bounds, strict=True):
+        if runs and runs[-1][0] == f and runs[-1][1].stop == start:
+            start = runs.pop()[1].start
+        if f:
+            runs.append((f, slice(start, stop)))
+    return runs
+
+
+def _sum_whole(layout: Layout, left: Tensor, right: Tensor, factor: Tensor, total: Tensor) -> None:
+    """The same in one product, of copies without the trajectories whose factor is zero."""
     each = layout.per_row(factor.to(left.device, left.dtype), left.shape[0])
     keep = factor != 0
     if not bool(keep.all()):
         row = layout.per_row(keep.to(left.device), left.shape[0]).squeeze(1).nonzero().squeeze(1)
         left, right, each = left.index_select(0, row), right.index_select(0, row), each[row]
-    return (left * each, right) if left.shape[1] < right.shape[1] else (left, right * each)
+    left, right = (left * each, right) if left.shape[1] < right.shape[1] else (left, right * each)
+    if total.dtype == left.dtype:
+        torch.mm(left.t(), right, out=total)
+    else:
+        total.copy_(left.t() @ right)
 
 
 def _combine(total: Sequence[Tensor], share: list[float]) -> Tensor:
@@ -194,6 +240,17 @@ def _combine(total: Sequence[Tensor], share: list[float]) -> Tensor:
     for other, factor in zip(total[1:], share[1:], strict=True):
         first.add_(other, alpha=factor)
     return first
+
+
+def _folded(basis: Tensor) -> tuple[Tensor, Tensor]:
+    """(fold (n,), factor (m, n)) with basis = fold factor; a trajectory in one sum only has the common factor there.
+
+    Not folded are trajectories in several sums or none, and factors so small that scaling would cost precision.
+    """
+    largest = basis.abs().max()
+    single = ((basis != 0).sum(0) == 1) & (basis.abs().amax(0) >= 1e-3 * largest)
+    fold = torch.where(single, basis.sum(0) / largest, 1.0)
+    return fold, torch.where(single, torch.where(basis != 0, largest, 0.0), basis)
 
 
 def _vanishing(known: Tensor, slope: Tensor, a: float) -> Tensor:

@@ -14,7 +14,6 @@ from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighte
 from llm_bridge.scores.norms import (
     embedding_sq_norms,
     head_at_token,
-    sketch_sq_norms,
     sum_dtype,
     tied_cross_term,
 )
@@ -130,7 +129,13 @@ class ScoreTape:
         line = None if affine is None else Line.of(*affine, layout.n)
         again = self._subset is not None
         route = _route(layout, line, keep and not again)
-        norms = self._run(route, layout, weighted(log_prob, mask, token_weight).sum(), retain=again and keep)
+        objective = weighted(log_prob, mask, token_weight)
+        if route.fold is not None:
+            fold = route.fold.to(objective.device)
+            objective = objective * layout.per_row(fold.to(objective.dtype), objective.numel()).view_as(objective)
+        norms = self._run(route, layout, objective.sum(), retain=again and keep)
+        if route.fold is not None:
+            norms = norms / fold.square().to(norms.dtype)
         if keep:
             total = trajectory_sums(log_prob, mask, token_weight, segment) if again else None
             self._finish = route.finish if total is None else self._second_backward(total)
@@ -241,7 +246,7 @@ class ScorePass:
         self._norm: Tensor | None = None
         self._seen: set[tuple[str, nn.Parameter]] = set()
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Tensor]] = {}
-        self._work = Workspace()
+        self._work = Workspace(tape.columns, tape.generator)
 
     def result(self, objective: Tensor) -> Tensor:
         """The norms (n,) so far; Raises InputError if no layer reported."""
@@ -256,12 +261,9 @@ class ScorePass:
             return
         grad, x = self.layout.flatten(name, grad), self.layout.flatten(name, x)
         left, right = (x, grad) if transposed else (grad, x)
-        if self._tape.norm == "sketch":
-            self._add(sketch_sq_norms(left, right, self.layout, self._tape.columns, self._tape.generator))
-            self.route.matrix(weight, left, right)
-        else:
-            choice = fastest(self._tape.method, left, right, self.layout, self.route.sinks)
-            self._add(take(choice, weight, left, right, self.layout, self.route, self._work))
+        method = "sketch" if self._tape.norm == "sketch" else self._tape.method
+        choice = fastest(method, left, right, self.layout, self.route)
+        self._add(take(choice, weight, left, right, self.layout, self.route, self._work))
         if weight in self._token:
             token = self.layout.flatten(name, self._token[weight].unsqueeze(-1)).squeeze(1)
             self._head[weight] = (token, head_at_token(grad, token, self.layout), x)

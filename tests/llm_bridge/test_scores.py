@@ -124,7 +124,7 @@ def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
 
 @pytest.mark.parametrize("size", [1, 16, 100])
 def test_blocks_need_not_divide_the_weight(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_bridge.scores.calibration.BLOCK_SIZES", (1, size * 24, 1))
+    monkeypatch.setattr("llm_bridge.scores.calibration.BLOCK_SIZES", (1, 1, size * 24, 1))
     compare(tiny_model("llama", tied=True), padded_batch(), affine=True, method="block")
 
 
