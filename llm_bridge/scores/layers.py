@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm_bridge.scores.layout import Layout, Operands
+
 # Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias.
 Forward = Callable[..., Tensor]
 
@@ -23,7 +25,9 @@ Forward = Callable[..., Tensor]
 class Pass(Protocol):
     """What a layer reports to: one backward for score norms."""
 
-    def matrix(self, name: str, weight: nn.Parameter, grad: Tensor, x: Tensor, transposed: bool) -> None: ...
+    layout: Layout
+
+    def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None: ...
 
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None: ...
 
@@ -91,13 +95,16 @@ class _Matrix(torch.autograd.Function):
         ask_x, ask_weight, ask_bias = ctx.needs_input_grad[:3]
         with torch.autocast(grad.device.type, enabled=False):
             matrix = (weight.t() if ctx.transposed else weight).to(grad.dtype)
-            grad_x = grad @ matrix if ask_x else None
-            if ctx.tape.running is None:
+            running = ctx.tape.running
+            if running is None:
+                grad_x = grad @ matrix if ask_x else None
                 return grad_x, *_matrix_grads(ctx, x, grad, ask_weight, ask_bias), None, None, None
+            live = Operands.of(running.layout, ctx.name, grad, x.detach())
+            grad_x = live.spread(live.grad @ matrix).view(x.shape) if ask_x else None
             if ask_weight:
-                ctx.tape.running.matrix(ctx.name, ctx.weight, grad, x.detach(), ctx.transposed)
+                running.matrix(ctx.name, ctx.weight, live, ctx.transposed)
             if ask_bias:
-                ctx.tape.running.vector(ctx.name, ctx.bias, grad)
+                running.vector(ctx.name, ctx.bias, grad)
         return grad_x, None, None, None, None, None
 
 

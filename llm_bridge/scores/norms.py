@@ -125,7 +125,7 @@ def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
     """Exact norms (n,) from all trajectories' blocks at once: few launches, n times the weight's memory."""
     n, rows, cols = layout.n, left.shape[1], right.shape[1]
     block = scratch.take(n * rows * cols, left).view(n, rows, cols)
-    torch.bmm(left.view(n, -1, rows).mT, right.view(n, -1, cols), out=block)
+    torch.bmm(_by_trajectory(left, n).mT, _by_trajectory(right, n), out=block)
     if sink is not None:
         sink.set(block)
     flat = block.flatten(1).to(sum_dtype(block.dtype))
@@ -135,7 +135,7 @@ def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
 def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, cache: "GramCache") -> Tensor:
     """Exact norms (n,) from the trajectories' T x T Gram matrices, never forming a weight-shaped array."""
     kind = sum_dtype(left.dtype)
-    if layout.steps(left.shape[0]) is not None:
+    if layout.owner is None:
         first, second = (cache.gram(x, layout.n).flatten(1).to(kind) for x in (left, right))
         return torch.linalg.vecdot(first, second)
     pairs = zip(layout.split(left), layout.split(right), strict=True)
@@ -147,7 +147,7 @@ def _one_gram(left: Tensor, right: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _gram(x: Tensor, n: int) -> Tensor:
-    rows = x.view(n, -1, x.shape[1])
+    rows = _by_trajectory(x, n)
     return torch.bmm(rows, rows.mT)
 
 
@@ -173,15 +173,24 @@ def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, columns: int, g
     """Unbiased estimate (n,) of the norms from `columns` random signings of the wider operand."""
     if left.shape[1] > right.shape[1]:
         left, right = right, left
-    shape = (right.shape[1], columns)
-    sign = torch.randint(0, 2, shape, generator=generator, device=generator.device, dtype=torch.int8)
-    thin = right @ (2 * sign.to(right.device) - 1).to(right.dtype)
-    steps = layout.steps(left.shape[0])
-    if steps is not None:
-        block = torch.bmm(thin.view(layout.n, steps, -1).mT, left.view(layout.n, steps, -1))
-        return block.flatten(1).to(sum_dtype(block.dtype)).square().sum(1) / columns
+    thin = right @ random_signs(right.shape[1], columns, generator).to(right.device, right.dtype)
+    if layout.owner is None:
+        block = torch.bmm(_by_trajectory(thin, layout.n).mT, _by_trajectory(left, layout.n)).flatten(1)
+        block = block.to(sum_dtype(block.dtype))
+        return torch.linalg.vecdot(block, block) / columns
     pairs = zip(layout.split(thin), layout.split(left), strict=True)
     return torch.stack([square_sum(thin_i.t() @ left_i) for thin_i, left_i in pairs]) / columns
+
+
+def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Independent signs -1, 1 (rows, columns), 32 to a draw."""
+    word = torch.randint(0, 1 << 32, (rows, -(-columns // 32), 1), generator=generator, device=generator.device)
+    bit = (word >> torch.arange(32, device=word.device)) & 1
+    return 2 * bit.flatten(1)[:, :columns] - 1
+
+
+def _by_trajectory(x: Tensor, n: int) -> Tensor:
+    return x.view(n, -1, x.shape[1])
 
 
 def embedding_sq_norms(token: Tensor, grad: Tensor, layout: Layout, vocabulary: int) -> Tensor:
@@ -194,19 +203,17 @@ def embedding_sq_norms(token: Tensor, grad: Tensor, layout: Layout, vocabulary: 
     return norm[1:]
 
 
-def head_at_token(left: Tensor, token: Tensor, layout: Layout) -> list[Tensor]:
-    """Output gradients of a head at the trajectory's own input tokens, (T, T) each: all that the cross term needs."""
-    head, emb = layout.bounds(left.shape[0]), layout.bounds(token.numel())
-    return [left[s:e].index_select(1, token[a:b]) for (s, e), (a, b) in zip(head, emb, strict=True)]
+def head_at_token(left: Sequence[Tensor], token: Sequence[Tensor]) -> list[Tensor]:
+    """Output gradients of a head at the trajectory's own input tokens, (S, T) each: all that the cross term needs."""
+    return [left_i.index_select(1, token_i) for left_i, token_i in zip(left, token, strict=True)]
 
 
-def tied_cross_term(at_token: list[Tensor], hidden: Tensor, grad: Tensor, layout: Layout) -> Tensor:
+def tied_cross_term(at_token: Sequence[Tensor], hidden: Sequence[Tensor], grad: Sequence[Tensor]) -> Tensor:
     """<g_embedding, g_head> (n,) of a weight used as both: sum_st left_s[token_t] <hidden_s, grad_t>."""
-    head, emb = layout.bounds(hidden.shape[0]), layout.bounds(grad.shape[0])
-    kind = sum_dtype(torch.promote_types(hidden.dtype, grad.dtype))
+    kind = sum_dtype(torch.promote_types(hidden[0].dtype, grad[0].dtype))
     return torch.stack(
         [
-            (gathered.to(kind) * (hidden[s:e].to(kind) @ grad[a:b].to(kind).t())).sum()
-            for gathered, (s, e), (a, b) in zip(at_token, head, emb, strict=True)
+            (at.to(kind) * (hidden_i.to(kind) @ grad_i.to(kind).t())).sum()
+            for at, hidden_i, grad_i in zip(at_token, hidden, grad, strict=True)
         ]
     )

@@ -59,8 +59,11 @@ class Route:
         """Sums to add instantiated blocks of this weight to, if the route has any."""
         return None
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, whole: bool) -> None:
-        """Keep or add up left^T right of a weight whose blocks have not gone into a sink; `whole`: in one product."""
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+        """Keep or add up left^T right of a weight whose blocks have not gone into a sink; `whole`: in one product.
+
+        `layout` says whose the rows of this weight's operands are.
+        """
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
         """Keep the per-trajectory gradients (n, d) of a bias or scale."""
@@ -89,15 +92,15 @@ class General(Route):
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
-        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout]] = []
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, whole: bool) -> None:
-        self._matrix.append((param, left, right))
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+        self._matrix.append((param, left, right, layout))
 
     def finish(self, coefficient: Tensor) -> None:
         while self._matrix:
-            param, left, right = self._matrix.pop()
-            factor = -self.layout.per_row(coefficient.to(left.dtype), left.shape[0])
+            param, left, right, layout = self._matrix.pop()
+            factor = -layout.per_row(coefficient.to(left.dtype), left.shape[0])
             if left.shape[1] < right.shape[1]:
                 left = left * factor
             else:
@@ -177,12 +180,12 @@ class Affine(Route):
         self._sum.append((param, total))
         return Sink(total, self._factor, self._plan)
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, whole: bool) -> None:
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
         for total, factor in zip(self.sink(param).buffer, self._factor, strict=True):
             if whole or total.dtype != left.dtype:
-                _sum_whole(self.layout, left, right, factor, total)
+                _sum_whole(layout, left, right, factor, total)
             else:
-                _sum_runs(self.layout, left, right, factor, total)
+                _sum_runs(layout, left, right, factor, total)
 
     def finish(self, coefficient: Tensor) -> None:
         share = self.line.share(self.line.unknown(coefficient))

@@ -1,6 +1,6 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
 from llm_bridge.scores.layers import twin_forward
-from llm_bridge.scores.layout import Layout
+from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
 from llm_bridge.scores.norms import (
     embedding_sq_norms,
@@ -245,7 +245,7 @@ class ScorePass:
         self._tape, self._token, self._subset = tape, token, tape._subset
         self._norm: Tensor | None = None
         self._seen: set[tuple[str, nn.Parameter]] = set()
-        self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Tensor]] = {}
+        self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
         self._work = Workspace(tape.columns, tape.generator)
 
     def result(self, objective: Tensor) -> Tensor:
@@ -255,18 +255,19 @@ class ScorePass:
         return self._norm.to(sum_dtype(objective.dtype))
 
     @torch.no_grad()
-    def matrix(self, name: str, weight: nn.Parameter, grad: Tensor, x: Tensor, transposed: bool) -> None:
-        """A linear map's weight: output gradients and inputs (row, time, ...)."""
+    def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
+        """A linear map's weight: output gradients and inputs."""
         if not self._wants("matrix", name, weight):
             return
-        grad, x = self.layout.flatten(name, grad), self.layout.flatten(name, x)
+        grad, x, layout = operands.grad, operands.x, operands.layout
         left, right = (x, grad) if transposed else (grad, x)
         method = "sketch" if self._tape.norm == "sketch" else self._tape.method
-        choice = fastest(method, left, right, self.layout, self.route)
-        self._add(take(choice, weight, left, right, self.layout, self.route, self._work))
+        choice = fastest(method, left, right, layout, self.route)
+        self._add(take(choice, weight, left, right, layout, self.route, self._work))
         if weight in self._token:
             token = self.layout.flatten(name, self._token[weight].unsqueeze(-1)).squeeze(1)
-            self._head[weight] = (token, head_at_token(grad, token, self.layout), x)
+            at_token = head_at_token(layout.split(grad), self.layout.split(token))
+            self._head[weight] = (token, at_token, layout.split(x))
 
     @torch.no_grad()
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
@@ -293,7 +294,7 @@ class ScorePass:
                 raise InputError(
                     f"{name}: another forward ran before the norms; call score_sq_norms after each forward"
                 )
-            self._add(2 * tied_cross_term(gathered, hidden, grad, self.layout))
+            self._add(2 * tied_cross_term(gathered, hidden, self.layout.split(grad)))
         self.route.embedding(weight, token, grad)
 
     def _add(self, square: Tensor) -> None:

@@ -291,7 +291,7 @@ def _forget_bias(self: tape.ScorePass, name: str, param: nn.Parameter, grad: Ten
 
 _VECTOR = tape.ScorePass.vector
 _WRONG: dict[str, tuple[object, str, object]] = {
-    "tied cross term dropped": (tape, "tied_cross_term", lambda at, h, grad, layout: grad.new_zeros(layout.n)),
+    "tied cross term dropped": (tape, "tied_cross_term", lambda at, h, grad: grad[0].new_zeros(len(grad))),
     "tied cross term once": (tape, "tied_cross_term", lambda *a, f=tape.tied_cross_term: f(*a) / 2),
     "mask forgotten": (tape, "weighted", lambda log_prob, mask, weight: log_prob),
     "token weight forgotten": (tape, "weighted", lambda lp, m, w, f=tape.weighted: f(lp, m, None)),
