@@ -60,7 +60,7 @@ def take(
             norm = block_sq_norms(left, right, layout, sink, work.scratch, how)
         if sink is not None:
             return norm
-    route.matrix(weight, left, right, layout, whole=how != RUNS)  # large products first: they bring the operands into cache
+    route.matrix(weight, left, right, layout, whole=how != RUNS)  # first: it brings the operands into cache
     if method == "gram":
         return gram_sq_norms(left, right, layout, work.gram)
     if method == "sketch":

@@ -9,6 +9,7 @@ Known by what they do, not by their names: `nn.Linear`, `nn.Embedding`, GPT-2's 
 `*RMSNorm` that a probe on random input shows to be w * x / rms(x) or (1 + w) * x / rms(x).
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ def twin_forward(module: Any, name: str, tape: Recorder) -> Forward | None:
         return None
     if kind is nn.Linear.forward:
         return _matrix_twin(module, name, tape, transposed=False)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+    if any(c.__name__ == "Conv1D" for c in type(module).__mro__) and hasattr(module, "nf"):
         return _matrix_twin(module, name, tape, transposed=True)
     if kind is nn.Embedding.forward:
         return _embedding_twin(module, name, tape)
@@ -296,8 +297,13 @@ def rms_form(module: nn.Module) -> RmsForm | None:
 @torch.no_grad()
 def _probe(module: nn.Module, weight: Tensor, eps: float) -> RmsForm | None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, weight.shape[0], generator=generator, dtype=torch.float64).to(weight)
-    expected = module(x)
+    x, weight = (
+        torch.randn(*shape, weight.shape[0], generator=generator, dtype=torch.float64).to(weight.device, weight.dtype)
+        for shape in ((2, 3), ())
+    )
+    stand_in = copy.copy(module)  # with a weight of its own: the module's may be sharded, or all ones
+    stand_in._parameters = {"weight": nn.Parameter(weight)}
+    expected = type(module).forward(stand_in, x)
     for offset in (0, 1):
         for inner in (None, torch.float32):
             wide = torch.promote_types(x.dtype, torch.float32) if inner is None else inner

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vcposim.errors import InputError
 
-
 _WORTH_A_COPY = 1 / 8
 
 

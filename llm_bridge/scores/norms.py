@@ -22,7 +22,6 @@ from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
 
-
 Step = tuple[int, float, bool]
 
 

@@ -20,11 +20,12 @@ the fold.
 Vectors (biases, norm scales) and embeddings are small or sparse per trajectory: both routes keep those as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
 
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import Sink, sink_plan, sum_dtype
@@ -32,8 +33,16 @@ from vcposim.errors import InputError
 
 
 def add_grad(param: nn.Parameter, grad: Tensor) -> None:
-    """p.grad += grad, in the parameter's dtype; takes the array itself where there was none."""
-    grad = grad.view(param.shape).to(param.dtype)
+    """p.grad += grad, in the parameter's dtype; takes the array itself where there was none.
+
+    A sharded parameter (DTensor, FSDP2) gets its shard of the sum of all ranks' grads: a collective.
+    """
+    grad = grad.view(param.shape)
+    if isinstance(param, DTensor):
+        mesh = param.device_mesh
+        partial = DTensor.from_local(grad, mesh, [Partial()] * mesh.ndim, run_check=False)
+        grad = partial.redistribute(mesh, param.placements)
+    grad = grad.to(param.dtype)
     if param.grad is None:
         param.grad = grad
     else:
@@ -50,10 +59,14 @@ class Route:
     fold: Tensor | None = None
     """(n,) what the objective of each trajectory is to be multiplied by before the backward"""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+        self.layout, self._stored = layout, stored or {}
         self._vector: list[tuple[nn.Parameter, Tensor]] = []
         self._embedding: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+
+    def give(self, param: nn.Parameter, grad: Tensor) -> None:
+        """Add to the gradient of the parameter that the optimizer holds: a shard, where `param` was gathered."""
+        add_grad(self._stored.get(param, param), grad)
 
     def sink(self, param: nn.Parameter) -> Sink | None:
         """Sums to add instantiated blocks of this weight to, if the route has any."""
@@ -78,20 +91,21 @@ class Route:
         if self.fold is not None:
             coefficient = coefficient / self.fold.to(coefficient)
         for param, grad in self._vector:
-            add_grad(param, -(coefficient.to(grad.dtype) @ grad))
+            self.give(param, -(coefficient.to(grad.dtype) @ grad))
         for param, token, grad in self._embedding:
-            if param.grad is None:
-                param.grad = torch.zeros_like(param)
             scaled = grad * -self.layout.per_row(coefficient.to(grad.dtype), grad.shape[0])
-            param.grad.index_add_(0, token, scaled.to(param.dtype))
+            if param.grad is None:
+                self.give(param, torch.zeros_like(param).index_add_(0, token, scaled.to(param.dtype)))
+            else:
+                param.grad.index_add_(0, token, scaled.to(param.dtype))
         self._vector, self._embedding = [], []
 
 
 class General(Route):
     """Any coefficients: operands of every matrix are kept until the coefficients are known."""
 
-    def __init__(self, layout: Layout) -> None:
-        super().__init__(layout)
+    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+        super().__init__(layout, stored)
         self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout]] = []
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
@@ -105,13 +119,16 @@ class General(Route):
                 left = left * factor
             else:
                 right = right * factor
-            add_grad(param, left.t() @ right)
+            self.give(param, left.t() @ right)
         super().finish(coefficient)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Coefficients c = u + a v (one unknown) or u + sum_g a_g v_g, as known rows `basis` (m, n) of the sums to form; basis = fold factor."""
+    """Coefficients c = u + a v (one unknown) or u + sum_g a_g v_g, as known rows `basis` (m, n) of the sums to form.
+
+    basis = fold factor, see `_folded`.
+    """
 
     known: Tensor
     slope: Tensor
@@ -164,8 +181,8 @@ class Line:
 class Affine(Route):
     """Coefficients on a known line: blocks are added to the line's sums at once, and nothing else is kept."""
 
-    def __init__(self, layout: Layout, line: Line) -> None:
-        super().__init__(layout)
+    def __init__(self, layout: Layout, line: Line, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+        super().__init__(layout, stored)
         self.line = line
         self.sinks = float((line.basis != 0).sum()) / max(1, layout.n)
         self.fold = line.fold
@@ -191,7 +208,7 @@ class Affine(Route):
         share = self.line.share(self.line.unknown(coefficient))
         while self._sum:
             param, total = self._sum.pop()
-            add_grad(param, _combine(total, share))
+            self.give(param, _combine(total, share))
         super().finish(coefficient)
 
 
