@@ -8,8 +8,7 @@ trajectory is held by exactly one rank.
   the same inputs. Passing the world instead counts trajectories once per copy: the ESS *fraction* survives that,
   leave-one-out baselines, counts and gradients do not.
 - A rank without trajectories (an empty shard, a stage that sees no log-probabilities) takes part with zero rows, or
-with
-  rows marked absent. It is neutral: it must not read ESS 0, and it must not be left out of the collective, which
+  with rows marked absent. It is neutral: it must not read ESS 0, and it must not be left out of the collective, which
   would hang.
 - A context-parallel rank holds some *tokens* of a trajectory: sum its token log-ratios over that group first.
 
@@ -19,7 +18,8 @@ numbers a group.
 
 **Gradients.** DDP and FSDP2 *average* over ranks. Coefficients here already carry the global measure, so multiply
 the local surrogate by `world_size()`; the average is then the sum. After `ScoreTape.backward`, which fills p.grad
-without DDP's hooks, call `sum_gradients`.
+without DDP's hooks, call `sum_gradients`; under FSDP2 `ScoreTape.backward` has put the sum over ranks, this rank's
+shard of it, into p.grad itself.
 """
 
 from collections.abc import Iterable
@@ -30,6 +30,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llm_bridge.groups import Groups
 from llm_bridge.moments import GroupSums, part_sums, split_coefficient, split_measure
@@ -170,11 +171,14 @@ def gather_batch(batch: Batch, group: Tensor, process_group: ProcessGroup = None
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter], process_group: ProcessGroup = None) -> None:
-    """p.grad <- sum of p.grad over ranks, for gradients that no wrapper reduces; a missing gradient counts as zero."""
+    """p.grad <- sum of p.grad over ranks, for gradients that no wrapper reduces; a missing gradient counts as zero.
+
+    Sharded parameters (FSDP2) are passed over: theirs is the sum already.
+    """
     if world_size(process_group) == 1:
         return
     for p in parameters:
-        if p.requires_grad:
+        if p.requires_grad and not isinstance(p, DTensor):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             dist.all_reduce(p.grad, group=process_group)
 

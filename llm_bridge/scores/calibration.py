@@ -19,46 +19,62 @@ import torch
 from torch import Tensor, nn
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import GramCache, Scratch, batch_sq_norms, block_sq_norms, gram_sq_norms
+from llm_bridge.scores.norms import (
+    GramCache,
+    Scratch,
+    batch_sq_norms,
+    block_sq_norms,
+    gram_sq_norms,
+    sketch_sq_norms,
+)
 from llm_bridge.scores.routes import Affine, Line, Route
 
 Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram")
-BLOCK_SIZES = (1 << 16, 1 << 18, 1 << 20)
+BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
+WHOLE, RUNS = 0, 1
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 
 
 class Workspace:
-    """What a pass reuses from layer to layer: working memory and the last input's Gram matrices."""
+    """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = 16, generator: torch.Generator | None = None) -> None:
         self.scratch, self.gram = Scratch(), GramCache()
+        self.columns, self.generator = columns, generator or torch.Generator().manual_seed(0)
 
 
 def take(
     choice: Choice, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, route: Route, work: Workspace
 ) -> Tensor:
-    """Norms (n,) of left^T right by `choice` (method, block size); the route gets the blocks, or else the operands."""
-    method, size = choice
-    sink = None if method == "gram" else route.sink(weight)
+    """Norms (n,) of left^T right by `choice`: (block, entries), (batch, 0), (gram or sketch, sums in WHOLE or RUNS).
+
+    The route gets the instantiated blocks or, where there are none, the operands.
+    """
+    method, how = choice
+    if method in ("block", "batch"):
+        sink = route.sink(weight)
+        if method == "batch":
+            norm = batch_sq_norms(left, right, layout, sink, work.scratch)
+        else:
+            norm = block_sq_norms(left, right, layout, sink, work.scratch, how)
+        if sink is not None:
+            return norm
+    route.matrix(weight, left, right, layout, whole=how != RUNS)  # first: it brings the operands into cache
     if method == "gram":
-        norm = gram_sq_norms(left, right, layout, work.gram)
-    elif method == "batch":
-        norm = batch_sq_norms(left, right, layout, sink, work.scratch)
-    else:
-        norm = block_sq_norms(left, right, layout, sink, work.scratch, size)
-    if sink is None:
-        route.matrix(weight, left, right)
+        return gram_sq_norms(left, right, layout, work.gram)
+    if method == "sketch":
+        return sketch_sq_norms(left, right, layout, work.columns, work.generator)
     return norm
 
 
-def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, sinks: float) -> Choice:
-    """The choice for this layer; `sinks` is how many sums a trajectory's block enters on average (0: norms only)."""
+def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Route) -> Choice:
+    """The choice for this layer and a route that asks for so many sums, in so many runs."""
     rows, cols = left.shape[1], right.shape[1]
     limit = 1 << (22 if left.device.type == "cpu" else 26)
     fits = layout.owner is None and layout.n * rows * cols <= limit
     steps = _rounded(max(1, left.shape[0] // layout.n))
-    shape = (steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(sinks)))
+    shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)))
     return _fastest(method, fits, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 
@@ -71,12 +87,13 @@ def _fastest(method: str, fits: bool, *key: Any) -> Choice:
 def candidates(method: str, fits: bool) -> list[Choice]:
     """The choices that `method` leaves; "batch" only where all trajectories' blocks fit in memory.
 
-    >>> candidates("auto", False)
-    [('block', 65536), ('block', 262144), ('block', 1048576), ('gram', 0)]
+    >>> candidates("gram", False)
+    [('gram', 0), ('gram', 1)]
     """
     block, batch = [("block", size) for size in BLOCK_SIZES], [("batch", 0)] if fits else []
-    named = {"block": block[1:2], "batch": batch or block[1:2], "gram": [("gram", 0)]}
-    return named.get(method, [*block, *batch, ("gram", 0)])
+    thin = {name: [(name, WHOLE), (name, RUNS)] for name in ("gram", "sketch")}
+    named = {"block": block[2:3], "batch": batch or block[2:3], **thin}
+    return named.get(method, [*block, *batch, *thin["gram"]])
 
 
 @lru_cache(maxsize=4096)
@@ -85,6 +102,7 @@ def seconds(
     device: torch.device,
     dtype: torch.dtype,
     threads: int,
+    paired: bool,
     steps: int,
     rows: int,
     cols: int,
@@ -95,7 +113,8 @@ def seconds(
     layout = Layout(_TRAJECTORIES, (_TRAJECTORIES, steps))
     left, right = (torch.randn(_TRAJECTORIES * steps, d, device=device, dtype=dtype) for d in (rows, cols))
     weight, work = nn.Parameter(torch.empty(rows, cols, device=device, dtype=dtype)), Workspace()
-    reward = torch.arange(_TRAJECTORIES) % 2 + (0.1 * torch.arange(_TRAJECTORIES) if sinks > 1 else 0)
+    place = torch.arange(_TRAJECTORIES)
+    reward = (place // 2 if paired else place) % 2 + (0.1 * place if sinks > 1 else 0)
     line = Line.of(reward, torch.ones(_TRAJECTORIES), _TRAJECTORIES)
     best = math.inf
     for _ in range(1 + _REPEATS):

@@ -9,12 +9,15 @@ Known by what they do, not by their names: `nn.Linear`, `nn.Embedding`, GPT-2's 
 `*RMSNorm` that a probe on random input shows to be w * x / rms(x) or (1 + w) * x / rms(x).
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llm_bridge.scores.layout import Layout, Operands
 
 # Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias.
 Forward = Callable[..., Tensor]
@@ -23,7 +26,9 @@ Forward = Callable[..., Tensor]
 class Pass(Protocol):
     """What a layer reports to: one backward for score norms."""
 
-    def matrix(self, name: str, weight: nn.Parameter, grad: Tensor, x: Tensor, transposed: bool) -> None: ...
+    layout: Layout
+
+    def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None: ...
 
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None: ...
 
@@ -46,7 +51,7 @@ def twin_forward(module: Any, name: str, tape: Recorder) -> Forward | None:
         return None
     if kind is nn.Linear.forward:
         return _matrix_twin(module, name, tape, transposed=False)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+    if any(c.__name__ == "Conv1D" for c in type(module).__mro__) and hasattr(module, "nf"):
         return _matrix_twin(module, name, tape, transposed=True)
     if kind is nn.Embedding.forward:
         return _embedding_twin(module, name, tape)
@@ -91,13 +96,16 @@ class _Matrix(torch.autograd.Function):
         ask_x, ask_weight, ask_bias = ctx.needs_input_grad[:3]
         with torch.autocast(grad.device.type, enabled=False):
             matrix = (weight.t() if ctx.transposed else weight).to(grad.dtype)
-            grad_x = grad @ matrix if ask_x else None
-            if ctx.tape.running is None:
+            running = ctx.tape.running
+            if running is None:
+                grad_x = grad @ matrix if ask_x else None
                 return grad_x, *_matrix_grads(ctx, x, grad, ask_weight, ask_bias), None, None, None
+            live = Operands.of(running.layout, ctx.name, grad, x.detach())
+            grad_x = live.spread(live.grad @ matrix).view(x.shape) if ask_x else None
             if ask_weight:
-                ctx.tape.running.matrix(ctx.name, ctx.weight, grad, x.detach(), ctx.transposed)
+                running.matrix(ctx.name, ctx.weight, live, ctx.transposed)
             if ask_bias:
-                ctx.tape.running.vector(ctx.name, ctx.bias, grad)
+                running.vector(ctx.name, ctx.bias, grad)
         return grad_x, None, None, None, None, None
 
 
@@ -289,8 +297,13 @@ def rms_form(module: nn.Module) -> RmsForm | None:
 @torch.no_grad()
 def _probe(module: nn.Module, weight: Tensor, eps: float) -> RmsForm | None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, weight.shape[0], generator=generator, dtype=torch.float64).to(weight)
-    expected = module(x)
+    x, weight = (
+        torch.randn(*shape, weight.shape[0], generator=generator, dtype=torch.float64).to(weight.device, weight.dtype)
+        for shape in ((2, 3), ())
+    )
+    stand_in = copy.copy(module)  # with a weight of its own: the module's may be sharded, or all ones
+    stand_in._parameters = {"weight": nn.Parameter(weight)}
+    expected = type(module).forward(stand_in, x)
     for offset in (0, 1):
         for inner in (None, torch.float32):
             wide = torch.promote_types(x.dtype, torch.float32) if inner is None else inner

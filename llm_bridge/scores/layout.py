@@ -6,12 +6,15 @@ which of the N rows belong to which trajectory: equal blocks for a padded batch,
 packed one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vcposim.errors import InputError
+
+_WORTH_A_COPY = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,15 @@ class Layout:
             )
         return x.reshape(-1, x.shape[-1])
 
-    def steps(self, rows: int) -> int | None:
-        """Rows per trajectory where all have the same number (padded), else None."""
-        return rows // self.n if self.owner is None else None
+    def kept(self, rows: int, keep: Tensor) -> "Layout":
+        """The layout of x[keep], x of `rows` rows, `keep` ascending: a trajectory's rows stay side by side."""
+        bounds = torch.tensor(self.bounds(rows), device=keep.device)
+        run = tuple((start, stop) for start, stop in torch.searchsorted(keep, bounds).tolist())
+        each = len(keep) // self.n
+        if run == tuple((i * each, (i + 1) * each) for i in range(self.n)) and run[-1][1] == len(keep):
+            return Layout(self.n, (self.n, each))
+        owner = self.per_row(torch.arange(1, self.n + 1, device=keep.device), rows).squeeze(1)[keep]
+        return Layout(self.n, (1, len(keep)), run, torch.where(owner == 0, self.n, owner - 1))
 
     def bounds(self, rows: int) -> list[tuple[int, int]]:
         """Range of rows of each trajectory; heads inside a token (query norms) multiply the rows."""
@@ -58,6 +67,12 @@ class Layout:
             return [(i * steps, (i + 1) * steps) for i in range(self.n)]
         each = rows // self.owner.numel()
         return [(start * each, stop * each) for start, stop in self.run]
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """Views of the rows of each trajectory, n of (steps, d)."""
+        if self.owner is None:
+            return x.unflatten(0, (self.n, -1)).unbind(0)
+        return [x[start:stop] for start, stop in self.bounds(x.shape[0])]
 
     def per_row(self, value: Tensor, rows: int) -> Tensor:
         """value (n,) spread over the rows (N, 1); padding of a packed batch gets 0."""
@@ -73,6 +88,45 @@ class Layout:
         total = x.new_zeros(self.n + 1, x.shape[1])
         owner = self.owner.repeat_interleave(x.shape[0] // self.owner.numel())
         return total.index_add_(0, owner, x)[: self.n]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A linear map's output gradients and inputs (N, d), without rows that cannot matter, and whose rows they are."""
+
+    grad: Tensor
+    x: Tensor
+    layout: Layout
+    keep: Tensor | None = None
+    """(N,) which of the `rows` there were; None: all"""
+    rows: int = 0
+
+    @classmethod
+    def of(cls, layout: Layout, name: str, grad: Tensor, x: Tensor) -> "Operands":
+        """From (row, time, ..., d). Rows without output gradient (prompts, padding) are left out if they are many.
+
+        On an accelerator the question would stall the queue of launches; there all rows stay.
+        """
+        grad, x = layout.flatten(name, grad), layout.flatten(name, x)
+        keep = _live(grad) if grad.device.type == "cpu" else None
+        if keep is None:
+            return cls(grad, x, layout, None, len(grad))
+        return cls(grad.index_select(0, keep), x.index_select(0, keep), layout.kept(len(grad), keep), keep, len(grad))
+
+    def spread(self, each: Tensor) -> Tensor:
+        """Back to all rows, zeros where there was no gradient: (N, d) -> (rows, d)."""
+        return each if self.keep is None else each.new_zeros(self.rows, each.shape[1]).index_copy_(0, self.keep, each)
+
+
+def _live(grad: Tensor) -> Tensor | None:
+    """Indices of the rows (N, d) that are not all zero; None if nearly all are live, or none."""
+    suspect = (grad[:, 0] == 0).nonzero().squeeze(1)  # one column first: nearly always that settles it
+    if len(suspect) < _WORTH_A_COPY * len(grad):
+        return None
+    live = torch.ones(len(grad), dtype=torch.bool)
+    live[suspect] = grad.index_select(0, suspect).any(1)
+    keep = live.nonzero().squeeze(1)
+    return keep if 0 < len(keep) <= (1 - _WORTH_A_COPY) * len(grad) else None
 
 
 def _runs(segment: Tensor) -> tuple[tuple[int, int], ...]:

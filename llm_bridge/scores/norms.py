@@ -22,6 +22,8 @@ from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
 
+Step = tuple[int, float, bool]
+
 
 class Sink:
     """Weight-gradient sums that instantiated blocks are added to: buffer_k = sum_i factor_ki block_i.
@@ -29,27 +31,36 @@ class Sink:
     Buffers come uninitialized; the first trajectory of a sum overwrites, which saves a pass over memory.
     """
 
-    def __init__(self, buffer: Sequence[Tensor], factor: Tensor) -> None:
-        self.buffer, self.factor = buffer, factor
-        self.by_trajectory: list[list[float]] = factor.t().tolist()
-        self._first = [next((i for i, f in enumerate(row) if f), -1) for row in factor.tolist()]
-        for total, first in zip(buffer, self._first, strict=True):
-            if first < 0:
+    def __init__(self, buffer: Sequence[Tensor], factor: Tensor, plan: Sequence[Sequence[Step]]) -> None:
+        self.buffer, self.factor, self.plan = buffer, factor, plan
+        for total, row in zip(buffer, factor.tolist(), strict=True):
+            if not any(row):
                 total.zero_()
 
     def add(self, i: int, target: Sequence[Tensor], block: Tensor) -> None:
         """Add trajectory i's block to `target`, the part of each buffer that it covers; i must come in order."""
-        for total, factor, first in zip(target, self.by_trajectory[i], self._first, strict=True):
-            if i == first:
-                torch.mul(block, factor, out=total)
-            elif factor:
-                total.add_(block, alpha=factor)
+        for k, factor, first in self.plan[i]:
+            if first:
+                torch.mul(block, factor, out=target[k])
+            else:
+                target[k].add_(block, alpha=factor)
 
     def set(self, block: Tensor) -> None:
         """All blocks (n, rows, cols) at once."""
         total = self.factor.to(block.device, block.dtype) @ block.flatten(1)
         for buffer, row in zip(self.buffer, total, strict=True):
             buffer.copy_(row.view_as(buffer))
+
+
+def sink_plan(factor: Tensor) -> list[list[Step]]:
+    """For each trajectory the sums it enters: (sum, factor, whether it is that sum's first).
+
+    >>> sink_plan(torch.tensor([[2.0, 0.0, 3.0], [0.0, 4.0, 5.0]]))
+    [[(0, 2.0, True)], [(1, 4.0, True)], [(0, 3.0, False), (1, 5.0, False)]]
+    """
+    first = [next((i for i, f in enumerate(row) if f), -1) for row in factor.tolist()]
+    each = factor.t().tolist()
+    return [[(k, f, i == first[k]) for k, f in enumerate(column) if f] for i, column in enumerate(each)]
 
 
 class Scratch:
@@ -84,27 +95,36 @@ def block_sq_norms(
 ) -> Tensor:
     """Exact norms (n,) from blocks of about `size` entries, each squared and handed to the sink while in cache."""
     rows, cols = left.shape[1], right.shape[1]
-    height = max(16, min(rows, size // cols))
-    pairs = [(left[s:e].t(), right[s:e]) for s, e in layout.bounds(left.shape[0])]
-    square = []
+    height = band_height(rows, cols, size)
+    right_each, square, plain = layout.split(right), [], left.dtype == sum_dtype(left.dtype)
     for top in range(0, rows, height):
         band = slice(top, min(rows, top + height))
         flat = scratch.take((band.stop - top) * cols, left)
         block = flat.view(-1, cols)
         target = [] if sink is None else [total[band] for total in sink.buffer]
-        for i, (left_i, right_i) in enumerate(pairs):
-            torch.mm(left_i if height == rows else left_i[band], right_i, out=block)
-            square.append(square_sum(flat))
+        for i, (left_i, right_i) in enumerate(zip(layout.split(left[:, band]), right_each, strict=True)):
+            torch.mm(left_i.t(), right_i, out=block)
+            square.append(torch.dot(flat, flat) if plain else square_sum(flat))
             if sink is not None:
                 sink.add(i, target, block)
     return torch.stack(square).view(-1, layout.n).sum(0)
+
+
+def band_height(rows: int, cols: int, size: int) -> int:
+    """Rows of a block of about `size` entries that cuts (rows, cols) into equal bands.
+
+    >>> [band_height(864, 320, size) for size in (1 << 14, 1 << 16, 1 << 17, 1 << 20)]
+    [51, 216, 432, 864]
+    """
+    bands = max(1, min(rows // 16, round(rows * cols / size)))
+    return -(-rows // bands)
 
 
 def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | None, scratch: Scratch) -> Tensor:
     """Exact norms (n,) from all trajectories' blocks at once: few launches, n times the weight's memory."""
     n, rows, cols = layout.n, left.shape[1], right.shape[1]
     block = scratch.take(n * rows * cols, left).view(n, rows, cols)
-    torch.bmm(left.view(n, -1, rows).mT, right.view(n, -1, cols), out=block)
+    torch.bmm(_by_trajectory(left, n).mT, _by_trajectory(right, n), out=block)
     if sink is not None:
         sink.set(block)
     flat = block.flatten(1).to(sum_dtype(block.dtype))
@@ -114,10 +134,11 @@ def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
 def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, cache: "GramCache") -> Tensor:
     """Exact norms (n,) from the trajectories' T x T Gram matrices, never forming a weight-shaped array."""
     kind = sum_dtype(left.dtype)
-    if layout.steps(left.shape[0]) is not None:
+    if layout.owner is None:
         first, second = (cache.gram(x, layout.n).flatten(1).to(kind) for x in (left, right))
         return torch.linalg.vecdot(first, second)
-    return torch.stack([_one_gram(left[s:e], right[s:e], kind) for s, e in layout.bounds(left.shape[0])])
+    pairs = zip(layout.split(left), layout.split(right), strict=True)
+    return torch.stack([_one_gram(left_i, right_i, kind) for left_i, right_i in pairs])
 
 
 def _one_gram(left: Tensor, right: Tensor, kind: torch.dtype) -> Tensor:
@@ -125,7 +146,7 @@ def _one_gram(left: Tensor, right: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _gram(x: Tensor, n: int) -> Tensor:
-    rows = x.view(n, -1, x.shape[1])
+    rows = _by_trajectory(x, n)
     return torch.bmm(rows, rows.mT)
 
 
@@ -151,15 +172,24 @@ def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, columns: int, g
     """Unbiased estimate (n,) of the norms from `columns` random signings of the wider operand."""
     if left.shape[1] > right.shape[1]:
         left, right = right, left
-    shape = (right.shape[1], columns)
-    sign = torch.randint(0, 2, shape, generator=generator, device=generator.device, dtype=torch.int8)
-    thin = right @ (2 * sign.to(right.device) - 1).to(right.dtype)
-    steps = layout.steps(left.shape[0])
-    if steps is not None:
-        block = torch.bmm(thin.view(layout.n, steps, -1).mT, left.view(layout.n, steps, -1))
-        return block.flatten(1).to(sum_dtype(block.dtype)).square().sum(1) / columns
-    bounds = layout.bounds(left.shape[0])
-    return torch.stack([square_sum(thin[s:e].t() @ left[s:e]) for s, e in bounds]) / columns
+    thin = right @ random_signs(right.shape[1], columns, generator).to(right.device, right.dtype)
+    if layout.owner is None:
+        block = torch.bmm(_by_trajectory(thin, layout.n).mT, _by_trajectory(left, layout.n)).flatten(1)
+        block = block.to(sum_dtype(block.dtype))
+        return torch.linalg.vecdot(block, block) / columns
+    pairs = zip(layout.split(thin), layout.split(left), strict=True)
+    return torch.stack([square_sum(thin_i.t() @ left_i) for thin_i, left_i in pairs]) / columns
+
+
+def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Independent signs -1, 1 (rows, columns), 32 to a draw."""
+    word = torch.randint(0, 1 << 32, (rows, -(-columns // 32), 1), generator=generator, device=generator.device)
+    bit = (word >> torch.arange(32, device=word.device)) & 1
+    return 2 * bit.flatten(1)[:, :columns] - 1
+
+
+def _by_trajectory(x: Tensor, n: int) -> Tensor:
+    return x.view(n, -1, x.shape[1])
 
 
 def embedding_sq_norms(token: Tensor, grad: Tensor, layout: Layout, vocabulary: int) -> Tensor:
@@ -172,19 +202,17 @@ def embedding_sq_norms(token: Tensor, grad: Tensor, layout: Layout, vocabulary: 
     return norm[1:]
 
 
-def head_at_token(left: Tensor, token: Tensor, layout: Layout) -> list[Tensor]:
-    """Output gradients of a head at the trajectory's own input tokens, (T, T) each: all that the cross term needs."""
-    head, emb = layout.bounds(left.shape[0]), layout.bounds(token.numel())
-    return [left[s:e].index_select(1, token[a:b]) for (s, e), (a, b) in zip(head, emb, strict=True)]
+def head_at_token(left: Sequence[Tensor], token: Sequence[Tensor]) -> list[Tensor]:
+    """Output gradients of a head at the trajectory's own input tokens, (S, T) each: all that the cross term needs."""
+    return [left_i.index_select(1, token_i) for left_i, token_i in zip(left, token, strict=True)]
 
 
-def tied_cross_term(at_token: list[Tensor], hidden: Tensor, grad: Tensor, layout: Layout) -> Tensor:
+def tied_cross_term(at_token: Sequence[Tensor], hidden: Sequence[Tensor], grad: Sequence[Tensor]) -> Tensor:
     """<g_embedding, g_head> (n,) of a weight used as both: sum_st left_s[token_t] <hidden_s, grad_t>."""
-    head, emb = layout.bounds(hidden.shape[0]), layout.bounds(grad.shape[0])
-    kind = sum_dtype(torch.promote_types(hidden.dtype, grad.dtype))
+    kind = sum_dtype(torch.promote_types(hidden[0].dtype, grad[0].dtype))
     return torch.stack(
         [
-            (gathered.to(kind) * (hidden[s:e].to(kind) @ grad[a:b].to(kind).t())).sum()
-            for gathered, (s, e), (a, b) in zip(at_token, head, emb, strict=True)
+            (at.to(kind) * (hidden_i.to(kind) @ grad_i.to(kind).t())).sum()
+            for at, hidden_i, grad_i in zip(at_token, hidden, grad, strict=True)
         ]
     )

@@ -13,23 +13,36 @@ vanish. For rewards 0 and 1 those are b = 0 and b = 1, each trajectory enters on
 0 <= b <= 1 cannot cancel. Several groups in one call, c = u + sum_g a_g v_g, take one sum per group and one for u;
 when groups are many, give each group its own pass.
 
+Where a trajectory enters one sum only, its factor can go into the objective before the backward (`Line.fold`): the
+operands arrive scaled, and neighbors in the batch that enter the same sum share one product. Norms are divided by
+the fold.
+
 Vectors (biases, norm scales) and embeddings are small or sparse per trajectory: both routes keep those as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Sink, sum_dtype
+from llm_bridge.scores.norms import Sink, sink_plan, sum_dtype
 from vcposim.errors import InputError
 
 
 def add_grad(param: nn.Parameter, grad: Tensor) -> None:
-    """p.grad += grad, in the parameter's dtype; takes the array itself where there was none."""
-    grad = grad.view(param.shape).to(param.dtype)
+    """p.grad += grad, in the parameter's dtype; takes the array itself where there was none.
+
+    A sharded parameter (DTensor, FSDP2) gets its shard of the sum of all ranks' grads: a collective.
+    """
+    grad = grad.view(param.shape)
+    if isinstance(param, DTensor):
+        mesh = param.device_mesh
+        partial = DTensor.from_local(grad, mesh, [Partial()] * mesh.ndim, run_check=False)
+        grad = partial.redistribute(mesh, param.placements)
+    grad = grad.to(param.dtype)
     if param.grad is None:
         param.grad = grad
     else:
@@ -40,18 +53,30 @@ class Route:
     """Keeps what the gradient needs; this base keeps nothing of matrices (norms only)."""
 
     sinks: float = 0.0
+    """how many sums a trajectory's block enters on average; 0: norms only"""
+    run: float = 1.0
+    """how many neighbors share a product on average"""
+    fold: Tensor | None = None
+    """(n,) what the objective of each trajectory is to be multiplied by before the backward"""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+        self.layout, self._stored = layout, stored or {}
         self._vector: list[tuple[nn.Parameter, Tensor]] = []
         self._embedding: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+
+    def give(self, param: nn.Parameter, grad: Tensor) -> None:
+        """Add to the gradient of the parameter that the optimizer holds: a shard, where `param` was gathered."""
+        add_grad(self._stored.get(param, param), grad)
 
     def sink(self, param: nn.Parameter) -> Sink | None:
         """Sums to add instantiated blocks of this weight to, if the route has any."""
         return None
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        """Keep or add up left^T right of a weight whose blocks have not gone into a sink."""
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+        """Keep or add up left^T right of a weight whose blocks have not gone into a sink; `whole`: in one product.
+
+        `layout` says whose the rows of this weight's operands are.
+        """
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
         """Keep the per-trajectory gradients (n, d) of a bias or scale."""
@@ -63,45 +88,53 @@ class Route:
 
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept."""
+        if self.fold is not None:
+            coefficient = coefficient / self.fold.to(coefficient)
         for param, grad in self._vector:
-            add_grad(param, -(coefficient.to(grad.dtype) @ grad))
+            self.give(param, -(coefficient.to(grad.dtype) @ grad))
         for param, token, grad in self._embedding:
-            if param.grad is None:
-                param.grad = torch.zeros_like(param)
             scaled = grad * -self.layout.per_row(coefficient.to(grad.dtype), grad.shape[0])
-            param.grad.index_add_(0, token, scaled.to(param.dtype))
+            if param.grad is None:
+                self.give(param, torch.zeros_like(param).index_add_(0, token, scaled.to(param.dtype)))
+            else:
+                param.grad.index_add_(0, token, scaled.to(param.dtype))
         self._vector, self._embedding = [], []
 
 
 class General(Route):
     """Any coefficients: operands of every matrix are kept until the coefficients are known."""
 
-    def __init__(self, layout: Layout) -> None:
-        super().__init__(layout)
-        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+        super().__init__(layout, stored)
+        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout]] = []
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        self._matrix.append((param, left, right))
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+        self._matrix.append((param, left, right, layout))
 
     def finish(self, coefficient: Tensor) -> None:
         while self._matrix:
-            param, left, right = self._matrix.pop()
-            factor = -self.layout.per_row(coefficient.to(left.dtype), left.shape[0])
+            param, left, right, layout = self._matrix.pop()
+            factor = -layout.per_row(coefficient.to(left.dtype), left.shape[0])
             if left.shape[1] < right.shape[1]:
                 left = left * factor
             else:
                 right = right * factor
-            add_grad(param, left.t() @ right)
+            self.give(param, left.t() @ right)
         super().finish(coefficient)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Coefficients c = u + a v (one unknown) or u + sum_g a_g v_g, as known rows `basis` (m, n) of the sums to form."""
+    """Coefficients c = u + a v (one unknown) or u + sum_g a_g v_g, as known rows `basis` (m, n) of the sums to form.
+
+    basis = fold factor, see `_folded`.
+    """
 
     known: Tensor
     slope: Tensor
     basis: Tensor
+    fold: Tensor
+    factor: Tensor
     anchor: tuple[float, float] | None
 
     @classmethod
@@ -115,10 +148,11 @@ class Line:
                     f"give finite u ({n},), v ({n},) or (groups, {n})"
                 )
         if slope.shape[0] > 1:
-            return cls(known, slope, torch.cat([known[None], slope]), None)
+            basis = torch.cat([known[None], slope])
+            return cls(known, slope, basis, *_folded(basis), None)
         first, second = _anchors(known, slope[0])
         basis = torch.stack([_vanishing(known, slope[0], a) for a in (first, second)])
-        return cls(known, slope, basis, (first, second))
+        return cls(known, slope, basis, *_folded(basis), (first, second))
 
     def unknown(self, coefficient: Tensor) -> Tensor:
         """a (groups,) of the given c; Raises InputError when c is not on the line, beyond its dtype's rounding."""
@@ -147,42 +181,74 @@ class Line:
 class Affine(Route):
     """Coefficients on a known line: blocks are added to the line's sums at once, and nothing else is kept."""
 
-    def __init__(self, layout: Layout, line: Line) -> None:
-        super().__init__(layout)
+    def __init__(self, layout: Layout, line: Line, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+        super().__init__(layout, stored)
         self.line = line
         self.sinks = float((line.basis != 0).sum()) / max(1, layout.n)
-        self._factor = -line.basis  # the tape descends: sums carry the minus sign from the start
+        self.fold = line.fold
+        self._factor = -line.factor  # the tape descends: sums carry the minus sign from the start
+        runs = [len(_runs(row, [(i, i + 1) for i in range(layout.n)])) for row in self._factor.tolist()]
+        self.run = float((line.factor != 0).sum()) / max(1, sum(runs))
+        self._plan = sink_plan(self._factor)
         self._sum: list[tuple[nn.Parameter, Sequence[Tensor]]] = []
 
     def sink(self, param: nn.Parameter) -> Sink:
         total = [torch.empty_like(param, dtype=sum_dtype(param.dtype)) for _ in self._factor]
         self._sum.append((param, total))
-        return Sink(total, self._factor)
+        return Sink(total, self._factor, self._plan)
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor) -> None:
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
         for total, factor in zip(self.sink(param).buffer, self._factor, strict=True):
-            a, b = _scaled(self.layout, left, right, factor)
-            if total.dtype == a.dtype:
-                torch.mm(a.t(), b, out=total)
+            if whole or total.dtype != left.dtype:
+                _sum_whole(layout, left, right, factor, total)
             else:
-                total.copy_(a.t() @ b)
+                _sum_runs(layout, left, right, factor, total)
 
     def finish(self, coefficient: Tensor) -> None:
         share = self.line.share(self.line.unknown(coefficient))
         while self._sum:
             param, total = self._sum.pop()
-            add_grad(param, _combine(total, share))
+            self.give(param, _combine(total, share))
         super().finish(coefficient)
 
 
-def _scaled(layout: Layout, left: Tensor, right: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Operands of sum_i factor_i left_i^T right_i, without the trajectories whose factor is zero."""
+def _sum_runs(layout: Layout, left: Tensor, right: Tensor, factor: Tensor, total: Tensor) -> None:
+    """total = sum_i factor_i left_i^T right_i, a product per run of neighbors with equal factors: copies nothing."""
+    begun = False
+    for f, rows in _runs(factor.tolist(), layout.bounds(left.shape[0])):
+        torch.addmm(total, left[rows].t(), right[rows], beta=int(begun), alpha=f, out=total)
+        begun = True
+    if not begun:
+        total.zero_()
+
+
+def _runs(factor: list[float], bounds: list[tuple[int, int]]) -> list[tuple[float, slice]]:
+    """Neighboring rows of equal nonzero factors.
+
+    >>> _runs([1.0, 1.0, 0.0, 2.0], [(0, 3), (3, 5), (5, 6), (6, 9)])
+    [(1.0, slice(0, 5, None)), (2.0, slice(6, 9, None))]
+    """
+    runs: list[tuple[float, slice]] = []
+    for f, (start, stop) in zip(factor, bounds, strict=True):
+        if runs and runs[-1][0] == f and runs[-1][1].stop == start:
+            start = runs.pop()[1].start
+        if f:
+            runs.append((f, slice(start, stop)))
+    return runs
+
+
+def _sum_whole(layout: Layout, left: Tensor, right: Tensor, factor: Tensor, total: Tensor) -> None:
+    """The same in one product, of copies without the trajectories whose factor is zero."""
     each = layout.per_row(factor.to(left.device, left.dtype), left.shape[0])
     keep = factor != 0
     if not bool(keep.all()):
         row = layout.per_row(keep.to(left.device), left.shape[0]).squeeze(1).nonzero().squeeze(1)
         left, right, each = left.index_select(0, row), right.index_select(0, row), each[row]
-    return (left * each, right) if left.shape[1] < right.shape[1] else (left, right * each)
+    left, right = (left * each, right) if left.shape[1] < right.shape[1] else (left, right * each)
+    if total.dtype == left.dtype:
+        torch.mm(left.t(), right, out=total)
+    else:
+        total.copy_(left.t() @ right)
 
 
 def _combine(total: Sequence[Tensor], share: list[float]) -> Tensor:
@@ -194,6 +260,17 @@ def _combine(total: Sequence[Tensor], share: list[float]) -> Tensor:
     for other, factor in zip(total[1:], share[1:], strict=True):
         first.add_(other, alpha=factor)
     return first
+
+
+def _folded(basis: Tensor) -> tuple[Tensor, Tensor]:
+    """(fold (n,), factor (m, n)) with basis = fold factor; a trajectory in one sum only has the common factor there.
+
+    Not folded are trajectories in several sums or none, and factors so small that scaling would cost precision.
+    """
+    largest = basis.abs().max()
+    single = ((basis != 0).sum(0) == 1) & (basis.abs().amax(0) >= 1e-3 * largest)
+    fold = torch.where(single, basis.sum(0) / largest, 1.0)
+    return fold, torch.where(single, torch.where(basis != 0, largest, 0.0), basis)
 
 
 def _vanishing(known: Tensor, slope: Tensor, a: float) -> Tensor:

@@ -1,20 +1,21 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
 from llm_bridge.scores.layers import twin_forward
-from llm_bridge.scores.layout import Layout
+from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
 from llm_bridge.scores.norms import (
     embedding_sq_norms,
     head_at_token,
-    sketch_sq_norms,
     sum_dtype,
     tied_cross_term,
 )
@@ -41,7 +42,11 @@ class ScoreTape:
     a second backward. unknown: "error", or "loop" to run one backward per trajectory if the model holds a module
     that the tape does not know.
 
-    Raises InputError for modules it does not know, wrapped or sharded models, and calls out of order.
+    Under FSDP2 give the root module after `fully_shard`: each rank tapes its own trajectories, and `backward` leaves
+    in each p.grad this rank's shard of the *sum* over ranks, so all ranks must call it. The affine route holds its
+    sums whole on every rank (two gradients in float32); the general one a single weight's gradient at a time.
+
+    Raises InputError for modules it does not know, wrapped or otherwise sharded models, and calls out of order.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class ScoreTape:
         self.generator = torch.Generator().manual_seed(seed)
         self._patched: list[nn.Module] = []
         self._token: dict[nn.Parameter, Tensor] = {}
+        self._stored: dict[nn.Parameter, nn.Parameter] = {}
         self._finish: Callable[[Tensor], None] | None = None
         self._n = 0
         self._open = self._looping = False
@@ -79,7 +85,7 @@ class ScoreTape:
     def __enter__(self) -> Self:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
-        _refuse_wrapped(self.model)
+        self._refuse_wrapped()
         if any(_TWIN in m.__dict__ for m in self.model.modules()):
             raise InputError("ScoreTape: another tape is open on this model; close it first")
         twins = self._twins()
@@ -96,7 +102,7 @@ class ScoreTape:
     ) -> None:
         for module in self._patched:
             del module.__dict__["forward"], module.__dict__[_TWIN]
-        self._patched, self._token = [], {}
+        self._patched, self._token, self._stored = [], {}, {}
         self.running = self._finish = None
         self._open = False
 
@@ -129,8 +135,14 @@ class ScoreTape:
             return self._loop(log_prob, mask, token_weight, segment, keep)
         line = None if affine is None else Line.of(*affine, layout.n)
         again = self._subset is not None
-        route = _route(layout, line, keep and not again)
-        norms = self._run(route, layout, weighted(log_prob, mask, token_weight).sum(), retain=again and keep)
+        route = _route(layout, line, keep and not again, self._stored)
+        objective = weighted(log_prob, mask, token_weight)
+        if route.fold is not None:
+            fold = route.fold.to(objective.device)
+            objective = objective * layout.per_row(fold.to(objective.dtype), objective.numel()).view_as(objective)
+        norms = self._run(route, layout, objective.sum(), retain=again and keep)
+        if route.fold is not None:
+            norms = norms / fold.square().to(norms.dtype)
         if keep:
             total = trajectory_sums(log_prob, mask, token_weight, segment) if again else None
             self._finish = route.finish if total is None else self._second_backward(total)
@@ -178,6 +190,9 @@ class ScoreTape:
 
     def _targets(self) -> list[tuple[str, nn.Parameter]]:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        if self._stored:
+            gathered = {stored: p for p, stored in self._stored.items()}
+            named = [(name, gathered.get(p, p)) for name, p in named if p in gathered or p in self._stored]
         return named if self._subset is None else [(name, p) for name, p in named if p in self._subset]
 
     def _second_backward(self, total: Tensor) -> Callable[[Tensor], None]:
@@ -208,13 +223,47 @@ class ScoreTape:
             if forward is None:
                 unknown.append(f"{name or 'the model itself'} ({type(module).__name__})")
             else:
-                twins.append((module, forward))
+                twins.append((module, self._noting(module, forward)))
         if unknown and self.unknown == "error":
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise InputError(
                 f"ScoreTape: no exact norm for the parameters of {unknown[0]}{more}; freeze them, or use unknown='loop'"
             )
         return None if unknown else twins
+
+    def _noting(self, module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`forward`, noting the whole parameters that stand in for the module's sharded ones while it runs."""
+        own = {key: p for key, p in module.named_parameters(recurse=False) if isinstance(p, DTensor)}
+        if not own:
+            return forward
+
+        def run(x: Tensor) -> Tensor:
+            for key, stored in own.items():
+                self._stored[getattr(module, key)] = stored
+            return forward(x)
+
+        return run
+
+    def _refuse_wrapped(self) -> None:
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            raise InputError(
+                "ScoreTape: model is wrapped in DistributedDataParallel; give model.module and call sum_gradients"
+            )
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a forward without backward leaves the root's parameters whole
+        sharded = [(name, p) for name, p in self.model.named_parameters() if isinstance(p, DTensor)]
+        if sharded and (self._subset is not None or self.unknown == "loop"):
+            raise InputError(
+                f"ScoreTape: {sharded[0][0]} is sharded; parameters= and unknown='loop' need a second backward, "
+                "which fully_shard would average over ranks; use neither"
+            )
+        for name, p in sharded:
+            if not isinstance(self.model, FSDPModule) or sum(not q.is_replicate() for q in p.placements) > 1:
+                raise InputError(
+                    f"ScoreTape: {name} is split by {p.placements} over ranks; only fully_shard on the whole model, "
+                    "which gathers parameters for each forward, can be taped"
+                )
 
     def _check_ready(self, log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:
         if not self._open:
@@ -240,8 +289,8 @@ class ScorePass:
         self._tape, self._token, self._subset = tape, token, tape._subset
         self._norm: Tensor | None = None
         self._seen: set[tuple[str, nn.Parameter]] = set()
-        self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Tensor]] = {}
-        self._work = Workspace()
+        self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
+        self._work = Workspace(tape.columns, tape.generator)
 
     def result(self, objective: Tensor) -> Tensor:
         """The norms (n,) so far; Raises InputError if no layer reported."""
@@ -250,21 +299,19 @@ class ScorePass:
         return self._norm.to(sum_dtype(objective.dtype))
 
     @torch.no_grad()
-    def matrix(self, name: str, weight: nn.Parameter, grad: Tensor, x: Tensor, transposed: bool) -> None:
-        """A linear map's weight: output gradients and inputs (row, time, ...)."""
+    def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
+        """A linear map's weight: output gradients and inputs."""
         if not self._wants("matrix", name, weight):
             return
-        grad, x = self.layout.flatten(name, grad), self.layout.flatten(name, x)
+        grad, x, layout = operands.grad, operands.x, operands.layout
         left, right = (x, grad) if transposed else (grad, x)
-        if self._tape.norm == "sketch":
-            self._add(sketch_sq_norms(left, right, self.layout, self._tape.columns, self._tape.generator))
-            self.route.matrix(weight, left, right)
-        else:
-            choice = fastest(self._tape.method, left, right, self.layout, self.route.sinks)
-            self._add(take(choice, weight, left, right, self.layout, self.route, self._work))
+        method = "sketch" if self._tape.norm == "sketch" else self._tape.method
+        choice = fastest(method, left, right, layout, self.route)
+        self._add(take(choice, weight, left, right, layout, self.route, self._work))
         if weight in self._token:
             token = self.layout.flatten(name, self._token[weight].unsqueeze(-1)).squeeze(1)
-            self._head[weight] = (token, head_at_token(grad, token, self.layout), x)
+            at_token = head_at_token(layout.split(grad), self.layout.split(token))
+            self._head[weight] = (token, at_token, layout.split(x))
 
     @torch.no_grad()
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
@@ -291,7 +338,7 @@ class ScorePass:
                 raise InputError(
                     f"{name}: another forward ran before the norms; call score_sq_norms after each forward"
                 )
-            self._add(2 * tied_cross_term(gathered, hidden, grad, self.layout))
+            self._add(2 * tied_cross_term(gathered, hidden, self.layout.split(grad)))
         self.route.embedding(weight, token, grad)
 
     def _add(self, square: Tensor) -> None:
@@ -309,10 +356,10 @@ class ScorePass:
         return True
 
 
-def _route(layout: Layout, line: Line | None, keep: bool) -> Route:
+def _route(layout: Layout, line: Line | None, keep: bool, stored: Mapping[nn.Parameter, nn.Parameter]) -> Route:
     if not keep:
         return Route(layout)
-    return General(layout) if line is None else Affine(layout, line)
+    return General(layout, stored) if line is None else Affine(layout, line, stored)
 
 
 def _stray(name: str) -> Callable[[Tensor | None], None]:
@@ -329,12 +376,3 @@ def _raise_stray(name: str) -> NoReturn:
     raise InputError(
         f"{name}: used outside its module's forward, so its score is not seen; use unknown='loop' or freeze it"
     )
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise InputError(
-            "ScoreTape: model is wrapped in DistributedDataParallel; give model.module and all-reduce p.grad"
-        )
-    if any(hasattr(p, "placements") for p in model.parameters()):
-        raise InputError("ScoreTape: parameters are sharded (DTensor); take the norms on whole parameters")

@@ -88,6 +88,7 @@ def make_case(name: str, checkpointing: bool = False, ragged: bool = False, seed
     weight = (0.5 * torch.randn(n)).exp()
     reward = (torch.rand(n) < 0.4).float()
     reward[0], reward[1] = 1.0, 0.0
+    reward = reward.sort().values
     token = torch.randint(vocabulary, (n, t))
     if ragged:
         for i in range(n):

@@ -63,10 +63,12 @@ def check_same(rank: dict[str, Any], name: str) -> None:
     assert float(expected["gradient"].norm()) > 1e-3
 
 
+TAPED = [f"{wrap}{how}" for wrap in ("bare", "fsdp2", "fsdp2_checkpointed") for how in ("", ", affine")]
 SCENARIOS = [
     *(f"{wrap}/{how}/{name}" for wrap in ("ddp", "fsdp2") for how in two_ranks.SPLITS for name in two_ranks.ESTIMATORS),
     *(f"{wrap}/gathered/{name}" for wrap in ("ddp", "fsdp2") for name in two_ranks.GATHERED),
-    *(f"tape/torn/{name}" for name in two_ranks.ESTIMATORS),
+    *(f"tape/{wrap}/{how}/vcpo" for wrap in TAPED for how in two_ranks.SPLITS),
+    *(f"tape/fsdp2/torn/{name}" for name in two_ranks.ESTIMATORS),
 ]
 
 

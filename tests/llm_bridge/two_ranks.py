@@ -143,19 +143,43 @@ def ddp() -> nn.Module:
 
 
 def fsdp2() -> nn.Module:
-    model = model_of(0)
+    return sharded(model_of(0))
+
+
+def sharded(model: GPT2LMHeadModel) -> nn.Module:
     for block in model.transformer.h:
         fully_shard(block)
     return fully_shard(model)
 
 
-def by_tape(rows: list[int], name: str) -> dict[str, Any]:
-    """No wrapper: the tape fills p.grad on each rank, `sum_gradients` adds them up."""
-    model, batch = model_of(0), tokens(rows)
+def bare() -> nn.Module:
+    return model_of(0)
+
+
+def fsdp2_checkpointed() -> nn.Module:
+    model = model_of(0)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return sharded(model.train())
+
+
+def weight_line(weight: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+    """(u, v) of c = w (R - b) measure / G, an unknown b for each prompt: (n,), (groups, n)."""
+    group = GROUP[rows]
+    share = weight / (torch.bincount(GROUP[:ABSENT])[group] * GROUPS) * (torch.tensor(rows) != ABSENT)
+    return share * REWARD[rows], share * (group == torch.arange(GROUPS)[:, None])
+
+
+def by_tape(rows: list[int], name: str, wrap: Callable[[], nn.Module], affine: bool = False) -> dict[str, Any]:
+    """Norms and gradient from the tape on each rank's own rows; `sum_gradients` adds up what no wrapper has."""
+    model, batch = wrap(), tokens(rows)
+    model(batch.token)  # a forward without backward must not matter
     with ScoreTape(model) as tape:
         log_prob = token_log_prob(model, batch)
-        norm = tape.score_sq_norms(log_prob, batch.mask)
-        own = trajectory_batch(REWARD[rows], log_prob, behavior(rows), batch.mask, score_sq_norm=norm, level="sequence")
+        shared = {"level": "sequence"}
+        part = trajectory_batch(REWARD[rows], log_prob, behavior(rows), batch.mask, **shared)
+        line = weight_line(entry(name).estimator.weighting(part).value.detach(), rows) if affine else None
+        norm = tape.score_sq_norms(log_prob, batch.mask, affine=line)
+        own = trajectory_batch(REWARD[rows], log_prob, behavior(rows), batch.mask, score_sq_norm=norm, **shared)
         tape.backward(split_group_coefficient(entry(name).estimator, own, GROUP[rows], GROUPS))
     sum_gradients(model.parameters())
     return braked_step(model, rows, log_prob)
@@ -212,8 +236,12 @@ def scenarios(rank: int) -> dict[str, dict[str, Any]]:
         for name in GATHERED:
             key = f"{wrap.__name__}/gathered/{name}"
             out[key] = update(wrap(), SPLITS["ragged"][rank], name, gathered, world_size())
+    for wrap in (bare, fsdp2, fsdp2_checkpointed):
+        for how, rows in SPLITS.items():
+            out[f"tape/{wrap.__name__}/{how}/vcpo"] = by_tape(rows[rank], "vcpo", wrap)
+            out[f"tape/{wrap.__name__}, affine/{how}/vcpo"] = by_tape(rows[rank], "vcpo", wrap, affine=True)
     for name in ESTIMATORS:
-        out[f"tape/torn/{name}"] = by_tape(SPLITS["torn"][rank], name)
+        out[f"tape/fsdp2/torn/{name}"] = by_tape(SPLITS["torn"][rank], name, fsdp2)
     alone = [dist.new_group([r]) for r in range(2)]
     out["replicas/data-parallel group"] = duplicated(alone[rank])
     out["replicas/world"] = duplicated(None)
