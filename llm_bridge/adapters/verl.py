@@ -82,7 +82,7 @@ def advantage(
     *,
     estimator: Estimator,
     norm: str | None,
-    **_: Any,
+    **ignored: Any,
 ) -> tuple[Tensor, Tensor]:
     """c_i on each of the response's tokens, (n, t), twice: verl wants advantages and returns.
 
@@ -92,9 +92,9 @@ def advantage(
     batch = rows(token_level_rewards, response_mask, estimator, norm, config)
     if index is None:
         raise InputError("uid: rows carry no prompt ids; verl's trainers set non_tensor_batch['uid'], do so too")
-    _, group, size = np.unique(np.asarray(index), return_inverse=True, return_counts=True)
+    _, place, size = np.unique(np.asarray(index), return_inverse=True, return_counts=True)
     estimator.require(int(size.min()))
-    answer = row_coefficient(estimator, batch, torch.as_tensor(group, device=response_mask.device))
+    answer = row_coefficient(estimator, batch, torch.as_tensor(place, device=response_mask.device))
     c = answer.coefficient if answer.coefficient.ndim == 2 else answer.coefficient[:, None]
     if not (answer.finite and usable(answer.batch)):
         warnings.warn("update without gradient: a ratio or coefficient is not finite", RuntimeWarning, stacklevel=2)
@@ -105,13 +105,14 @@ def advantage(
 
 def rows(reward: Tensor, mask: Tensor, estimator: Estimator, norm: str | None, config: Any) -> Batch:
     """The kernel's record of verl's batch, flat rows."""
-    if (config and config.get("rollout_correction") or {}).get("bypass_mode"):
+    correction = None if config is None else config.get("rollout_correction")
+    if correction is not None and correction.get("bypass_mode"):
         raise InputError(
             "bypass_mode: it sets old_log_probs to rollout_log_probs, so every ratio is 1; set it to False"
         )
     pi = field("old_log_probs", "verl's trainers recompute it before advantages")
     mu = field("rollout_log_probs", "set actor_rollout_ref.rollout.calculate_log_probs=True")
-    more: dict[str, Tensor] = {}
+    more: dict[str, Any] = {}
     if "reference_log_ratio" in estimator.needs:
         reference = field("ref_log_prob", "the estimator needs a reference policy; set algorithm.use_kl_in_reward")
         more["reference_log_ratio"] = token_log_ratio(pi, reference, mask).sum(-1)

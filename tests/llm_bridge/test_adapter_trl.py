@@ -95,6 +95,15 @@ def test_lag_0_with_the_plain_estimator_is_the_stock_run(tmp_path: Path, estimat
     assert set(logged(ours, "vcpo/step_scale")) == {1.0}
 
 
+def test_a_group_of_three_is_the_stock_run_to_rounding(tmp_path: Path) -> None:
+    more = {"num_generations": 3, "per_device_train_batch_size": 3, "max_steps": 2}
+    stock = run(tmp_path / "a", cls=GRPOTrainer, **more)
+    ours = run(tmp_path / "b", VcpoConfig("dr_grpo"), **more)
+    assert logged(stock, "reward") == logged(ours, "reward")
+    for name in ("loss", "grad_norm"):
+        assert logged(ours, name) == pytest.approx(logged(stock, name), rel=1e-4, abs=1e-6), name
+
+
 def test_another_estimator_is_another_run(tmp_path: Path) -> None:
     """The comparison above can fail."""
     stock = run(tmp_path / "a", cls=GRPOTrainer)

@@ -28,8 +28,6 @@ from vcposim.batch import Batch, ScoreNorms  # noqa: E402
 from vcposim.catalogue import CATALOGUE, entry  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
 
-from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # noqa: E402, I001  after the adapter
-
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 PROBLEM = load()
 
@@ -52,6 +50,8 @@ def batch_of_verl(drop: tuple[str, ...] = (), **more: Any) -> DataProto:
 
 def asked(name: str, data: DataProto | None = None, config: Any = None) -> Tensor:
     """What verl's v1 trainer gets for `algorithm.adv_estimator=name`: (n, t)."""
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # loaded after the adapter
+
     data = batch_of_verl() if data is None else data
     keys = [f"{i}_0_0" for i in range(len(data))]
     out = compute_advantage_for_multi_trajectories(data, keys, name, config=config or AlgoConfig())
@@ -174,9 +174,9 @@ def test_what_the_batch_lacks_is_named_with_the_remedy(name: str, data: dict[str
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match="bypass_mode"):
         asked("vcposim/sequence_tis", config={"rollout_correction": {"bypass_mode": True}})
+    lonely = batch_of_verl()
+    lonely.non_tensor_batch["uid"] = np.arange(len(lonely)).astype(str).astype(object)
     with pytest.raises(InputError, match="group_size: 1"):
-        lonely = batch_of_verl()
-        lonely.non_tensor_batch["uid"] = np.arange(len(lonely)).astype(str).astype(object)
         asked("vcposim/rloo", lonely)
     with pytest.raises(InputError, match="no batch at hand"):
         core_algos.get_adv_estimator_fn("vcposim/rloo")(torch.ones(2, 3), torch.ones(2, 3), np.arange(2), AlgoConfig())
