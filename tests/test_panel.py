@@ -1,6 +1,7 @@
 """The panel: each gauge against plain arithmetic on well-behaved weights, and sane at the ends."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,6 +163,12 @@ def test_gradient_ess_is_judged_against_its_on_policy_value() -> None:
 def test_what_is_absent_is_left_out() -> None:
     names = set(panel(Batch(reward=np.zeros(5), log_ratio=np.zeros(5))))
     assert not names & {"ess_fraction_token", "ess_fraction_geometric", "ess_fraction_gradient", "max_leverage"}
+
+
+def test_fields_for_estimators_change_no_gauge() -> None:
+    batch = token_batch()
+    extra = replace(batch, log_prob=batch.log_ratio - 1, collision=batch.log_ratio * 0)
+    assert panel(extra) == panel(batch)
 
 
 def test_torch_batches_read_the_same() -> None:

@@ -54,7 +54,8 @@ def panel(batch: Batch, cap: float = 8.0) -> dict[str, Diagnostic]:
         weight = (mask * count[:, None])[mask > 0]
         out |= _keyed(ess_diagnostic("token", tokens[mask > 0], weight / weight.sum()))
     if batch.scores is not None:
-        whole = replace(batch, log_ratio=sequence, token_mask=None)
+        per_token: dict[str, Any] = dict.fromkeys(("token_mask", "log_prob", "collision", "anchor_log_ratio"))
+        whole = replace(batch, log_ratio=sequence, **per_token)
         out |= _keyed(leverage_diagnostic(float(np.asarray(Estimator().leverage(whole))[real].max())))
     return out
 

@@ -1,0 +1,75 @@
+"""From rows, as a framework hands them over, to an estimator's coefficients: what the adapters share.
+
+A framework has rows (one trajectory each) in any order, a prompt's responses torn over microbatches and ranks, and the
+id of each row's prompt. An estimator wants whole groups. `row_coefficient` gathers, asks `Estimator.coefficients` and
+hands every row its own number back. `require` refuses an estimator whose needs the framework cannot meet, by asking it
+once on a batch of eight tokens, before any work is lost.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_bridge.distributed import gather_batch
+from llm_bridge.ratios import trajectory_batch
+from vcposim.batch import Batch
+from vcposim.catalogue import entry
+from vcposim.estimators import Estimator
+
+TOKEN_FIELDS = ("log_prob", "collision", "anchor_log_ratio")
+"""optional fields of `Batch`, one entry a token, that a framework may have"""
+
+
+@dataclass(frozen=True)
+class RowCoefficient:
+    """An estimator's answer for this rank's rows, and the batch of all ranks it was computed on."""
+
+    coefficient: Tensor
+    """(n,), or (n, t) at token level; without the measure; 0 for absent rows"""
+    batch: Batch
+    """all rows of all ranks, on group axes"""
+    finite: bool
+    """whether all coefficients of all ranks are numbers: the same on every rank"""
+
+
+def estimator_of(name: str | Estimator) -> Estimator:
+    """The catalogue's estimator of that name, or the estimator itself. Raises `InputError` for unknown names."""
+    return name if isinstance(name, Estimator) else entry(name).estimator
+
+
+def require(estimator: Estimator, offered: frozenset[str], group_size: int) -> None:
+    """Refuse an estimator that needs more than rewards, ratios, lengths, groups and what is `offered`.
+
+    `offered`: `scores` (their norms), and of `TOKEN_FIELDS`.
+
+    Raises `InputError` with the need's name, or the group size.
+    """
+    estimator.require(group_size)
+    zero, one = torch.zeros(4, 2), torch.ones(4, 2)
+    batch = trajectory_batch(zero[:, 0], zero, zero, one, score_sq_norm=one[:, 0] if "scores" in offered else None)
+    fields: dict[str, Any] = {name: zero for name in TOKEN_FIELDS if name in offered}
+    row_coefficient(estimator, replace(batch, **fields), torch.tensor([0, 0, 1, 1]))
+
+
+def row_coefficient(estimator: Estimator, batch: Batch, group: Tensor) -> RowCoefficient:
+    """c_i of this rank's flat rows; `group` (n,) is the id of each row's prompt, unique over all ranks.
+
+    A collective over all ranks. Raises `InputError` as `gather_batch` and the estimator do.
+    """
+    gathered = gather_batch(batch, group)
+    here = gathered.batch.given("measure") > 0
+    everyone = estimator.coefficients(gathered.batch)
+    everyone = torch.where(here if everyone.ndim == here.ndim else here[..., None], everyone, 0.0)
+    mine = gathered.local(everyone)
+    if mine.ndim > 1:
+        mine = mine[:, : batch.given_ratio.shape[1]]  # another rank's rows may be longer
+    return RowCoefficient(mine, gathered.batch, bool(torch.isfinite(everyone).all()))
+
+
+def usable(batch: Batch) -> bool:
+    """Whether no trajectory's ratio is NaN or +inf; the same on every rank for the batch of all ranks."""
+    ratio = batch.given_ratio.sum(-1) if batch.per_token else batch.given_ratio
+    broken = torch.isnan(ratio) | (ratio == torch.inf)
+    return not bool((broken & (batch.given("measure") > 0)).any())
