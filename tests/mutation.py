@@ -8,7 +8,7 @@ mutmut's own runner starts pytest anew for every mutant, with the name of every 
 1,400 tests cover that costs ten seconds a mutant. Verdicts are written where mutmut keeps its own.
 
 `--seconds` bounds the processor time of one mutant: tests left out can only make survivors. `--survivors` tries
-those again on `WIDER` too, which mutmut's selection (pyproject.toml) leaves out as slow.
+those again, on tests that they have not met: new ones, and `WIDER`, which mutmut's selection leaves out as slow.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import resource
 import sys
 import time
 import tomllib
+import zlib
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -43,14 +44,20 @@ class Trials:
         self.patterns, self.survivors, self.budget = tuple(patterns) or ("*",), survivors, budget
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        for path in sorted(Path("vcposim").glob("*.py.meta")):
-            record = json.loads(path.read_text())
-            codes = record["exit_code_by_key"]
-            for mutant in [key for key, code in codes.items() if self._asked(key, code)]:
-                codes[mutant] = self._fate(mutant, session.items)
-                print(mutant, codes[mutant], flush=True)
-                path.write_text(json.dumps(record, indent=4))
+        paths = sorted(Path("vcposim").glob("*.py.meta"))
+        records = {path: json.loads(path.read_text()) for path in paths}
+        asked = [(key, path) for path in paths for key, code in self._codes(records[path]) if self._asked(key, code)]
+        # in an order that knows nothing of the code, so that an interrupted run has tried a sample of it
+        for mutant, path in sorted(asked, key=lambda pair: zlib.crc32(pair[0].encode())):
+            fate = self._fate(mutant, session.items)
+            records[path]["exit_code_by_key"][mutant] = fate
+            path.write_text(json.dumps(records[path], indent=4))
+            print(mutant, fate, flush=True)
         return True
+
+    @staticmethod
+    def _codes(record: dict[str, Any]) -> Iterable[tuple[str, int | None]]:
+        return record["exit_code_by_key"].items()
 
     def _asked(self, mutant: str, code: int | None) -> bool:
         open_ = code in (0, 5, 33) if self.survivors else code is None
@@ -58,7 +65,7 @@ class Trials:
 
     def _fate(self, mutant: str, items: list[pytest.Item]) -> int:
         tests = set(self.covered.get(mutant.rpartition("__mutmut_")[0], ()))
-        ours = [item for item in items if item.nodeid in tests or item.nodeid not in self.seconds]
+        ours = [i for i in items if i.nodeid not in self.seconds or (i.nodeid in tests and not self.survivors)]
         ours.sort(key=lambda item: self.seconds.get(item.nodeid, 60.0 * item.nodeid.startswith(WIDER)))
         child = os.fork()
         if not child:
