@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -108,6 +108,10 @@ class TrainConfig:
     def resolved(self) -> Estimator:
         """The estimator itself."""
         return entry(self.estimator).estimator if isinstance(self.estimator, str) else self.estimator
+
+    def changed(self, **changes: Any) -> "TrainConfig":
+        """The same with other values for some fields."""
+        return replace(self, **changes)
 
     @property
     def law(self) -> Lag:

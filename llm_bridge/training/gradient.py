@@ -65,14 +65,11 @@ class Former:
     `model` is read (and sampled from) whole; `trained` holds the parameters that learn: the same module, or its sharded
     twin. `old` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
     estimator asks for ratios to them. `want_proxy`: also read the logit proxy, for dumps.
-
-    Raises `InputError` for an estimator that cannot be served.
     """
 
     def __init__(
         self, model: nn.Module, trained: nn.Module, config: TrainConfig, old: dict[str, nn.Module] | None = None
     ) -> None:
-        require_served(config.resolved(), config.group_size)
         self.model, self.trained, self.config, self.old = model, trained, config, old or {}
         self.estimator = config.resolved()
         self.want_proxy = False

@@ -91,9 +91,9 @@ class Steps:
         record = self.brake.step(lambda: self._advance(scale))
         self.optimizer.zero_grad(set_to_none=True)
         self._remember(norm)
+        if not record.reason and not math.isfinite(norm):
+            warnings.warn(f"step {step + 1} skipped: {self._why(norm)}", RuntimeWarning, stacklevel=2)
         reason = record.reason or ("" if scale > 0 else self._why(norm))
-        if reason and not record.reason:
-            warnings.warn(f"step {step} skipped: {reason}", RuntimeWarning, stacklevel=2)
         return Stepped(record.step_scale * scale, norm, reason)
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import STRIDE, Task
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.dumps import dump_records
-from llm_bridge.training.gradient import Formed, Former
+from llm_bridge.training.gradient import Formed, Former, require_served
 from llm_bridge.training.queue import RolloutQueue, moved
 from llm_bridge.training.records import Record, update_record
 from llm_bridge.training.schedule import Schedule
@@ -216,6 +216,7 @@ class Trainer:
         return range(rank() * share, (rank() + 1) * share)
 
     def _refuse_what_cannot_be(self) -> None:
+        require_served(self.config.resolved(), self.config.group_size)
         whole_gradient = self.config.step_rule in ("snr", "gradient_alignment")
         if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):
             raise InputError(

@@ -1,0 +1,71 @@
+"""Two gloo ranks under torchrun train as one process does (float64): replicas and FSDP2, with norms and without."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from llm_bridge.training.sharding import weights  # noqa: E402
+from tests.llm_bridge.training import two_ranks  # noqa: E402
+from tests.llm_bridge.training.toys import trainer  # noqa: E402
+from vcposim.errors import InputError  # noqa: E402
+
+TOLERANCE = 1e-6
+"""of the way that the parameters went: Adam magnifies rounding where a gradient is nearly 0"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("ranks") / "seen.pt"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "--module", two_ranks.__name__, str(output)],
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(output, weights_only=True)
+
+
+def flat(named: dict[str, Any]) -> Any:
+    return torch.cat([x.flatten() for x in named.values()])
+
+
+def alone(name: str) -> dict[str, Any]:
+    return two_ranks.outcome(trainer(**(two_ranks.SCENARIOS[name] | {"sharding": "none"})))
+
+
+def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    start, end, there = (
+        flat(x) for x in (weights(trainer(dtype="float64").model), found["weights"], expected["weights"])
+    )
+    way = float((there - start).norm())
+    assert way > 1e-2  # there is something to agree on
+    assert float((end - there).norm()) < TOLERANCE * way
+    for mine, theirs in zip(found["records"], expected["records"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-9, nan_ok=True)
+    assert found["held_out"] == pytest.approx(expected["held_out"])
+
+
+@pytest.mark.parametrize("name", two_ranks.SCENARIOS)
+def test_two_ranks_train_as_one_process(seen: dict[str, Any], name: str) -> None:
+    expected = alone(name)
+    for rank in seen["ranks"]:
+        check_same(rank[name], expected)
+
+
+def test_one_process_goes_on_from_the_state_of_two(seen: dict[str, Any]) -> None:
+    name = "fsdp2/vcpo"
+    resumed = trainer(**(two_ranks.SCENARIOS[name] | {"sharding": "none"}))
+    resumed.load_state_dict(seen["state"])
+    expected = alone(name)
+    check_same(two_ranks.outcome(resumed), expected | {"records": expected["records"][1:]})
+
+
+def test_sharding_alone_is_refused() -> None:
+    with pytest.raises(InputError, match="sharding: 'fsdp2' needs several processes; start with torchrun"):
+        trainer(sharding="fsdp2")
