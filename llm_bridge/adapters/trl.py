@@ -43,6 +43,7 @@ from llm_bridge.distributed import gather_batch
 from llm_bridge.logprobs import log_prob_of
 from llm_bridge.ratios import log_ratio, present, trajectory_batch
 from llm_bridge.scores import ScoreTape, last_block, logit_sq_norms
+from llm_bridge.scores.calibration import METHODS
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Estimator
 
@@ -86,13 +87,18 @@ class VcpoConfig:
     """What to switch on.
 
     `estimator`: a catalogue name, an `Estimator`, or None to leave TRL's own loss alone (lag, brake and gauges still
-    work). `norm`: one of `NORMS`, for estimators that need score norms. `lag`: updates between generation and use.
-    `ess_reference`: rho_ref of the brake (`EssStepScale`), None for no brake. `exponent`: of the brake, by default the
-    optimizer family's. `diagnostics`: log every gauge of `llm_bridge.diagnose` as `vcpo/...`.
+    work). `norm`: one of `NORMS`, for estimators that need score norms. `method`: how the tape forms exact norms;
+    "auto" is the fastest, by a measurement that may choose otherwise in the next run, and with it the last bits.
+    `lag`: updates between generation and use. `ess_reference`: rho_ref of the brake (`EssStepScale`), None for no
+    brake. `exponent`: of the brake, by default the optimizer family's. `diagnostics`: log every gauge of
+    `llm_bridge.diagnose` as `vcpo/...`.
+
+    Raises `InputError` for unknown names and settings out of range.
     """
 
     estimator: str | Estimator | None = "vcpo"
     norm: str = "exact"
+    method: str = "block"
     lag: int = 0
     ess_reference: float | str | None = 1.0
     exponent: float | None = None
@@ -101,6 +107,8 @@ class VcpoConfig:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown_name("norm", self.norm, NORMS)
+        if self.method not in ("auto", *METHODS):
+            raise unknown_name("method", self.method, ("auto", *METHODS))
         LagQueue(self.lag)
         if self.ess_reference is not None:
             exponent = 1.0 if self.exponent is None else self.exponent
@@ -258,7 +266,7 @@ class VcpoTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         subset = last_block(model) if self.vcpo.norm == "last_block" else None
         norm = "sketch" if self.vcpo.norm == "sketch" else "exact"
-        with ScoreTape(model, norm=norm, parameters=subset, seed=self._step) as tape:
+        with ScoreTape(model, norm=norm, method=self.vcpo.method, parameters=subset, seed=self._step) as tape:
             yield tape
 
     def _logits(self, token: Tensor, attention: Tensor) -> Tensor:

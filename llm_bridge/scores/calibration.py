@@ -111,7 +111,9 @@ def seconds(
     """Best of a few timings of one layer's norms and sums on `device`."""
     del threads  # part of the key only
     layout = Layout(_TRAJECTORIES, (_TRAJECTORIES, steps))
-    left, right = (torch.randn(_TRAJECTORIES * steps, d, device=device, dtype=dtype) for d in (rows, cols))
+    own = torch.Generator(device).manual_seed(0)  # measuring must not move the stream that a sampler draws from
+    shapes = ((_TRAJECTORIES * steps, d) for d in (rows, cols))
+    left, right = (torch.randn(shape, generator=own, device=device, dtype=dtype) for shape in shapes)
     weight, work = nn.Parameter(torch.empty(rows, cols, device=device, dtype=dtype)), Workspace()
     place = torch.arange(_TRAJECTORIES)
     reward = (place // 2 if paired else place) % 2 + (0.1 * place if sinks > 1 else 0)

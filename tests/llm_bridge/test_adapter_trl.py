@@ -381,6 +381,8 @@ def test_two_ranks_do_what_one_would(tmp_path: Path) -> None:
     torn = 0
     for one, two in zip(*(rank["updates"] for rank in ranks), strict=True):
         row = {name: torch.cat([one[name], two[name]]) for name in one}
+        torch.testing.assert_close(row["reward"], row["own_reward"])
+        assert len(set(zip(row["group"].tolist(), row["prompt"].tolist(), strict=True))) == 3, "a prompt is a group"
         torn += bool(set(one["group"].tolist()) & set(two["group"].tolist()))
         groups = Groups.of(row["group"])
         record = trajectory_batch(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llm_bridge.logprobs import TokenBatch, block_diagonal_mask, segment_of, token_log_prob
 from llm_bridge.scores import (
     ScoreTape,
+    calibration,
     last_block,
     logit_sq_norms,
     norm_error,
@@ -126,6 +127,18 @@ def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
 def test_blocks_need_not_divide_the_weight(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_bridge.scores.calibration.BLOCK_SIZES", (1, 1, size * 24, 1))
     compare(tiny_model("llama", tied=True), padded_batch(), affine=True, method="block")
+
+
+def test_measuring_leaves_the_random_stream_alone() -> None:
+    """Else the first update of every process shifts all samples after it, and a resumed run cannot match."""
+    calibration._fastest.cache_clear()
+    calibration.seconds.cache_clear()
+    model, batch = tiny_model("llama", tied=False), padded_batch()
+    state = torch.get_rng_state()
+    with ScoreTape(model) as tape:
+        tape.score_sq_norms(token_log_prob(model, batch), batch.mask, keep=False)
+    assert calibration.seconds.cache_info().misses > 0, "nothing was measured"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("affine", [False, True], ids=["general", "affine"])

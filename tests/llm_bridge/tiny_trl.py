@@ -88,9 +88,13 @@ def main(output: str) -> None:
                 return
             row = {name: torch.cat([x[name] for x in seen]) for name in seen[0]}
             ratio = log_ratio(row["log_prob"], row["behavior_log_prob"], row["mask"])[:, None]
+            text = [tokenizer().batch_decode(x["completion_ids"], skip_special_tokens=True) for x in parts]
+            own = torch.tensor([r for texts in text for r in even_digits(texts)])
+            prompt = torch.tensor([hash(tuple(y[y > 0].tolist())) for x in parts for y in x["prompt_ids"]])
             of_parts = {"reward": "reward", "group": "prompt_index", "coefficient": "advantages"}
             updates.append(
                 {"log_ratio": ratio, "mask": torch.ones_like(ratio), "score_sq_norm": row["score_sq_norm"]}
+                | {"own_reward": own, "prompt": prompt}
                 | {name: torch.cat([x[key] for x in parts]) for name, key in of_parts.items()}
             )
 
