@@ -34,7 +34,7 @@ from simulations.methods import (
 )
 from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
 from vcposim.arrays import Array
-from vcposim.control import step_scale
+from vcposim.control import matched_constant, step_scale
 from vcposim.step_rules import Control
 from vcposim.versions import Lag
 
@@ -130,7 +130,7 @@ def learning(setting: Setting) -> list[Record]:
     guide = "ESS^0.5" if setting["optimizer"] == "adam" else "ESS^1"
     scale = np.stack([found["step_scale"][:, keys.index((guide, s))] for s in seeds])
     more = {
-        "matched constant": [Control("constant", value=float(s.mean())) for s in scale],
+        "matched constant": [Control("constant", value=float(matched_constant(s))) for s in scale],
         "replayed schedule": [Control("replay", schedule=tuple(s.tolist())) for s in np.roll(scale, 1, axis=0)],
     }
     more_keys, more_found = go(more)
