@@ -14,11 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from llm_bridge.tasks import arithmetic, reasoning
-from llm_bridge.tasks.base import STRIDE, Entry, Form, GymTask, Problem, Task, choose_form, verified
+from llm_bridge.tasks.base import Entry, Form, GymTask, Problem, Task, choose_form, make_dataset, verified
 from llm_bridge.tasks.tool import WORDINGS, CalculatorTask, calculator
 from vcposim.errors import InputError, unknown_name
 
@@ -38,7 +37,7 @@ class Single:
 
     def __call__(self, name: str, *, seed: int, style: str, options: dict[str, Any], **chosen: Any) -> Task:
         form = choose_form(style, {"short": self.short, "instruct": self.instruct})
-        data = _dataset(self.dataset, seed, self.configure(**chosen))
+        data = make_dataset(self.dataset, seed, self.configure(**chosen))
         return GymTask(name, self.kind, data, form, options, self.score)
 
 
@@ -115,18 +114,11 @@ def load_task(name: str, *, seed: int = 0, style: str = "short", **options: Any)
     return TASKS[name](name, seed=seed, style=style, options=described, **options)
 
 
-def _dataset(dataset: str, seed: int, config: dict[str, Any]) -> Any:
-    try:
-        return reasoning_gym.create_dataset(dataset, seed=seed * STRIDE, size=STRIDE, **config)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(f"options: {config} do not suit {dataset!r}: {error}") from None
-
-
 def _any_dataset(name: str, seed: int, described: dict[str, Any], options: dict[str, Any]) -> Task:
     dataset = name.removeprefix(GYM)
     if dataset not in DATASETS:
         raise unknown_name("task", name, [GYM + d for d in DATASETS])
-    data = _dataset(dataset, seed, options)
+    data = make_dataset(dataset, seed, options)
     _trial(name, data)
     return GymTask(name, "reasoning", data, reasoning.TEXT, {**described, "style": "instruct"})
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
+import reasoning_gym
 from reasoning_gym.utils import extract_answer
 
 from vcposim.errors import InputError, unknown_name
@@ -114,6 +115,14 @@ class GymTask:
     def _score(self, response: str, entry: Entry) -> float:
         answer = self.form.read(response, entry)[:LONGEST_ANSWER]
         return self.dataset.score_answer(answer, entry) if self.score is None else self.score(answer, entry)
+
+
+def make_dataset(name: str, seed: int, config: dict[str, Any]) -> Any:
+    """A reasoning-gym data set whose problems no other seed has; InputError if the configuration does not suit it."""
+    try:
+        return reasoning_gym.create_dataset(name, seed=seed * STRIDE, size=STRIDE, **config)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"options: {config} do not suit {name!r}: {error}") from None
 
 
 @lru_cache(maxsize=16384)

@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import reasoning_gym
-
 from llm_bridge.tasks.arithmetic import terms_and_digits
-from llm_bridge.tasks.base import STRIDE, Problem, item, verified
+from llm_bridge.tasks.base import Problem, item, make_dataset, verified
 from llm_bridge.tasks.calculator import CalculatorError, calculate, operations_in
 
 Tool = Callable[[str], object]
@@ -103,8 +101,8 @@ class CalculatorTask:
             return self.wording.error.format("tool")
 
 
-def calculator(*, seed: int, style: str, options: dict[str, Any], terms: int = 2, digits: int = 2) -> CalculatorTask:
-    data = reasoning_gym.create_dataset("chain_sum", seed=seed * STRIDE, size=STRIDE, **terms_and_digits(terms, digits))
+def calculator(*, seed: int, style: str, options: dict[str, Any], terms: int = 3, digits: int = 2) -> CalculatorTask:
+    data = make_dataset("chain_sum", seed, terms_and_digits(terms, digits))
     return CalculatorTask("calculator", data, WORDINGS[style], options, max_turns=terms + 1)
 
 
