@@ -128,20 +128,27 @@ def _option(text: str) -> tuple[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Start or resume, and train; returns the exit code."""
     from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
 
     from llm_bridge.training import Trainer, folder
     from llm_bridge.training.session import Session, accelerator_for
 
+    disable_progress_bar()  # one bar is enough
     given = settings(arguments)
     place = Path(arguments.output or default_folder(given))
     accelerator = accelerator_for(place, arguments.report_to)
     ready = folder.check_resume if arguments.resume else folder.check_new
     config = ready(place, given)
-    trainer = Trainer(config, accelerator=accelerator)
+    console = Console(stderr=True)
+
+    def report(step: int, rate: float) -> None:
+        console.print(f"warm-up (once, then from the cache): step {step}, success rate {rate:.2f}", highlight=False)
+
+    trainer = Trainer(config, accelerator=accelerator, report=report)
     if not arguments.resume:
         folder.claim(place, config)
     dump = Path(arguments.dump) if arguments.dump else None
-    session = Session(trainer, place, Console(stderr=True), dump)
+    session = Session(trainer, place, console, dump)
     if arguments.resume:
         session.resume()
     return session.run()

@@ -17,7 +17,6 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import binomtest
-from transformers.utils.logging import disable_progress_bar
 
 from llm_bridge.distributed import gathered, world_size
 from llm_bridge.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
@@ -130,7 +129,6 @@ class Session:
         config = self.trainer.config
         found = self.trainer.evaluate(config.evaluate_problems)
         if main_process():
-            disable_progress_bar()
             self.trainer.lm.save_pretrained(self.folder / MODEL)
         self.trainer.accelerator.end_training()
         n = config.evaluate_problems

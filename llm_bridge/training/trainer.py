@@ -40,6 +40,7 @@ from llm_bridge.training.records import Record, update_record
 from llm_bridge.training.schedule import Schedule
 from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
 from llm_bridge.training.steps import Stepped, Steps, make_optimizer
+from llm_bridge.warmup import Report
 from vcposim.errors import InputError
 
 HELD_OUT = STRIDE // 10 * 9
@@ -50,7 +51,7 @@ PRECISION = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.f
 
 class Trainer:
     """Trains one policy as configured. `task` and `lm` replace what the configuration names, for those who bring their
-    own; a model is trained in place.
+    own; a model is trained in place. `report` is told the steps and success rates of a warm-up, the first time.
 
     After an update, `rollouts` and `formed` hold what this rank has just learned from. Under torchrun every rank makes
     the same calls and gets the same records; each samples and reads its own groups.
@@ -66,13 +67,14 @@ class Trainer:
         task: Task | None = None,
         lm: LanguageModel | None = None,
         accelerator: Accelerator | None = None,
+        report: Report = lambda step, rate: None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
         mine = self._own_groups()
         self._refuse_what_cannot_be()
         self.task = load_task(config.task, seed=config.seed, **config.task_options) if task is None else task
-        self.lm = self._load_model() if lm is None else lm
+        self.lm = self._load_model(report) if lm is None else lm
         self.model: nn.Module = self.lm.model.to(self.accelerator.device, PRECISION[config.dtype]).eval()
         self.trained = sharded(copy.deepcopy(self.model)) if config.sharding == "fsdp2" else self.model
         self.optimizer = make_optimizer(config, list(self.trained.parameters()))
@@ -189,11 +191,13 @@ class Trainer:
         bf16 = self.config.dtype == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16)
 
-    def _load_model(self) -> LanguageModel:
+    def _load_model(self, report: Report) -> LanguageModel:
         config = self.config
         with self.accelerator.main_process_first():  # one rank fills the cache, the others read it
             task = load_task(config.task, seed=config.model_seed, **config.task_options)
-            return load_model(config.model, task=task, seed=config.model_seed, base_rate=config.base_rate)
+            return load_model(
+                config.model, task=task, seed=config.model_seed, base_rate=config.base_rate, report=report
+            )
 
     def _older_models(self) -> dict[str, nn.Module]:
         """The policies that ratios are taken to besides mu: one update ago (itself on policy), and the start."""

@@ -15,6 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
+
 from llm_bridge import train  # noqa: E402
 from llm_bridge.training import TrainConfig, session  # noqa: E402
 from llm_bridge.training.checkpoints import TENSORS, checkpoints  # noqa: E402
@@ -45,6 +47,7 @@ LONG = [*SMALL, "--updates", "30", "--checkpoint-every", "4", "--step-rule", "es
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a model of a few thousand parameters."""
     folder = tmp_path_factory.mktemp("model")
+    disable_progress_bar()
     tiny().save_pretrained(folder)
     return str(folder)
 
@@ -69,7 +72,7 @@ def test_a_run_leaves_its_files_and_a_model_to_go_on_with(
     run, dump = tmp_path / "run", tmp_path / "rollouts.jsonl"
     words = [*SMALL, "--model", model, "--updates", 4, "--output", run, "--dump", dump, "--report-to", "tensorboard"]
     assert call(*words) == 0
-    out = [line for line in capsys.readouterr().err.splitlines() if line]
+    out = capsys.readouterr().err.splitlines()
     assert out[0].startswith("update 1/4  reward ")
     assert out[-1].startswith("4 updates in ")
     records = [json.loads(line) for line in metrics(run).splitlines()]
