@@ -182,10 +182,11 @@ def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, columns: int, g
 
 
 def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Independent signs -1, 1 (rows, columns), 32 to a draw."""
-    word = torch.randint(0, 1 << 32, (rows, -(-columns // 32), 1), generator=generator, device=generator.device)
-    bit = (word >> torch.arange(32, device=word.device)) & 1
-    return 2 * bit.flatten(1)[:, :columns] - 1
+    """Independent signs -1, 1 (rows, columns) in float32, 16 to a draw."""
+    many, kind = {"generator": generator, "device": generator.device}, torch.int32
+    word = torch.randint(0, 1 << 16, (rows, -(-columns // 16), 1), dtype=kind, **many)
+    bit = (word >> torch.arange(16, dtype=kind, device=word.device)) & 1
+    return bit.flatten(1)[:, :columns].float().mul_(2).sub_(1)
 
 
 def _by_trajectory(x: Tensor, n: int) -> Tensor:

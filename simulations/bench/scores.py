@@ -4,11 +4,17 @@
     python -m simulations.bench.scores --case 135M:8:128   one case: size, trajectories n, length T
     python -m simulations.bench.scores --memory            peak memory instead of time
     python -m simulations.bench.scores --error --quick     how far the approximate norms are off
+    python -m simulations.bench.scores --record FILE ...   also append every ratio to FILE (JSON lines)
+    python -m simulations.bench.scores --markdown FILE     the tables of a record, as in scores.md beside this file
+    python -m simulations.bench.scores --device cuda --dtype bfloat16 --case 135M:8:128 --case 1B:8:512
 
 Every method does the same work: forward, norms, the off-policy optimal baseline b = sum w^2 s R / sum w^2 s with s
 the squared norms, and p.grad = -sum_i w_i (R_i - b) grad log pi(tau_i). Plain knows b. Methods are interleaved, each
-next to a plain update of its own; the table gives the median of the ratios of process CPU time and half the
-interquartile range.
+between plain updates of its own; the table gives the median of the ratios and half the interquartile range. A ratio
+is process CPU time over the mean of the two plain ones beside it (on an accelerator: wall time, synchronized).
+glibc is told to keep freed memory, as an accelerator's allocator does: page faults of fresh memory, up to 4% of an
+update where they are slow, would otherwise fall on one method or another by chance. Trajectories are in the order of
+their rewards, as a trainer can arrange at no cost: the tape gives neighbors with equal rewards one product.
 
 Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of length T. A plain update spends
 3 T rows cols: forward, input gradient, weight gradient.
@@ -16,7 +22,10 @@ Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of le
     affine         0 more. The weight gradient is formed a trajectory at a time, in blocks of cache size: products of
                    inner dimension T instead of n T (a little slower), one read for the square and, if rewards take
                    two values, one add into one of two sums. These passes cost a constant times rows cols: a share
-                   that falls as 1 / T. One more gradient buffer.
+                   that falls as 1 / T. Where Gram matrices are cheaper, the sums take one product per run of equal
+                   rewards. One more gradient buffer. Rows without output gradient are left out, which plain does
+                   not do: in these cases the prompt, a quarter of the rows of the head and of the last block. What
+                   that is worth is told by --prompt 0, where there are none.
     general        min(T rows cols, T^2 (rows + cols)) more: blocks thrown away, or Gram matrices; a third at most.
                    Activations and output gradients stay alive, n T (rows + cols) numbers per map.
     sketch, K      T K (rows + cols) more, no term in T^2. The norms carry an error, the gradient none.
@@ -30,15 +39,14 @@ profit from that.
 """
 
 import argparse
+import ctypes
 import gc
 import multiprocessing
-import os
 import resource
-import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +54,27 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_bridge.logprobs import TokenBatch, next_token_logits, token_log_prob
 from llm_bridge.scores import ScoreTape, last_block, logit_sq_norms, norm_error, trajectory_sums
+from simulations.bench.score_records import append, load, machine, markdown
 
 #       vocabulary, width, layers, heads, key-value heads, inner width, tied
 SHAPES = {
     "1M": (512, 128, 4, 4, 2, 344, False),
     "10M": (4096, 320, 6, 5, 5, 864, False),
     "135M": (49152, 576, 30, 9, 3, 1536, True),
+    "1B": (128256, 2048, 16, 32, 8, 8192, True),
 }
 QUICK = ("1M:16:64", "10M:8:128")
 FULL = ("1M:16:64", "1M:32:64", "10M:16:64", "10M:8:128", "10M:8:256", "10M:8:512", "135M:8:128")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and in what precision models run, and which part of each trajectory is prompt."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    prompt: float = 0.25
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,11 +88,12 @@ class Case:
     reward: Tensor
 
 
-def make_case(name: str, checkpointing: bool = False, ragged: bool = False, seed: int = 0) -> Case:
-    """A random Llama of the named shape; a quarter of each trajectory is prompt; rewards are 0 or 1.
+def make_case(name: str, setting: Setting | None = None, ragged: bool = False, seed: int = 0) -> Case:
+    """A random Llama of the named shape; rewards are 0 or 1.
 
     ragged: trajectories of unequal length that repeat few or many tokens, so that norms differ.
     """
+    setting = setting or Setting()
     size, n, t = name.split(":")[0], *map(int, name.split(":")[1:])
     vocabulary, width, layers, heads, kv, inner, tied = SHAPES[size]
     torch.manual_seed(seed)
@@ -80,11 +101,12 @@ def make_case(name: str, checkpointing: bool = False, ragged: bool = False, seed
         vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv, intermediate_size=inner, tie_word_embeddings=tied, use_cache=False, pad_token_id=None,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).train()
-    if checkpointing:
+    with torch.device(setting.device):
+        model = LlamaForCausalLM(config).to(getattr(torch, setting.dtype)).train()
+    if setting.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     mask = torch.ones(n, t)
-    mask[:, : t // 4] = 0
+    mask[:, : int(t * setting.prompt)] = 0
     weight = (0.5 * torch.randn(n)).exp()
     reward = (torch.rand(n) < 0.4).float()
     reward[0], reward[1] = 1.0, 0.0
@@ -94,6 +116,7 @@ def make_case(name: str, checkpointing: bool = False, ragged: bool = False, seed
         for i in range(n):
             token[i] = token[i, torch.arange(t) % max(4, t * (i + 1) // n)]
             mask[i, t - (t // 2) * (i * 7 % n) // n :] = 0
+    token, mask, weight, reward = (x.to(setting.device) for x in (token, mask, weight, reward))
     return Case(name, model, TokenBatch(token, mask), weight, reward)
 
 
@@ -144,7 +167,7 @@ def loop_two_buffers(case: Case) -> None:
     """Micro-batch of one, reward-weighted and unweighted sums kept apart: the reference implementation's way."""
     params = list(case.model.parameters())
     rewarded, score = ([torch.zeros_like(p) for p in params] for _ in range(2))
-    norm = torch.zeros(len(case.weight))
+    norm = torch.zeros_like(case.weight)
     for i in range(len(case.weight)):
         one = TokenBatch(case.batch.token[i : i + 1], case.batch.mask[i : i + 1])
         total = trajectory_sums(token_log_prob(case.model, one), one.mask)
@@ -214,16 +237,31 @@ METHODS: dict[str, Callable[[Case], None]] = {
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def cpu_seconds(method: Callable[[Case], None], case: Case) -> float:
-    """Process CPU time of one update from cleared gradients."""
+def seconds(method: Callable[[Case], None], case: Case) -> float:
+    """Process CPU time of one update from cleared gradients; on an accelerator wall time until it is idle."""
     case.model.zero_grad(set_to_none=True)
-    start = time.process_time()
+    start = _clock(case)
     method(case)
-    return time.process_time() - start
+    return _clock(case) - start
+
+
+def _clock(case: Case) -> float:
+    if case.weight.device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(case.weight.device)
+    return time.perf_counter()
+
+
+def keep_freed_memory() -> None:
+    """No returns of memory to the system, no memory maps of single arrays; does nothing where there is no glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD
 
 
 def paired_ratios(case: Case, methods: list[str], rounds: int) -> dict[str, list[float] | str]:
-    """Ratios to a plain update measured next to each; a method that cannot run maps to the reason."""
+    """Ratios to the plain updates on both sides; a method that cannot run maps to the reason."""
     result: dict[str, list[float] | str] = {}
     for name in methods:
         try:
@@ -232,70 +270,66 @@ def paired_ratios(case: Case, methods: list[str], rounds: int) -> dict[str, list
         except Exception as error:
             result[name] = f"{type(error).__name__}: {error}".splitlines()[0][:70]
     plain(case)
+    before = seconds(plain, case)
     for _ in range(rounds):
         for name, ratios in result.items():
             if isinstance(ratios, list):
-                floor = cpu_seconds(plain, case)
-                ratios.append(cpu_seconds(METHODS[name], case) / floor)
+                own = seconds(METHODS[name], case)
+                after = seconds(plain, case)
+                ratios.append(2 * own / (before + after))
+                before = after
     case.model.zero_grad(set_to_none=True)
     return result
 
 
-def half_spread(values: list[float]) -> float:
-    """Half the interquartile range."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return (high - low) / 2
-
-
-def peak_mebibytes(name: str, method: str, checkpointing: bool) -> float:
-    """Peak resident memory of two updates above the empty interpreter's, in a process of its own."""
+def peak_mebibytes(name: str, method: str, setting: Setting) -> float:
+    """Peak memory of two updates, in a process of its own: resident above the empty interpreter's, or allocated."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (name, method, checkpointing))
+        return pool.apply(_peak, (name, method, setting))
 
 
-def _peak(name: str, method: str, checkpointing: bool) -> float:
+def _peak(name: str, method: str, setting: Setting) -> float:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    case = make_case(name, checkpointing)
+    case = make_case(name, setting)
     run = plain if method == "plain" else METHODS[method]
     for _ in range(2):
         case.model.zero_grad(set_to_none=True)
         run(case)
+    if setting.device != "cpu":
+        return torch.cuda.max_memory_allocated(setting.device) / 2**20
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def _median(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.3f} ± {half_spread(ratios):.3f}"
-
-
-def time_table(names: list[str], methods: list[str], rounds: int) -> None:
-    """Print median ratio and half the interquartile range per method and case."""
-    print(f"{'':22s}" + "".join(f"{name:>18s}" for name in names))
-    columns = []
+def time_table(names: list[str], methods: list[str], rounds: int, setting: Setting, record: str | None) -> None:
+    """Measure, record and print the ratios of each case as soon as they are known."""
     for name in names:
-        case = make_case(name)
-        columns.append(paired_ratios(case, methods, rounds))
+        case = make_case(name, setting)
+        measured = paired_ratios(case, methods, rounds)
+        row = {"case": name, **machine(case.weight.device), **asdict(setting), "ratios": measured}
+        if record:
+            append(record, row)
+        print(markdown([row]), flush=True)
         del case
         gc.collect()
-    for method in methods:
-        cells = [column[method] for column in columns]
-        shown = [cell if isinstance(cell, str) else _median(cell) for cell in cells]
-        print(f"{method:22s}" + "".join(f"{text if len(text) < 18 else 'refused':>18s}" for text in shown))
-        for name, text in zip(names, shown, strict=True):
-            if len(text) >= 18:
-                print(f"    {name}: {text}")
 
 
-def memory_table(names: list[str], methods: list[str], checkpointing: bool) -> None:
-    """Print peak memory as a ratio to plain's, and what exceeds plain in units of one gradient."""
+def memory_table(names: list[str], methods: list[str], setting: Setting, record: str | None) -> None:
+    """Measure, record and print peak memory: ratio to plain's, and what exceeds plain in units of one gradient."""
     for name in names:
-        weights = sum(p.numel() for p in make_case(name).model.parameters()) * 4 / 2**20
-        floor = peak_mebibytes(name, "plain", checkpointing)
-        print(f"{name}, checkpointing {checkpointing}: plain {floor:.0f} MiB, one gradient {weights:.0f} MiB")
-        for method in methods:
-            peak = peak_mebibytes(name, method, checkpointing)
-            print(f"    {method:22s} {peak / floor:6.2f} x plain, {(peak - floor) / weights:6.2f} gradients more")
+        weights = sum(p.numel() * p.element_size() for p in make_case(name, setting).model.parameters()) / 2**20
+        peak = {method: peak_mebibytes(name, method, setting) for method in ["plain", *methods]}
+        row = {
+            "case": name,
+            **machine(torch.device(setting.device)),
+            **asdict(setting),
+            "gradient": weights,
+            "peak": peak,
+        }
+        if record:
+            append(record, row)
+        print(markdown([row]), flush=True)
 
 
 def estimates(case: Case) -> dict[str, Tensor]:
@@ -315,10 +349,10 @@ def _norm_only(case: Case, **options: object) -> Tensor:
         return tape.score_sq_norms(token_log_prob(case.model, case.batch), case.batch.mask, keep=False)
 
 
-def error_table(names: list[str]) -> None:
+def error_table(names: list[str], setting: Setting) -> None:
     """Print, per case, how each approximation's squared norms differ from the exact ones once scaled to them."""
     for name in names:
-        case = make_case(name, ragged=True)
+        case = make_case(name, setting, ragged=True)
         exact = _norm_only(case)
         print(f"{name}: exact norms vary by a factor {float(exact.max() / exact.min()):.1f}")
         for label, estimate in estimates(case).items():
@@ -336,19 +370,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="pairs per method")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--error", action="store_true", help="errors of the approximations instead of time")
-    parser.add_argument("--checkpointing", action="store_true", help="with --memory: gradient checkpointing")
+    parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
+    parser.add_argument("--prompt", type=float, default=0.25, help="part of each trajectory that is prompt")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the model")
+    parser.add_argument("--record", metavar="FILE", help="append what is measured to this file")
+    parser.add_argument("--markdown", metavar="FILE", help="print the tables of a record, and measure nothing")
     options = parser.parse_args()
+    if options.markdown:
+        print(markdown(load(options.markdown)))
+        return
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     names = options.case or list(QUICK if options.quick else FULL)
     methods = options.method or list(METHODS)
-    print(f"one thread of {os.cpu_count()} cores, torch {torch.__version__}, float32")
+    setting = Setting(options.device, options.dtype, options.prompt, options.checkpointing)
     if options.error:
-        error_table(names)
+        error_table(names, setting)
     elif options.memory:
-        memory_table(names, methods, options.checkpointing)
+        memory_table(names, methods, setting, options.record)
     else:
-        time_table(names, methods, options.rounds or (3 if options.quick else 9))
+        keep_freed_memory()
+        time_table(names, methods, options.rounds or (3 if options.quick else 9), setting, options.record)
 
 
 if __name__ == "__main__":

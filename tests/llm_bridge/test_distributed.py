@@ -117,6 +117,12 @@ def test_a_foreign_process_group_is_refused(ranks: list[dict[str, Any]]) -> None
         )
 
 
+def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "is sharded; parameters= and unknown='loop'" in rank["taped in part"]["error"]
+        assert "only fully_shard on the whole model" in rank["sharded in part"]["error"]
+
+
 # --- sums of groups, without any process ------------------------------------------------------------------------------
 
 G, N = 4, 30

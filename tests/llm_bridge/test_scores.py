@@ -7,6 +7,8 @@ the ways one would break it by accident and requires that `compare` notices.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from llm_bridge.scores import (
     ScoreTape,
     calibration,
     last_block,
+    layout,
     logit_sq_norms,
     norm_error,
     routes,
@@ -27,10 +30,12 @@ from llm_bridge.scores import (
     trajectory_sums,
     weighted_gradient_loop,
 )
+from llm_bridge.scores.calibration import RUNS, WHOLE
 from llm_bridge.scores.layers import rms_form
-from llm_bridge.scores.layout import Layout
+from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.norms import GramCache, gram_sq_norms, sketch_sq_norms
 from llm_bridge.scores.routes import Line
+from simulations.bench import score_records
 from simulations.bench import scores as bench
 from tests.llm_bridge.models import (
     KINDS,
@@ -121,6 +126,16 @@ def test_equals_slow_twin(kind: str, tied: bool, batch: str, affine: bool) -> No
 def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
     compare(tiny_model("qwen2", tied=True), BATCHES[batch](), affine=affine, method=method)
     compare(tiny_model("gpt2", tied=True), BATCHES[batch](), affine=affine, method=method)
+
+
+@pytest.mark.parametrize("how", [WHOLE, RUNS], ids=["whole", "runs"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_sums_in_one_product_or_by_runs(batch: str, how: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "fastest", lambda *_: ("gram", how))
+    model, given = tiny_model("qwen2", tied=True), BATCHES[batch]()
+    compare(model, given, affine=True)
+    monkeypatch.setattr(routes, "_folded", lambda basis: (torch.ones(basis.shape[1]).double(), basis))
+    compare(model, given, affine=True)
 
 
 @pytest.mark.parametrize("size", [1, 16, 100])
@@ -302,6 +317,10 @@ def _forget_bias(self: tape.ScorePass, name: str, param: nn.Parameter, grad: Ten
         _VECTOR(self, name, param, grad)
 
 
+def _without_first(keep: Tensor | None) -> Tensor | None:
+    return None if keep is None else keep[1:]
+
+
 _VECTOR = tape.ScorePass.vector
 _WRONG: dict[str, tuple[object, str, object]] = {
     "tied cross term dropped": (tape, "tied_cross_term", lambda at, h, grad: grad[0].new_zeros(len(grad))),
@@ -312,6 +331,8 @@ _WRONG: dict[str, tuple[object, str, object]] = {
     "wrong sign, general": (routes.General, "finish", lambda s, c, f=routes.General.finish: f(s, -c)),
     "wrong sign, affine": (routes.Line, "share", lambda s, a, f=routes.Line.share: f(s, -a)),
     "anchors swapped": (routes.Line, "share", lambda s, a, f=routes.Line.share: f(s, a)[::-1]),
+    "fold forgotten": (routes, "_folded", lambda basis, f=routes._folded: (2 * f(basis)[0], f(basis)[1])),
+    "a row that matters left out": (layout, "_live", lambda grad, f=layout._live: _without_first(f(grad))),
     "embedding rows not merged": (
         tape,
         "embedding_sq_norms",
@@ -507,6 +528,31 @@ def test_rewards_of_zero_and_one_touch_one_sum_each() -> None:
     assert ((Line.of(weight * reward, weight, 4).basis != 0).sum(0) == 1).all()
 
 
+def test_fold_keeps_the_basis_and_spares_small_factors() -> None:
+    basis = torch.tensor([[2.0, 0.0, 1e-9, 1.0, 0.0], [0.0, -4.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
+    fold, factor = routes._folded(basis)
+    torch.testing.assert_close(fold * factor, basis, rtol=1e-15, atol=0)
+    assert fold.tolist() == [0.5, -1.0, 1.0, 1.0, 1.0]
+    assert factor[0, 0] == factor[1, 1] == 4.0  # neighbors in one sum share a product
+
+
+@pytest.mark.parametrize(
+    ("owner", "bounds"), [(None, [(0, 1), (1, 3), (3, 6)]), ([2, 2, 2, 3, 0, 0, 0, 1, 1], [(3, 5), (5, 6), (0, 2)])]
+)
+def test_rows_without_output_gradient_are_left_out(owner: list[int] | None, bounds: list[tuple[int, int]]) -> None:
+    """Padded: one, two and three live rows; packed: trajectory 2 first, then padding, then 0 and 1."""
+    live = [2, 4, 5, 6, 7, 8] if owner is None else [0, 1, 3, 4, 5, 7]
+    grad = torch.zeros(9, 2).double()
+    grad[live, 1] = torch.arange(1.0, 7.0).double()  # the column that is looked at first stays zero
+    run = ((4, 7), (7, 9), (0, 3))
+    whole = Layout(3, (3, 3)) if owner is None else Layout(3, (1, 9), run, torch.tensor(owner))
+    shape = (3, 3, 2) if owner is None else (1, 9, 2)
+    kept = Operands.of(whole, "x", grad.view(shape), grad.view(shape) + 1)
+    assert kept.grad[:, 1].tolist() == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(kept.spread(kept.grad), grad)
+    assert kept.layout.bounds(6) == bounds
+
+
 # --- batches and log-probabilities ------------------------------------------------------------------------------------
 
 
@@ -634,3 +680,31 @@ def test_bench_methods_compute_the_same_update(method: str, monkeypatch: pytest.
     ours, rival = gradient(bench.affine), gradient(bench.METHODS[method])
     assert relative(rival, ours) < 1e-3
     assert relative(gradient(bench.plain), ours) > 1e-2
+
+
+def test_published_tables_are_those_of_the_record() -> None:
+    here = Path(bench.__file__).parent
+    assert (here / "scores.md").read_text() == score_records.markdown(
+        score_records.load(str(here / "scores.jsonl"))
+    ) + "\n"
+
+
+def test_records_of_several_sittings_are_pooled_and_memory_is_told_in_gradients(tmp_path: Path) -> None:
+    place = {**score_records.machine(torch.device("cpu")), **asdict(bench.Setting()), "case": "1M:2:8"}
+    path = str(tmp_path / "record")
+    for ratios in ([1.0, 1.1], [1.2]):
+        score_records.append(path, {**place, "ratios": {"affine": ratios, "vmap": "NotImplementedError: too large"}})
+    score_records.append(path, {**place, "gradient": 10.0, "peak": {"plain": 100.0, "affine": 112.0}})
+    time, memory = score_records.markdown(score_records.load(path)).split("\n\nPeak memory.")
+    assert "| affine | 1.100 ± 0.100 (3) |" in time
+    assert "| vmap | NotImplementedError |" in time
+    assert "| affine | 1.12 x, +1.20 gradients |" in memory
+
+
+def test_the_bench_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accelerator's command, on the CPU."""
+    monkeypatch.undo()
+    monkeypatch.setitem(bench.SHAPES, "tiny", (37, 16, 2, 4, 2, 24, False))
+    case = bench.make_case("tiny:6:12", bench.Setting(dtype="bfloat16"))
+    ratios = bench.paired_ratios(case, ["affine", "general", "sketch", "loop, two buffers", "ghost, two backwards"], 1)
+    assert all(isinstance(found, list) for found in ratios.values()), ratios

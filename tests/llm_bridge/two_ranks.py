@@ -246,6 +246,8 @@ def scenarios(rank: int) -> dict[str, dict[str, Any]]:
     out["replicas/data-parallel group"] = duplicated(alone[rank])
     out["replicas/world"] = duplicated(None)
     out["not a member"] = {"error": refused(lambda: duplicated(alone[1 - rank]))}
+    out["taped in part"] = {"error": refused(lambda: ScoreTape(fsdp2(), unknown="loop").__enter__())}
+    out["sharded in part"] = {"error": refused(lambda: ScoreTape(nn.ModuleList([fsdp2()])).__enter__())}
     out["nan"] = nan_on_one_rank(rank)
     # one row of three tokens on rank 0, three rows of two on rank 1
     out["rows"] = {"rows": distributed.gathered_rows(torch.full((1 + 2 * rank, 3 - rank), rank + 1.0))}
