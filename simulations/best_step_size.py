@@ -83,8 +83,8 @@ def analyse(records: list[Record]) -> Analysis:
     best = best_of(records)
     caption = (
         "Exact success probability averaged over training, each method at its own best step size (written beside): "
-        "mean over seeds with 95% interval; red where a run collapsed even there. Lines: synchronous training with "
-        "the mean baseline (gray) and OPOB (blue)."
+        "mean over seeds with 95% interval; red where a run collapsed even there. Bold: VCPO and its parts; italic: "
+        "synchronous training, whose mean baseline (gray) and OPOB (blue) are also lines."
     )
     verdicts = [_rivals(best), _both(best), *(_synchronous(best, name) for name in REFERENCES[:2])]
     if chosen(best, method="VCPO with GRPO std"):  # the full form has it
@@ -167,14 +167,19 @@ def draw(records: list[Record]) -> Canvas:
     names = list(dict.fromkeys(r["method"] for r in best))
     values = {name: mean_interval(r["average"] for r in chosen(best, method=name)) for name in names}
     ordered = sorted(names, key=lambda name: values[name].value)
-    with canvas(1, width=6.4, height=1.2 + 0.17 * len(names)) as (figure, (ax,)):
+    with canvas(1, width=6.8, height=1.4 + 0.17 * len(names)) as (figure, (ax,)):
         for y, name in enumerate(ordered):
             _row(ax, y, name, best, values[name])
         for name, line in zip(REFERENCES[:2], (MUTED, ACCENT), strict=True):
-            ax.axvline(values[name].value, color=line, linewidth=0.8, zorder=0)
+            ax.axvline(values[name].value, color=line, linewidth=0.8, zorder=0, label=name)
+        ax.text(1.06, len(ordered), "step size, collapsed", fontsize=7, color=MUTED)
         ax.set_yticks(range(len(ordered)), ordered, fontsize=7)
-        ax.set(xlim=(-0.02, 1.5), xlabel="value averaged over training, each at its own best step size")
+        for label, name in zip(ax.get_yticklabels(), ordered, strict=True):
+            label.set_fontweight("bold" if name in OURS else "normal")
+            label.set_fontstyle("italic" if name in REFERENCES else "normal")
+        ax.set(xlim=(-0.02, 1.55), xlabel="value averaged over training, each method at its own best step size")
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        ax.legend(loc="center left", fontsize=7)
     return figure
 
 
@@ -182,8 +187,7 @@ def _row(ax: Any, y: int, name: str, best: list[Record], interval: Any) -> None:
     color = ALARM if lost(best, name) else ACCENT if name in OURS else INK
     ax.plot([max(interval.low, 0), min(interval.high, 1)], [y, y], color=color, linewidth=1.4)
     ax.plot(interval.value, y, "o", color=color, markersize=4)
-    beside = f"step {step_sizes_of(best, name)}"
-    beside += f", {lost_of(best, name)} collapsed" if lost(best, name) else ""
+    beside = step_sizes_of(best, name) + (f", {lost_of(best, name)}" if lost(best, name) else "")
     ax.text(1.06, y, beside, va="center", fontsize=7, color=color)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.statistical import assert_mean_equals
-from vcposim import learning
+from vcposim import diagnostics, learning
 from vcposim.catalogue import CATALOGUE
 from vcposim.chains import chain_problem
 from vcposim.errors import InputError
@@ -17,6 +17,7 @@ from vcposim.optimizers import Moments, adam_direction, stepped
 from vcposim.policies import TabularSoftmax
 from vcposim.run_records import Run
 from vcposim.step_rules import RULES, Control, snr_of_groups
+from vcposim.streams import CHUNK, Numbers
 from vcposim.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
 from vcposim.tasks import TASKS, Task, network, task, warm
 from vcposim.versions import LAWS, History, Lag
@@ -124,6 +125,18 @@ def test_an_interrupted_iterator_resumes_to_the_bit() -> None:
     for _ in second.updates(10):
         pass
     assert np.array_equal(thetas(second), thetas(whole))
+
+
+def test_random_numbers_are_a_function_of_seed_and_update() -> None:
+    def drawn(seeds: list[int], steps: range) -> list[np.ndarray]:
+        numbers = Numbers(seeds, groups=2, group_size=3, time=4)
+        return [np.concatenate([numbers.tokens(s)[:, i].ravel(), numbers.lags(s)[i]]) for s in steps for i in [-1]]
+
+    whole = drawn([7], range(3 * CHUNK))
+    assert len(np.unique(whole)) == np.size(whole)
+    assert np.array_equal(drawn([2, 2, 7], range(3 * CHUNK)), whole)
+    middle = range(CHUNK + 5, CHUNK + 8)
+    assert np.array_equal(drawn([7], middle), whole[middle.start : middle.stop])
 
 
 # --- against slow twins and known truths -----------------------------------------------------------------------------
@@ -251,6 +264,26 @@ def test_true_ess_is_what_the_sample_estimates(law: str) -> None:
     assert record.true_ess_fraction[0] < 0.999
     assert record.ess_fraction[0] == pytest.approx(record.true_ess_fraction[0], rel=0.01)
     assert record.lag[0] == pytest.approx({"fixed": 3, "uniform": 1.5, "in_flight": 1.5}[law], abs=0.1)
+
+
+@pytest.mark.parametrize("top", [0.0, 3.0, 60.0, 1000.0, -1000.0])
+def test_what_is_recorded_of_weights_is_what_the_kernel_says(top: float) -> None:
+    log_weight = top + np.random.default_rng(0).normal(size=(6, 32)) * np.array([[0], [0.1], [1], [3], [10], [100]])
+    weights = learning._Weights.of(log_weight)
+    for found, expected in (
+        (learning._ess_fraction(weights.relative, weights.measure), diagnostics.ess_fraction(log_weight)),
+        (
+            learning._ess_fraction(weights.capped(learning.CAP), weights.measure),
+            diagnostics.ess_fraction(np.minimum(log_weight, np.log(learning.CAP))),
+        ),
+        (weights.measure / weights.mean, diagnostics.max_share(log_weight)),
+        (np.minimum(np.log(weights.mean) + weights.top[:, 0], 300), np.minimum(_log_mean(log_weight), 300)),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def _log_mean(log_weight: np.ndarray) -> np.ndarray:
+    return np.asarray(diagnostics.log_mean_weight(log_weight))
 
 
 # --- planted errors --------------------------------------------------------------------------------------------------

@@ -407,8 +407,9 @@ class _Weights:
         return cls(log_weight, measure, top, relative, mean, relative * saturating_exp(top))
 
     def capped(self, cap: float) -> Array:
-        """min(w, cap) up to a factor, which is the cap where any weight reaches it: nothing under- or overflows."""
-        return np.minimum(self.relative * saturating_exp(np.maximum(self.top - np.log(cap), 0.0)), 1.0)
+        """min(w, cap) up to a factor: the largest is 1."""
+        limit = np.log(cap)
+        return np.exp(np.minimum(self.log, limit) - np.minimum(self.top, limit))
 
 
 def _ess_fraction(relative: Array, measure: float) -> Array:

@@ -35,7 +35,7 @@ class _Stream:
         """The numbers of one update: (seed, *shape)."""
         number, within = divmod(step, CHUNK)
         if number + 1 != self._next:
-            if number != self._next or number == 0:  # not the chunk that follows: go there
+            if number != self._next:  # not the chunk that follows: go there
                 self._generators = [generator(s, self._purpose, number * self._size) for s in self._seeds]
             for one, out in zip(self._generators, self._drawn, strict=True):
                 one.random(out=out)
