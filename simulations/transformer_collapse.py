@@ -8,7 +8,7 @@ every few updates. As in `vcposim.collapse`, a run is lost if from some evaluati
 own best.
 
 Methods are compared at one common step size. VCPO, its parts and the synchronous references are also compared each at
-the better of two (on math and reasoning), chosen on the seeds of the other parity.
+the better of two, chosen on the seeds of the other parity.
 """
 
 from collections.abc import Iterable
