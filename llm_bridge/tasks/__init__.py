@@ -97,7 +97,7 @@ def load_task(name: str, *, seed: int = 0, style: str = "short", **options: Any)
 
     >>> task = load_task("addition")
     >>> task.problem(0).prompt, task.demonstration(task.problem(0))
-    ('98+54=', ['152'])
+    ('5+33=', ['38'])
 
     Raises InputError for unknown names, styles and options, and for a data set without a verifier to trust.
     """

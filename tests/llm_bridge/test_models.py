@@ -49,7 +49,7 @@ class Silent(Copy):
 
 
 TASK = Copy()
-QUICK = Recipe(steps=200, every=10, lessons=64, batch=16, lr=1e-2, checks=200)
+QUICK = Recipe(steps=200, every=10, lessons=64, batch=16, lr=1e-2, checks=100)
 SIZE = {"hidden": 16, "layers": 1, "heads": 2, "length": 24}
 
 
@@ -75,10 +75,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_warm_up_meets_the_base_rate_and_is_deterministic(cache: Path):
     rates = []
-    for base_rate in (0.2, 0.5, 0.5):
+    for base_rate in (0.2, 0.5):
         lm = LanguageModel(char_llama(CharTokenizer(), **SIZE), CharTokenizer(), "char")
         rates.append(warm_up(lm, TASK, base_rate, recipe=QUICK))
-    assert rates == pytest.approx([0.2, 0.5, 0.5], abs=0.05)
+    assert rates == pytest.approx([0.2, 0.5], abs=0.05)
     assert same(lm, load(cache))
 
 

@@ -18,6 +18,11 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def blocks() -> list[str]:
+    """The Python examples of the README."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "llm_bridge" / "README.md").read_text(), re.S)
+
+
 def test_without_torch_one_line_says_what_to_install() -> None:
     done = run("import sys; sys.modules['torch'] = None; import llm_bridge")
     assert done.returncode == 1
@@ -39,12 +44,18 @@ def test_public_names_exist_and_need_no_transformers() -> None:
 def test_the_readmes_update_runs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "llm_bridge" / "README.md").read_text(), re.S)
     seen: dict[str, object] = {}
-    exec(code, seen)
+    exec(blocks()[0], seen)
     brake = seen["brake"]
     assert 0 < brake.record.step_scale < 1  # type: ignore[attr-defined]
     assert brake.record.trajectories == 8  # type: ignore[attr-defined]
     printed = capsys.readouterr().out
     for name in ("step_scale", "ess_fraction_sequence", "ess_fraction_token", "ess_fraction_gradient"):
         assert f"vcpo/{name}" in printed
+
+
+def test_the_readmes_rollouts_run(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("reasoning_gym")
+    exec(blocks()[1], {})
+    assert "torch.Size([32, " in capsys.readouterr().out

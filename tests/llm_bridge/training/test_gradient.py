@@ -1,5 +1,6 @@
 """The gradient of an update is the kernel's coefficients times the scores, by every route."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,3 +121,14 @@ def test_ratios_to_older_policies_are_taken() -> None:
     assert 0 < far < 1.01 * anchored.config.lr / (1 - 0.9) * 1.01  # one step of Adam away
     assert trainer(estimator="decoupled_ppo", lag=0).old["anchor"] is not None
     assert entry("decoupled_ppo").estimator.needs >= {"anchor_log_ratio"}
+
+
+@pytest.mark.parametrize("route", [0, 4, 5])
+def test_an_empty_group_is_as_if_it_were_not_there(route: int) -> None:
+    made = lagging(estimator="vcpo")
+    assert made.rollouts is not None
+    each = made.former.group_gradients(made.rollouts, made.former(made.rollouts, made.version))
+    mask = made.rollouts.mask.clone()
+    mask[:4] = 0
+    made.rollouts = replace(made.rollouts, mask=mask)
+    assert off(formed(made, micro_batch=route), each[1:].mean(0)) < ROUNDING
