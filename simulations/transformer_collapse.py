@@ -220,13 +220,8 @@ def _speed(best: list[Record]) -> Verdict:
     if ratio is None:
         return Verdict("C16", statement, "fails", arrived)
     need = f"its updates come at least {ratio.value:.3g} times as fast (see pipeline_speedup for what pipelines give)"
-    return Verdict(
-        "C16",
-        statement,
-        "holds if",
-        f"updates to target, VCPO over synchronous, geometric mean: {ratio}; {arrived}",
-        need,
-    )
+    number = f"updates to target, VCPO over synchronous, geometric mean: {ratio}; {arrived}"
+    return Verdict("C16", statement, "holds if", number, need)
 
 
 def _kinds(common: list[Record]) -> Verdict:
