@@ -54,7 +54,9 @@ def test_questions_are_answered_as_typed(tmp_path: Path) -> None:
         done = shell(line, tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert not done.stderr, line
-    assert {path.name for path in tmp_path.glob("*.png")} == {f"vcposim-{name}.png" for name in ("variance", "replay", "check")}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"vcposim-{name}.png" for name in ("variance", "replay", "check")
+    }
 
 
 def test_experiments_of_the_readme_exist(tmp_path: Path) -> None:
