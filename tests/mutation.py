@@ -2,7 +2,7 @@
 
     mutmut run --max-children 1 "vcposim.control.x_require_positive*"   # writes the mutants, and which tests cover what
     python tests/mutation.py [--survivors] [--seconds N] [PATTERN ...]  # tries all, or those that survived so far
-    mutmut results                                                      # the survivors
+    python tests/mutation.py --report                                   # what came of them
 
 mutmut's own runner starts pytest anew for every mutant, with the name of every test that covers it; of a function that
 1,400 tests cover that costs ten seconds a mutant. Verdicts are written where mutmut keeps its own.
@@ -20,6 +20,7 @@ import sys
 import time
 import tomllib
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,10 +29,16 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+EQUIVALENT = json.loads(Path(__file__).with_name("equivalent_mutants.json").read_text())
+"""reason -> function -> numbers of the mutants that compute the same; to be judged anew when the function changes"""
+
 HANGS = 60
 """seconds of one mutant beyond `--seconds`: it never ends, which is a death"""
 
-WIDER = ("tests/test_step_rules.py", "tests/test_backends.py", "tests/test_testing.py", "tests/test_exact.py")
+SURVIVED = (0, 5, 33)
+"""exit codes of a mutant that no test fails for, or none tries"""
+
+WIDER = ("tests/test_backends.py", "tests/test_testing.py", "tests/test_exact.py")
 SILENT = ("-s", "-p", "no:cacheprovider", "--hypothesis-profile=mutation")
 
 
@@ -60,7 +67,7 @@ class Trials:
         return record["exit_code_by_key"].items()
 
     def _asked(self, mutant: str, code: int | None) -> bool:
-        open_ = code in (0, 5, 33) if self.survivors else code is None
+        open_ = code in SURVIVED if self.survivors else code is None
         return open_ and any(fnmatch(mutant, pattern) for pattern in self.patterns)
 
     def _fate(self, mutant: str, items: list[pytest.Item]) -> int:
@@ -87,9 +94,30 @@ def _first_failure(mutant: str, items: list[pytest.Item], budget: float) -> int:
     return 0 if items else 33
 
 
+def report() -> str:
+    """Mutants by module and fate, the survivors by reason, and the share of the others that died."""
+    fates: dict[str, Counter[str]] = {}
+    excused = {f"vcposim.{f}__mutmut_{n}": why for why, of in EQUIVALENT.items() for f, ns in of.items() for n in ns}
+    reasons: Counter[str] = Counter()
+    alive = []
+    for path in sorted(Path("vcposim").glob("*.py.meta")):
+        count = fates[path.name.removesuffix(".py.meta")] = Counter()
+        for mutant, code in json.loads(path.read_text())["exit_code_by_key"].items():
+            fate = "untried" if code is None else "killed" if code not in SURVIVED else excused.get(mutant, "survived")
+            reasons[fate] += 1
+            count[fate if fate in ("untried", "killed", "survived") else "equivalent"] += 1
+            alive += [mutant] if fate == "survived" else []
+    names = ("killed", "survived", "equivalent", "untried")
+    lines = [f"{module:15s}" + "".join(f"{count[name]:5d} {name}" for name in names) for module, count in fates.items()]
+    lines += [f"{n:5d} {why}" for why, n in reasons.most_common()] + alive
+    share = reasons["killed"] / (reasons["killed"] + reasons["survived"])
+    return "\n".join([*lines, f"{share:.1%} of the tried mutants that are not equivalent died"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--survivors", action="store_true", help="those that survived, on more tests")
+    parser.add_argument("--report", action="store_true", help="only say what came of all of them")
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="processor time of one mutant (default: no limit)"
     )
@@ -98,6 +126,9 @@ def main() -> int:
     os.chdir("mutants")
     sys.path[0] = os.getcwd()
     os.environ["MUTANT_UNDER_TEST"] = ""
+    if arguments.report:
+        print(report())
+        return 0
     plugin = Trials(arguments.patterns, arguments.survivors, arguments.seconds)
     selected = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]["pytest_add_cli_args_test_selection"]
     return int(pytest.main([*SILENT, *selected, *(WIDER if arguments.survivors else ())], plugins=[plugin]))

@@ -13,6 +13,7 @@ from tests.strategies import exact
 from vcposim.arrays import LINEAR
 from vcposim.baselines import optimal_token_baseline, weighted_quantile
 from vcposim.batch import Batch, DenseScores, ScoreNorms
+from vcposim.control import limit_alignment, matched_constant, spike_scale, step_scale
 from vcposim.diagnostics import ess_fraction, weight_sums
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, whiten
@@ -102,6 +103,38 @@ def test_limits_on_the_edge_of_their_range_are_taken():
     Weighting("mask", cap=2.0, floor=2.0)
 
 
+NEED_LOGARITHMS = [
+    DecoupledClip(),
+    GeometricMeanClip(),
+    DivergenceMask(),
+    GaussianTrust(),
+    GammaShape(),
+    SecondMomentMask(),
+    SecondMomentMaskAnySign(),
+    SecondMomentClip(),
+]
+
+
+@pytest.mark.parametrize("surrogate", NEED_LOGARITHMS, ids=lambda s: type(s).__name__)
+def test_what_needs_logarithms_says_so_by_its_name(surrogate: Any):
+    one = exact([[1], [1]])
+    batch = Batch(reward=exact([1, 0]), ratio=one, log_prob=one, anchor_log_ratio=one)
+    with pytest.raises(
+        InputError, match=f"^ratio: {type(surrogate).__name__} needs logarithms; pass log_ratio instead$"
+    ):
+        surrogate(batch, exact([1, 0]))
+
+
+def test_shapes_are_refused_by_the_field_they_came_in():
+    with pytest.raises(InputError, match=r"^ratio: shape \(3,\) is neither \(2,\) nor \(2,\) \+ \(t,\)$"):
+        Batch(reward=exact([1, 0]), ratio=exact([1, 1, 1]))
+
+
+def test_norms_need_no_mask():
+    batch = two(log_ratio=np.zeros((2, 3)), token_mask=np.ones((2, 3)), scores=ScoreNorms(np.ones(2)))
+    assert batch.scored() is batch.scores
+
+
 SAYS = {
     "scores: only norms are known, this needs the scores; pass DenseScores or leave it out": lambda: ScoreNorms(
         np.ones(2)
@@ -111,6 +144,16 @@ SAYS = {
     ).sq_norm(np.ones((2, 1))),
     "length: this needs the number of tokens of each trajectory; pass length": lambda: two().token_length(),
     "scores: this needs score norms; pass DenseScores(score) or ScoreNorms(score_sq_norm)": lambda: two().scored(),
+    "log_ratio: give exactly one of log_ratio (floats) and ratio (exact arithmetic)": lambda: Batch(reward=np.ones(2)),
+    "baseline: 'population' is an oracle; it needs a problem with exact moments": lambda: Estimator(
+        baseline="population"
+    ).coefficients(two()),
+    "level: 'token' needs log-ratios of shape (..., n, t); this batch has one per trajectory": lambda: Weighting(
+        "importance", "token"
+    )(two()),
+    "weight: 2 axes for scores of 2; token-level weights need per-token scores (..., n, t, p) and per_token=True": (
+        lambda: DenseScores(np.ones((2, 1))).combine(np.ones((2, 1)))
+    ),
     "log_prob: this needs log pi of every token; pass log_prob of shape (..., n, t)": lambda: two().given("log_prob"),
     "log_weight: a group has no weight at all (all -inf or masked); drop it, or check the ratios": lambda: ess_fraction(
         np.full(2, -INF)
@@ -187,7 +230,50 @@ def test_a_probability_of_one_is_far_but_no_nan():
     assert np.allclose(keep, math.exp(0.5), rtol=1e-14)
 
 
+def test_a_divergence_on_its_limit_is_kept():
+    log_prob, moved = np.log([[0.5], [0.25]]), np.log([[2.0], [0.5]])
+    batch, a = two(log_ratio=moved, log_prob=log_prob), np.array([1.0, -1.0])
+    pi, mu = np.exp(log_prob), np.exp(log_prob - moved)
+    up, down = (pi - mu)[0, 0], (mu - pi)[1, 0]
+    assert np.all(DivergenceMask("binary_tv", low=down, high=up)(batch, a) > 0)
+    far = (1 - mu) * np.log((1 - mu + 1e-8) / (1 - pi + 1e-8)) - mu * moved
+    assert np.all(DivergenceMask("binary_kl", low=far[1, 0], high=far[0, 0])(batch, a) > 0)
+    assert np.all(DivergenceMask("binary_kl", low=far[1, 0] / 2, high=far[0, 0] / 2)(batch, a) == 0)
+
+
+def test_a_token_on_the_cap_of_the_second_moment_is_kept():
+    batch = two(log_ratio=np.array([[0.5], [-0.5]]))
+    assert np.all(SecondMomentClip(0.25)(batch, np.array([1.0, -1.0])) > 0)
+
+
+def test_step_rules_on_the_edge_of_what_they_take():
+    assert matched_constant(np.array([1.0, 0.5])) == 0.75
+    assert step_scale(np.array(1 + 1e-3)) == 1
+    assert spike_scale(np.array([0.0, 0.5, INF]), np.array([1.0, 1.0, INF]), 2.0).tolist() == [1, 1, 0]
+    with np.errstate(invalid="ignore"):
+        turned = limit_alignment(np.array([[3.0, 1.0], [INF, 1.0]]), np.array([[2.0, 0.0], [2.0, 0.0]]), 0.0)
+    assert turned.tolist() == [[0, 1], [0, 0]]
+
+
 # --------------------------------------------------------------------------------------------------------- formulas
+
+
+def test_equal_rewards_have_no_advantage_at_all():
+    c = Estimator(Weighting("none"), "group_mean", "group_std").coefficients(
+        Batch(reward=np.full(3, 0.1), log_ratio=np.zeros(3))
+    )
+    assert c.tolist() == [0, 0, 0]
+
+
+def test_token_weights_reach_the_mean_score():
+    rng = np.random.default_rng(3)
+    scores = DenseScores(rng.normal(size=(3, 2, 4)), per_token=True)
+    batch = Batch(reward=np.arange(3.0), log_ratio=rng.normal(size=(3, 2)), scores=scores)
+    ones = Batch(reward=np.arange(3.0), log_ratio=np.zeros((3, 2)), scores=scores)
+    token = Estimator(Weighting("truncate", "token", cap=2.0), "opob_truncated")
+    assert np.isfinite(token.coefficients(batch)).all()
+    whole = Estimator(Weighting("none"), "opob_truncated").coefficients(ones)
+    assert np.allclose(token.coefficients(ones), np.stack([whole, whole], axis=-1), rtol=1e-12)
 
 
 def test_the_width_of_a_gaussian_gate():
