@@ -94,6 +94,7 @@ def _rivals(records: list[Record]) -> Verdict:
 def _both(records: list[Record]) -> Verdict:
     parts = ("sequence TIS", "ESS only", "OPOB only", "VCPO")
     gains = {name: paired(records, "VCPO", name, "average") for name in parts[:3]}
+    alone = {name: paired(records, name, "sequence TIS", "average") for name in parts[1:3]}
     word, condition = better(gains.values())
     values = "; ".join(
         f"{name} {mean_interval(r['average'] for r in chosen(records, method=name))} ({lost_of(records, name)} lost)"
@@ -104,7 +105,9 @@ def _both(records: list[Record]) -> Verdict:
         "ESS scaling and OPOB together do better than neither, and than either alone (common step size)",
         word,
         f"value averaged over training: {values}; VCPO minus "
-        + ", minus ".join(f"{name} {gain}" for name, gain in gains.items()),
+        + ", minus ".join(f"{name} {gain}" for name, gain in gains.items())
+        + "; minus sequence TIS: "
+        + ", ".join(f"{name} {gain}" for name, gain in alone.items()),
         condition,
     )
 

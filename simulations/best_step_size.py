@@ -104,7 +104,8 @@ def _rivals(best: list[Record]) -> Verdict:
         f"VCPO minus rival, value averaged over training: better than {len(behind)} of {len(rivals)}, surely worse "
         f"than {len(ahead)} ({', '.join(ahead) or 'none'}); "
         + "; ".join(
-            f"{name} {gain} (at {step_sizes_of(best, name)}, {lost_of(best, name)} lost)"
+            f"{name} {gain} (value {mean_interval(r['average'] for r in chosen(best, method=name))} at "
+            f"{step_sizes_of(best, name)}, {lost_of(best, name)} lost)"
             for name, gain in gains.items()
         ),
     )
