@@ -64,7 +64,7 @@ STEP_SIZE, LAG = 0.024, 16
 def settings(size: str) -> list[Setting]:
     """Reward shifts and group sizes x blocks of seeds; a batch always has 32 trajectories."""
     full = size == "full"
-    blocks = [range(first, first + 8) for first in (0, 8)] if full else [range(5)]
+    blocks = [range(first, first + 8) for first in range(0, 48, 8)] if full else [range(5)]
     places = [(0.0, 8), (1.0, 8), *([(-1.0, 8), (0.0, 4), (0.0, 32)] if full else [])]
     return [
         {"shift": shift, "group_size": n, "seeds": list(block), "updates": 200 if full else 140}
