@@ -79,7 +79,11 @@ def _measured(model: Any, rollouts: Any) -> Record:
     from llm_bridge.ratios import log_ratio
     from llm_bridge.scores import ScoreTape, last_block, logit_sq_norms
 
-    tapes = {EXACT: {}, PROXIES[0]: {"parameters": last_block(model)}, PROXIES[3]: {"norm": "sketch", "columns": 16}}
+    tapes: dict[str, dict[str, Any]] = {
+        EXACT: {},
+        PROXIES[0]: {"parameters": last_block(model)},
+        PROXIES[3]: {"norm": "sketch", "columns": 16},
+    }
     norms: dict[str, Any] = {}
     for name, options in tapes.items():
         with ScoreTape(model, **options) as tape:

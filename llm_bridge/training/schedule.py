@@ -43,7 +43,7 @@ class Schedule:
 
     @cached_property
     def _numbers(self) -> Numbers:
-        return Numbers([self.seed], (self.groups, 1, 1))
+        return Numbers([self.seed], self.groups, 1, 1)
 
     def lags(self, update: int) -> list[int]:
         """The lag of each slot's first token, in updates: (groups,).
