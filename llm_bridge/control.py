@@ -12,13 +12,11 @@ rho is the ESS fraction of all trajectories observed since the last step, over a
 `vcposim.control.step_scale`; here is what it takes to apply it to a real optimizer:
 
 - **Fails closed.** Nothing observed, a NaN, a ratio of +inf, weights that are all zero: no step. The optimizer isn't
-called, or,
-  if a trainer calls it (`apply` ... `restore`), it finds lr 0 and no gradients, because 0 * NaN would still poison
-  parameters and moments. A `RuntimeWarning` and `record.reason` say why.
+  called, or, if a trainer calls it (`apply` ... `restore`), it finds lr 0 and no gradients, because 0 * NaN would
+  still poison parameters and moments. A `RuntimeWarning` and `record.reason` say why.
 - **Scales the learning rate, not the gradient**: Adam divides the gradient's scale away. AdamW's decoupled weight
-decay is
-  lr * weight_decay, so it is scaled along (as in the released code): a slow step also decays slowly. SGD's and
-  Adam's coupled L2 penalty is part of the gradient; it follows lr as well. Moments and momentum see every applied
+  decay is lr * weight_decay, so it is scaled along (as in the released code): a slow step also decays slowly. SGD's
+  and Adam's coupled L2 penalty is part of the gradient; it follows lr as well. Moments and momentum see every applied
   gradient at full size.
 - **Restores bit-exactly**: the saved value is put back, nothing is divided; also when the step raises.
 - Parameter groups keep their own lr, a number or a tensor (capturable optimizers; scaled in place, once if shared).

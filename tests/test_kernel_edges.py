@@ -299,6 +299,11 @@ def test_nothing_over_nothing_is_no_weight():
     assert LINEAR.over(np.array([0.0, 1.0]), np.array([0.0, 2.0])).tolist() == [0, 0.5]
 
 
+def test_roots_of_plain_numbers():
+    x, degree = np.array([4.0, 8.0, 5.0, 7.0]), np.array([2.0, 3.0, 1.0, 0.0])
+    assert np.allclose(LINEAR.root(x, degree), [2, 2, 5, 1], rtol=1e-14)  # without tokens the ratio is 1
+
+
 def test_ess_is_at_most_one():
     found = [float(ess_fraction(np.full(n, x))) for n in range(1, 60) for x in (0.1, -0.3, 1.7)]
     assert max(found) <= 1

@@ -183,9 +183,9 @@ def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, columns: int, g
 
 def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Independent signs -1, 1 (rows, columns) in float32, 16 to a draw."""
-    shape, device, kind = (rows, -(-columns // 16), 1), generator.device, torch.int32
-    word = torch.randint(0, 1 << 16, shape, generator=generator, device=device, dtype=kind)
-    bit = (word >> torch.arange(16, dtype=kind, device=device)) & 1
+    shape, where, kind = (rows, -(-columns // 16), 1), generator.device, torch.int32
+    word = torch.randint(0, 1 << 16, shape, generator=generator, device=where, dtype=kind)
+    bit = (word >> torch.arange(16, dtype=kind, device=where)) & 1
     return bit.flatten(1)[:, :columns].float().mul_(2).sub_(1)
 
 

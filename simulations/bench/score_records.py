@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
-_PLACE = ("device", "dtype", "torch", "prompt", "checkpointing")
 
 
 def machine(device: torch.device) -> Row:
@@ -82,7 +81,8 @@ def markdown(rows: Iterable[Row]) -> str:
 
 def _place(row: Row) -> str:
     words = [row["machine"], row["device"], row["dtype"], f"torch {row['torch']}", f"prompt {row['prompt']:g}"]
-    return ", ".join([*words, "gradient checkpointing"] if row["checkpointing"] else words)
+    words += ["gradient checkpointing"] if row["checkpointing"] else []
+    return ", ".join([*words, row["note"]] if row.get("note") else words)
 
 
 def _table(rows: list[Row], key: str, title: str, cell: Any) -> str:

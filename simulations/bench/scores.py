@@ -12,8 +12,8 @@ Every method does the same work: forward, norms, the off-policy optimal baseline
 the squared norms, and p.grad = -sum_i w_i (R_i - b) grad log pi(tau_i). Plain knows b. Methods are interleaved, each
 between plain updates of its own; the table gives the median of the ratios and half the interquartile range. A ratio
 is process CPU time over the mean of the two plain ones beside it (on an accelerator: wall time, synchronized).
-glibc is told to keep freed memory, as an accelerator's allocator does: page faults of fresh memory, up to 4% of an
-update where they are slow, would otherwise fall on one method or another by chance. Trajectories are in the order of
+glibc is told to keep freed memory, as an accelerator's allocator does: page faults of fresh memory, slow on virtual
+machines, would otherwise fall on one method or another by chance. Trajectories are in the order of
 their rewards, as a trainer can arrange at no cost: the tape gives neighbors with equal rewards one product.
 
 Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of length T. A plain update spends
@@ -75,6 +75,8 @@ class Setting:
     dtype: str = "float32"
     prompt: float = 0.25
     checkpointing: bool = False
+    note: str = ""
+    """what else a reader of the record should know, say that the machine was shared"""
 
 
 @dataclass(frozen=True)
@@ -374,6 +376,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=float, default=0.25, help="part of each trajectory that is prompt")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the model")
+    parser.add_argument("--note", default="", help="put into the record and above the table: 'shared machine'")
     parser.add_argument("--record", metavar="FILE", help="append what is measured to this file")
     parser.add_argument("--markdown", metavar="FILE", help="print the tables of a record, and measure nothing")
     options = parser.parse_args()
@@ -384,7 +387,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     names = options.case or list(QUICK if options.quick else FULL)
     methods = options.method or list(METHODS)
-    setting = Setting(options.device, options.dtype, options.prompt, options.checkpointing)
+    setting = Setting(options.device, options.dtype, options.prompt, options.checkpointing, options.note)
     if options.error:
         error_table(names, setting)
     elif options.memory:
