@@ -87,6 +87,10 @@ class SymbolicArray:
         self.algebra, self.shape, self.at = algebra, shape, at
 
     @property
+    def dtype(self) -> str:
+        return "symbol"
+
+    @property
     def ndim(self) -> int:
         return len(self.shape)
 
@@ -263,6 +267,7 @@ def namespace_of(algebra: Algebra) -> Any:
         zeros_like=lambda x: x.map(lambda _: algebra.number(0)),
         exp=lambda x: x.map(algebra.exp),
         sqrt=lambda x: x.map(algebra.sqrt),
+        isdtype=lambda dtype, kind: False,  # exact: no kind of floats
     )
 
 
