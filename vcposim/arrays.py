@@ -29,14 +29,16 @@ def namespace(*arrays: Array) -> Any:
     found = {type(x): x for x in arrays if hasattr(x, "shape")}
     if not found:
         raise InputError(f"expected an array, got {type(arrays[0]).__name__}; convert it first, as in numpy.asarray(x)")
-    if len(found) == 1:  # asked for thousands of times a second
-        (kind,) = found
-        if kind not in _NAMESPACES:
-            _NAMESPACES[kind] = array_namespace(*found.values())
-        return _NAMESPACES[kind]
-    return array_namespace(*found.values())
+    (kind, *others) = found
+    if others or kind.__module__.partition(".")[0] not in _ONE_NAMESPACE:
+        return array_namespace(*found.values())
+    if kind not in _NAMESPACES:  # asked for thousands of times a second
+        _NAMESPACES[kind] = array_namespace(*found.values())
+    return _NAMESPACES[kind]
 
 
+_ONE_NAMESPACE = ("numpy", "torch")
+"""libraries whose arrays of one type all have one namespace; those of the proofs' symbols differ by their algebra"""
 _NAMESPACES: dict[type, Any] = {}
 """type of array -> namespace, as found so far"""
 
