@@ -66,6 +66,7 @@ def warm_up(
         return success_rate(lm, task, recipe.checks, seed, longest)
 
     optimizer = torch.optim.AdamW(lm.model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer.zero_grad()
     before, rate = weights(lm), 0.0
     for step, row in enumerate(batches(recipe.lessons, recipe.batch, seed)):
         if step % recipe.every == 0:
@@ -117,10 +118,10 @@ def learn(lm: LanguageModel, optimizer: torch.optim.Optimizer, lesson: TokenBatc
     for group in optimizer.param_groups:
         group["lr"] = lr
     loss = -(token_log_prob(lm.model, lesson) * lesson.mask).sum() / lesson.mask.sum()
-    optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
     optimizer.step()
+    optimizer.zero_grad()  # the next to learn finds no gradient of ours
 
 
 def success_rate(lm: LanguageModel, task: Task, checks: int, seed: int, max_new_tokens: int) -> float:

@@ -80,7 +80,8 @@ class Former:
         return self.trained is not self.model
 
     def __call__(self, rollouts: Rollouts, step: int) -> Formed:
-        """p.grad of `trained`, from these rows and those of the other ranks."""
+        """p.grad of `trained`, from these rows and those of the other ranks; what was there before is dropped."""
+        self.trained.zero_grad(set_to_none=True)
         parts = self._parts(rollouts)
         if self._affine(parts):
             formed = self._by_group(parts, rollouts, step)

@@ -80,6 +80,7 @@ def test_warm_up_meets_the_base_rate_and_is_deterministic(cache: Path):
         rates.append(warm_up(lm, TASK, base_rate, recipe=QUICK))
     assert rates == pytest.approx([0.2, 0.5], abs=0.05)
     assert same(lm, load(cache))
+    assert all(p.grad is None for p in lm.model.parameters())  # or the next to learn would add its own to it
 
 
 def test_a_demonstration_marks_the_policys_own_tokens():

@@ -34,7 +34,8 @@ def lagging(**setting: Any) -> Trainer:
 def formed(made: Trainer, **setting: Any) -> Any:
     """p.grad, flat, by the route that the setting asks for."""
     former = Former(made.model, made.trained, made.config.changed(**setting), made.old)
-    made.model.zero_grad()
+    for p in made.model.parameters():  # of whoever had the model before
+        p.grad = torch.ones_like(p)
     assert made.rollouts is not None
     assert former(made.rollouts, made.version).finite
     return torch.cat([p.grad.flatten() for p in made.model.parameters()])

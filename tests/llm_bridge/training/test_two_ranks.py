@@ -1,5 +1,7 @@
 """Two gloo ranks under torchrun train as one process does (float64): replicas and FSDP2, with norms and without."""
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
+
 from llm_bridge.training.sharding import weights  # noqa: E402
 from tests.llm_bridge.training import two_ranks  # noqa: E402
-from tests.llm_bridge.training.toys import trainer  # noqa: E402
+from tests.llm_bridge.training.toys import tiny, trainer  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
 
 TOLERANCE = 1e-6
@@ -22,13 +26,19 @@ TOLERANCE = 1e-6
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("ranks") / "seen.pt"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch(2, two_ranks.__name__, output)
+    return torch.load(output, weights_only=True)
+
+
+def launch(ranks: int, module: str, *words: Any) -> str:
+    """What `torchrun -m module` with these words says on standard error."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
-        [*launch, "--module", two_ranks.__name__, str(output)],
+        [sys.executable, *start, "-m", module, *map(str, words)],
         cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(output, weights_only=True)
+    return done.stderr
 
 
 def flat(named: dict[str, Any]) -> Any:
@@ -64,6 +74,31 @@ def test_one_process_goes_on_from_the_state_of_two(seen: dict[str, Any]) -> None
     resumed.load_state_dict(seen["state"])
     expected = alone(name)
     check_same(two_ranks.outcome(resumed), expected | {"records": expected["records"][1:]})
+
+
+def test_the_command_line_on_two_ranks(tmp_path: Path) -> None:
+    """One process and two write the same records; two that stop and go on write the bytes of two that do not."""
+    folder = tmp_path / "model"
+    disable_progress_bar()
+    tiny().save_pretrained(folder)
+    small = ["--model", folder, "--groups", 2, "--group-size", 3, "--max-new-tokens", 3, "--evaluate-problems", 4]
+    words = [*small, "--lag", 2, "--dtype", "float64", "--step-rule", "ess"]
+
+    def run(name: str, ranks: int, updates: int, *more: Any) -> list[dict[str, Any]]:
+        files = ["--output", tmp_path / name, "--dump", tmp_path / f"{name}.jsonl"]
+        said = launch(ranks, "llm_bridge.train", *words, "--updates", updates, *files, *more)
+        assert said.count("everything is in") == 1  # one rank speaks
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [{key: math.nan if x is None else x for key, x in json.loads(line).items()} for line in lines]
+
+    alone, replicas, whole = run("alone", 1, 4), run("replicas", 2, 4), run("whole", 2, 4, "--sharding", "fsdp2")
+    for two in (replicas, whole):
+        for mine, theirs in zip(two, alone, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-9, nan_ok=True)
+    run("broken", 2, 2, "--sharding", "fsdp2")
+    run("broken", 2, 4, "--resume")
+    for file in ("whole.jsonl", "whole/metrics.jsonl"):
+        assert (tmp_path / file.replace("whole", "broken")).read_bytes() == (tmp_path / file).read_bytes()
 
 
 def test_sharding_alone_is_refused() -> None:
