@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
-    GramCache,
+    Recent,
     Scratch,
+    Sketch,
     batch_sq_norms,
     block_sq_norms,
     gram_sq_norms,
@@ -40,8 +41,8 @@ class Workspace:
     """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs."""
 
     def __init__(self, columns: int = 16, generator: torch.Generator | None = None) -> None:
-        self.scratch, self.gram = Scratch(), GramCache()
-        self.columns, self.generator = columns, generator or torch.Generator().manual_seed(0)
+        self.scratch, self.gram = Scratch(), Recent(2)
+        self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0))
 
 
 def take(
@@ -64,7 +65,7 @@ def take(
     if method == "gram":
         return gram_sq_norms(left, right, layout, work.gram)
     if method == "sketch":
-        return sketch_sq_norms(left, right, layout, work.columns, work.generator)
+        return sketch_sq_norms(left, right, layout, work.sketch)
     return norm
 
 
@@ -114,14 +115,14 @@ def seconds(
     own = torch.Generator(device).manual_seed(0)  # measuring must not move the stream that a sampler draws from
     shapes = ((_TRAJECTORIES * steps, d) for d in (rows, cols))
     left, right = (torch.randn(shape, generator=own, device=device, dtype=dtype) for shape in shapes)
-    weight, work = nn.Parameter(torch.empty(rows, cols, device=device, dtype=dtype)), Workspace()
+    weight = nn.Parameter(torch.empty(rows, cols, device=device, dtype=dtype))
     place = torch.arange(_TRAJECTORIES)
     reward = (place // 2 if paired else place) % 2 + (0.1 * place if sinks > 1 else 0)
     line = Line.of(reward, torch.ones(_TRAJECTORIES), _TRAJECTORIES)
     best = math.inf
     for _ in range(1 + _REPEATS):
         route = Affine(layout, line) if sinks else Route(layout)
-        work.gram = GramCache()
+        work = Workspace()
         start = _clock(device)
         take(choice, weight, left, right, layout, route, work)
         best = min(best, _clock(device) - start)

@@ -15,7 +15,7 @@ Ghost norms: Goodfellow, arXiv 1510.01799; sequences: Li et al., arXiv 2110.0567
 float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -131,11 +131,11 @@ def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
     return torch.linalg.vecdot(flat, flat)
 
 
-def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, cache: "GramCache") -> Tensor:
+def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: "Recent") -> Tensor:
     """Exact norms (n,) from the trajectories' T x T Gram matrices, never forming a weight-shaped array."""
     kind = sum_dtype(left.dtype)
     if layout.owner is None:
-        first, second = (cache.gram(x, layout.n).flatten(1).to(kind) for x in (left, right))
+        first, second = (recent.of(x, lambda x: _gram(x, layout.n)).flatten(1).to(kind) for x in (left, right))
         return torch.linalg.vecdot(first, second)
     pairs = zip(layout.split(left), layout.split(right), strict=True)
     return torch.stack([_one_gram(left_i, right_i, kind) for left_i, right_i in pairs])
@@ -150,35 +150,48 @@ def _gram(x: Tensor, n: int) -> Tensor:
     return torch.bmm(rows, rows.mT)
 
 
-class GramCache:
-    """The last Gram matrices: query, key and value (gate and up) read the same input one after the other."""
+class Recent:
+    """A function's last few values: query, key and value (gate and up) read the same input one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
         # Holding the operand itself keeps its memory from being reused, so an equal address means an equal array.
         self._last: list[tuple[Tensor, Tensor]] = []
 
-    def gram(self, x: Tensor, n: int) -> Tensor:
-        """(n, T, T) inner products of the rows of x (n T, d); the two most recently used are kept."""
+    def of(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """function(x), remembered for the `keep` most recently used x."""
         same = (x.data_ptr(), x.shape, x.stride(), x.dtype)
         for i, (y, _) in enumerate(self._last):
             if (y.data_ptr(), y.shape, y.stride(), y.dtype) == same:
                 self._last.append(self._last.pop(i))
                 return self._last[-1][1]
-        self._last = [*self._last[-1:], (x, _gram(x, n))]
+        self._last = [*self._last[len(self._last) + 1 - self.keep :], (x, function(x))]
         return self._last[-1][1]
 
 
-def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, columns: int, generator: torch.Generator) -> Tensor:
-    """Unbiased estimate (n,) of the norms from `columns` random signings of the wider operand."""
-    if left.shape[1] > right.shape[1]:
-        left, right = right, left
-    thin = right @ random_signs(right.shape[1], columns, generator).to(right.device, right.dtype)
+class Sketch:
+    """Random signings of inputs; layers that read the same input get the same ones, as if they were one wide layer."""
+
+    def __init__(self, columns: int, generator: torch.Generator) -> None:
+        self.columns, self.generator, self._recent = columns, generator, Recent(1)
+
+    def thin(self, x: Tensor) -> Tensor:
+        """x S: (N, columns), S fresh signs unless x is the last input again."""
+        return self._recent.of(x, self._signed)
+
+    def _signed(self, x: Tensor) -> Tensor:
+        return x @ random_signs(x.shape[1], self.columns, self.generator).to(x.device, x.dtype)
+
+
+def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch) -> Tensor:
+    """Unbiased estimate (n,) of the norms from random signings of `right`."""
+    thin = sketch.thin(right)
     if layout.owner is None:
         block = torch.bmm(_by_trajectory(thin, layout.n).mT, _by_trajectory(left, layout.n)).flatten(1)
         block = block.to(sum_dtype(block.dtype))
-        return torch.linalg.vecdot(block, block) / columns
+        return torch.linalg.vecdot(block, block) / sketch.columns
     pairs = zip(layout.split(thin), layout.split(left), strict=True)
-    return torch.stack([square_sum(thin_i.t() @ left_i) for thin_i, left_i in pairs]) / columns
+    return torch.stack([square_sum(thin_i.t() @ left_i) for thin_i, left_i in pairs]) / sketch.columns
 
 
 def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:

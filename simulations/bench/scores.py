@@ -28,7 +28,9 @@ Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of le
                    that is worth is told by --prompt 0, where there are none.
     general        min(T rows cols, T^2 (rows + cols)) more: blocks thrown away, or Gram matrices; a third at most.
                    Activations and output gradients stay alive, n T (rows + cols) numbers per map.
-    sketch, K      T K (rows + cols) more, no term in T^2. The norms carry an error, the gradient none.
+    sketch, K      T K (rows + cols) more, T K cols of them once for all maps of one input, no term in T^2. The norms
+                   carry an error, the gradient none. Operands stay alive as in general, or two sums are formed as in
+                   affine, which costs the two passes of adding them up.
     two backwards  the norms as in general, plus 2 T rows cols for the second backward.
     loop           0 more, but at batch size one in every layer, and two gradient buffers in memory are read and
                    written for every trajectory.
@@ -156,7 +158,12 @@ def general(case: Case) -> None:
 
 
 def sketch(case: Case) -> None:
-    """Unbiased norms from 16 random signings, exact gradient."""
+    """Unbiased norms from 16 random signings, exact gradient of any coefficients: operands are kept."""
+    _taped(case, False, norm="sketch")
+
+
+def sketch_affine(case: Case) -> None:
+    """The same with coefficients on a line: two sums instead of operands."""
     _taped(case, True, norm="sketch")
 
 
@@ -229,6 +236,7 @@ METHODS: dict[str, Callable[[Case], None]] = {
     "affine": affine,
     "general": general,
     "sketch": sketch,
+    "sketch, affine": sketch_affine,
     "loop, two buffers": loop_two_buffers,
     "vmap": vmap,
     "ghost, two backwards": two_backward_ghost,

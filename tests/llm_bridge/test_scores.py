@@ -33,7 +33,7 @@ from llm_bridge.scores import (
 from llm_bridge.scores.calibration import RUNS, WHOLE
 from llm_bridge.scores.layers import rms_form
 from llm_bridge.scores.layout import Layout, Operands
-from llm_bridge.scores.norms import GramCache, gram_sq_norms, sketch_sq_norms
+from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_norms
 from llm_bridge.scores.routes import Line
 from simulations.bench import score_records
 from simulations.bench import scores as bench
@@ -596,8 +596,8 @@ def test_sketch_is_unbiased_and_its_gradient_exact() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(3 * 7, d, dtype=torch.float64, generator=generator) for d in (5, 11))
     layout = Layout(3, (3, 7))
-    exact = gram_sq_norms(left, right, layout, GramCache())
-    draws = torch.stack([sketch_sq_norms(left, right, layout, 1, generator) for _ in range(1000)])
+    exact = gram_sq_norms(left, right, layout, Recent(2))
+    draws = torch.stack([sketch_sq_norms(left, right, layout, Sketch(1, generator)) for _ in range(1000)])
     error = (draws.mean(0) - exact) / (draws.std(0) / 1000**0.5)
     assert error.abs().max() < 5
     biased = 1.15 * draws
@@ -616,6 +616,33 @@ def test_sketch_is_unbiased_and_its_gradient_exact() -> None:
             _norms(tape_, affine=line)
             tape_.backward(c)
         assert relative([p.grad for p in model.parameters()], twin) < RELATIVE  # ... the gradient does not
+
+
+def test_the_sketch_of_a_model_is_unbiased() -> None:
+    """400 seeds of 4 columns, layers of one input sharing their signs: mean within 5 standard errors of the exact norm.
+
+    A bias of 10% (signs that do not match the input, a layer left out) is rejected.
+    """
+    model, batch = tiny_model("llama", tied=True), padded_batch()
+    exact = _measured(model, batch)
+    draws = torch.stack([_measured(model, batch, norm="sketch", columns=4, seed=seed) for seed in range(400)])
+    for factor, fits in ((1.0, True), (1.1, False)):
+        error = (factor * draws.mean(0) - exact) / (factor * draws.std(0) / 400**0.5)
+        assert bool((error.abs() < 5).all()) is fits
+
+
+def _measured(model: nn.Module, batch: TokenBatch, **options: object) -> torch.Tensor:
+    with ScoreTape(model, **options) as tape:
+        return tape.score_sq_norms(token_log_prob(model, batch), batch.mask, keep=False)
+
+
+def test_layers_of_one_input_share_their_signs() -> None:
+    x, sketch = torch.randn(6, 4), Sketch(3, torch.Generator().manual_seed(0))
+    first = sketch.thin(x)
+    assert sketch.thin(x) is first
+    other = sketch.thin(x.clone())
+    assert not torch.equal(other, first)
+    assert not torch.equal(sketch.thin(x), first)  # only the last input is remembered
 
 
 def test_last_block_norms_and_full_gradient() -> None:
@@ -664,7 +691,7 @@ def test_rms_probe_refuses_other_norms() -> None:
 # --- the bench compares like with like --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [name for name in bench.METHODS if name != "sketch"])
+@pytest.mark.parametrize("method", [name for name in bench.METHODS if "sketch" not in name])
 def test_bench_methods_compute_the_same_update(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rival gives the tape's gradient to float32 rounding; the plain update, with another b, does not."""
     if method == "opacus":
