@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
 from llm_bridge.scores.layers import twin_forward
@@ -74,6 +75,7 @@ class ScoreTape:
         self._subset = None if parameters is None else {p for p in parameters if p.requires_grad}
         self.generator = torch.Generator().manual_seed(seed)
         self._patched: list[nn.Module] = []
+        self._hooks: list[RemovableHandle] = []
         self._token: dict[nn.Parameter, Tensor] = {}
         self._stored: dict[nn.Parameter, nn.Parameter] = {}
         self._finish: Callable[[Tensor], None] | None = None
@@ -94,6 +96,7 @@ class ScoreTape:
             module.__dict__["forward"] = forward
             module.__dict__[_TWIN] = True
             self._patched.append(module)
+        self._note_gathered()
         self._open = True
         return self
 
@@ -102,6 +105,9 @@ class ScoreTape:
     ) -> None:
         for module in self._patched:
             del module.__dict__["forward"], module.__dict__[_TWIN]
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         self._patched, self._token, self._stored = [], {}, {}
         self.running = self._finish = None
         self._open = False
@@ -223,7 +229,7 @@ class ScoreTape:
             if forward is None:
                 unknown.append(f"{name or 'the model itself'} ({type(module).__name__})")
             else:
-                twins.append((module, self._noting(module, forward)))
+                twins.append((module, forward))
         if unknown and self.unknown == "error":
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise InputError(
@@ -231,18 +237,29 @@ class ScoreTape:
             )
         return None if unknown else twins
 
-    def _noting(self, module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`forward`, noting the whole parameters that stand in for the module's sharded ones while it runs."""
-        own = {key: p for key, p in module.named_parameters(recurse=False) if isinstance(p, DTensor)}
-        if not own:
-            return forward
+    def _note_gathered(self) -> None:
+        """Whenever an FSDP2 unit has gathered its parameters, note which whole one stands in for which shard.
 
-        def run(x: Tensor) -> Tensor:
-            for key, stored in own.items():
-                self._stored[getattr(module, key)] = stored
-            return forward(x)
+        Also those of modules that are never called: their weights may be borrowed by others, which must not pass.
+        """
+        for unit in self.model.modules():
+            if isinstance(unit, FSDPModule):
+                shards = [
+                    (module, key, p)
+                    for module in unit.modules()
+                    for key, p in module.named_parameters(recurse=False)
+                    if isinstance(p, DTensor)
+                ]
+                self._hooks.append(unit.register_forward_pre_hook(self._noting(shards)))
 
-        return run
+    def _noting(self, shards: Sequence[tuple[nn.Module, str, nn.Parameter]]) -> Callable[[nn.Module, object], None]:
+        def note(unit: nn.Module, inputs: object) -> None:
+            for module, key, stored in shards:
+                gathered = getattr(module, key)
+                if not isinstance(gathered, DTensor):
+                    self._stored[gathered] = stored
+
+        return note
 
     def _refuse_wrapped(self) -> None:
         if isinstance(self.model, nn.parallel.DistributedDataParallel):

@@ -121,6 +121,8 @@ def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) 
     for rank in ranks:
         assert "is sharded; parameters= and unknown='loop'" in rank["taped in part"]["error"]
         assert "only fully_shard on the whole model" in rank["sharded in part"]["error"]
+        assert "own.weight is split by (Shard(dim=0),) over ranks; only fully" in rank["tensor parallel"]["error"]
+        assert "other.weight: used outside its module's forward" in rank["borrowed weight"]["error"]
 
 
 # --- sums of groups, without any process ------------------------------------------------------------------------------

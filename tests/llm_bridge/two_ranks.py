@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -206,6 +208,30 @@ def refused(call: Callable[[], object]) -> str:
     return "no error"
 
 
+class Borrower(nn.Module):
+    """A head that multiplies by the weight of a map it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.other = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.own(x), self.other.weight)
+
+
+def borrowed(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = wrap(Borrower())
+    with ScoreTape(model) as tape:
+        log_prob = model(torch.ones(2, 5, 3).double()).log_softmax(-1)[..., 0]
+        tape.score_sq_norms(log_prob, torch.ones(2, 5).double(), keep=False)
+
+
+def split_over_tensors() -> None:
+    """A model that tensor parallelism has split: each rank computes a part of every trajectory."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    ScoreTape(parallelize_module(Borrower(), mesh, {"own": ColwiseParallel()})).__enter__()
+
+
 def nan_on_one_rank(rank: int) -> dict[str, Any]:
     p = nn.Parameter(torch.ones(3).double())
     p.grad = torch.ones(3).double()
@@ -248,6 +274,8 @@ def scenarios(rank: int) -> dict[str, dict[str, Any]]:
     out["not a member"] = {"error": refused(lambda: duplicated(alone[1 - rank]))}
     out["taped in part"] = {"error": refused(lambda: ScoreTape(fsdp2(), unknown="loop").__enter__())}
     out["sharded in part"] = {"error": refused(lambda: ScoreTape(nn.ModuleList([fsdp2()])).__enter__())}
+    out["borrowed weight"] = {"error": refused(lambda: borrowed(fully_shard))}
+    out["tensor parallel"] = {"error": refused(split_over_tensors)}
     out["nan"] = nan_on_one_rank(rank)
     # one row of three tokens on rank 0, three rows of two on rank 1
     out["rows"] = {"rows": distributed.gathered_rows(torch.full((1 + 2 * rank, 3 - rank), rank + 1.0))}
