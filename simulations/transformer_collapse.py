@@ -8,10 +8,11 @@ every few updates. As in `vcposim.collapse`, a run is lost if from some evaluati
 own best.
 
 Methods are compared at one common step size. VCPO, its parts and the synchronous references are also compared each at
-the better of two, chosen on the seeds of the other parity.
+the better of two, chosen on the seeds of the other parity. Two controls take VCPO's multipliers and no information:
+their mean as a constant, and the schedule of a run with another seed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from simulations.methods import (
 from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
 from simulations.stats import Interval
 from vcposim.collapse import NEVER, collapse_step
+from vcposim.control import matched_constant
 from vcposim.figures import ACCENT, ALARM, INK, MUTED
 
 TASKS = {"math": ("addition", 5), "reasoning": ("shortest_path", 8), "tool use": ("calculator", 24)}
@@ -67,31 +69,43 @@ def settings(size: str) -> list[Setting]:
         {"kind": kind, "method": method, "step_size": step, "lag": 16 if full else 4, "seed": seed, **length}
         for step in (STEP_SIZES[::-1] if full else (COMMON,))
         for kind in (TASKS if full else ["reasoning"])
-        for method in (
-            (COMPARED if step == COMMON else TUNED) if full else ("synchronous, mean", "sequence TIS", "VCPO")
-        )
+        for method in _methods(full, step)
         for seed in range(3 if full else 2)
     ]
 
 
+def _methods(full: bool, step: float) -> tuple[str, ...]:
+    if not full:
+        return "synchronous, mean", "sequence TIS", "VCPO"
+    return (*COMPARED, *CONTROLS) if step == COMMON else TUNED
+
+
 def run(setting: Setting) -> list[Record]:
     """One record: held-out success rates, and what the run's gauges read on average."""
+    name = setting["method"]
+    value, seen = learned(setting, "VCPO", **CONTROLS[name](setting)) if name in CONTROLS else learned(setting, name)
+    gauges = {gauge: _mean(r[gauge] for r in seen) for gauge in GAUGES}
+    return [{**setting, "task": TASKS[setting["kind"]][0], **outcome(value, setting["every"]), **gauges}]
+
+
+def learned(setting: Setting, name: str, **step: Any) -> tuple[list[float], list[Record]]:
+    """Held-out success rates, and the trainer's records, of a method by name; `step` replaces its step rule."""
     from llm_bridge.training import TrainConfig, Trainer
 
-    method, (task, tokens) = COMPARED[setting["method"]], TASKS[setting["kind"]]
+    method, (task, tokens) = COMPARED[name], TASKS[setting["kind"]]
     trainer = Trainer(
         TrainConfig(
             task=task,
             max_new_tokens=tokens,
             base_rate=0.3,
             estimator=method.estimator,
-            step_rule=method.control.rule,
             lag=setting["lag"] if method.stale else 0,
             lr=setting["step_size"],
             optimizer="adam",
             updates=setting["updates"],
             extend=False,
             seed=setting["seed"],
+            **{"step_rule": method.control.rule, **step},
         )
     )
     value, seen = [trainer.evaluate(setting["held_out"])["success_rate"]], []
@@ -99,8 +113,26 @@ def run(setting: Setting) -> list[Record]:
         seen.append(record)
         if trainer.version % setting["every"] == 0:
             value.append(trainer.evaluate(setting["held_out"])["success_rate"])
-    gauges = {name: _mean(r[name] for r in seen) for name in GAUGES}
-    return [{**setting, "task": task, **outcome(value, setting["every"]), **gauges}]
+    return value, seen
+
+
+def _multipliers(setting: Setting) -> list[float]:
+    return [record["step_scale"] for record in learned(setting, "VCPO")[1]]
+
+
+def _constant(setting: Setting) -> dict[str, Any]:
+    return {"step_rule": "constant", "step_value": float(matched_constant(np.array(_multipliers(setting))))}
+
+
+def _replay(setting: Setting) -> dict[str, Any]:
+    return {"step_rule": "replay", "step_schedule": _multipliers({**setting, "seed": setting["seed"] + 1})}
+
+
+CONTROLS: dict[str, Callable[[Setting], dict[str, Any]]] = {
+    "VCPO, matched constant": _constant,
+    "VCPO, replayed schedule": _replay,
+}
+"""name -> the step rule that a run of VCPO leaves behind"""
 
 
 def outcome(value: list[float], every: int) -> Record:
@@ -126,11 +158,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def analyse(records: list[Record]) -> Analysis:
-    """C13 to C15 and C20, at the common step size and at each method's own best; C16 as the throughput it takes."""
+    """All claims, at the common step size and at each method's own best; C16 as the throughput it takes."""
     common, best = chosen(records, step_size=COMMON), own_best(records)
     verdicts = [_rivals(common, f"at one step size ({COMMON:g})"), *_parts(common, best)]
     verdicts += [_synchronous(common, best, name) for name in _present(best, REFERENCES)]
-    verdicts += [_speed(best), _kinds(common)]
+    verdicts += [_speed(best), _kinds(common), *_brake(common)]
     caption = (
         f"Held-out success rate while learning, lag {records[0]['lag']}, step size {COMMON:g}: mean over seeds. "
         "Gray: synchronous training with the mean baseline (solid) and OPOB (dashed)."
@@ -241,6 +273,25 @@ def _kinds(common: list[Record]) -> Verdict:
     )
 
 
+def _brake(common: list[Record]) -> list[Verdict]:
+    """Does looking at the batch gain anything over its mean effect?"""
+    gains = {name: paired(common, "VCPO", name, "average") for name in _present(common, CONTROLS)}
+    if not gains:
+        return []
+    word, condition = better(gains.values(), MARGIN)
+    return [
+        Verdict(
+            "C11",
+            f"transformers, step size {COMMON:g}: VCPO's brake does better than the same multipliers without a look "
+            "at the batch",
+            word,
+            f"success rate averaged over training: {_told(common, 'VCPO')}; "
+            + "; ".join(f"{_told(common, name)}, VCPO minus this {gain}" for name, gain in gains.items()),
+            condition,
+        )
+    ]
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 CURVES = ("no correction", "sequence TIS", "ESS only", "OPOB only", "VCPO")
@@ -279,7 +330,7 @@ def draw_ranks(records: list[Record]) -> Canvas:
 
 
 def _ranks(ax: Any, records: list[Record]) -> None:
-    values = {name: _value(records, name) for name in _present(records, COMPARED)}
+    values = {name: _value(records, name) for name in _present(records, (*COMPARED, *CONTROLS))}
     ordered = sorted(values, key=lambda name: values[name].value)
     for y, name in enumerate(ordered):
         interval, gone = values[name], lost(records, name)
@@ -295,7 +346,7 @@ def _ranks(ax: Any, records: list[Record]) -> None:
 EXPERIMENT = Experiment(
     "transformer_collapse",
     "Which methods survive stale rollouts with transformers, on math, reasoning and tool use?",
-    ("C13", "C14", "C15", "C16", "C20"),
+    ("C11", "C13", "C14", "C15", "C16", "C20"),
     settings,
     run,
     analyse,

@@ -12,6 +12,7 @@ those again, on tests that they have not met: new ones, and `WIDER`, which mutmu
 """
 
 import argparse
+import ast
 import json
 import math
 import os
@@ -30,7 +31,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 EQUIVALENT = json.loads(Path(__file__).with_name("equivalent_mutants.json").read_text())
-"""reason -> function -> numbers of the mutants that compute the same; to be judged anew when the function changes"""
+"""reason -> function -> mutated lines that compute the same"""
 
 HANGS = 60
 """seconds of one mutant beyond `--seconds`: it never ends, which is a death"""
@@ -94,19 +95,33 @@ def _first_failure(mutant: str, items: list[pytest.Item], budget: float) -> int:
     return 0 if items else 33
 
 
+def changed_lines(path: Path) -> dict[str, str]:
+    """mutant -> its lines that differ from the original's, of a module that mutmut has written."""
+    functions = {f.name: f for f in ast.walk(ast.parse(path.read_text())) if isinstance(f, ast.FunctionDef)}
+    lines = {name: ast.unparse(f.body).splitlines() for name, f in functions.items() if "__mutmut_" in name}
+    out = {}
+    for name, mutated in lines.items():
+        original = lines[name.rpartition("__mutmut_")[0] + "__mutmut_orig"]
+        out[f"vcposim.{path.stem}.{name}"] = " ".join(x.strip() for x in mutated if x not in original)
+    return out
+
+
 def report() -> str:
     """Mutants by module and fate, the survivors by reason, and the share of the others that died."""
     fates: dict[str, Counter[str]] = {}
-    excused = {f"vcposim.{f}__mutmut_{n}": why for why, of in EQUIVALENT.items() for f, ns in of.items() for n in ns}
+    excused = {(f"vcposim.{f}", line): why for why, of in EQUIVALENT.items() for f, ls in of.items() for line in ls}
     reasons: Counter[str] = Counter()
     alive = []
     for path in sorted(Path("vcposim").glob("*.py.meta")):
-        count = fates[path.name.removesuffix(".py.meta")] = Counter()
+        count, changed = Counter[str](), changed_lines(path.with_suffix(""))
+        fates[path.name.removesuffix(".py.meta")] = count
         for mutant, code in json.loads(path.read_text())["exit_code_by_key"].items():
-            fate = "untried" if code is None else "killed" if code not in SURVIVED else excused.get(mutant, "survived")
+            why = excused.get((mutant.rpartition("__mutmut_")[0], changed[mutant]), "survived")
+            why = why if changed[mutant] else "the same syntax tree"
+            fate = "untried" if code is None else "killed" if code not in SURVIVED else why
             reasons[fate] += 1
             count[fate if fate in ("untried", "killed", "survived") else "equivalent"] += 1
-            alive += [mutant] if fate == "survived" else []
+            alive += [f"{mutant}\n    {changed[mutant]}"] if fate == "survived" else []
     names = ("killed", "survived", "equivalent", "untried")
     lines = [f"{module:15s}" + "".join(f"{count[name]:5d} {name}" for name in names) for module, count in fates.items()]
     lines += [f"{n:5d} {why}" for why, n in reasons.most_common()] + alive

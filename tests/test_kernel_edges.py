@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.strategies import exact
-from vcposim.arrays import LINEAR
+from vcposim.arrays import LINEAR, LOG, namespace
 from vcposim.baselines import optimal_token_baseline, weighted_quantile
 from vcposim.batch import Batch, DenseScores, ScoreNorms
 from vcposim.control import limit_alignment, matched_constant, spike_scale, step_scale
@@ -39,7 +40,7 @@ from vcposim.surrogates import (
     Reject,
     TaperNegatives,
 )
-from vcposim.weights import Weighting
+from vcposim.weights import Weighting, no_correction
 
 INF, NAN = math.inf, math.nan
 
@@ -154,6 +155,9 @@ SAYS = {
     "weight: 2 axes for scores of 2; token-level weights need per-token scores (..., n, t, p) and per_token=True": (
         lambda: DenseScores(np.ones((2, 1))).combine(np.ones((2, 1)))
     ),
+    "unit: give the mass of one draw along with measure (1/n for draws, 0 for a population)": lambda: two(
+        measure=np.full(2, 0.5)
+    ),
     "log_prob: this needs log pi of every token; pass log_prob of shape (..., n, t)": lambda: two().given("log_prob"),
     "log_weight: a group has no weight at all (all -inf or masked); drop it, or check the ratios": lambda: ess_fraction(
         np.full(2, -INF)
@@ -169,6 +173,28 @@ def test_messages_are_these_words(says: str):
 
 def two(**changes: Any) -> Batch:
     return Batch(**{"reward": np.array([1.0, 0.0]), "log_ratio": np.zeros(2), **changes})
+
+
+class Ring:
+    """Array-like whose namespace is its own, as that of the proofs' symbols is."""
+
+    shape = (1,)
+
+    def __init__(self, name: str) -> None:
+        self.own = ModuleType(name)
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return self.own
+
+
+def test_arrays_of_one_type_may_have_different_namespaces():
+    for x in (Ring("one"), Ring("other")):
+        assert namespace(x) is namespace(1.0, x) is x.own
+
+
+def test_arrays_of_two_libraries_are_refused():
+    with pytest.raises(TypeError, match="Multiple namespaces"):
+        namespace(Ring("one"), np.ones(1))
 
 
 # ------------------------------------------------------------------------------------------------- on the boundary
@@ -253,6 +279,8 @@ def test_step_rules_on_the_edge_of_what_they_take():
     with np.errstate(invalid="ignore"):
         turned = limit_alignment(np.array([[3.0, 1.0], [INF, 1.0]]), np.array([[2.0, 0.0], [2.0, 0.0]]), 0.0)
     assert turned.tolist() == [[0, 1], [0, 0]]
+    with np.errstate(over="ignore"):  # each number is finite, their size is not
+        assert limit_alignment(np.full(2, 1e308), np.zeros(2), 0.5).tolist() == [0, 0]
 
 
 # --------------------------------------------------------------------------------------------------------- formulas
@@ -295,6 +323,63 @@ def test_tokens_are_counted_whatever_the_reward():
     assert batch.token_length().tolist() == [4, 4]
 
 
+@pytest.mark.parametrize("normalizer", ["length", "group_std_length"])
+def test_no_advantage_is_divided_by_a_length_of_zero(normalizer: str):
+    batch = two(reward=np.array([2.0, 3.0]), length=np.array([2.0, 0.0]))
+    c = Estimator(Weighting("none"), 0.0, normalizer).coefficients(batch)
+    assert c[1] == 0
+    assert c[0] > 0
+
+
+def test_the_weight_of_no_correction_is_one_however_it_is_written():
+    assert no_correction(np.array([3.0, 5.0]), LINEAR).tolist() == [1, 1]
+    assert no_correction(np.array([3.0, 5.0]), LOG).tolist() == [0, 0]  # logarithms
+
+
+def test_weights_of_exact_tokens_are_their_own_stand_in():
+    weight = Weighting("truncate", "token", cap=2)(Batch(reward=exact([1, 0]), ratio=exact([[3, 1], [1, "1/2"]])))
+    assert weight.value.tolist() == [[2, 1], [1, Fraction(1, 2)]]
+    assert weight.relative.tolist() == weight.value.tolist()
+
+
+def test_a_number_is_the_baseline_of_every_sample():
+    batch = Batch(reward=np.array([1.0, 0.0, 3.0]), log_ratio=np.zeros(3))
+    assert Estimator(Weighting("none"), 0.5).coefficients(batch).tolist() == [0.5, -0.5, 2.5]
+
+
+def test_the_unit_that_was_given_stays():
+    assert two(unit=np.array([0.25])).unit.tolist() == [0.25]
+    assert two().unit.tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    "surrogate",
+    [
+        Clip(high=INF, level="sequence"), Clip(high=INF), GeometricMeanClip(high=INF), TaperNegatives(cap=9.0),
+        ProductOfTruncated(cap=9.0), DecoupledClip(), DivergenceMask(), GaussianTrust(), GammaShape(),
+    ],
+    ids=lambda s: f"{type(s).__name__} {getattr(s, 'level', '')}",
+)  # fmt: skip
+def test_samples_of_measure_zero_have_no_factor(surrogate: Any):
+    """Whatever stands in their place."""
+    x, zero = np.array([[0.1, 0.2], [0.3, 0.1]]), np.zeros((2, 2))
+    batch = two(
+        log_ratio=x, log_prob=zero - 1, anchor_log_ratio=zero, measure=np.array([1.0, 0.0]), unit=np.array([1.0])
+    )
+    factor = surrogate(batch, np.array([-1.0, -1.0]))
+    assert np.all(factor[1] == 0)
+    assert np.all(factor[0] > 0)
+
+
+def test_a_sample_of_measure_zero_does_not_set_the_scale_of_ratios():
+    scores, reward = ScoreNorms(np.ones(3)), np.array([1.0, 0.0, 5.0])
+    measure = np.array([0.5, 0.5, 0.0])
+    batch = Batch(reward=reward, log_ratio=np.array([0.5, 0.0, 900.0]), measure=measure, unit=0.5, scores=scores)
+    alone = Batch(reward=reward[:2], log_ratio=batch.log_ratio[:2], scores=ScoreNorms(np.ones(2)))
+    released = Estimator(Weighting("truncate", cap=8.0), "opob_released")
+    assert np.allclose(released.coefficients(batch)[:2], released.coefficients(alone), rtol=1e-12, atol=0)
+
+
 def test_nothing_over_nothing_is_no_weight():
     assert LINEAR.over(np.array([0.0, 1.0]), np.array([0.0, 2.0])).tolist() == [0, 0.5]
 
@@ -331,7 +416,7 @@ def test_padding_does_not_decide_what_is_flat():
     x = np.array([[1e-3, -1e-3, 1e30]])
     assert np.abs(whiten(x, np.array([[0.5, 0.5, 0.0]]), 0.0)[0, :2]).tolist() == [1, 1]
     x[0, 2] = 0
-    assert np.abs(whiten(1e-6 * x, np.array([[0.5, 0.5, 0.0]]), 0.0)[0, :2]).tolist() == [1, 1]
+    assert np.abs(whiten(1e-20 * x, np.array([[0.5, 0.5, 0.0]]), 0.0)[0, :2]).tolist() == [1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------------- layouts
@@ -349,6 +434,11 @@ def test_replications_of_a_batch_of_prompts_do_not_see_each_other(baseline: str,
 
     for i in range(3):
         assert np.allclose(coefficients(slice(None))[i], coefficients(i), rtol=1e-12, atol=1e-12)
+
+
+def test_a_large_replication_does_not_flatten_a_small_one():
+    x = np.array([[[1.0, -1.0]], [[1e30, -1e30]]])
+    assert whiten(x, np.full((2, 1, 2), 0.5), 0.0).tolist() == [[[1, -1]], [[1, -1]]]
 
 
 def test_pools_of_replications_do_not_see_each_other():
@@ -380,6 +470,9 @@ def test_sums_of_those_present():
     log_weight, present = np.array([[0.0, 5.0], [1.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])
     some, all_there = weight_sums(log_weight, present), weight_sums(np.array([0.0, 1.0, 2.0]))
     for a, b in zip(some, all_there, strict=True):
+        assert np.allclose(a, b, rtol=1e-14)
+    torch = pytest.importorskip("torch")
+    for a, b in zip(weight_sums(torch.tensor(log_weight), torch.tensor(present)), some, strict=True):
         assert np.allclose(a, b, rtol=1e-14)
 
 

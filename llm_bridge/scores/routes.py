@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Sink, sink_plan, sum_dtype
+from llm_bridge.scores.norms import Recent, Sink, sink_plan, sum_dtype
 from vcposim.errors import InputError
 
 
@@ -112,13 +112,14 @@ class General(Route):
         self._matrix.append((param, left, right, layout))
 
     def finish(self, coefficient: Tensor) -> None:
+        scaled = Recent(1)  # an input that several maps read is scaled once
         while self._matrix:
             param, left, right, layout = self._matrix.pop()
-            factor = -layout.per_row(coefficient.to(left.dtype), left.shape[0])
+            each = -layout.per_row(coefficient.to(left.dtype), left.shape[0])
             if left.shape[1] < right.shape[1]:
-                left = left * factor
+                left = left * each
             else:
-                right = right * factor
+                right = scaled.of(right, lambda x, each=each: x * each)
             self.give(param, left.t() @ right)
         super().finish(coefficient)
 

@@ -115,5 +115,7 @@ def _peak(column: dict[str, list[Any]], method: str) -> str:
     if method not in column:
         return ""
     row, value = column[method][-1]
+    if isinstance(value, str):
+        return value.split(":")[0]
     floor = row["peak"]["plain"]
     return f"{value / floor:.2f} x, {(value - floor) / row['gradient']:+.2f} gradients"

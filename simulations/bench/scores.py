@@ -262,12 +262,24 @@ def _clock(case: Case) -> float:
     return time.perf_counter()
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+
+
 def keep_freed_memory() -> None:
     """No returns of memory to the system, no memory maps of single arrays; does nothing where there is no glibc."""
+    _tell_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
+
+
+def return_freed_memory() -> None:
+    """Arrays of more than 64 kB go back to the system when they are freed: what is resident is what is alive."""
+    _tell_malloc({M_MMAP_THRESHOLD: 1 << 16})
+
+
+def _tell_malloc(options: dict[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD
+        for name, value in options.items():
+            mallopt(name, value)
 
 
 def paired_ratios(case: Case, methods: list[str], rounds: int) -> dict[str, list[float] | str]:
@@ -278,7 +290,7 @@ def paired_ratios(case: Case, methods: list[str], rounds: int) -> dict[str, list
             METHODS[name](case)  # warm up: calibration, allocator
             result[name] = []
         except Exception as error:
-            result[name] = f"{type(error).__name__}: {error}".splitlines()[0][:70]
+            result[name] = _reason(error)
     plain(case)
     before = seconds(plain, case)
     for _ in range(rounds):
@@ -292,21 +304,32 @@ def paired_ratios(case: Case, methods: list[str], rounds: int) -> dict[str, list
     return result
 
 
-def peak_mebibytes(name: str, method: str, setting: Setting) -> float:
-    """Peak memory of two updates, in a process of its own: resident above the empty interpreter's, or allocated."""
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:70]
+
+
+def peak_mebibytes(name: str, method: str, setting: Setting) -> float | str:
+    """Peak memory of two updates, in a process of its own: resident above the empty interpreter's, or allocated.
+
+    A method that cannot run maps to the reason.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, method, setting))
 
 
-def _peak(name: str, method: str, setting: Setting) -> float:
+def _peak(name: str, method: str, setting: Setting) -> float | str:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    return_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     case = make_case(name, setting)
     run = plain if method == "plain" else METHODS[method]
-    for _ in range(2):
-        case.model.zero_grad(set_to_none=True)
-        run(case)
+    try:
+        for _ in range(2):
+            case.model.zero_grad(set_to_none=True)
+            run(case)
+    except Exception as error:
+        return _reason(error)
     if setting.device != "cpu":
         return torch.cuda.max_memory_allocated(setting.device) / 2**20
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -721,11 +721,14 @@ def test_records_of_several_sittings_are_pooled_and_memory_is_told_in_gradients(
     path = str(tmp_path / "record")
     for ratios in ([1.0, 1.1], [1.2]):
         score_records.append(path, {**place, "ratios": {"affine": ratios, "vmap": "NotImplementedError: too large"}})
-    score_records.append(path, {**place, "gradient": 10.0, "peak": {"plain": 100.0, "affine": 112.0}})
+    score_records.append(
+        path, {**place, "gradient": 10.0, "peak": {"plain": 100.0, "affine": 112.0, "vmap": "MemoryError: no"}}
+    )
     time, memory = score_records.markdown(score_records.load(path)).split("\n\nPeak memory.")
     assert "| affine | 1.100 ± 0.100 (3) |" in time
     assert "| vmap | NotImplementedError |" in time
     assert "| affine | 1.12 x, +1.20 gradients |" in memory
+    assert "| vmap | MemoryError |" in memory
 
 
 def test_the_bench_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
