@@ -22,6 +22,7 @@ Vectors (biases, norm scales) and embeddings are small or sparse per trajectory:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class General(Route):
             if left.shape[1] < right.shape[1]:
                 left = left * each
             else:
-                right = scaled.of(right, lambda x, each=each: x * each)
+                right = scaled.of(right, partial(torch.mul, other=each))
             self.give(param, left.t() @ right)
         super().finish(coefficient)
 
