@@ -168,8 +168,9 @@ def analyse(records: list[Record]) -> Analysis:
         "Gray: synchronous training with the mean baseline (solid) and OPOB (dashed)."
     )
     ranks = (
-        "Success rate averaged over training, each method at its own best step size (right) and all at the common one "
-        "(left): mean over tasks and seeds with 95% interval; red where a run collapsed, how many is written beside."
+        "Success rate averaged over training, all methods at the common step size (left) and those with two step sizes "
+        "each at its own best (right): mean over tasks and seeds with 95% interval; red where a run collapsed, how many "
+        "is written beside."
     )
     return Analysis(
         verdicts,
@@ -322,7 +323,8 @@ def _curve(ax: Any, runs: list[Record], name: str, **style: Any) -> None:
 def draw_ranks(records: list[Record]) -> Canvas:
     """All methods from best to worst, at the common step size and at their own best."""
     with canvas(2, width=4.6, height=3.8) as (figure, panels):
-        both = ((chosen(records, step_size=COMMON), f"step size {COMMON:g}"), (own_best(records), "own best step size"))
+        tuned = [r for r in own_best(records) if r["method"] in TUNED]
+        both = ((chosen(records, step_size=COMMON), f"step size {COMMON:g}"), (tuned, "own best step size of two"))
         for ax, (some, title) in zip(panels, both, strict=True):
             _ranks(ax, some)
             ax.set_title(title)
