@@ -169,7 +169,7 @@ def analyse(records: list[Record]) -> Analysis:
     )
     ranks = (
         "Success rate averaged over training, all methods at the common step size (left) and those with two step sizes "
-        "each at its own best (right): mean over tasks and seeds with 95% interval; red where a run collapsed, how many "
+        "each at its own best (right): mean over tasks and seeds with 95% interval; red where runs collapsed, how many "
         "is written beside."
     )
     return Analysis(
