@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulations.stats import Interval
-from vcposim.figures import COLORS, STYLE
+from vcposim.commands.figures import COLORS, STYLE
 
 MARKERS = "osD^vP"
 

@@ -14,14 +14,14 @@ from scipy.stats import t
 from simulations.stats import Interval
 from vcposim.arrays import Array
 from vcposim.catalogue import entry
-from vcposim.collapse import NEVER, collapse_step
 from vcposim.estimators import Estimator
-from vcposim.learning import Learner
-from vcposim.run_records import Record, Run
-from vcposim.step_rules import Control
-from vcposim.tables import Family
-from vcposim.tasks import Task, network, task
-from vcposim.versions import Lag
+from vcposim.learning.collapse import NEVER, collapse_step
+from vcposim.learning.lags import Lag
+from vcposim.learning.learner import Learner
+from vcposim.learning.run_records import Record, Run
+from vcposim.learning.step_rules import Control
+from vcposim.learning.tables import Family
+from vcposim.learning.tasks import Task, network, task
 
 FULL_STEP = Control()
 ESS = Control("ess")

@@ -7,10 +7,10 @@ are small where it is right and large where it is wrong. Conclusions drawn on th
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.bandits import BanditProblem
-from vcposim.environments import Bandit
-from vcposim.policies import TabularSoftmax, drifted_to, moved, random_tabular
-from vcposim.rollouts import bandit_problem_of
+from vcposim.problems.bandits import BanditProblem
+from vcposim.problems.environments import Bandit
+from vcposim.problems.policies import TabularSoftmax, drifted_to, moved, random_tabular
+from vcposim.problems.rollouts import bandit_problem_of
 
 POLICIES = ("random", "trained")
 

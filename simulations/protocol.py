@@ -221,7 +221,7 @@ def records_in_process(experiment: Experiment, size: str) -> list[Record]:
     return [json.loads(line) for line in body.splitlines()]
 
 
-def discover(package: str = "simulations") -> dict[str, Experiment]:
+def discover(package: str = "simulations.questions") -> dict[str, Experiment]:
     """Every `EXPERIMENT` in the modules of `package`, by id, in alphabetical order.
 
     Raises:
@@ -234,12 +234,14 @@ def discover(package: str = "simulations") -> dict[str, Experiment]:
         try:
             experiment = getattr(importlib.import_module(f"{package}.{info.name}"), "EXPERIMENT", None)
         except Exception as error:
-            where = f"{package}/{info.name}.py"
+            where = f"{package.replace('.', '/')}/{info.name}.py"
             raise InputError(f"{where}: cannot be imported ({one_line(error)}); mend or remove it") from error
         if experiment is None:
             continue
         if experiment.id != info.name:
-            raise InputError(f"{package}/{info.name}.py: its id is {experiment.id!r}; name both alike")
+            raise InputError(
+                f"{package.replace('.', '/')}/{info.name}.py: its id is {experiment.id!r}; name both alike"
+            )
         found[experiment.id] = experiment
     return found
 

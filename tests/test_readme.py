@@ -43,7 +43,7 @@ def test_set_up_commands_are_the_two_promised() -> None:
 def test_extras_and_command_of_the_readme_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(re.findall(r"\.\[(\w+)\]", README)) <= set(project["optional-dependencies"])
-    assert project["scripts"] == {"vcposim": "vcposim.cli:main"}
+    assert project["scripts"] == {"vcposim": "vcposim.commands.main:main"}
 
 
 def test_questions_are_answered_as_typed(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 ESS = (sum w)^2 / sum w^2 (Kish 1965; Kong 1992), in [1, n]; as a fraction it estimates 1 / (1 + chi2(pi||mu)). It is
 scale-invariant, so it cannot see a mode of the target that the behavior policy never samples: `mean_weight` (1 in
-expectation) can. Its plug-in value is optimistic under heavy tails: k-hat (`vcposim.tails`) says when.
+expectation) can. Its plug-in value is optimistic under heavy tails: k-hat (`vcposim.gauges.tails`) says when.
 
 Six quantities go by the name ESS in the field's frameworks: token, clamped-sequence and sequence ratios, truncated
 or not. So level and treatment are explicit here: they are the `Weighting` that made the weights.

@@ -87,7 +87,7 @@ class Weight:
 class Weighting:
     """How ratios become weights: a treatment at a level.
 
-    `smooth` is for treatments that live outside the kernel (Pareto smoothing, `vcposim.tails`): a function from
+    `smooth` is for treatments that live outside the kernel (Pareto smoothing, `vcposim.gauges.tails`): a function from
     supported log-weights (..., n) and their measure to log-weights.
 
     Raises `InputError` for unknown names, a missing or non-positive `cap`, or token level without token ratios.

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from vcposim.catalogue import entry
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Estimator
-from vcposim.versions import LAWS, Lag
+from vcposim.learning.lags import LAWS, Lag
 
 NORMS = ("exact", "sketch", "last_block", "logit", "length")
 """what stands for ||s_i||^2: exact, or one of the named approximations of `llm_bridge.scores.approximate`"""
@@ -28,7 +28,7 @@ STEP_RULES = (
     "none", "ess", "ess_sqrt", "ess_linear", "constant", "replay", "lag", "snr", "norm_clip", "skip_spike",
     "gradient_alignment",
 )  # fmt: skip
-"""`vcposim.catalogue.STEP_RULES` as a user writes them; see `llm_bridge.training.steps`"""
+"""`vcposim.catalogue.entries.STEP_RULES` as a user writes them; see `llm_bridge.training.steps`"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ GAUGES = (
     "ess_fraction_geometric", "ess_fraction_gradient", "khat", "mean_weight", "log_mean_weight", "max_share",
     "kl_behavior_target", "kl_low_variance", "chi2", "max_leverage",
 )  # fmt: skip
-"""`vcposim.panel`'s, over the whole batch; NaN where a batch does not permit one"""
+"""`vcposim.gauges.panel`'s, over the whole batch; NaN where a batch does not permit one"""
 
 
 def update_record(step: int, rollouts: Rollouts, formed: Formed) -> Record:

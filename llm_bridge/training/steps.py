@@ -9,9 +9,9 @@
     skip_spike          no step where ||g|| exceeds a multiple of its running mean
     gradient_alignment  turns the gradient instead: its part along the previous one is cut
 
-Formulas are `vcposim.control`'s, through `vcposim.step_rules.Control`; ESS comes from `EssStepScale`. That brake stands
-in front of every rule (with exponent 0 if the rule is another): a ratio that is no number, or no trajectory at all,
-means no step, whatever the rule says.
+Formulas are `vcposim.control`'s, through `vcposim.learning.step_rules.Control`; ESS comes from `EssStepScale`. That
+brake stands in front of every rule (with exponent 0 if the rule is another): a ratio that is no number, or no
+trajectory at all, means no step, whatever the rule says.
 """
 
 import math
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from llm_bridge.control import EssStepScale
 from llm_bridge.training.config import TrainConfig
 from vcposim.control import limit_alignment, norm_scale
-from vcposim.step_rules import Control, Seen
+from vcposim.learning.step_rules import Control, Seen
 
 EXPONENT = {"ess": None, "ess_sqrt": 0.5, "ess_linear": 1.0}
 MEMORY = 0.95

@@ -26,8 +26,9 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from llm_bridge.distributed import gathered_rows, rank, world_size
-from llm_bridge.language_model import LanguageModel
 from llm_bridge.models import load_model
+from llm_bridge.models.language_model import LanguageModel
+from llm_bridge.models.warmup import Report
 from llm_bridge.ratios import log_ratio, present
 from llm_bridge.rollouts import Rollouts, Sampler
 from llm_bridge.tasks import load_task
@@ -40,7 +41,6 @@ from llm_bridge.training.records import Record, update_record
 from llm_bridge.training.schedule import Schedule
 from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
 from llm_bridge.training.steps import Stepped, Steps, make_optimizer
-from llm_bridge.warmup import Report
 from vcposim.errors import InputError
 
 HELD_OUT = STRIDE // 10 * 9

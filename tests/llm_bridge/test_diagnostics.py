@@ -12,7 +12,7 @@ from llm_bridge.groups import Groups  # noqa: E402
 from llm_bridge.ratios import trajectory_batch  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
-from vcposim.panel import panel  # noqa: E402
+from vcposim.gauges.panel import panel  # noqa: E402
 
 GAUGES = {
     "ess_fraction_sequence", "ess_fraction_sequence_truncated", "ess_fraction_geometric", "ess_fraction_token",

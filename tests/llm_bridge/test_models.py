@@ -13,11 +13,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llm_bridge import char, smollm2, store
-from llm_bridge.language_model import CharTokenizer, HubTokenizer, LanguageModel, char_llama
-from llm_bridge.models import load_model, main
+from llm_bridge.models import char, load_model, smollm2, store
+from llm_bridge.models.__main__ import main
+from llm_bridge.models.language_model import CharTokenizer, HubTokenizer, LanguageModel, char_llama
+from llm_bridge.models.warmup import Recipe, episode, warm_up
 from llm_bridge.tasks.base import Problem
-from llm_bridge.warmup import Recipe, episode, warm_up
 from vcposim.errors import InputError
 
 

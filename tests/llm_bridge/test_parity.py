@@ -3,7 +3,7 @@ laboratory's exact moments.
 
 The bandit: a GPT-2 with a vocabulary of K arms and a completion of one token. Every batch of n draws is enumerated with
 its exact probability, run through the bridge (ratios, norms from the tape, kernel coefficients, autograd), and what
-arrives in `p.grad` is averaged. `vcposim.exact` computes the same moments from the scores alone.
+arrives in `p.grad` is averaged. `vcposim.laboratory.exact` computes the same moments from the scores alone.
 """
 
 import itertools
@@ -18,13 +18,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from llm_bridge import ScoreTape, TokenBatch, mean_coefficient, surrogate, token_log_prob, trajectory_batch  # noqa: E402
-from vcposim import exact  # noqa: E402
-from vcposim.bandits import BanditProblem  # noqa: E402
 from vcposim.batch import Batch, DenseScores, ScoreNorms, sample_measure  # noqa: E402
 from vcposim.catalogue import CATALOGUE, entry  # noqa: E402
 from vcposim.control import step_scale  # noqa: E402
 from vcposim.diagnostics import ess_fraction, weight_sums  # noqa: E402
 from vcposim.estimators import Estimator  # noqa: E402
+from vcposim.laboratory import exact  # noqa: E402
+from vcposim.problems.bandits import BanditProblem  # noqa: E402
 
 TOLERANCE = 1e-12
 GROUPS, SAMPLES, TOKENS, PARAMETERS = 4, 6, 5, 7

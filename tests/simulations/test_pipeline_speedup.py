@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulations import pipeline_speedup as experiment
-from simulations.pipeline_speedup import COMMON, HOST, REFERENCES, STALE, STEP_SIZES, RealizedLag
 from simulations.protocol import Record, encode, settings_of
+from simulations.questions import pipeline_speedup as experiment
+from simulations.questions.pipeline_speedup import COMMON, HOST, REFERENCES, STALE, STEP_SIZES, RealizedLag
 from simulations.stats import Interval
-from vcposim.plan import from_runs
+from vcposim.pipeline.plan import from_runs
 
 PLACE = {"task": "t", "tail": "even", "admission": "pace", "max_lag": 2}
 PIPELINE = {"kind": "pipeline", **PLACE, "speed": 2.0}

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_experiment as toy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +35,7 @@ from simulations.protocol import (
     source_hash,
 )
 from simulations.runner import RunFolder, execute, interrupts_held, local_executor, locked
+from tests.simulations import toy_experiment as toy
 from vcposim.errors import InputError
 
 HERE = Path(__file__).parent
@@ -49,7 +49,7 @@ PATIENCE = 60.0  # seconds; a bound on waiting for another process, not on anyth
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """The toy command line in a process group of its own, as a terminal would start it."""
     path = os.pathsep.join([str(ROOT), str(HERE)])
-    code = "import sys, toy_experiment; sys.exit(toy_experiment.command())"
+    code = "import sys; from tests.simulations import toy_experiment; sys.exit(toy_experiment.command())"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path} | environment,
@@ -248,7 +248,7 @@ def test_provenance_says_what_computed_the_records(finished_run: Path) -> None:
     provenance = json.loads((finished_run / "provenance.json").read_text())
     assert provenance["settings"] == toy.settings("reduced")
     assert provenance["packages"]["numpy"] == np.__version__
-    assert provenance["source_files"] == ["toy_experiment"]
+    assert provenance["source_files"] == ["tests", "tests.simulations", "tests.simulations.toy_experiment"]
     assert provenance["reproduce"] == "python -m simulations run toy --size reduced"
     assert provenance["command"][:5] == ["python", "-m", "simulations", "run", "toy"]
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulations import proxy_quality, transformer_collapse
 from simulations.methods import chosen
-from simulations.proxy_quality import EXACT, PROXIES, WAYS, losses, moments
-from simulations.transformer_collapse import RIVALS, outcome, settings
+from simulations.questions import proxy_quality, transformer_collapse
+from simulations.questions.proxy_quality import EXACT, PROXIES, WAYS, losses, moments
+from simulations.questions.transformer_collapse import RIVALS, outcome, settings
 
 
 def world(of: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from llm_bridge.training.schedule import Schedule, Slot
-from vcposim.versions import LAWS, Lag
+from vcposim.learning.lags import LAWS, Lag
 
 UPDATES = 12
 

@@ -1,0 +1,198 @@
+"""Which baseline lowers the variance under staleness, at what bias, on random and on trained policies?
+
+Staleness is chi2(pi||mu), so that policies of both kinds are compared at the same ESS 1 / (1 + chi2). All values are
+exact. The ablation (C10) takes OPOB's weight w^2 ||s||^2 apart: `on_policy_optimal` keeps ||s||^2 and drops w^2,
+`leverage_damped_mean` keeps the damping (1 - h) and drops the centering, `opob_leave_one_out` keeps the centering
+and drops the damping; adding a constant to all rewards shows what each owes to the zero of the reward.
+"""
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from simulations.drawing import canvas, draw_intervals, legend_beside
+from simulations.problems import POLICIES, stale_bandit
+from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
+from simulations.stats import Interval, median_interval
+from vcposim.arrays import expectation
+from vcposim.estimators import Estimator
+from vcposim.laboratory import exact
+from vcposim.problems.bandits import BanditProblem
+from vcposim.weights import Weighting
+
+ARMS, GROUP_SIZE, CAP = 5, 8, 2.0
+BASELINES = (
+    "zero",
+    "group_mean",
+    "leave_one_out",
+    "on_policy_optimal",
+    "opob",
+    "opob_leave_one_out",
+    "opob_released",
+    "leverage_damped_mean",
+    "population",
+)
+ABLATION = ("on_policy_optimal", "opob", "opob_leave_one_out", "leverage_damped_mean")
+SHIFT = 1.0
+"""what the ablation adds to every reward"""
+
+
+def settings(size: str) -> list[Setting]:
+    """Policies x divergences x problems; the seed is the problem."""
+    full = size == "full"
+    divergences = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0) if full else (0.0, 1.0, 10.0)
+    return [
+        {"policy": policy, "chi2": chi2, "seeds": 100 if full else 16} for policy in POLICIES for chi2 in divergences
+    ]
+
+
+def run(setting: Setting) -> list[Record]:
+    """Exact moments of every baseline on every problem of a setting."""
+    return [record for seed in range(setting["seeds"]) for record in problem_records(setting, seed)]
+
+
+def problem_records(setting: Setting, seed: int) -> list[Record]:
+    """One problem: moments by baseline, the gap identity of OPOB, and what breaks unbiasedness."""
+    rng = np.random.default_rng([6, seed, POLICIES.index(setting["policy"])])
+    problem = stale_bandit(rng, setting["policy"], ARMS, setting["chi2"])
+    key = {"policy": setting["policy"], "chi2": setting["chi2"], "seed": seed}
+    records: list[Record] = []
+    for shift in (0.0, SHIFT):
+        moved = BanditProblem(**{**vars(problem), "reward": problem.reward + shift})
+        for name in BASELINES:
+            m = exact.moments(moved, Estimator(baseline=name), GROUP_SIZE)
+            numbers = {k: float(getattr(m, k)) for k in ("mse", "variance_of_mean", "relative_bias", "cosine")}
+            records.append({**key, "kind": "moments", "shift": shift, "baseline": name, **numbers})
+    records.append({**key, "kind": "gap", **gap(problem, rng)})
+    biased = {name: float(exact.moments(problem, e, GROUP_SIZE).relative_bias) for name, e in CONDITIONS.items()}
+    return [*records, {**key, "kind": "bias", **biased}]
+
+
+CONDITIONS = {
+    "full weights, independent baseline": Estimator(baseline="opob_leave_one_out"),
+    "truncated weights, zero baseline": Estimator(Weighting("truncate", cap=CAP), "zero"),
+    "truncated weights, leave-one-out": Estimator(Weighting("truncate", cap=CAP), "leave_one_out"),
+    "full weights, in-batch mean": Estimator(baseline="group_mean"),
+    "full weights, in-batch OPOB": Estimator(baseline="opob"),
+    "no weights, leave-one-out": Estimator(Weighting("none"), "leave_one_out"),
+}
+"""what the words 'a baseline leaves the mean unchanged' need, and what happens without"""
+
+
+def gap(problem: BanditProblem, rng: np.random.Generator) -> dict[str, float]:
+    """C6: Var(b) - Var(b*) against (b - b*)^2 E[w^2 n^2], for a random b and for the mean reward under mu."""
+    batch = problem.outcomes()
+    w = Weighting("importance")(batch).value
+    curvature = float(expectation(batch.scored().sq_norm(w), batch.measure)[0])
+    best = float(exact.population_baseline(problem, Weighting("importance"))[0])
+    plain = float(expectation(batch.reward, batch.measure)[0])
+
+    def variance(b: float) -> float:
+        return float(exact.moments(problem, Estimator(baseline=b), 1).variance_per_sample)
+
+    b = float(rng.normal())
+    expected = (b - best) ** 2 * curvature
+    return {
+        "violation": abs(variance(b) - variance(best) - expected) / max(variance(b), 1e-300),
+        "saved": 1 - variance(best) / variance(plain) if variance(plain) else 0.0,
+    }
+
+
+def analyse(records: list[Record]) -> Analysis:
+    """Verdicts on C6, C7 and C10."""
+    caption = (
+        f"Mean squared error of the group estimate (N = {GROUP_SIZE}, full weights) relative to the group mean's, "
+        "against chi2: medians over problems with 95% intervals. Below 1 helps."
+    )
+    verdicts = [*_optimal(records), *_unchanged(records), *_ablation(records)]
+    return Analysis(verdicts, [Figure("error_against_divergence", draw, caption, alt=caption)])
+
+
+def _optimal(records: list[Record]) -> list[Verdict]:
+    gaps = [r for r in records if r["kind"] == "gap"]
+    worst, top = max(r["violation"] for r in gaps), max(r["chi2"] for r in gaps)
+    saved = {p: median_interval(r["saved"] for r in gaps if r["policy"] == p and r["chi2"] == top) for p in POLICIES}
+    return [
+        Verdict(
+            "C6",
+            "OPOB (population) minimizes the variance among constants: Var(b) - Var(b*) = (b - b*)^2 E[w^2 n^2]",
+            "holds" if worst < 1e-9 else "fails",
+            f"worst relative violation {worst:.1e} on {len(gaps)} problems; over the mean reward it saves "
+            + ", ".join(f"{i} of the variance ({p})" for p, i in saved.items())
+            + f" at chi2 = {top:g}",
+        )
+    ]
+
+
+def _unchanged(records: list[Record]) -> list[Verdict]:
+    bias = [r for r in records if r["kind"] == "bias"]
+    top = max(r["chi2"] for r in bias)
+    first, *others = CONDITIONS
+    exactly = max(r[first] for r in bias)
+    sizes = {name: median_interval(r[name] for r in bias if r["chi2"] == top) for name in others}
+    return [
+        Verdict(
+            "C7",
+            "a baseline leaves the mean of the gradient unchanged",
+            "holds if",
+            f"relative bias {exactly:.1e} at worst under the condition; without it, median at chi2 = {top:g}: "
+            + "; ".join(f"{name} {interval}" for name, interval in sizes.items()),
+            "full sequence weights and a baseline that does not look at the sample",
+        )
+    ]
+
+
+def _ablation(records: list[Record]) -> list[Verdict]:
+    out = []
+    for policy in POLICIES:
+        parts = {name: _ratios(records, policy, name, 0.0) for name in ABLATION}
+        moved = {name: _ratios(records, policy, name, SHIFT) for name in ABLATION}
+        top = max(parts["opob"])
+        centering = parts["opob_leave_one_out"][top]
+        out.append(
+            Verdict(
+                "C10",
+                "OPOB's gain comes from where it centers the reward (its mean weighted by w^2 ||s||^2), not from "
+                f"damping by 1 - h ({policy} policies)",
+                "holds" if centering.high < 1 else "fails",
+                f"error over group_mean's at chi2 = {top:g}: "
+                + "; ".join(f"{name} {parts[name][top]}" for name in ABLATION)
+                + f"; rewards shifted by {SHIFT:g}: "
+                + "; ".join(f"{name} {moved[name][top].value:.3g}" for name in ABLATION),
+            )
+        )
+    return out
+
+
+def _ratios(records: list[Record], policy: str, name: str, shift: float) -> dict[float, Interval]:
+    mine = [r for r in records if r["kind"] == "moments" and r["policy"] == policy and r["shift"] == shift]
+    found = {(r["baseline"], r["chi2"], r["seed"]): r["mse"] for r in mine}
+    seeds, divergences = sorted({r["seed"] for r in mine}), sorted({r["chi2"] for r in mine})
+    return {
+        chi2: median_interval(found[name, chi2, s] / found["group_mean", chi2, s] for s in seeds)
+        for chi2 in divergences
+    }
+
+
+def draw(records: list[Record]) -> Canvas:
+    """One panel a kind of policy: error relative to the group mean's."""
+    shown = [name for name in BASELINES if name not in ("zero", "group_mean")]
+    with canvas(len(POLICIES), width=5) as (figure, panels):
+        for ax, policy in zip(panels, POLICIES, strict=True):
+            for number, name in enumerate(shown):
+                ratios = _ratios(records, policy, name, 0.0)
+                draw_intervals(ax, [1 + chi2 for chi2 in ratios], list(ratios.values()), number, name)
+            ax.axhline(1, color="gray", linewidth=0.8)
+            ax.set(xscale="log", xlabel="1 + chi2 = 1 / ESS fraction", title=f"{policy} policies")
+        panels[0].set_ylabel("MSE / MSE of group_mean")
+        legend_beside(figure, panels[0])
+    return figure
+
+
+EXPERIMENT = Experiment(
+    "baselines_under_lag",
+    "Which baseline lowers the error under staleness, on random and on trained policies?",
+    ("C6", "C7", "C10"),
+    settings,
+    run,
+    analyse,
+)
