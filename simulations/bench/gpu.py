@@ -1,6 +1,6 @@
 """The score tape on an accelerator, one command: time and memory over a plain update, and are its numbers right?
 
-    python -m simulations.bench.gpu --out gpu.json --budget-s 460    measure what fits into the time, most important first
+    python -m simulations.bench.gpu --out gpu.json --budget-s 460    what fits into the time, most important first
     python -m simulations.bench.gpu --out gpu.json                   again: goes on where a stopped run ended
     python -m simulations.bench.gpu --plan                           what it would take; measures nothing
     python -m simulations.bench.gpu --markdown gpu.json              the tables of a result
@@ -159,7 +159,8 @@ def timed(case: Case, method: Callable[[Case], Tensor | None], rounds: int, limi
     for _ in range(WARM_UP):
         scores.seconds(method, case)
         scores.seconds(plain, case)
-    ratios, floor, start = [], [scores.seconds(plain, case)], time.perf_counter()
+    ratios: list[float] = []
+    floor, start = [scores.seconds(plain, case)], time.perf_counter()
     while len(ratios) < rounds and (len(ratios) < LEAST_ROUNDS or time.perf_counter() - start < limit):
         own = scores.seconds(method, case)
         floor.append(scores.seconds(plain, case))
@@ -380,7 +381,8 @@ def markdown(data: Row) -> str:
     parts = [f"{place}, prompt {data['prompt']:g}; {data['date']}"]
     if timing:
         head = ["plain, ms", "plain, TFLOP/s", "plain, host share"]
-        floor = {case: next((row for row in timing if row["case"] == case and "plain_s" in row), None) for case in cases}
+        known = [row for row in timing if "plain_s" in row]
+        floor = {case: next((row for row in known if row["case"] == case), None) for case in cases}
         lines = [
             [head[0], *(f"{1e3 * row['plain_s']:.1f}" if row else "" for row in floor.values())],
             [head[1], *(f"{flops(c) / row['plain_s'] / 1e12:.3g}" if row else "" for c, row in floor.items())],
