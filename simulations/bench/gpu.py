@@ -235,6 +235,10 @@ def right(name: str, precision: str, setting: Setting) -> Row:
             result[label] = errors(own)
         except torch.OutOfMemoryError as error:
             result[label] = {"reason": _reason(error)}
+        except Exception as error:  # a judged method that breaks is not right
+            if "CUDA error" in str(error):
+                raise
+            result[label] = {"reason": _reason(error), "right": False}
     loop = result.pop("loop, two buffers")
     floor["loop in the same precision"] = loop
     for label, row in result.items():
@@ -359,7 +363,10 @@ def result(record: Record, order: list[Cell]) -> Row:
 
 
 def wrong(data: Row) -> list[str]:
-    """Judged methods whose norms or gradient are off, as "case precision method"."""
+    """Judged methods whose norms or gradient are off or that broke, as "case precision method".
+
+    What did not fit into memory was not judged and is told in the table.
+    """
     return [
         f"{row['case']} {row['what']} {method}"
         for row in data["cells"]

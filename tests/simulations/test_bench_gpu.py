@@ -114,7 +114,7 @@ def test_results_of_another_machine_are_not_mixed_in(finished: tuple[Path, dict]
 
 def test_a_wrong_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     """The tied head's cross term left out, in the tape itself: exact norms are wrong, each gradient follows its own."""
-    monkeypatch.setattr(tape, "tied_cross_term", lambda at_token, hidden, grad: 0.0)
+    monkeypatch.setattr(tape, "tied_cross_term", lambda at_token, hidden, grad: torch.zeros(len(grad)))
     code, data = _run(tmp_path / "gpu.json")
     assert code == 1
     errors = _at(data, "right")["float32"]["errors"]
@@ -124,6 +124,15 @@ def test_a_wrong_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert errors[method]["gradient"] < 1e-5
     assert errors["sketch"]["right"] is True
     assert "WRONG: " in capsys.readouterr().out
+
+
+def test_a_judged_method_that_breaks_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "tied_cross_term", None)
+    code, data = _run(tmp_path / "gpu.json")
+    errors = _at(data, "right")["bfloat16"]["errors"]
+    assert code == 1
+    assert all(error["right"] is False and error["reason"].startswith("TypeError") for error in errors.values())
+    assert "| affine | TypeError |" in gpu.markdown(data)
 
 
 @pytest.mark.parametrize("factor", [1.02, float("nan")])
