@@ -699,7 +699,7 @@ def test_bench_methods_compute_the_same_update(method: str, monkeypatch: pytest.
     monkeypatch.setitem(bench.SHAPES, "tiny", (37, 16, 2, 4, 2, 24, False))
     case = bench.make_case("tiny:6:12")
 
-    def gradient(run: Callable[[bench.Case], None]) -> list[Tensor]:
+    def gradient(run: Callable[[bench.Case], object]) -> list[Tensor]:
         case.model.zero_grad()
         run(case)
         return [p.grad.clone() for p in case.model.parameters()]
