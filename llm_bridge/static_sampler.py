@@ -1,12 +1,12 @@
 """The sampler at an accelerator's speed: a static key-value cache, no word to the host before the end, CUDA graphs.
 
-`StaticSampler` draws what `Sampler` draws: the same problems and random numbers, so the same tokens but for the rounding
-of the logits. One column is one call of `_Decoder.step`, whose shapes and addresses never change; on a CUDA device it is
-captured once and replayed. That is worth having because a small model's decoding step is hundreds of small kernels: the
-host launches them more slowly than the device runs them.
+`StaticSampler` draws what `Sampler` draws: the same problems and random numbers, so the same tokens but for the
+rounding of the logits. One column is one call of `_Decoder.step`, whose shapes and addresses never change; on a CUDA
+device it is captured once and replayed. That is worth having because a small model's decoding step is hundreds of small
+kernels: the host launches them more slowly than the device runs them.
 
-It serves single-turn tasks on dense Llama models without biases (SmolLM2, Llama, the character models); everything else,
-and sampling in pieces, goes to `Sampler` unchanged.
+It serves single-turn tasks on dense Llama models without biases (SmolLM2, Llama, the character models); everything
+else, and sampling in pieces, goes to `Sampler` unchanged. The captured graph has not run on a device yet.
 """
 
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ class StaticSampler(Sampler):
 
 
 def served(model: Any) -> bool:
-    """Whether `_Decoder` knows this network: a dense Llama with silu, without biases, with unscaled rotary positions."""
+    """Whether `_Decoder` knows this network: a dense Llama with silu, no biases, unscaled rotary positions."""
     config = model.config
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return (
@@ -172,9 +172,7 @@ class _Decoder:
         cos, sin = self.cos.index_select(0, position)[:, None], self.sin.index_select(0, position)[:, None]
         mask = self.column <= position[:, None]
         sizes = [self.heads * self.size, self.kv * self.size, self.kv * self.size]
-        for layer, (qkv, o, up, down), (key, value) in zip(
-            self.layers, self.weights[:-1], self.cache, strict=True
-        ):
+        for layer, (qkv, o, up, down), (key, value) in zip(self.layers, self.weights[:-1], self.cache, strict=True):
             q, k, v = F.linear(self._norm(x, layer.input_layernorm), qkv).split(sizes, -1)
             q = self._rotated(q.view(n, t, self.heads, self.size), cos, sin)
             key.index_copy_(2, position, self._rotated(k.view(n, t, self.kv, self.size), cos, sin))
