@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from vcposim.baselines import BASELINES
 from vcposim.catalogue import WEIGHTINGS
-from vcposim.commands.figures import add_output_options, replay_figure, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, save_figure, wants_figure
 from vcposim.diagnostics import Diagnostic
 from vcposim.replay.contributions import Interval
 from vcposim.replay.dumps import FIELDS, parse_columns, read_dump
@@ -24,13 +23,11 @@ SHOWN_GROUPS = 30
 SHOWN_BASELINES = ("group_mean", "length_weighted", "on_policy_optimal", "opob", "opob_leave_one_out")
 
 
-def add_command(commands: Any) -> None:
-    """Add `replay` to the command line."""
-    p = commands.add_parser(
-        "replay",
-        help="what each baseline would have done on dumped rollouts",
-        description="Diagnostics of dumped rollouts, and what each baseline would have done to them. "
-        f"FILE is JSONL or Parquet, one trajectory a record, with the fields {', '.join(FIELDS)}.",
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """What `vcposim replay` takes."""
+    p.description = (
+        "Diagnostics of dumped rollouts, and what each baseline would have done to them. "
+        f"FILE is JSONL or Parquet, one trajectory a record, with the fields {', '.join(FIELDS)}."
     )
     p.add_argument("file", metavar="FILE", help="JSONL or Parquet, one trajectory a record")
     data = p.add_argument_group("data")
@@ -47,7 +44,6 @@ def add_command(commands: Any) -> None:
     how.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples of the groups (default 2000)")
     how.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     add_output_options(p, FIGURE)
-    p.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -63,7 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         min_group=arguments.min_group,
     )
-    path = save_figure(replay_figure(found), arguments.figure, FIGURE) if drawing else None
+    path = None
+    if drawing:
+        from vcposim.commands.figures import replay_figure  # here because matplotlib is slow to load
+
+        path = save_figure(replay_figure(found), arguments.figure, FIGURE)
     if arguments.json:
         print(json.dumps(to_json(found), allow_nan=False))
         return
