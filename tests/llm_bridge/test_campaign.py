@@ -84,7 +84,22 @@ def test_stale_runs_differ_and_gauges_say_so(tmp_path: Path, model: str):
 
 
 def test_at_the_command_line(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
-    shared = ["--task", "addition", "--lag", "0", "--seeds", "1", "--updates", "2", "--groups", "2", "--group-size", "2", "--max-new-tokens", "2"]
+    shared = [
+        "--task",
+        "addition",
+        "--lag",
+        "0",
+        "--seeds",
+        "1",
+        "--updates",
+        "2",
+        "--groups",
+        "2",
+        "--group-size",
+        "2",
+        "--max-new-tokens",
+        "2",
+    ]
     shared += ["--evaluate-every", "1", "--evaluate-problems", "2", "--dtype", "float32"]
     assert main(["plan", *shared, "--seconds-per-update", "0.5", "--processes", "2"]) == 0
     assert "4 runs, 1 s each, 0.0 minutes" in capsys.readouterr().out
