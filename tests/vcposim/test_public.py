@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vcposim
+from tests.kit.statistical import near
 from vcposim.pipeline.lengths import fixed
 from vcposim.pipeline.plan import Cluster, survey
 from vcposim.results import Records, Result
@@ -79,7 +80,7 @@ def test_results_convert_to_plain_records_and_show_them_in_a_notebook() -> None:
             assert all(f"<th>{key}</th>" in html for key in record)
     both = vcposim.records_of({"a": found["exact"], "b": found["exact"]})
     assert [row["name"] for row in both] == ["a", "b"]
-    assert both[0]["mse"] == pytest.approx(float(found["exact"].mse))  # type: ignore[attr-defined]
+    assert both[0]["mse"] == near(float(found["exact"].mse))  # type: ignore[attr-defined]
 
 
 def test_what_is_shown_is_escaped_and_what_is_missing_is_a_dash() -> None:
