@@ -28,7 +28,7 @@ TRANSFORMERS = {
 }
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 
-OPTIONAL = {"simulations.runner": {"distributed"}, **TRANSFORMERS}
+OPTIONAL = {"simulations.runner": {"distributed"}, "vcposim.replay.containers": {"torch"}, **TRANSFORMERS}
 """libraries that a module uses if they are there and has an error message for if not"""
 
 KERNEL = ("arrays", "batch", "weights", "baselines", "surrogates", "second_moment", "estimators", "moments")
@@ -45,6 +45,7 @@ PACKAGES: dict[str, set[str]] = {
     "llm_bridge": {"vcposim"},
     "simulations.bench": {"vcposim", "simulations", "llm_bridge", "torch", "transformers"},
     **{module: {"vcposim", *used} for module, used in TRANSFORMERS.items()},
+    "vcposim.replay.containers": {"torch"},  # for .pt files alone, where it is installed
 }
 """what each package may import of the others, and whether of torch; a subpackage named here has its own rule"""
 

@@ -34,6 +34,10 @@ MOST_GROUPS = 40
 def replay_figure(found: Replay) -> Figure:
     """Four panels: are the weights healthy, do baselines differ, does one sample dominate, would it have helped?"""
     with mpl.rc_context(STYLE):
+        if not found.rows:  # no groups or no rewards: the weights are all there is
+            figure = Figure(figsize=(5, 3.5), layout="constrained")
+            _weights(figure.subplots(), found)
+            return figure
         figure = Figure(figsize=(10, 7), layout="constrained")
         axes = figure.subplots(2, 2)
         _weights(axes[0, 0], found)

@@ -1,7 +1,7 @@
 """The `vcposim` command: what would my estimator do, on a problem I describe or on rollouts I dumped?
 
     vcposim variance    bias, variance and MSE of estimators on a problem with a known gradient
-    vcposim replay      what each baseline would have done on dumped rollouts
+    vcposim replay      what dumped rollouts say about a run, and what each correction would have done
     vcposim check       which laws an estimator of yours keeps, and its bias and variance
     vcposim plan        which lag and which split of devices reach the target first
     vcposim catalogue   every named estimator with its formula and validity
@@ -28,7 +28,7 @@ from vcposim.errors import InputError, either, unknown_name
 
 COMMANDS = {
     "variance": "bias, variance and MSE of estimators on a problem with a known gradient",
-    "replay": "what each baseline would have done on dumped rollouts",
+    "replay": "what dumped rollouts say about a run, and what each correction would have done",
     "check": "which laws an estimator of yours keeps, and its bias and variance beside the catalogue's",
     "plan": "which lag and generation/training split reach the target first",
     "catalogue": "every named estimator with its formula and validity; one of them in full",
