@@ -11,6 +11,7 @@ import pytest
 
 import vcposim
 from tests.kit.statistical import near
+from vcposim.commands.replay import SAMPLE
 from vcposim.pipeline.lengths import fixed
 from vcposim.pipeline.plan import Cluster, survey
 from vcposim.results import Records, Result
@@ -60,7 +61,9 @@ def results() -> dict[str, Result]:
     drawn = vcposim.monte_carlo.moments(problem, {"vcpo": estimator}, group_size=4, samples=400, seed=0)
     cluster = Cluster(fixed(10), 2, 4, 4.0, 4, 2, train_s=6.0, train_devices=2, sync_s=1.0)
     gauges = vcposim.panel(problem.sample(np.random.default_rng(0), 1, 50))
+    sample = vcposim.replay.replay(vcposim.read_dump(SAMPLE), resamples=100)
     return {
+        "replay": sample,
         "exact": vcposim.exact.moments(problem, estimator, 4),
         "drawn": drawn["vcpo"],
         "pipeline": next(iter(survey(cluster, [1], [1], steps=3, seeds=2))).outcomes[0],
