@@ -3,10 +3,10 @@
 One network learns P prompts at once, each with a string of its own (`many_prompts`): what one prompt's update does to
 the others is what single-prompt tasks cannot show. A cell is a place (prompts, lag, length, base rate, reward law); in
 each the factorial baseline x ratio x step rule runs beside the rivals, these on the mean and on the n^2 baseline, and
-synchronous training. Rivals' thresholds are those of 8 tokens, not of 8,000: GSPO's band is PPO's, 0.2. Each
-method has the whole grid of step sizes and is judged at its own best, chosen on other seeds, and by its mean over the grid.
+synchronous training. Rivals' thresholds are those of 8 tokens, not of 8,000: GSPO's band is PPO's, 0.2. Each method has
+the whole grid of step sizes and is judged at its own best, chosen on other seeds, and by its mean over the grid.
 
-Values are success probabilities, exact, averaged over training; a reward law {low, low + 1} shifts rewards and not them.
+Values are success probabilities, exact, averaged over training; rewards {low, low + 1} shift rewards and not values.
 """
 
 from dataclasses import replace

@@ -303,7 +303,7 @@ CATALOGUE: dict[str, Entry] = {
         NEVER,
         _VCPO,
         host=Estimator(_NONE, "opob_stratified"),
-        note="lag 0: its weights are still shared; for rewards of few values; one prompt's population baseline is OPOB's",
+        note="lag 0: weights still shared; for rewards of few values; one prompt's population baseline is OPOB's",
     ),
     "vcpo_truncation_aware": Entry(
         Estimator(_TIS, "opob_truncated"),

@@ -158,8 +158,8 @@ class TwoLayer:
         """See `Family`: back-propagation."""
         first, second = self._split(theta)
         active = np.tanh(self.x @ first)
-        outer = np.einsum("rth,rtv->rhv", active, weight)
-        inner = np.einsum("td,rth->rdh", self.x, (weight @ np.swapaxes(second, 1, 2)) * (1 - active**2))
+        outer = np.swapaxes(active, 1, 2) @ weight
+        inner = self.x.T @ ((weight @ np.swapaxes(second, 1, 2)) * (1 - active**2))
         return np.concatenate([inner.reshape(len(theta), -1), outer.reshape(len(theta), -1)], axis=-1)
 
     def sq_norm(self, theta: Array, row: Array, push: Array) -> Array:
