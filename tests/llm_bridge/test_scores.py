@@ -34,7 +34,7 @@ from llm_bridge.scores.calibration import RUNS, WHOLE
 from llm_bridge.scores.layers import rms_form
 from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_norms
-from llm_bridge.scores.routes import Line
+from llm_bridge.scores.routes import Affine, Line
 from simulations.bench import score_records
 from simulations.bench import scores as bench
 from tests.llm_bridge.models import (
@@ -699,7 +699,7 @@ def test_bench_methods_compute_the_same_update(method: str, monkeypatch: pytest.
     monkeypatch.setitem(bench.SHAPES, "tiny", (37, 16, 2, 4, 2, 24, False))
     case = bench.make_case("tiny:6:12")
 
-    def gradient(run: Callable[[bench.Case], None]) -> list[Tensor]:
+    def gradient(run: Callable[[bench.Case], object]) -> list[Tensor]:
         case.model.zero_grad()
         run(case)
         return [p.grad.clone() for p in case.model.parameters()]
@@ -738,3 +738,39 @@ def test_the_bench_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     case = bench.make_case("tiny:6:12", bench.Setting(dtype="bfloat16"))
     ratios = bench.paired_ratios(case, ["affine", "general", "sketch", "loop, two buffers", "ghost, two backwards"], 1)
     assert all(isinstance(found, list) for found in ratios.values()), ratios
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reward", [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1], [0.3, 0.1, 1, 0.7]])
+@pytest.mark.parametrize("whole", [True, False])
+def test_affine_sums_of_operands_are_the_weighted_products(dtype: torch.dtype, reward: list, whole: bool) -> None:
+    """One run to a sum, several, none, no shared anchor: to the rounding of one product and one interpolation."""
+    own = torch.Generator().manual_seed(3)
+    n, steps, rows, cols, b = 4, 7, 6, 5, 0.37
+    left, right = (torch.randn(n * steps, d, generator=own, dtype=torch.float64).to(dtype) for d in (rows, cols))
+    layout, weight = Layout(n, (n, steps)), torch.rand(n, generator=own, dtype=torch.float64) + 0.5
+    known = weight * torch.tensor(reward, dtype=torch.float64)
+    route = Affine(layout, Line.of(known, weight, n))
+    param = nn.Parameter(torch.zeros(rows, cols, dtype=dtype))
+    each = layout.per_row(route.fold, n * steps)
+    route.matrix(param, (left.double() * each).to(dtype), right, layout, whole)
+    coefficient = known - b * weight
+    route.finish(coefficient)
+    expected = -(left.double() * layout.per_row(coefficient, n * steps)).t() @ right.double()
+    assert param.grad is not None
+    # the sums at the anchors can be larger than what is left of them: the scale is that of the largest
+    scale = (left.double().abs() * layout.per_row(weight, n * steps)).t() @ right.double().abs()
+    assert param.grad.dtype == dtype
+    assert ((param.grad.double() - expected).abs() <= 4 * torch.finfo(dtype).eps * scale).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 64, 1000])
+def test_a_sketch_never_uses_a_sign_twice(at_once: int) -> None:
+    """Drawn one by one, with a remainder too small for the next input, or all at once."""
+    sketch = Sketch(8, torch.Generator().manual_seed(0))
+    sketch.at_once = at_once
+    inputs = [torch.eye(40) for _ in range(3)]
+    signs = [sketch.thin(x) for x in inputs]
+    assert torch.equal(sketch.thin(inputs[2]), signs[2])
+    assert len(torch.cat(signs, 1).t().unique(dim=0)) == 3 * 8
+    assert torch.cat(signs).abs().eq(1).all()
