@@ -36,9 +36,9 @@ def add_command(commands: Any) -> None:
         "replay",
         help="what dumped rollouts say about a run, and what each correction would have done",
         description="Reads rollouts that any framework dumped, checks them, and says how stale they are, what "
-        "dominates, and what each baseline and correction would have done. FILE: JSON lines, a JSON array or columns, Parquet, "
-        "Arrow, .pt (tensors and plain values), a Hugging Face dataset folder; compressed or not; a folder or a glob "
-        f"of these; - for a pipe. Fields: {', '.join(FIELDS)}.",
+        "dominates, and what each baseline and correction would have done. FILE: JSON lines, a JSON array or columns, "
+        "Parquet, Arrow, .pt (tensors and plain values), a Hugging Face dataset folder; compressed or not; a folder or "
+        f"a glob of these; - for a pipe. Fields: {', '.join(FIELDS)}.",
     )
     p.add_argument("file", metavar="FILE", nargs="*", help="files, folders, globs, or -")
     p.add_argument("--sample", action="store_true", help="the rollouts that come with vcposim, to see what comes out")
