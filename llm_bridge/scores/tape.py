@@ -73,7 +73,9 @@ class ScoreTape:
         self.model, self.norm, self.method, self.unknown, self.columns = model, norm, method, unknown, columns
         self.running: ScorePass | None = None
         self._subset = None if parameters is None else {p for p in parameters if p.requires_grad}
-        self.generator = torch.Generator().manual_seed(seed)
+        # signs are drawn where they are used: to carry them over would stall an accelerator's queue of launches
+        place = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        self.generator = torch.Generator(place).manual_seed(seed)
         self._patched: list[nn.Module] = []
         self._hooks: list[RemovableHandle] = []
         self._token: dict[nn.Parameter, Tensor] = {}
@@ -304,16 +306,17 @@ class ScorePass:
     def __init__(self, tape: ScoreTape, layout: Layout, route: Route, token: dict[nn.Parameter, Tensor]) -> None:
         self.layout, self.route = layout, route
         self._tape, self._token, self._subset = tape, token, tape._subset
-        self._norm: Tensor | None = None
+        self._square: list[Tensor] = []
         self._seen: set[tuple[str, nn.Parameter]] = set()
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
         self._work = Workspace(tape.columns, tape.generator)
 
     def result(self, objective: Tensor) -> Tensor:
         """The norms (n,) so far; Raises InputError if no layer reported."""
-        if self._norm is None:
+        if not self._square:
             raise InputError("log_prob: its graph holds no parameter of this tape; run the model inside the `with`")
-        return self._norm.to(sum_dtype(objective.dtype))
+        kind = sum_dtype(objective.dtype)
+        return torch.stack([square.to(kind) for square in self._square]).sum(0)
 
     @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
@@ -359,7 +362,7 @@ class ScorePass:
         self.route.embedding(weight, token, grad)
 
     def _add(self, square: Tensor) -> None:
-        self._norm = square if self._norm is None else self._norm + square
+        self._square.append(square)
 
     def _wants(self, kind: str, name: str, param: nn.Parameter) -> bool:
         if self._subset is not None and param not in self._subset:
