@@ -17,7 +17,7 @@ gradient and its input), and norms and weighted sums of such products can be had
 
 from llm_bridge.scores.approximate import last_block, logit_sq_norms, norm_error
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted_gradient_loop
-from llm_bridge.scores.tape import ScoreTape
+from llm_bridge.scores.tape import ScoreTape, tape_for
 
 __all__ = [
     "ScoreTape",
@@ -25,6 +25,7 @@ __all__ = [
     "logit_sq_norms",
     "norm_error",
     "score_sq_norms_loop",
+    "tape_for",
     "trajectory_sums",
     "weighted_gradient_loop",
 ]

@@ -119,7 +119,7 @@ def test_a_foreign_process_group_is_refused(ranks: list[dict[str, Any]]) -> None
 
 def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert "is sharded; parameters= and unknown='loop'" in rank["taped in part"]["error"]
+        assert "is sharded; parameters=, unknown='loop' and method='loop'" in rank["taped in part"]["error"]
         assert "only fully_shard on the whole model" in rank["sharded in part"]["error"]
         assert "own.weight is split by (Shard(dim=0),) over ranks; only fully" in rank["tensor parallel"]["error"]
         assert "other.weight: used outside its module's forward" in rank["borrowed weight"]["error"]
