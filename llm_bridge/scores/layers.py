@@ -148,7 +148,7 @@ class _Matrix(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.weight, ctx.bias, ctx.twin, ctx.transposed = weight, bias, twin, transposed
-        return call(x)
+        return call(x).data  # no view of what was inside, so that it may be changed in place like the model's own
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,7 +213,7 @@ class _Lookup(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, token)
         ctx.weight, ctx.padding, ctx.twin = weight, padding, twin
-        return call(token)
+        return call(token).data
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -290,7 +290,7 @@ class _Scaled(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, value)
         ctx.weight, ctx.bias, ctx.rule, ctx.twin = weight, bias, rule, twin
-        return call(x)  # type: ignore[no-any-return]
+        return call(x).data  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -513,7 +513,7 @@ class Own(Twin):
         self.tape.inside = 1  # a rehearsal: no node of any part, no count
         try:
             # With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
-            with torch.enable_grad(), torch.random.fork_rng(devices), watch:
+            with torch.enable_grad(), _uncounted(), torch.random.fork_rng(devices), watch:
                 expected = self.original(*args, **kwargs)
             spread = frozenset(own) - watch.served
             if x is None or not all(_fits(own[k], x) for k in spread):
@@ -557,6 +557,11 @@ class Whole(Twin):
 
     def taped(self, *args: Any, **kwargs: Any) -> Any:
         return local(self, args, kwargs)
+
+
+def _uncounted() -> Any:
+    """Tensors saved in here are kept as they are, and a checkpoint around does not count them."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 def _first(args: Any, kwargs: Any) -> Tensor | None:
@@ -621,7 +626,7 @@ class Inner:
         try:  # kept as they are: a checkpoint around would run again for every trajectory
             with (
                 torch.enable_grad(),
-                torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+                _uncounted(),
                 torch.autocast(self._device, dtype=dtype, enabled=enabled),
             ):
                 return self.twin.original(*args, **kwargs)

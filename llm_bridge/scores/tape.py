@@ -508,7 +508,7 @@ class ScorePass:
         self._tape, self._token, self._used, self._subset = tape, tape._token, tape._used, tape._subset
         self._seen: set[tuple[str, nn.Parameter]] = set()
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
-        self._waiting: dict[nn.Parameter, list[Callable[[int], Tensor]]] = {}
+        self._waiting: dict[nn.Parameter, list[_Use]] = {}
         self._work = Workspace(tape.columns, tape.generator)
 
     def result(self, objective: Tensor) -> Tensor:
@@ -525,23 +525,19 @@ class ScorePass:
         grad, x, layout = self._whole(operands.grad), self._whole(operands.x), operands.layout
         left, right = (x, grad) if transposed else (grad, x)
 
-        def norms() -> None:
-            method = "sketch" if self._tape.norm == "sketch" else self._tape.method
-            choice = fastest(method, left, right, layout, self.route)
-            self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
-
-        def block(i: int) -> Tensor:
-            return layout.split(left)[i].t() @ layout.split(right)[i]
-
         if self._alone("matrix", name, weight):
-            norms()
+            self._product(weight, left, right, layout)
             if self._tied(weight):
                 token = self.layout.flatten(name, self._token[weight].unsqueeze(-1)).squeeze(1)
                 at_token = head_at_token(layout.split(grad), self.layout.split(token))
                 self._head[weight] = (token, at_token, layout.split(x))
         else:
-            self.route.matrix(weight, left, right, layout, whole=True)
-            self._wait(weight, block)
+            self._waiting.setdefault(weight, []).append((left, right, layout))
+
+    def _product(self, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout) -> None:
+        method = "sketch" if self._tape.norm == "sketch" else self._tape.method
+        choice = fastest(method, left, right, layout, self.route)
+        self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
 
     @torch.no_grad()
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
@@ -620,15 +616,28 @@ class ScorePass:
         return given
 
     def flush(self) -> None:
-        """Norms of the parameters with several uses: their blocks added up, a trajectory at a time."""
+        """Norms of the parameters with several uses.
+
+        A sum of products left^T right is one product of their rows side by side; anything else is added up as blocks,
+        a trajectory at a time.
+        """
         for param, uses in self._waiting.items():
-            kind = sum_dtype(param.dtype)
-            square = [
-                square_sum(
-                    sum((use(i).to(kind).view(param.shape) for use in uses), start=param.new_zeros((), dtype=kind))
-                )
-                for i in range(self.layout.n)
-            ]
+            products = [use for use in uses if isinstance(use, tuple)]
+            if len(products) == len(uses):
+                self._product(param, *_joined(products))
+                continue
+            for left, right, layout in products:
+                self.route.matrix(param, left, right, layout, whole=True)
+            kind, square = sum_dtype(param.dtype), []
+            for i in range(self.layout.n):
+                total = param.new_zeros(param.shape, dtype=kind)
+                for use in uses:
+                    if isinstance(use, tuple):
+                        left_i, right_i = (use[2].split(x)[i] for x in use[:2])
+                        total += left_i.t() @ right_i
+                    else:
+                        total += use(i).to(kind).view(param.shape)
+                square.append(square_sum(total))
             self._add(param, torch.stack(square))
         self._waiting = {}
 
@@ -661,6 +670,29 @@ class ScorePass:
             )
         self._seen.add((kind, param))
         return True
+
+
+_Product = tuple[Tensor, Tensor, Layout]
+_Use = _Product | Callable[[int], Tensor]
+
+
+def _joined(products: Sequence[_Product]) -> _Product:
+    """Operands of several products with one weight as those of one: each trajectory's rows side by side."""
+    if len(products) == 1:
+        return products[0]
+    n = products[0][2].n
+    sides = []
+    for side in (0, 1):
+        rows = [use[2].split(use[:2][side]) for use in products]
+        sides.append([torch.cat([each[i] for each in rows]) for i in range(n)])
+    length = [len(x) for x in sides[0]]
+    left, right = (torch.cat(side) for side in sides)
+    if len(set(length)) == 1:
+        return left, right, Layout(n, (n, length[0]))
+    stop = torch.tensor(length).cumsum(0).tolist()
+    run = tuple((end - size, end) for end, size in zip(stop, length, strict=True))
+    owner = torch.repeat_interleave(torch.arange(n), torch.tensor(length)).to(left.device)
+    return left, right, Layout(n, (1, len(left)), run, owner)
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import signal
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,7 +241,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     taped = [row for row in rows if "norms" in row]
     line = ["| family | norms | gradient | forward | route | looped |", "|---|---|---|---|---|---|"]
     for row in taped:
-        route = "one pass" if not row["modules"] else "loop in " + ", ".join(row["modules"])
+        route = "no loop" if not row["modules"] else "loop in " + ", ".join(row["modules"])
         line.append(
             f"| {row['family']} | {_told(row['norms'])} | {_told(row['gradient'])} | "
             f"{'same bits' if row['forward'] else 'DIFFERS'} | {route} | {100 * row['looped']:.0f}% |"
@@ -255,6 +256,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     tail = [f"- {row['family']}: refused: {row['refused']}" for row in rows if "refused" in row]
     tail += [f"- {row['family']}: {row['stopped']}" for row in rows if "stopped" in row]
     return "\n".join([head, "", *line, "", *tail])
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The table in short, for a README: which families in one pass, which with a loop and where, which not."""
+    exact = [row for row in rows if right(row)]
+    plain = [row["family"] for row in exact if not row["modules"]]
+    looped = [f"{row['family']} ({100 * row['looped']:.0f}%)" for row in exact if row["modules"]]
+    refused = [row["family"] for row in rows if "refused" in row]
+    wrong = [row["family"] for row in rows if "norms" in row and not right(row)]
+    other = [row["family"] for row in rows if "stopped" in row]
+    parts = [
+        f"- exact in one pass, no loop ({len(plain)}): {', '.join(plain)}",
+        f"- exact, a loop through the modules without a rule, with their share of the parameters at these sizes "
+        f"({len(looped)}): {', '.join(looped)}",
+        f"- refused by name ({len(refused)}): {', '.join(refused)}",
+        f"- wrong ({len(wrong)}){': ' if wrong else ''}{', '.join(wrong)}",
+        f"- not built or not run tiny, so not known ({len(other)}): {', '.join(other)}",
+    ]
+    return "\n".join(textwrap.fill(p, 126, subsequent_indent="  ", break_on_hyphens=False) for p in parts)
 
 
 def _told(error: float) -> str:

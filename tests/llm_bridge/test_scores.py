@@ -16,7 +16,14 @@ import transformers.models.llama.modeling_llama as modeling_llama
 import transformers.models.qwen2.modeling_qwen2 as modeling_qwen2
 from torch import Tensor, nn
 
-from llm_bridge.logprobs import TokenBatch, block_diagonal_mask, log_prob_of, segment_of, token_log_prob
+from llm_bridge.logprobs import (
+    TokenBatch,
+    block_diagonal_mask,
+    chunked_log_prob,
+    log_prob_of,
+    segment_of,
+    token_log_prob,
+)
 from llm_bridge.scores import (
     ScoreTape,
     calibration,
@@ -460,6 +467,29 @@ def test_positions_shared_by_the_batch() -> None:
 
 def _default_positions(model: nn.Module, batch: TokenBatch) -> Tensor:
     return log_prob_of(model(input_ids=batch.token).logits, batch.token)
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["general", "affine"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_head_in_chunks_inside_the_loss(tied: bool, affine: bool) -> None:
+    model, batch = tiny_model("llama", tied=tied), padded_batch()
+
+    def forward() -> Tensor:
+        hidden = model.model(input_ids=batch.token, attention_mask=batch.attention_mask).last_hidden_state
+        return chunked_log_prob(hidden, model.lm_head, batch.token, chunk=5)
+
+    logits = model(input_ids=batch.token, attention_mask=batch.attention_mask).logits
+    whole = log_prob_of(logits, batch.token)
+    torch.testing.assert_close(forward(), whole, rtol=1e-12, atol=1e-12)
+    u, v, c = coefficients(5)
+    params = list(model.parameters())
+    norm = score_sq_norms_loop(whole, batch.mask, params)
+    twin = weighted_gradient_loop(whole, batch.mask, c, params)
+    with ScoreTape(model, verify="always") as tape_:
+        ours = tape_.score_sq_norms(forward(), batch.mask, affine=(u, v) if affine else None)
+        tape_.backward(c)
+    torch.testing.assert_close(ours, norm, rtol=1e-10, atol=0)
+    assert relative([p.grad for p in params], twin) < RELATIVE
 
 
 def test_another_forward_before_the_norms_does_not_matter() -> None:
