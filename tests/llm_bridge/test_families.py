@@ -10,20 +10,7 @@ import llm_bridge
 from simulations.bench import families
 
 ROWS = {row["family"]: row for row in families.load()}
-QUICK = "gpt2 falcon gemma2 nemotron opt whisper bert qwen3_moe gpt_oss mamba lfm2 jetmoe".split()
-    "gpt2",
-    "falcon",
-    "gemma2",
-    "nemotron",
-    "opt",
-    "whisper",
-    "bert",
-    "qwen3_moe",
-    "gpt_oss",
-    "mamba",
-    "lfm2",
-    "jetmoe",
-]
+QUICK = ["gpt2", "falcon", "gemma2", "nemotron", "whisper", "bert", "qwen3_moe", "gpt_oss", "mamba", "lfm2", "jetmoe"]
 
 
 def _again(family: str) -> None:
