@@ -114,7 +114,9 @@ class ScoreTape:
         self.batch: tuple[int, ...] = ()
         self.running: ScorePass | None = None
         self._subset = None if parameters is None else {p for p in parameters if p.requires_grad}
-        self.generator = torch.Generator().manual_seed(seed)
+        # signs are drawn where they are used: to carry them over would stall an accelerator's queue of launches
+        place = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        self.generator = torch.Generator(place).manual_seed(seed)
         self._patched: list[tuple[nn.Module, Any]] = []
         self._hooks: list[RemovableHandle] = []
         self._token: dict[nn.Parameter, Tensor] = {}
@@ -515,7 +517,8 @@ class ScorePass:
         """The norms (n,); Raises InputError if no layer reported."""
         if not self.part:
             raise InputError("log_prob: its graph holds no parameter of this tape; run the model inside the `with`")
-        return torch.stack(list(self.part.values())).sum(0).to(sum_dtype(objective.dtype))
+        kind = sum_dtype(objective.dtype)
+        return torch.stack([square.to(kind) for square in self.part.values()]).sum(0)
 
     @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:

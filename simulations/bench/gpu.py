@@ -12,8 +12,8 @@ beside the result (`gpu.jsonl`), so a run may be killed at any time.
 time    a case and a method of `simulations.bench.scores`. Each update lies between two plain ones; the ratio is its
         wall time, device idle before and after, over the mean of theirs. The control is a plain update in the method's
         place: its distance from 1 is what the measurement itself contributes. Peak memory is that of one more update
-        of each. A plain update whose launches take the host as long as the device takes for the work (host share near
-        1) says little about the device.
+        of each. Where the host needs as long to launch a plain update as the device to do it (host share near 1), wall
+        time tells of the host; the device's own time, the sum over what it ran, is told beside it.
 right   a case and a precision. Reference: a backward per trajectory in float32, from the same (rounded) weights. In
         float32 exact norms and every gradient must agree to 1e-3. In bfloat16 nothing can agree better than bfloat16
         itself: errors may be three times those of a loop in bfloat16 and of an ordinary backward in bfloat16 with
@@ -23,6 +23,7 @@ right   a case and a precision. Reference: a backward per trajectory in float32,
 
 import argparse
 import gc
+import hashlib
 import json
 import os
 import statistics
@@ -38,6 +39,7 @@ import torch
 import transformers
 from torch import Tensor
 
+import llm_bridge.scores
 from llm_bridge.logprobs import token_log_prob
 from llm_bridge.scores import trajectory_sums
 from simulations.bench import scores
@@ -172,6 +174,8 @@ def timed(case: Case, method: Callable[[Case], Tensor | None], rounds: int, limi
         "ratios": ratios,
         "plain_s": statistics.median(floor),
         "plain_host_share": host_share(case),
+        "device_s": device_seconds(case, method),
+        "plain_device_s": device_seconds(case, plain),
         "peak": peak(case, method),
         "peak_plain": peak(case, plain),
         "weights": sum(p.numel() * p.element_size() for p in case.model.parameters()),
@@ -190,6 +194,24 @@ def host_share(case: Case) -> float | None:
     launched = time.perf_counter() - start
     torch.accelerator.synchronize(device)
     return launched / (time.perf_counter() - start)
+
+
+def device_seconds(case: Case, method: Callable[[Case], Tensor | None]) -> float | str | None:
+    """What the kernels and copies of one update took, idle time between them left out; one stream, so they add up.
+
+    None on a processor; the reason where the profiler does not work.
+    """
+    if case.weight.device.type != "cuda":
+        return None
+    case.model.zero_grad(set_to_none=True)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            method(case)
+            torch.accelerator.synchronize(case.weight.device)
+        ran = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        return 1e-6 * sum(event.time_range.elapsed_us() for event in ran) or "the profiler saw no kernel"
+    except Exception as error:  # an extra: the cell's ratios stand without it
+        return _reason(error)
 
 
 def peak(case: Case, method: Callable[[Case], Tensor | None]) -> int | None:
@@ -235,6 +257,10 @@ def right(name: str, precision: str, setting: Setting) -> Row:
             result[label] = errors(own)
         except torch.OutOfMemoryError as error:
             result[label] = {"reason": _reason(error)}
+        except Exception as error:  # a judged method that breaks is not right
+            if "CUDA error" in str(error):
+                raise
+            result[label] = {"reason": _reason(error), "right": False}
     loop = result.pop("loop, two buffers")
     floor["loop in the same precision"] = loop
     for label, row in result.items():
@@ -261,6 +287,12 @@ def _reason(error: BaseException) -> str:
 # --- record, budget, result -------------------------------------------------------------------------------------------
 
 
+def code_hash() -> str:
+    """SHA-256 of the tape's and this benchmark's sources, twelve digits: a run resumed must not mix two versions."""
+    files = [*Path(llm_bridge.scores.__file__).parent.glob("*.py"), Path(scores.__file__), Path(__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
+
+
 class Record:
     """Finished cells, a line each, in a file that survives a kill; the first line says of which machine and code."""
 
@@ -270,7 +302,7 @@ class Record:
         if path.exists():
             lines = path.read_text().split("\n")
             whole = [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut off by a kill
-            same = ("machine", "torch", "transformers", "device", "dtype", "prompt")
+            same = ("machine", "torch", "transformers", "device", "dtype", "prompt", "code")
             if whole and any(whole[0].get(key) != head[key] for key in same):
                 told = {key: (whole[0].get(key), head[key]) for key in same if whole[0].get(key) != head[key]}
                 raise InputError(f"--out: {path} holds results of another setting, {told}; give another file")
@@ -359,7 +391,10 @@ def result(record: Record, order: list[Cell]) -> Row:
 
 
 def wrong(data: Row) -> list[str]:
-    """Judged methods whose norms or gradient are off, as "case precision method"."""
+    """Judged methods whose norms or gradient are off or that broke, as "case precision method".
+
+    What did not fit into memory was not judged and is told in the table.
+    """
     return [
         f"{row['case']} {row['what']} {method}"
         for row in data["cells"]
@@ -390,6 +425,9 @@ def markdown(data: Row) -> str:
         ]
         lines += [[m, *(_ratio(at.get((case, m))) for case in cases)] for m in methods]
         parts.append(_table("Time over plain: median ± half the interquartile range (pairs)", cases, lines))
+        if any(isinstance(row.get("device_s"), float) for row in timing):
+            lines = [[m, *(_device(at.get((case, m))) for case in cases)] for m in methods]
+            parts.append(_table("The device's own time over plain's, one update each", cases, lines))
         if any(row.get("peak") for row in timing):
             lines = [["plain, GiB", *(f"{row['peak_plain'] / 2**30:.2f}" if row else "" for row in floor.values())]]
             lines += [[m, *(_peak(at.get((case, m))) for case in cases)] for m in methods if m != CONTROL]
@@ -415,6 +453,13 @@ def _ratio(row: Row | None) -> str:
     if "reason" in row:
         return row["reason"].split(":")[0]
     return f"{row['median']:.3f} ± {row['half_iqr']:.3f} ({row['count']})"
+
+
+def _device(row: Row | None) -> str:
+    if row is None:
+        return ""
+    pair = row.get("device_s"), row.get("plain_device_s")
+    return f"{pair[0] / pair[1]:.3f}" if all(isinstance(x, float) for x in pair) else "not told"  # type: ignore[operator]
 
 
 def _peak(row: Row | None) -> str:
@@ -476,7 +521,12 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--device: cpu, and no accelerator was found; use --tiny for a dry run, or name a device")
     warnings.simplefilter("ignore")
     setting = Setting(options.device, options.dtype, options.prompt)
-    head = {**machine(torch.device(options.device)), "transformers": transformers.__version__, **asdict(setting)}
+    head = {
+        **machine(torch.device(options.device)),
+        "transformers": transformers.__version__,
+        "code": code_hash(),
+        **asdict(setting),
+    }
     out = Path(options.out)
     record = Record(out.with_suffix(".jsonl"), head)
     for cell, row in run(order, record, setting, options.rounds, options.budget_s):

@@ -40,9 +40,10 @@ from llm_bridge.scores import (
 from llm_bridge.scores.calibration import RUNS, WHOLE
 from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_norms
-from llm_bridge.scores.routes import Line
+from llm_bridge.scores.routes import Affine, Line
 from simulations.bench import score_records
 from simulations.bench import scores as bench
+from tests.kit.statistical import OPERATION, assert_near, assert_rounding_only
 from tests.llm_bridge.models import (
     KINDS,
     double_rms_norm,
@@ -575,7 +576,7 @@ def test_line_reproduces_coefficients(reward: list[float]) -> None:
     for baseline in (-1.0, 0.0, 0.4, 7.0):
         c = weight * (r - baseline)
         share = torch.tensor(line.share(line.unknown(c)), dtype=torch.float64)
-        torch.testing.assert_close(share @ line.basis, c, rtol=1e-12, atol=1e-12)
+        assert_near(share @ line.basis, c)
 
 
 def test_rewards_of_zero_and_one_touch_one_sum_each() -> None:
@@ -586,7 +587,7 @@ def test_rewards_of_zero_and_one_touch_one_sum_each() -> None:
 def test_fold_keeps_the_basis_and_spares_small_factors() -> None:
     basis = torch.tensor([[2.0, 0.0, 1e-9, 1.0, 0.0], [0.0, -4.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
     fold, factor = routes._folded(basis)
-    torch.testing.assert_close(fold * factor, basis, rtol=1e-15, atol=0)
+    assert_rounding_only(fold * factor, basis, ulp=4)
     assert fold.tolist() == [0.5, -1.0, 1.0, 1.0, 1.0]
     assert factor[0, 0] == factor[1, 1] == 4.0  # neighbors in one sum share a product
 
@@ -616,7 +617,7 @@ def test_log_prob_of_a_token_is_about_that_token() -> None:
     log_prob = token_log_prob(model, batch)
     logits = model(batch.token[:, :6]).logits  # right padding comes later than position 6
     by_hand = logits[1, 4].log_softmax(-1)[batch.token[1, 5]]
-    torch.testing.assert_close(log_prob[1, 5], by_hand, rtol=1e-10, atol=0)
+    assert_near(log_prob[1, 5], by_hand, scale=0)
     assert (log_prob[:, 0] == 0).all()
 
 
@@ -723,9 +724,7 @@ def test_logit_proxy_is_the_score_with_respect_to_free_logits() -> None:
     )
     log_prob = logits[:, :-1].log_softmax(-1).gather(2, token[:, 1:, None]).squeeze(2)
     (grad,) = torch.autograd.grad((log_prob * mask[:, 1:]).sum(), logits)
-    torch.testing.assert_close(
-        logit_sq_norms(logits, token, mask).double(), grad.square().sum((1, 2)), rtol=1e-6, atol=0
-    )
+    assert_near(logit_sq_norms(logits, token, mask), grad.square().sum((1, 2)), allow=OPERATION, scale=0)
 
 
 def test_norm_error_sees_noise_and_not_scale() -> None:
@@ -745,7 +744,7 @@ def test_bench_methods_compute_the_same_update(method: str, monkeypatch: pytest.
     monkeypatch.setitem(bench.SHAPES, "tiny", (37, 16, 2, 4, 2, 24, False))
     case = bench.make_case("tiny:6:12")
 
-    def gradient(run: Callable[[bench.Case], None]) -> list[Tensor]:
+    def gradient(run: Callable[[bench.Case], object]) -> list[Tensor]:
         case.model.zero_grad()
         run(case)
         return [p.grad.clone() for p in case.model.parameters()]
@@ -784,3 +783,39 @@ def test_the_bench_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     case = bench.make_case("tiny:6:12", bench.Setting(dtype="bfloat16"))
     ratios = bench.paired_ratios(case, ["affine", "general", "sketch", "loop, two buffers", "ghost, two backwards"], 1)
     assert all(isinstance(found, list) for found in ratios.values()), ratios
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reward", [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1], [0.3, 0.1, 1, 0.7]])
+@pytest.mark.parametrize("whole", [True, False])
+def test_affine_sums_of_operands_are_the_weighted_products(dtype: torch.dtype, reward: list, whole: bool) -> None:
+    """One run to a sum, several, none, no shared anchor: to the rounding of one product and one interpolation."""
+    own = torch.Generator().manual_seed(3)
+    n, steps, rows, cols, b = 4, 7, 6, 5, 0.37
+    left, right = (torch.randn(n * steps, d, generator=own, dtype=torch.float64).to(dtype) for d in (rows, cols))
+    layout, weight = Layout(n, (n, steps)), torch.rand(n, generator=own, dtype=torch.float64) + 0.5
+    known = weight * torch.tensor(reward, dtype=torch.float64)
+    route = Affine(layout, Line.of(known, weight, n))
+    param = nn.Parameter(torch.zeros(rows, cols, dtype=dtype))
+    each = layout.per_row(route.fold, n * steps)
+    route.matrix(param, (left.double() * each).to(dtype), right, layout, whole)
+    coefficient = known - b * weight
+    route.finish(coefficient)
+    expected = -(left.double() * layout.per_row(coefficient, n * steps)).t() @ right.double()
+    assert param.grad is not None
+    # the sums at the anchors can be larger than what is left of them: the scale is that of the largest
+    scale = (left.double().abs() * layout.per_row(weight, n * steps)).t() @ right.double().abs()
+    assert param.grad.dtype == dtype
+    assert ((param.grad.double() - expected).abs() <= 4 * torch.finfo(dtype).eps * scale).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 64, 1000])
+def test_a_sketch_never_uses_a_sign_twice(at_once: int) -> None:
+    """Drawn one by one, with a remainder too small for the next input, or all at once."""
+    sketch = Sketch(8, torch.Generator().manual_seed(0))
+    sketch.at_once = at_once
+    inputs = [torch.eye(40) for _ in range(3)]
+    signs = [sketch.thin(x) for x in inputs]
+    assert torch.equal(sketch.thin(inputs[2]), signs[2])
+    assert len(torch.cat(signs, 1).t().unique(dim=0)) == 3 * 8
+    assert torch.cat(signs).abs().eq(1).all()

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llm_bridge.scores import tape
 from simulations.bench import gpu, scores
 from simulations.bench.score_records import half_spread
+from tests.kit.statistical import near
 from vcposim.errors import InputError
 
 CASE = "tiny:4:16"
@@ -44,8 +45,8 @@ def test_the_result_holds_every_cell_and_where_it_was_measured(finished: tuple[P
     for row in time.values():
         assert row["count"] == len(row["ratios"]) == 2
         assert row["plain_s"] > 0
-        assert row["median"] == pytest.approx(sum(row["ratios"]) / 2)
-        assert row["half_iqr"] == pytest.approx(half_spread(row["ratios"]))
+        assert row["median"] == near(sum(row["ratios"]) / 2)
+        assert row["half_iqr"] == near(half_spread(row["ratios"]))
     right = _at(data, "right")
     assert right.keys() == set(gpu.PRECISIONS)
     for row in right.values():
@@ -71,6 +72,17 @@ def test_the_tables_tell_the_result(finished: tuple[Path, dict], capsys: pytest.
     assert "WRONG" not in told
     for method, row in _at(data, "time").items():
         assert f"| {method} | {row['median']:.3f} ± {row['half_iqr']:.3f} (2) |" in told
+
+
+def test_the_tables_tell_device_time_and_memory_where_the_device_counts(finished: tuple[Path, dict]) -> None:
+    counted = {"device_s": 0.003, "plain_device_s": 0.002, "peak": 3 << 30, "peak_plain": 2 << 30, "weights": 1 << 29}
+    cells = [{**row, **counted} if row["kind"] == "time" else row for row in finished[1]["cells"]]
+    cells[1]["device_s"] = "RuntimeError: no profiler"
+    told = gpu.markdown({**finished[1], "cells": cells})
+    assert told.count("| 1.500 |") == len(METHODS) - 1
+    assert told.count("| not told |") == 1
+    assert told.count("| 1.50 x, +2.00 gradients |") == len(METHODS) - 1
+    assert "| plain, GiB | 2.00 |" in told
 
 
 def test_a_second_run_measures_nothing_again(finished: tuple[Path, dict]) -> None:
@@ -104,17 +116,20 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest
     assert len(begun) == 3 + len(METHODS) - 2
 
 
-def test_results_of_another_machine_are_not_mixed_in(finished: tuple[Path, dict], tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["machine", "torch", "code"])
+def test_results_of_another_machine_or_code_are_not_mixed_in(
+    finished: tuple[Path, dict], tmp_path: Path, key: str
+) -> None:
     path = tmp_path / "gpu.json"
     head, rest = finished[0].with_suffix(".jsonl").read_text().split("\n", 1)
-    path.with_suffix(".jsonl").write_text(json.dumps({**json.loads(head), "machine": "another"}) + "\n" + rest)
+    path.with_suffix(".jsonl").write_text(json.dumps({**json.loads(head), key: "another"}) + "\n" + rest)
     with pytest.raises(InputError, match="another"):
         _run(path)
 
 
 def test_a_wrong_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     """The tied head's cross term left out, in the tape itself: exact norms are wrong, each gradient follows its own."""
-    monkeypatch.setattr(tape, "tied_cross_term", lambda at_token, hidden, grad: 0.0)
+    monkeypatch.setattr(tape, "tied_cross_term", lambda at_token, hidden, grad: torch.zeros(len(grad)))
     code, data = _run(tmp_path / "gpu.json")
     assert code == 1
     errors = _at(data, "right")["float32"]["errors"]
@@ -124,6 +139,15 @@ def test_a_wrong_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert errors[method]["gradient"] < 1e-5
     assert errors["sketch"]["right"] is True
     assert "WRONG: " in capsys.readouterr().out
+
+
+def test_a_judged_method_that_breaks_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "tied_cross_term", None)
+    code, data = _run(tmp_path / "gpu.json")
+    errors = _at(data, "right")["bfloat16"]["errors"]
+    assert code == 1
+    assert all(error["right"] is False and error["reason"].startswith("TypeError") for error in errors.values())
+    assert "| affine | TypeError |" in gpu.markdown(data)
 
 
 @pytest.mark.parametrize("factor", [1.02, float("nan")])

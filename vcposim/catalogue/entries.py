@@ -36,11 +36,9 @@ In the table below under its name, the command line lists it, the experiments ru
 claim, the shift invariance and the references.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from vcposim import control
+from vcposim.baselines import KEEPS_THE_ZERO
 from vcposim.catalogue.references import bibtex
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import WHITENINGS, Estimator
@@ -91,7 +89,7 @@ class Entry:
     def shift_invariant(self) -> bool:
         """Whether adding a constant to all rewards changes nothing."""
         e = self.estimator
-        return (isinstance(e.baseline, str) and e.baseline != "zero") or e.normalizer in WHITENINGS
+        return (isinstance(e.baseline, str) and e.baseline not in KEEPS_THE_ZERO) or e.normalizer in WHITENINGS
 
 
 def weighting(
@@ -217,7 +215,14 @@ CATALOGUE: dict[str, Entry] = {
         "R - B_t, B_t = sum_i W_it R / sum_i W_it, W_it = sum_{j<=t} (1 - 2 pi(y_j) + sum_v pi(v)^2)",
         NEVER + " (in-batch; bias O(1/n))",
         ("otb",),
-        note="the tail of the longest response gets no gradient: alone, it is its own baseline (or verl zeroes it)",
+        note="the tail of the longest response gets no gradient: alone, it is its own baseline",
+    ),
+    "otb_on_policy_zero_tail": Entry(
+        Estimator(_NONE, "otb_zero_tail"),
+        "otb_on_policy, and R where the longest response is alone",
+        NEVER + " (in-batch; bias O(1/n))",
+        ("otb",),
+        note="verl's default handle_zero_tail=True: it zeroes the baseline of that tail, which so keeps all of R",
     ),
     "sequence_is": Entry(Estimator(_FULL), "w R", ALWAYS, ("reinforce",), host=Estimator(_NONE)),
     "sequence_is_leave_one_out": Entry(
@@ -288,6 +293,14 @@ CATALOGUE: dict[str, Entry] = {
         NEVER,
         _VCPO,
         host=Estimator(_NONE, "opob_leave_one_out"),
+    ),
+    "vcpo_stratified": Entry(
+        Estimator(_TIS, "opob_stratified"),
+        "min(w, 8) (R - sum a' R / sum a'), a' = batch mean of min(w, 8)^2 ||s||^2 given the reward",
+        NEVER,
+        _VCPO,
+        host=Estimator(_NONE, "opob_stratified"),
+        note="lag 0: weights still shared; for rewards of few values; one prompt's population baseline is OPOB's",
     ),
     "vcpo_truncation_aware": Entry(
         Estimator(_TIS, "opob_truncated"),
@@ -528,27 +541,3 @@ def cite(*names: str) -> str:
     """BibTeX of everything the named estimators stand on, each source once."""
     keys = dict.fromkeys(key for name in names for key in entry(name).references)
     return bibtex(list(keys))
-
-
-@dataclass(frozen=True)
-class StepRule:
-    """A rule for the size (or direction) of the step."""
-
-    rule: Callable[..., Any]
-    formula: str
-    references: tuple[str, ...]
-    """keys of `vcposim.catalogue.references.REFERENCES`; empty for standard practice"""
-
-
-STEP_RULES: dict[str, StepRule] = {
-    "ess": StepRule(control.step_scale, "min(1, rho / rho_ref)^p, rho = ESS / n", ("vcpo",)),
-    "matched_constant": StepRule(control.matched_constant, "mean multiplier of another rule's run", ()),
-    "snr": StepRule(control.snr_scale, "snr / (1 + snr)", ("snr_adaptive",)),
-    "lag": StepRule(control.lag_scale, "1 / max(lag, 1)", ("staleness_aware",)),
-    "norm_clip": StepRule(control.norm_scale, "min(1, limit / ||g||)", ()),
-    "skip_spike": StepRule(control.spike_scale, "1[||g|| <= factor * typical]", ()),
-    "gradient_alignment": StepRule(
-        control.limit_alignment, "g cut along the previous gradient until cos <= limit", ("gradient_alignment",)
-    ),
-}
-"""name -> rule; all fail closed"""
