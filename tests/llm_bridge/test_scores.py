@@ -373,6 +373,27 @@ def test_wrong_tapes_are_caught(wrong: str | None, monkeypatch: pytest.MonkeyPat
         everything()
 
 
+@pytest.mark.parametrize("wrong", sorted(set(_WRONG) - {"one vector's squares off by 1e-6"}))
+def test_the_check_stops_wrong_tapes(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trajectory against plain autograd, and one direction: every mutant but the one below its tolerance."""
+    monkeypatch.setattr(*_WRONG[wrong])
+    batch = padded_batch()
+    weight = torch.linspace(0.5, 1.5, batch.mask.numel()).double().view_as(batch.mask)
+    u, v, c = coefficients(5)
+
+    def updates() -> None:
+        for affine in (None, (u, v)):
+            for seed in range(5):  # one trajectory at random: some mutants need one that holds what they break
+                model = tiny_model("qwen2", tied=True)
+                with ScoreTape(model, seed=seed) as tape_:
+                    log_prob = token_log_prob(model, batch)
+                    tape_.score_sq_norms(log_prob, batch.mask, token_weight=weight, affine=affine)
+                    tape_.backward(c)
+
+    with pytest.raises(InputError, match="by autograd"):
+        updates()
+
+
 # --- manners ----------------------------------------------------------------------------------------------------------
 
 
@@ -558,11 +579,19 @@ def test_out_of_order_is_one_clear_line(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("norm", "exct"), ("method", "gramm"), ("unknown", "ignore"), ("columns", 0)]
+    ("option", "value"),
+    [("norm", "exct"), ("method", "gramm"), ("unknown", "ignore"), ("verify", "sometimes"), ("columns", 0)],
 )
 def test_options_are_checked(option: str, value: object) -> None:
     with pytest.raises(InputError, match=option):
         ScoreTape(nn.Linear(1, 1), **{option: value})  # type: ignore[arg-type]
+
+
+def test_classes_to_loop_over_must_be_the_models() -> None:
+    with pytest.raises(InputError, match="no module of class 'Mixtral' in the model"):
+        ScoreTape(tiny_model("gpt2", tied=True), loop=["Mixtral"]).__enter__()
+    compare(tiny_model("llama", tied=True), padded_batch(), unknown="loop", loop="LlamaDecoderLayer", affine=True)
+    compare(tiny_model("llama", tied=True), packed_batch(), unknown="loop", loop="LlamaMLP")
 
 
 # --- the line of coefficients -----------------------------------------------------------------------------------------
