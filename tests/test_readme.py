@@ -46,6 +46,7 @@ def test_extras_and_command_of_the_readme_exist() -> None:
     assert project["scripts"] == {"vcposim": "vcposim.commands.main:main"}
 
 
+@pytest.mark.slow
 def test_questions_are_answered_as_typed(tmp_path: Path) -> None:
     (tmp_path / "rollouts.jsonl").write_text(ROLLOUTS)
     asked = [line for line in SHELL if line.startswith(("echo", "vcposim"))]
