@@ -703,6 +703,7 @@ def test_sketch_is_unbiased_and_its_gradient_exact() -> None:
         assert relative([p.grad for p in model.parameters()], twin) < RELATIVE  # ... the gradient does not
 
 
+@pytest.mark.slow
 def test_the_sketch_of_a_model_is_unbiased() -> None:
     """400 seeds of 4 columns, layers of one input sharing their signs: mean within 5 standard errors of the exact norm.
 

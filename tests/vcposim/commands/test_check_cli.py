@@ -75,6 +75,7 @@ def test_a_broken_claim_is_exit_code_1_and_its_line_reproduces(folder: Path, cap
     assert broken["counterexample"]["saw"] in done.stderr
 
 
+@pytest.mark.slow
 def test_the_card_for_a_reader(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "110")
     assert check("my_estimators:own_sample", "--claims", "unbiased") == 1  # as a module
@@ -94,6 +95,7 @@ def test_the_card_for_a_reader(folder: Path, capsys: pytest.CaptureFixture[str],
     assert (folder / "vcposim-check.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_what_holds_is_exit_code_0(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert check("rloo", "--no-figure") == 0
     assert "rloo keeps all" in capsys.readouterr().out
@@ -104,6 +106,7 @@ def test_what_holds_is_exit_code_0(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 @needs_torch
+@pytest.mark.slow
 def test_torch_functions_are_found_out(folder: Path, capsys: pytest.CaptureFixture[str]):
     code, found = card(capsys, "my_estimators.py:in_torch", "--claims", "unbiased", "no_leak")
     assert (code, found["arrays"]) == (1, "torch")
@@ -150,6 +153,7 @@ def test_mistakes_get_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_catalogue_states_what_it_does_not_claim(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
