@@ -89,19 +89,17 @@ class Watch:
         square = batch.scored().sq_norm(batch.reward * 0 + 1)
         size = np.abs(whole)
         total = np.maximum(size.sum(axis=(1, 2)), 1e-300)
-        sign = np.where(batch.reward > batch.reward.mean(axis=-1, keepdims=True), 1.0, -1.0)
         self.seen.append(
             {
                 "negative share": np.maximum(-whole, 0).sum(axis=(1, 2)) / total,
                 "self push": (whole * square).sum(axis=(1, 2)) / np.maximum((size * square).sum(axis=(1, 2)), 1e-300),
-                # a coefficient w (R - b) of a reward in {0, 1}: where failures have c = -w b and successes w (1 - b)
-                "baseline below mean": batch.reward.mean(axis=(1, 2)) - _effective(whole, batch.reward, sign),
+                "baseline below mean": batch.reward.mean(axis=(1, 2)) - _effective(whole, batch.reward),
             }
         )
         return c
 
 
-def _effective(c: Array, reward: Array, sign: Array) -> Array:
+def _effective(c: Array, reward: Array) -> Array:
     """The b of c proportional to R - b for rewards in {0, 1}: -c of failures over the spread of c, batch means."""
     low, high = (np.where(reward == r, c, 0).sum(axis=(1, 2)) for r in (0, 1))
     count = [np.maximum((reward == r).sum(axis=(1, 2)), 1) for r in (0, 1)]
@@ -112,7 +110,7 @@ def _effective(c: Array, reward: Array, sign: Array) -> Array:
 def settings(size: str) -> list[Setting]:
     """Blocks of seeds; all methods and step sizes are in each."""
     full = size == "full"
-    blocks = [list(range(first, first + 4)) for first in range(200, 216, 4)] if full else [[0, 1], [2, 3]]
+    blocks = [list(range(first, first + 4)) for first in range(200, 216, 4)] if full else [[0, 1, 2]]
     return [{"seeds": seeds, "updates": 120 if full else 44} for seeds in blocks]
 
 

@@ -199,7 +199,7 @@ def ranked(cell: Cell) -> list[dict[str, Any]]:
                 "grid": float(np.mean(m["by_step"])),
                 "lost": sum(m["lost"]) / (len(m["lost"]) * len(values)),
                 "ess": m["ess"],
-                "at_edge": any(step in edges for step in m["own_best_step"]),
+                "at_edge": len(cell["step_sizes"]) > 1 and any(step in edges for step in m["own_best_step"]),
                 "shift_invariant": baseline != "none",
                 "synchronous": ratio == "synchronous",
             }
@@ -223,8 +223,9 @@ def difference(cell: Cell, first: str, second: str) -> tuple[float, float, float
 def words(cell: Cell) -> str:
     """A place in words."""
     rewards = "" if cell["low"] == 0 else f", rewards {cell['low']:g} and {cell['low'] + 1:g}"
-    where = f"{cell['prompts']} prompts, lag {cell['lag']}, {cell['length']} tokens"
-    return f"{where}, base rate {cell['base_rate']:g}{rewards}"
+    where = f"{cell['prompts']} prompts, lag {cell['lag']}, {cell['length']} tokens, base rate {cell['base_rate']:g}"
+    alone = f", step size {cell['step_sizes'][0]:g} alone" if len(cell["step_sizes"]) == 1 else ""
+    return where + rewards + alone
 
 
 def render(found: dict[str, Any], console: Console) -> None:
