@@ -1,4 +1,4 @@
-"""Writes rollouts in the form that `vcposim replay` reads without being told anything: Parquet, documented and versioned.
+"""Writes rollouts in the form that `vcposim replay` reads without being told anything: Parquet, with a version.
 
     with RolloutDump("rollouts.parquet") as dump:
         for step, batch in enumerate(loop):
@@ -96,7 +96,6 @@ class RolloutDump:
             "learner_version": _column("learner_version", learner_version, n),
             "score_sq_norm": _column("score_sq_norm", score_sq_norm, n),
         }
-        # a column of nulls alone would be one that the reader has to be told about
         self._writer.write_table(pa.table(columns, schema=SCHEMA))
 
     def close(self) -> None:

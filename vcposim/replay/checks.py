@@ -73,7 +73,7 @@ class TokenSums:
                 far = other[at][other[at] < -FAR]
                 self.zero[name] += far.size
                 self.zero_other[name] += float(np.maximum(far, -1e4).sum())
-            deep = one[one < DEEP]
+            deep = one[one < DEEP] if one.min() < DEEP else one[:0]
             if deep.size and len(self.deep[name]) < 10_000:
                 self.deep[name].update(deep[np.isfinite(deep)].tolist())
         if self.pieces > ALL_OF and self.pieces % ONE_OF:

@@ -235,12 +235,14 @@ class _Stream(io.RawIOBase):
 
 def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bool = False) -> Iterator[Any]:
     head = _head(name, raw)
+    stream: Any
     if isinstance(raw, io.FileIO) and raw.seekable():  # a file needs nobody between it and its buffer
         raw.seek(0)
         progress.position = raw.tell
         stream = io.BufferedReader(raw, CHUNK)
     else:
-        stream = io.BufferedReader(_Stream(name, head, raw.read, None if packed else progress), CHUNK)
+        source: Any = _Stream(name, head, raw.read, None if packed else progress)
+        stream = io.BufferedReader(source, CHUNK)
     unpacked = _unpacked(head, stream)
     if unpacked is not None:
         if packed:

@@ -430,6 +430,10 @@ class _Reader:
                 self.notes.append(
                     f"layout {self.layout.name} ({self.layout.what}), {how}: {said or 'every field is named already'}"
                 )
+        for name in ("score_sq_norm", "logit_proxy", "length"):
+            if mapping.get(name) == name and name not in self.explicit and record[name] is None:
+                del mapping[name]  # a schema with the column, and nothing in it
+                self.notes.append(f"{name} is null in the first record: not used")
         if "log_ratio" in mapping and {"log_prob", "behavior_log_prob"} <= set(mapping):
             del mapping["log_ratio"]
         self._take_others(record, names, mapping, refused)

@@ -15,7 +15,7 @@ from tests.vcposim.replay.fixtures import FIXTURES, Record, Rollout, batch, mask
 from vcposim.catalogue import CATALOGUE
 from vcposim.commands.main import main
 from vcposim.errors import InputError
-from vcposim.replay import Dump, rank, read_dump, replay, summary, to_json
+from vcposim.replay import Dump, first_alarms, rank, read_dump, replay, summary, to_json
 
 REPORTS = Path(__file__).parents[4] / "shared" / "data" / "reports"
 
@@ -349,6 +349,44 @@ def test_on_policy_every_centered_rival_has_no_bias_and_extremes_stay_finite(tmp
         assert next(r for r in found.rows if r.name == name).bias == pytest.approx(0, abs=1e-12)
     wild = [{**row, "log_prob": [x - 900.0 * (i == 3) for x in row["log_prob"]]} for i, row in enumerate(rows(b))]
     json.dumps(to_json(replay(read_dump(write(tmp_path, wild)), resamples=100, corrections=True)), allow_nan=False)
+
+
+def test_the_first_step_at_which_a_gauge_alarms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = []
+    for step in range(4):
+        for row in rows(batch(step, prompts=8, responses=8)):
+            worse = [x - 0.1 * (step >= 2) for x in row["log_prob"]]
+            table.append({**row, "group": row["group"] + 8 * step, "log_prob": worse, "global_step": step})
+    path = write(tmp_path, table)
+    found = replay(read_dump(path), resamples=100, by=["step"])
+    assert [one.value for one in found.slices["step"]] == [0, 1, 2, 3]
+    alarms = first_alarms(found.slices["step"])
+    assert alarms["mean_weight"] == alarms["kl_behavior_target"] == 2
+    assert "mean_weight at step 2" in " ".join(run(capsys, path, "--by", "step", "--no-figure")[1].split())
+
+
+def test_a_live_folder_is_read_again_when_it_grows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write(folder, rows(batch(0)), "step_1.jsonl")
+    naps = iter(("nothing", "grow", "stop"))
+
+    def nap(seconds: float) -> None:
+        what = next(naps)
+        if what == "grow":
+            write(folder, rows(batch(1)), "step_2.jsonl")
+        if what == "stop":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("vcposim.commands.replay.time.sleep", nap)
+    code, out, _ = run(capsys, folder, "--watch", "5")
+    assert code == 130
+    assert out.count("Data:") == 2
+    assert "16 trajectories in 1 files" in out
+    assert "32 trajectories in 2 files" in out
+    assert run(capsys, "-", "--watch", "5")[0] == 2
 
 
 def test_five_plain_lines_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
