@@ -174,7 +174,8 @@ class NegativeSequenceMask:
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n), or (..., n, t) if advantages are per token."""
         x, scale = ratio_at(batch, "geometric")
-        drifted = over_tokens(x < scale.write(math.exp(-self.delta)), advantage)
+        # written so that a NaN has drifted: a mask fails closed
+        drifted = over_tokens(~(x >= scale.write(math.exp(-self.delta))), advantage)
         return only(~(drifted & (advantage < 0)), advantage * 0 + 1)
 
 
