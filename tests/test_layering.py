@@ -28,12 +28,15 @@ TRANSFORMERS = {
 }
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 
-OPTIONAL = {"simulations.runner": {"distributed"}, **TRANSFORMERS}
+OPTIONAL = {"simulations.runner": {"distributed"}, "vcposim.replay.containers": {"torch"}, **TRANSFORMERS}
 """libraries that a module uses if they are there and has an error message for if not"""
 
 KERNEL = ("arrays", "batch", "weights", "baselines", "surrogates", "second_moment", "estimators", "moments")
 KERNEL += ("diagnostics", "control")
 """runs on any array library, so it may know none (and nothing of the project that does)"""
+
+BESIDE = ("errors", "results")
+"""on top beside the formulas, which import them: what is wrong with an input, what every result can do"""
 
 PACKAGES: dict[str, set[str]] = {
     "vcposim": set(),
@@ -42,6 +45,7 @@ PACKAGES: dict[str, set[str]] = {
     "llm_bridge": {"vcposim"},
     "simulations.bench": {"vcposim", "simulations", "llm_bridge", "torch", "transformers"},
     **{module: {"vcposim", *used} for module, used in TRANSFORMERS.items()},
+    "vcposim.replay.containers": {"torch"},  # for .pt files alone, where it is installed
 }
 """what each package may import of the others, and whether of torch; a subpackage named here has its own rule"""
 
@@ -51,7 +55,9 @@ def rank(module: str) -> int | None:
     room = module.split(".")[1]
     if room in ROOMS:
         return 1 + ROOMS.index(room)
-    return 0 if room in (*KERNEL, "errors") else None
+    if room == "__main__":  # the door of the last room
+        return len(ROOMS)
+    return 0 if room in (*KERNEL, *BESIDE) else None
 
 
 def modules(root: Path, package: str) -> Iterator[tuple[str, Path]]:
@@ -158,7 +164,7 @@ def test_the_kernel_knows_no_array_library():
         used = imports(ROOT / "vcposim" / f"{name}.py", f"vcposim.{name}")
         outside = {x.split(".")[0] for x in used} - set(sys.stdlib_module_names) - {"vcposim", "array_api_compat"}
         assert not outside, f"vcposim.{name} imports {sorted(outside)}; the kernel runs on the arrays it is given"
-        inside = {x.split(".")[1] for x in used if x.startswith("vcposim.")} - {"errors", *KERNEL}
+        inside = {x.split(".")[1] for x in used if x.startswith("vcposim.")} - {*BESIDE, *KERNEL}
         assert not inside, f"vcposim.{name} imports vcposim.{sorted(inside)}, which is not kernel"
 
 

@@ -13,6 +13,17 @@ from typing import NamedTuple
 
 from vcposim.arrays import Array, expectation, namespace, safe_divide, where
 from vcposim.batch import Batch
+from vcposim.results import Records, Result
+
+SCALARS = {
+    "relative_bias": "|mean - gradient| / |gradient|: 0 is unbiased, 1 as wrong as not moving at all",
+    "variance_per_sample": "total variance (trace of the covariance) of one contribution c s",
+    "variance_of_mean": "total variance of the group's mean, the gradient estimate itself",
+    "mse": "variance of the mean + |bias|^2: the expected squared error of the estimate",
+    "snr": "|mean|^2 / variance of the mean: below 1, one estimate is more noise than signal",
+    "cosine": "of the angle between mean and gradient: 1 points uphill, 0 sideways, below 0 downhill",
+}
+"""the numbers of `Moments`, and what each says"""
 
 
 class Sums(NamedTuple):
@@ -51,7 +62,7 @@ def batch_sums(batch: Batch, coefficient: Array, mass: Array | None = None) -> S
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Result):
     """First two moments of an estimator, beside the gradient it is meant to estimate."""
 
     gradient: Array
@@ -90,6 +101,10 @@ class Moments:
         """cos(mean, gradient); 0 where either vanishes."""
         dot = namespace(self.mean).sum(self.mean * self.gradient)
         return safe_divide(dot, norm(self.mean) * norm(self.gradient), 0.0)
+
+    def records(self) -> Records:
+        """One row: the numbers of `SCALARS`."""
+        return Records([{name: float(getattr(self, name)) for name in SCALARS}])
 
 
 def sq_norm(x: Array) -> Array:

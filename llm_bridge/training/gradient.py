@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from llm_bridge.distributed import Gathered, gather_batch, gathered_rows, sum_gradients, world_size
 from llm_bridge.logprobs import log_prob_of
+from llm_bridge.loss import mean_coefficient, surrogate
 from llm_bridge.ratios import present, trajectory_batch
 from llm_bridge.rollouts import Rollouts
 from llm_bridge.scores import ScoreTape, last_block
-from llm_bridge.surrogate import mean_coefficient, surrogate
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.queue import picked
 from llm_bridge.training.reading import Reading, policy_logits, read

@@ -18,8 +18,8 @@ pytest.importorskip("transformers")
 from llm_bridge import moments  # noqa: E402
 from llm_bridge.distributed import gather_batch, nothing_like, split_group_coefficient  # noqa: E402
 from llm_bridge.groups import Groups  # noqa: E402
+from llm_bridge.loss import mean_coefficient  # noqa: E402
 from llm_bridge.moments import LOG_A, group_sums, part_sums, split_coefficient, split_measure  # noqa: E402
-from llm_bridge.surrogate import mean_coefficient  # noqa: E402
 from tests.llm_bridge import two_ranks  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms, sample_measure  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402

@@ -36,11 +36,8 @@ In the table below under its name, the command line lists it, the experiments ru
 claim, the shift invariance and the references.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from vcposim import control
 from vcposim.catalogue.references import bibtex
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import WHITENINGS, Estimator
@@ -528,27 +525,3 @@ def cite(*names: str) -> str:
     """BibTeX of everything the named estimators stand on, each source once."""
     keys = dict.fromkeys(key for name in names for key in entry(name).references)
     return bibtex(list(keys))
-
-
-@dataclass(frozen=True)
-class StepRule:
-    """A rule for the size (or direction) of the step."""
-
-    rule: Callable[..., Any]
-    formula: str
-    references: tuple[str, ...]
-    """keys of `vcposim.catalogue.references.REFERENCES`; empty for standard practice"""
-
-
-STEP_RULES: dict[str, StepRule] = {
-    "ess": StepRule(control.step_scale, "min(1, rho / rho_ref)^p, rho = ESS / n", ("vcpo",)),
-    "matched_constant": StepRule(control.matched_constant, "mean multiplier of another rule's run", ()),
-    "snr": StepRule(control.snr_scale, "snr / (1 + snr)", ("snr_adaptive",)),
-    "lag": StepRule(control.lag_scale, "1 / max(lag, 1)", ("staleness_aware",)),
-    "norm_clip": StepRule(control.norm_scale, "min(1, limit / ||g||)", ()),
-    "skip_spike": StepRule(control.spike_scale, "1[||g|| <= factor * typical]", ()),
-    "gradient_alignment": StepRule(
-        control.limit_alignment, "g cut along the previous gradient until cos <= limit", ("gradient_alignment",)
-    ),
-}
-"""name -> rule; all fail closed"""

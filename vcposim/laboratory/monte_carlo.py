@@ -27,12 +27,13 @@ from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.laboratory.exact import population_baseline
 from vcposim.laboratory.leaves import Leaf, generator, jackknife, tasks
-from vcposim.moments import Moments, Sums, batch_sums, norm, sq_norm
+from vcposim.moments import SCALARS, Moments, Sums, batch_sums, norm, sq_norm
 from vcposim.moments import moments as moments_of_sums
 from vcposim.problems.rollouts import Problem
 from vcposim.problems.scores import SummableScores
+from vcposim.results import Records, Result
 
-STATISTICS = ("mean", "relative_bias", "variance_per_sample", "variance_of_mean", "mse", "snr", "cosine")
+STATISTICS = ("mean", *SCALARS)
 LEAF_RESULT_NUMBERS = 2**21
 """numbers that the sums of one task may hold on their way from a worker (16 MB)"""
 
@@ -88,7 +89,7 @@ class DrawnMoments(Moments):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Result):
     """Moments with their standard errors, by name as in `STATISTICS`: (p,) for `mean`, () for the rest.
 
     That of `relative_bias` is conservative near zero, where a square root has no normal error.
@@ -96,6 +97,11 @@ class Estimate:
 
     moments: DrawnMoments
     standard_error: dict[str, Array]
+
+    def records(self) -> Records:
+        """One row: the numbers of `SCALARS`, each with its standard error."""
+        (row,) = self.moments.records()
+        return Records([row | {f"{name}_standard_error": float(self.standard_error[name]) for name in SCALARS}])
 
 
 def moments(

@@ -57,19 +57,27 @@ class Table(NamedTuple):
     max_leverage: np.ndarray
     group_mean: np.ndarray
     """(g,) the group mean's second moment in sample"""
+    differ: np.ndarray
+    """(g,) whether rewards differ: read off the rewards alone, for weights may underflow to 0"""
 
     @property
     def informative(self) -> int:
-        """Groups in which the group mean leaves something."""
+        """Groups in which rewards differ, so that the group mean leaves an advantage."""
+        return int(self.differ.sum())
+
+    @property
+    def carrying(self) -> int:
+        """Groups in which that advantage also has a weight above 0."""
         return int((self.group_mean > 0).sum())
 
 
 def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting) -> Table:
     k, g = len(names), len(size)
-    table = Table(np.empty((k, g)), np.zeros((k, 2, g)), np.zeros((k, 2, g)), *(np.empty(g) for _ in range(4)))
+    table = Table(np.empty((k, g)), np.zeros((k, 2, g)), np.zeros((k, 2, g)), *(np.empty(g) for _ in range(5)))
     # second moments enter as ratios: one factor on all weights (where the treatment allows it) and one on all norms
     # keep the squares in range at any log-ratio
-    shift = dump.log_ratio.max() if weighting.treatment in SCALE_FREE else 0.0
+    top = dump.log_ratio.max()
+    shift = top if weighting.treatment in SCALE_FREE and top > -math.inf else 0.0
     sq_norm = dump.score_sq_norm / (dump.score_sq_norm.max() or 1.0)
     order = np.argsort(dump.group, kind="stable")
     start = np.cumsum(size) - size
@@ -83,7 +91,11 @@ def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting) 
             length=dump.length[index],
         )
         table.mean_reward[groups] = batch.reward.mean(axis=-1)
-        table.ess_fraction[groups] = ess_fraction(batch.log_ratio)
+        table.differ[groups] = batch.reward.max(axis=-1) > batch.reward.min(axis=-1)
+        log_ratio = dump.log_ratio[index] - shift
+        weighty = log_ratio.max(axis=-1) > -math.inf  # a group of weights 0 alone has no effective sample
+        table.ess_fraction[groups] = 0.0
+        table.ess_fraction[groups[weighty]] = ess_fraction(log_ratio[weighty]) if weighty.any() else 0.0
         table.max_leverage[groups] = Estimator(weighting).leverage(batch).max(axis=-1)
         weight = weighting(batch)
         mean = baseline("group_mean")(evidence(batch, weight))

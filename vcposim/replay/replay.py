@@ -18,19 +18,22 @@ as percentile intervals of few repeats are; the output says so.
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from vcposim.baselines import NEEDS_TWO, baseline
 from vcposim.catalogue import weighting as named_weighting
+from vcposim.control import step_scale
 from vcposim.diagnostics import Diagnostic, WeightSums
 from vcposim.errors import InputError
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.gauges.tails import MIN_SAMPLES
+from vcposim.replay.checks import Finding
 from vcposim.replay.contributions import HELD_OUT, Interval, Table, bootstrap_ratios, tabulate
-from vcposim.replay.dumps import Dump
+from vcposim.replay.corrections import Ranking, rank
+from vcposim.replay.dumps import Dump, pooled
 from vcposim.weights import Weighting
 
 DEFAULT_BASELINES = (
@@ -54,6 +57,8 @@ LEAST_GROUPS = 10
 FEW_GROUPS = 60
 """below this, the bootstrap's intervals are known to be too narrow"""
 LIMITED = frozenset({"truncate", "clip", "mask"})
+NEAR_ONE = 1.5
+"""a mean weight farther from 1 than this factor says that E[(w - 1)^2] is no chi2: its samples miss the target"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,18 @@ class Row:
     """(g,) the baseline, for per-sample baselines the mean of b_i; NaN where a group is too small for it"""
     second_moment_ratio: Interval
     held_out_ratio: Interval | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The trajectories with one value of a column."""
+
+    value: Any
+    n: int
+    groups: int
+    mean_reward: float
+    """NaN where the file has no rewards"""
+    diagnostics: dict[str, Diagnostic]
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,8 @@ class Replay:
     """(g,)"""
     informative: int
     """groups in which rewards differ, so that the group mean learns something"""
+    carrying: int
+    """those of them in which this also has a weight above 0"""
     log_ratio: np.ndarray
     """(n,) in the order of the file, nats"""
     diagnostics: dict[str, Diagnostic]
@@ -92,6 +111,17 @@ class Replay:
     notes: list[str]
     seed: int
     resamples: int
+    layout: str = ""
+    findings: tuple[Finding, ...] = ()
+    """what is wrong with the data"""
+    slices: dict[str, list[Slice]] = field(default_factory=dict)
+    """column -> its values in order"""
+    ranking: Ranking | None = None
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    place: tuple[str, ...] = ()
+    """(n,) where each trajectory stands in the file"""
+    lags: tuple[Any, ...] = ()
+    """the lags that the file states"""
 
     def row(self, name: str) -> Row | None:
         """The row of a baseline, if it was asked for."""
@@ -108,10 +138,14 @@ def replay(
     resamples: int = 2000,
     seed: int = 0,
     min_group: int = 1,
+    by: Sequence[str] = (),
+    corrections: bool = False,
 ) -> Replay:
     """Replay `baselines` on a dump, under sequence weights treated by `weighting`.
 
-    `cap` is the limit of truncating treatments and of the truncated ESS. Groups below `min_group` are left out.
+    `cap` is the limit of truncating treatments and of the truncated ESS. Groups below `min_group` are left out. `by`:
+    columns to slice by, of `dump.slices`; a lag is sliced by unasked. `corrections` ranks the catalogue. Without groups
+    or rewards only the weights are read: no rows, no leverage.
 
     Raises `InputError` for unknown names, numbers out of range, or a dump with no group left.
     """
@@ -125,46 +159,101 @@ def replay(
     weigh = named_weighting(weighting, **limits)
     dump = _kept_groups(dump, min_group, notes)
     size = np.bincount(dump.group)
-    table = tabulate(dump, size, names, weigh)
-    ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
-    rows = [
-        Row(name, table.per_group[k], ratio[k], ratio[len(names) + k] if name in (*HELD_OUT, "zero") else None)
-        for k, name in enumerate(names)
-    ]
-    diagnostics = sample_panel(dump.log_ratio, length=dump.length, norm=np.sqrt(dump.score_sq_norm), cap=cap)
-    if dump.tokens is not None:
-        diagnostics["ess_fraction_token"] = _token_ess(dump.tokens)
-    diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
+    diagnostics = _gauges(dump, cap)
+    kinds: dict[str, Any] = {}
+    if dump.has_group and dump.has_reward:
+        table = tabulate(dump, size, names, weigh)
+        ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
+        rows = [
+            Row(name, table.per_group[k], ratio[k], ratio[len(names) + k] if name in (*HELD_OUT, "zero") else None)
+            for k, name in enumerate(names)
+        ]
+        diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
+        notes += _explanations(dump, size, table, rows, weigh)
+        kinds = {"informative": table.informative, "carrying": table.carrying, "rows": rows}
+        kinds |= {name: getattr(table, name) for name in ("mean_reward", "ess_fraction", "max_leverage")}
+        if corrections:
+            kinds["ranking"] = rank(dump, resamples, seed)
+    else:
+        nothing = np.full(size.size, math.nan)
+        kinds = {"informative": 0, "carrying": 0, "rows": []}
+        kinds |= dict.fromkeys(("mean_reward", "ess_fraction", "max_leverage"), nothing)
+        if dump.norm_source != "score_sq_norm":
+            notes.append(f"the dump has no score_sq_norm: {dump.norm_source} stands in for ||s||^2 everywhere")
     return Replay(
         n=dump.group.size,
         labels=dump.labels,
         size=size,
-        mean_reward=table.mean_reward,
-        ess_fraction=table.ess_fraction,
-        max_leverage=table.max_leverage,
-        informative=table.informative,
         log_ratio=dump.log_ratio,
         diagnostics=diagnostics,
-        rows=rows,
         weighting=weigh,
         cap=cap,
         norm_source=dump.norm_source,
-        notes=notes + _explanations(dump, size, table, rows, weigh),
+        notes=[*dump.notes, *notes],
         seed=seed,
         resamples=resamples,
+        layout=dump.layout,
+        findings=dump.findings,
+        slices=_sliced(dump, by, cap),
+        skipped=dump.skipped,
+        place=dump.place,
+        lags=tuple(sorted(dump.slices["lag"][1], key=_ordered)) if "lag" in dump.slices else (),
+        **kinds,
     )
+
+
+def _gauges(dump: Dump, cap: float) -> dict[str, Diagnostic]:
+    """All gauges of the weights; chi2 withheld where the samples cannot know it."""
+    # an empty response has no token to average over; its log-ratio is 0
+    length = np.maximum(dump.length, 1)
+    found = sample_panel(dump.log_ratio, length=length, norm=np.sqrt(dump.score_sq_norm), cap=cap)
+    if dump.tokens is not None:
+        found["ess_fraction_token"] = _token_ess(pooled(dump.tokens))
+    log_mean = found["log_mean_weight"].value
+    if not abs(log_mean) <= math.log(NEAR_ONE):
+        found["chi2"] = replace(
+            found["chi2"],
+            value=math.nan,
+            meaning="withheld: the mean weight is not near 1, so the mean of (w - 1)^2 is no chi2; read the ESS",
+        )
+    return found
+
+
+def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]:
+    """Every gauge of every value of the columns asked for, and of the lag where there are several."""
+    out: dict[str, list[Slice]] = {}
+    asked = list(by)
+    unasked = next((n for n in ("lag", "version") if n in dump.slices and 1 < len(dump.slices[n][1]) <= 20), None)
+    for name in dict.fromkeys([*asked, *([unasked] if unasked and not asked else [])]):
+        if name not in dump.slices:
+            have = ", ".join(dump.slices) or "no column to slice by"
+            raise InputError(f"--by: {name!r} is not in the file, or has too many values; it has: {have}")
+        code, values = dump.slices[name]
+        found = []
+        for k in sorted(range(len(values)), key=lambda k: _ordered(values[k])):
+            rows = code == k
+            if not rows.any():
+                continue
+            part = dump.select(rows)
+            reward = float(part.reward.mean()) if dump.has_reward else math.nan
+            found.append(Slice(values[k], int(rows.sum()), len(part.labels), reward, _gauges(part, cap)))
+        out[name] = found
+    return out
+
+
+def _ordered(value: Any) -> tuple[int, float, str]:
+    try:
+        return (0, float(value), "")
+    except (TypeError, ValueError):
+        return (1, 0.0, str(value))
 
 
 def to_json(found: Replay) -> dict[str, Any]:
     """The machine-readable form; what does not exist (NaN, infinity) is None."""
-    values = {name: _number(one.value) for name, one in found.diagnostics.items()}
-    prefix = "ess_fraction_"
-    levels = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    others = {name: value for name, value in values.items() if not name.startswith(prefix)}
     return {
         "n": found.n,
         "groups": len(found.labels),
-        "diagnostics": {"ess_fraction": levels, **others},
+        "diagnostics": _levels(found.diagnostics),
         "thresholds": {
             name: {
                 "threshold": _number(one.threshold),
@@ -185,8 +274,45 @@ def to_json(found: Replay) -> dict[str, Any]:
         "weighting": {"treatment": found.weighting.treatment, "level": "sequence", "cap": found.weighting.cap},
         "norm_source": found.norm_source,
         "bootstrap": {"method": "percentile", "level": 0.95, "resamples": found.resamples, "seed": found.seed},
+        "layout": found.layout,
+        "summary": summary(found),
+        "findings": [one._asdict() for one in found.findings],
+        "slices": {name: [_slice_json(one) for one in slices] for name, slices in found.slices.items()},
+        "corrections": None if found.ranking is None else _ranking_json(found.ranking),
+        "skipped": found.skipped,
         "notes": found.notes,
     }
+
+
+def _levels(diagnostics: dict[str, Diagnostic]) -> dict[str, Any]:
+    values = {name: _number(one.value) for name, one in diagnostics.items()}
+    prefix = "ess_fraction_"
+    levels = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    return {"ess_fraction": levels, **{n: v for n, v in values.items() if not n.startswith(prefix)}}
+
+
+def _slice_json(one: Slice) -> dict[str, Any]:
+    return {
+        "value": one.value,
+        "n": one.n,
+        "groups": one.groups,
+        "mean_reward": _number(one.mean_reward),
+        "diagnostics": _levels(one.diagnostics),
+        "alarms": [name for name, gauge in one.diagnostics.items() if gauge.alarming],
+    }
+
+
+def _ranking_json(ranking: Ranking) -> dict[str, Any]:
+    rows = []
+    for row in ranking.rows:
+        numbers = {n: _number(v) for n, v in vars(row).items() if isinstance(v, float) and not isinstance(v, Interval)}
+        optional = {
+            n: None if v is None else _number(v) for n, v in vars(row).items() if n in ("changed", "held_out_ratio")
+        }
+        rows.append(
+            {"name": row.name, "risk": {k: _number(x) for k, x in row.risk._asdict().items()}, **numbers, **optional}
+        )
+    return {"groups": ranking.groups, "per_token": ranking.per_token, "rows": rows, "absent": ranking.absent}
 
 
 def _row_json(row: Row) -> dict[str, Any]:
@@ -230,15 +356,7 @@ def _kept_groups(dump: Dump, min_group: int, notes: list[str]) -> Dump:
     if not kept.any():
         raise InputError(f"min_group: no group has {min_group} responses, the largest has {size.max()}; lower it")
     notes.append(f"{int((~kept).sum())} groups with fewer than {min_group} responses are left out")
-    rows = kept[dump.group]
-    if dump.tokens is not None:
-        notes.append("the token-level ESS still counts them")
-    return replace(
-        dump,
-        labels=[label for label, keep in zip(dump.labels, kept, strict=True) if keep],
-        group=(np.cumsum(kept) - 1)[dump.group[rows]],
-        **{name: getattr(dump, name)[rows] for name in ("reward", "log_ratio", "length", "score_sq_norm")},
-    )
+    return dump.select(kept[dump.group])
 
 
 def _token_ess(tokens: WeightSums) -> Diagnostic:
@@ -275,22 +393,31 @@ def _explanations(dump: Dump, size: Any, table: Table, rows: Sequence[Row], weig
         )
     if len(size) < FEW_GROUPS:
         notes.append(f"{len(size)} groups are few: bootstrap intervals over so few are narrower than their 95% says")
-    if equal > len(size) - 2:
-        notes.append("fewer than two groups have differing rewards: no interval can be placed around a ratio")
+    if table.carrying < table.informative:
+        notes.append(
+            f"in {table.informative - table.carrying} of the {table.informative} groups with rewards that differ the "
+            "weights of those rewards are 0 (cut off, or out of range beside the heaviest): they say nothing here"
+        )
+    if table.carrying < 2:
+        notes.append("fewer than two groups carry a weighted advantage: no interval can be placed around a ratio")
     return notes
 
 
 def verdict(found: Replay) -> str:
     """One sentence: would the off-policy optimal baseline have helped here?"""
     row = found.row("opob_leave_one_out") or found.row("opob")
+    if not found.rows:
+        return "Would OPOB have helped here? It cannot be told: the file has no groups or no rewards."
     if row is None or row.held_out_ratio is None:
         return "Would OPOB have helped here? Not asked: add opob to the baselines."
     value, low, high = row.held_out_ratio
     if math.isnan(value):
-        return "Would OPOB have helped here? It cannot be told: no group has rewards that differ."
+        why = "no group has rewards that differ" if not found.informative else "every weight is 0"
+        return f"Would OPOB have helped here? It cannot be told: {why}."
     said = f"held out, a contribution's second moment is {value:.3f} of the group mean's"
-    if found.informative < LEAST_GROUPS:
+    if found.carrying < LEAST_GROUPS:
         few = f"{found.informative} with rewards that differ"
+        few += "" if found.carrying == found.informative else f", {found.carrying} of them with weight"
         return f"Would OPOB have helped here? Too few groups to tell ({few}): {said}."
     said += f" (95% interval {low:.3f} to {high:.3f}, {found.informative} groups with rewards that differ)"
     if high < 1:
@@ -309,3 +436,52 @@ def _gains_in_sample(found: Replay) -> bool:
     """Whether the in-batch OPOB reads better than the group mean in sample: R_i - b = (1 - h_i)(R_i - b_{-i})."""
     row = found.row("opob")
     return row is not None and row.second_moment_ratio.value < 1
+
+
+def summary(found: Replay) -> list[str]:
+    """Five plain lines: is the data sound, how stale, what dominates, what to change, how sure."""
+    d = found.diagnostics
+    ess, mean = d["ess_fraction_sequence"].value, d["mean_weight"].value
+    if found.findings:
+        names = ", ".join(dict.fromkeys(one.check for one in found.findings))
+        sound = f"Data: NOT sound as it stands ({names}); what follows may measure that instead of the run."
+    else:
+        sound = "Data: no sign of a mistake in how it was written."
+    lag = next((found.slices[n] for n in ("lag", "version") if n in found.slices), [])
+    spread = f", at lag {found.lags[0]}" if len(found.lags) == 1 else ""
+    spread += f"; {len(lag)} {'lags' if 'lag' in found.slices else 'versions'} mixed" if len(lag) > 1 else ""
+    if len(lag) > 1:
+        parts = [one.diagnostics["ess_fraction_sequence"].value for one in lag]
+        spread += f", ESS from {parts[0]:.2f} at {lag[0].value} to {parts[-1]:.2f} at {lag[-1].value}"
+    stale = (
+        f"Staleness: {ess:.0%} of the samples count (ESS of sequence weights), the mean weight is {mean:.3g} where 1 "
+        f"is expected, KL {d['kl_behavior_target'].value:.3g} nats{spread}."
+    )
+    heaviest = int(np.argmax(found.log_ratio))
+    where = f" ({found.place[heaviest]})" if found.place else ""
+    share = d["max_share"].value
+    dominates = f"Dominates: the heaviest trajectory{where} has {share:.1%} of all weight"
+    if "max_leverage" in d:
+        dominates += f", the largest leverage in a group is {d['max_leverage'].value:.2f}"
+    scale = float(step_scale(np.asarray(ess), exponent=0.5)) if ess > 0 else 0.0
+    change = f"Change: scale the step by {scale:.2f} (square root of the ESS)"
+    if found.findings:
+        change = "Change: mend the data first; then read this again"
+    elif found.ranking is not None and found.ranking.rows:
+        best = found.ranking.rows[0]
+        change += f"; {best.name} corrects best by its risk bound ({best.risk.value:.3g}, bias {best.bias:.2f})"
+    if ess < HALF and not found.findings and lag and len(lag) > 1:
+        change += "; cap the lag where the ESS falls below one half"
+    required = max(d["khat"].required, d["ess_fraction_sequence"].required)
+    enough = (
+        "enough"
+        if found.n >= required
+        else f"too few, {required:.3g} are needed"
+        if math.isfinite(required)
+        else "never enough"
+    )
+    khat = d["khat"].value
+    tail = "no tail to fit" if not math.isfinite(khat) else f"tail k-hat {khat:.2f}"
+    groups = f", {found.informative} of {len(found.labels)} groups have rewards that differ" if found.rows else ""
+    sure = f"How sure: {found.n} trajectories are {enough} ({tail}){groups}."
+    return [sound, stale, dominates + ".", change + ".", sure]

@@ -458,7 +458,7 @@ LAWS: dict[str, Law] = {
     ),
     "no_leak": Law(
         "the gradient of sum c log pi is c: it flows through log pi only, not through the weights",
-        source="a coefficient is a constant of the loss (llm_bridge.surrogate detaches it, your own loss may not)",
+        source="a coefficient is a constant of the loss (llm_bridge.loss detaches it, your own loss may not)",
         given=_one_group,
         check=_no_leak,
         fits=lambda f: hasattr(f.library.floats(0.0), "requires_grad"),

@@ -9,14 +9,15 @@ import pytest
 from tests.kit.statistical import assert_mean_equals
 from vcposim import diagnostics
 from vcposim.catalogue import CATALOGUE
+from vcposim.control import STEP_RULES, snr_of_groups
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.learning import learner as learning
-from vcposim.learning.lags import LAWS, History, Lag
+from vcposim.learning.lags import LAG_LAWS, History, Lag
 from vcposim.learning.learner import Learner
 from vcposim.learning.optimizers import Moments, adam_direction, stepped
 from vcposim.learning.run_records import Run
-from vcposim.learning.step_rules import RULES, Control, snr_of_groups
+from vcposim.learning.step_rules import Control
 from vcposim.learning.streams import CHUNK, Numbers
 from vcposim.learning.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
 from vcposim.learning.tasks import TASKS, Task, network, task, warm
@@ -255,7 +256,7 @@ def test_the_learner_is_unbiased_on_policy_and_off() -> None:
         assert_mean_equals(along[2000:], 1.0, detect=0.2)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", LAG_LAWS)
 def test_true_ess_is_what_the_sample_estimates(law: str) -> None:
     """1 / E[w^2] of the batch's versions: the mean square weight over many groups, same policies in all."""
     runs = [Run("sequence_tis", lag=Lag(3, law), step_size=0.05, seed=1)]
@@ -358,11 +359,11 @@ def test_adam_and_weight_decay_are_pytorchs() -> None:
 
 def test_every_rule_scales_between_0_and_1_and_replay_repeats_a_run() -> None:
     problem = task("several_targets")
-    controls = [Control(rule, value=0.5, schedule=(1.0, 0.25)) for rule in RULES]
+    controls = [Control(rule, value=0.5, schedule=(1.0, 0.25)) for rule in STEP_RULES]
     learner = Learner(problem, [Run("vcpo", lag=Lag(4), control=c, step_size=0.2) for c in controls])
     scale = np.array([record.step_scale for record in learner.updates(5)])
     assert np.all((scale >= 0) & (scale <= 1))
-    assert scale[:, RULES.index("replay")].tolist() == [1, 0.25, 0.25, 0.25, 0.25]
+    assert scale[:, list(STEP_RULES).index("replay")].tolist() == [1, 0.25, 0.25, 0.25, 0.25]
     adaptive = Learner(problem, [Run("vcpo", lag=Lag(4), control=Control("ess"), step_size=0.2)])
     scales = tuple(float(r.step_scale[0]) for r in adaptive.updates(8))
     replay = Learner(problem, [Run("vcpo", lag=Lag(4), control=Control("replay", schedule=scales), step_size=0.2)])

@@ -3,17 +3,22 @@
 import numpy as np
 import pytest
 
-from vcposim.catalogue import STEP_RULES
 from vcposim.control import (
+    STEP_RULES,
+    Seen,
+    StepRule,
     lag_scale,
     limit_alignment,
     matched_constant,
+    multiplier,
     norm_scale,
+    snr_of_groups,
     snr_scale,
     spike_scale,
     step_scale,
 )
 from vcposim.errors import InputError
+from vcposim.learning.step_rules import Control
 
 BAD = np.array([np.nan, -1.0, -np.inf])
 NOT_A_NORM = np.array([np.nan, np.inf, -1.0, -np.inf])
@@ -45,8 +50,73 @@ def test_a_multiplier_stays_in_the_unit_interval(rule, bad):
     assert scale.max() > 0
 
 
-def test_every_rule_of_the_table_is_tested_here():
-    assert set(STEP_RULES) == {name.split(",")[0] for name in MULTIPLIERS} | {"gradient_alignment"}
+BROKEN = Seen(0, *(np.array([x]) for x in (np.nan, np.nan, np.inf, np.nan)), np.full((1, 3, 2), np.nan))
+"""an update of which nothing is a number"""
+
+UNINFORMED = {"none": 1.0, "constant": 0.5, "replay": 0.25}
+"""what rules say that look at nothing, so find nothing wrong: there the brake in front of them must stop"""
+
+
+@pytest.mark.parametrize("name", STEP_RULES)
+def test_a_rule_of_the_table_that_looks_at_something_fails_closed(name):
+    rule = STEP_RULES[name]
+    if rule.turn is not None:
+        with np.errstate(invalid="ignore"):
+            nothing = rule.turn(np.array([[np.nan, 1.0]]), np.array([[1.0, 0.0]]), Control(name, value=0.5))
+        np.testing.assert_array_equal(nothing, [[0.0, 0.0]])
+    else:
+        scale = Control(name, value=0.5, schedule=(0.25,)).scale(BROKEN)
+        assert scale.tolist() == [UNINFORMED.get(name, 0.0)]
+
+
+def test_a_rule_without_its_gradients_of_groups_makes_no_step():
+    one = np.ones(1)
+    assert Control("snr").scale(Seen(0, one, one, one, one)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("said", [np.nan, -0.5, np.inf, -np.inf])
+def test_a_rule_that_says_no_number_makes_no_step(monkeypatch, said):
+    monkeypatch.setitem(STEP_RULES, "toy", StepRule(formula="nonsense", scale=lambda seen, s: seen.norm * 0 + said))
+    one = np.ones(2)
+    assert Control("toy").scale(Seen(0, one, one, one, one)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Control("esss"), "rule: unknown name 'esss'; did you mean 'ess'"),
+        (lambda: multiplier("esss", BROKEN, Control()), "step_rule: unknown name 'esss'; did you mean 'ess'"),
+        (lambda: Control("replay"), "schedule: empty; replay needs the multipliers of another run"),
+        (lambda: Control("replay", schedule=(1.0, float("nan"))), "schedule: nan is not a finite non-negative"),
+        (lambda: Control("constant", value=-1.0), "value: -1.0 is not"),
+        (
+            lambda: Control("gradient_alignment"),
+            r"value: 1.0 is the largest cosine of gradient_alignment; limit",
+        ),
+        (
+            lambda: Control("skip_spike", value=0.0),
+            "value: 0.0 is the factor on the typical norm of skip_spike",
+        ),
+        (lambda: Control("ess", reference=2.0), "reference: 2.0 is not in"),
+    ],
+)
+def test_a_rule_refuses_its_numbers_before_any_update(make, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_snr_of_groups_is_that_of_the_mean_over_them():
+    """Unbiased: E of the estimate's numerator is ||E g||^2, by enumeration of all pairs of three equally likely g."""
+    g = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+    pairs = g[np.indices((3, 3)).reshape(2, -1).T]
+    mean = pairs.mean(1)
+    noise = pairs.var(1, ddof=1).sum(-1) / 2
+    np.testing.assert_allclose(((mean**2).sum(-1) - noise).mean(), (g.mean(0) ** 2).sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        want = np.where(noise > 0, np.maximum((mean**2).sum(-1) - noise, 0) / noise, 0.0)
+    np.testing.assert_allclose(snr_of_groups(pairs), want)
+    assert snr_of_groups(g[:, None]).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_matched_constant_goes_as_far_as_the_run_it_matches():
