@@ -41,7 +41,7 @@ from hypothesis.errors import Flaky
 from vcposim.catalogue import ALWAYS, entry
 from vcposim.catalogue.loading import load
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, estimator_of
 from vcposim.testing.laws import LAWS, Broken, Coefficients, Law, Subject
 from vcposim.testing.strategies import (
     Bandit,
@@ -216,7 +216,7 @@ def subject_of(
         named_host = named_host or known.host
         claims |= {"shift"} if known.shift_invariant else set()
         claims |= {"unbiased"} if known.unbiased == ALWAYS else set()
-    own = judged.needs if isinstance(judged, Estimator) else frozenset[str]()
+    own = judged.needs if isinstance(judged, Estimator) else estimator_of(_function(judged)).needs
     subject = Subject(
         name=_name(estimator),
         coefficients=_function(judged),
