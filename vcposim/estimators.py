@@ -292,6 +292,13 @@ def evidence(batch: Batch, weight: Weight) -> Evidence:
         batch.given("grouped")
         return batch.measure
 
+    def batch_sq_norm() -> Array:
+        # divided by the batch's largest weight first: no square overflows
+        value = namespace(weight.value).where(over_tokens(batch.measure, weight.value) > 0, weight.value, 0)
+        axes = tuple(range(batch.reward.ndim - 2, value.ndim))
+        largest = namespace(value).max(abs(value), axis=axes, keepdims=True)
+        return batch.scored().sq_norm(safe_divide(value, largest, value * 0))
+
     return Evidence(
         reward=batch.reward,
         measure=batch.measure,
@@ -306,4 +313,5 @@ def evidence(batch: Batch, weight: Weight) -> Evidence:
         token_weight_sq=token_weight_sq,
         on_tokens=batch.on_tokens,
         prompt_measure=prompt_measure,
+        batch_sq_norm=batch_sq_norm,
     )

@@ -38,6 +38,7 @@ claim, the shift invariance and the references.
 
 from dataclasses import dataclass
 
+from vcposim.baselines import KEEPS_THE_ZERO
 from vcposim.catalogue.references import bibtex
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import WHITENINGS, Estimator
@@ -88,7 +89,7 @@ class Entry:
     def shift_invariant(self) -> bool:
         """Whether adding a constant to all rewards changes nothing."""
         e = self.estimator
-        return (isinstance(e.baseline, str) and e.baseline != "zero") or e.normalizer in WHITENINGS
+        return (isinstance(e.baseline, str) and e.baseline not in KEEPS_THE_ZERO) or e.normalizer in WHITENINGS
 
 
 def weighting(
@@ -214,7 +215,14 @@ CATALOGUE: dict[str, Entry] = {
         "R - B_t, B_t = sum_i W_it R / sum_i W_it, W_it = sum_{j<=t} (1 - 2 pi(y_j) + sum_v pi(v)^2)",
         NEVER + " (in-batch; bias O(1/n))",
         ("otb",),
-        note="the tail of the longest response gets no gradient: alone, it is its own baseline (or verl zeroes it)",
+        note="the tail of the longest response gets no gradient: alone, it is its own baseline",
+    ),
+    "otb_on_policy_zero_tail": Entry(
+        Estimator(_NONE, "otb_zero_tail"),
+        "otb_on_policy, and R where the longest response is alone",
+        NEVER + " (in-batch; bias O(1/n))",
+        ("otb",),
+        note="verl's default handle_zero_tail=True: it zeroes the baseline of that tail, which so keeps all of R",
     ),
     "sequence_is": Entry(Estimator(_FULL), "w R", ALWAYS, ("reinforce",), host=Estimator(_NONE)),
     "sequence_is_leave_one_out": Entry(
@@ -285,6 +293,14 @@ CATALOGUE: dict[str, Entry] = {
         NEVER,
         _VCPO,
         host=Estimator(_NONE, "opob_leave_one_out"),
+    ),
+    "vcpo_stratified": Entry(
+        Estimator(_TIS, "opob_stratified"),
+        "min(w, 8) (R - sum a' R / sum a'), a' = batch mean of min(w, 8)^2 ||s||^2 given the reward",
+        NEVER,
+        _VCPO,
+        host=Estimator(_NONE, "opob_stratified"),
+        note="lag 0: weights still shared; for rewards of few values; one prompt's population baseline is OPOB's",
     ),
     "vcpo_truncation_aware": Entry(
         Estimator(_TIS, "opob_truncated"),

@@ -27,7 +27,7 @@ from vcposim.errors import InputError
 from vcposim.estimators import AnyEstimator, Resolved, estimator_of
 from vcposim.laboratory.exact import oracle
 from vcposim.laboratory.leaves import Leaf, generator, jackknife, tasks
-from vcposim.moments import SCALARS, Moments, Sums, batch_sums, norm, sq_norm
+from vcposim.moments import SCALARS, Moments, Sums, batch_sums, descent_efficiency, norm, sq_norm
 from vcposim.moments import moments as moments_of_sums
 from vcposim.problems.rollouts import Problem, require_problem
 from vcposim.problems.scores import SummableScores
@@ -75,6 +75,12 @@ class DrawnMoments(Moments):
         """max(0, ||mean||^2) / variance_of_mean; infinite for a noiseless estimate."""
         signal = np.maximum(self.mean_sq_norm, 0.0)
         return safe_divide(signal, self.variance_of_mean, where(signal > 0, float("inf"), signal))
+
+    @property
+    def descent_efficiency(self) -> Array:
+        """D with E||x||^2 unbiased; <gradient, mean>^2 stays, which exceeds its own by O(1 / draws)."""
+        dot = np.sum(self.mean * self.gradient)
+        return descent_efficiency(dot, sq_norm(self.gradient), self.variance_of_mean + self.mean_sq_norm)
 
     @property
     def raw_cosine(self) -> Array:

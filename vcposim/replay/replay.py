@@ -257,7 +257,7 @@ def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]
 def _ordered(value: Any) -> tuple[int, float, str]:
     try:
         return (0, float(value), "")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return (1, 0.0, str(value))
 
 

@@ -54,12 +54,16 @@ HOST_APART = {
 }
 """rival -> a named estimator and what divides it where pi = mu"""
 
-OWN_HOST = {"vcpo_truncation_aware", "leverage_damped_mean", "vcpo_released_median", "vcpo_released_winsorized"}
+OWN_HOST = {
+    *("vcpo_stratified", "vcpo_truncation_aware", "leverage_damped_mean"),
+    *("vcpo_released_median", "vcpo_released_winsorized"),
+}
 """rivals whose value where pi = mu has no name in the catalogue"""
 
 ON_POLICY_METHODS = {
     *("reinforce", "grpo", "grpo_length", "dr_grpo", "rloo", "opo"),
-    *("on_policy_optimal", "on_policy_optimal_leave_one_out", "otb_on_policy", "shrinkage", "shrinkage_in_sample"),
+    *("on_policy_optimal", "on_policy_optimal_leave_one_out", "otb_on_policy", "otb_on_policy_zero_tail"),
+    *("shrinkage", "shrinkage_in_sample"),
     *("reinforce_plus_plus", "reinforce_plus_plus_baseline"),
     *("reinforce_plus_plus_token", "reinforce_plus_plus_baseline_token", "asymre", "tba"),
 }
@@ -271,6 +275,44 @@ def test_token_whitening_counts_a_response_once_per_token():
     found = CATALOGUE["reinforce_plus_plus_token"].estimator.coefficients(batch)
     epsilon = CATALOGUE["reinforce_plus_plus_token"].estimator.epsilon
     assert_near(found, (batch.reward - values.mean()) / (values.std() + epsilon))
+
+
+def test_zero_tail_is_otb_but_where_one_response_is_alone():
+    batch = on_policy(0)
+    mask = batch.token_mask > 0
+    alone = mask.sum(axis=-2, keepdims=True) == 1
+    assert np.any(alone & mask)
+    plain, kept = (CATALOGUE[f"otb_on_policy{x}"].estimator.coefficients(batch) for x in ("", "_zero_tail"))
+    expected = np.where(alone & mask, batch.reward[..., None], plain)
+    np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-12)
+    assert np.abs(kept - plain).max() > 0.1
+
+
+def test_stratified_opob_written_as_loops():
+    """Reward levels share the batch's mean of w^2 ||s||^2: two prompts of three, one of them twice as heavy."""
+    reward = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    ratio = np.array([[0.5, 2.0, 1.0], [3.0, 0.25, 20.0]])
+    score = np.random.default_rng(0).normal(size=(2, 3, 4))
+    batch = Batch(reward=reward, log_ratio=np.log(ratio), scores=DenseScores(score), grouped=True)
+    weight = np.minimum(ratio, 8) ** 2 * (score**2).sum(-1)
+    level = {r: weight[reward == r].mean() for r in (0.0, 1.0)}
+    expected = [[sum(level[r] * r for r in row) / sum(level[r] for r in row)] for row in reward]
+    found = CATALOGUE["vcpo_stratified"].estimator.baseline_value(batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    alone = Batch(reward=reward[:1], log_ratio=np.log(ratio[:1]), scores=DenseScores(score[:1]), grouped=True)
+    opob, own = (CATALOGUE[name].estimator.baseline_value(alone) for name in ("vcpo", "vcpo_stratified"))
+    np.testing.assert_allclose(own, opob, rtol=1e-12)  # one group has nobody to share with
+    assert np.abs(found[0] - opob[0]) > 0.01
+
+
+def test_stratified_opob_survives_log_ratios_of_a_thousand():
+    log_ratio = np.array([[1000.0, -1000.0, 0.0], [1000.0, 0.0, -5.0]])
+    score = np.random.default_rng(0).normal(size=(2, 3, 4))
+    batch = Batch(
+        reward=np.array([[1.0, 0, 0], [1.0, 1, 0]]), log_ratio=log_ratio, scores=DenseScores(score), grouped=True
+    )
+    value = Estimator(Weighting("importance"), "opob_stratified").baseline_value(batch)
+    np.testing.assert_allclose(value, 1.0)  # all the weight of a level lies on successes
 
 
 def test_shrinkage_is_the_paper_formula_written_as_loops():

@@ -21,7 +21,7 @@ from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
 from vcposim.learning.streams import CHUNK, Numbers
 from vcposim.learning.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
-from vcposim.learning.tasks import TASKS, Task, network, task, warm
+from vcposim.learning.tasks import TASKS, Task, many_prompts, network, task, warm
 from vcposim.problems.chains import chain_problem
 from vcposim.problems.policies import TabularSoftmax
 from vcposim.weights import Weighting
@@ -207,7 +207,41 @@ def test_lookups_of_orthogonal_scores_equal_vectors(per_token: bool) -> None:
     assert_near(fast.total(weight), slow.combine(weight).sum(axis=1))
 
 
-@pytest.mark.parametrize("name", ["modular_sum", "several_targets", "contextual_bandit"])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_norms_by_gram_matrices_equal_vectors(per_token: bool) -> None:
+    problem = many_prompts(3, 4, 5)
+    runs = [Run("vcpo", seed=s, lag=Lag(2)) for s in range(2)]
+    learner = learned(problem, runs, family=network(problem))
+    cell = learner._draw().cell
+    scores = TableScores(learner.family, learner.state.theta, learner.state.prob, cell)
+    weight = np.random.default_rng(4).normal(size=cell.shape if per_token else cell.shape[:-1])
+    slow = np.sum(scores._vectors(weight) ** 2, axis=-1)
+    np.testing.assert_allclose(scores.sq_norm(weight), slow, rtol=1e-11)
+
+
+def test_each_of_many_prompts_pays_for_its_own_string_alone() -> None:
+    problem = many_prompts(3, 4, 5, probability=0.7)
+    favored = problem.logit.argmax(axis=1)
+    for g in range(3):
+        sure = np.where(np.arange(5) == favored[:, None], 1.0, 0.0)
+        assert problem.value(sure[None])[0] == 1
+        sure[2 * 3 + g] = np.eye(5)[(favored[2 * 3 + g] + 1) % 5]  # one wrong token in one prompt
+        assert problem.value(sure[None])[0] == pytest.approx(2 / 3)
+    start = np.exp(table_log_prob(Tabular(12, 5), problem.logit.reshape(1, -1)))
+    assert problem.value(start)[0] == pytest.approx(0.7**4)
+
+
+def test_a_fitted_start_is_near_what_was_asked_for() -> None:
+    problem = many_prompts(16)
+    family = network(problem)
+    prob = np.exp(table_log_prob(family, family.parameters(problem.logit)[None]))
+    assert problem.value(prob)[0] == pytest.approx(0.8**8, rel=0.3)
+    unfitted = replace(family, fit=0)  # least squares in the second layer alone is far off
+    other = np.exp(table_log_prob(unfitted, unfitted.parameters(problem.logit)[None]))
+    assert problem.value(other)[0] < 0.5 * 0.8**8
+
+
+@pytest.mark.parametrize("name", ["modular_sum", "several_targets", "contextual_bandit", "prompts_4"])
 def test_exact_numbers_agree_with_the_laboratory(name: str) -> None:
     problem, rng = task(name), np.random.default_rng(5)
     logit, stale = (problem.start(rng) for _ in range(2))
