@@ -22,7 +22,8 @@ class EssCap:
     Gradient of sg(min(r, ESS)) A log pi - (1 - ESS) (log r + 1/r - 1), arXiv 2605.12380 with its released code: a cap
     below 1 even where r = 1, and the k3 estimate of KL(pi || mu) on the sampler's tokens; beyond |log r| = 10 its 1/r
     has no gradient. Where a ratio is not finite ESS is 0: nothing is learned and tokens are pulled back. The release
-    takes 1 instead, so that the cap is loosest and the pull off just when ratios overflow; `fails_open` shows that.
+    takes 1 instead, so that the cap is loosest and the pull off just when ratios overflow; `fails_open` shows that
+    (without the 1e-8 that it adds to the mean of r^2).
 
     `anchored` is P4O: the lesser of this ESS and that of pi/anchor, and a pull towards a mixture of both policies.
     """
@@ -73,7 +74,6 @@ class EssCap:
         first, second = xp.sum(weight, axis=-1, keepdims=True), xp.sum(weight * weight, axis=-1, keepdims=True)
         if self.fails_open:
             sound = (first < math.inf) & (second < math.inf)
-            second = second + 1e-8
         ess = safe_divide(first * first, xp.where(sound, n * second, 1.0), n * 0)
         return _per_pool(xp.where(sound, xp.minimum(ess, 1.0), float(self.fails_open)), batch)
 
@@ -190,9 +190,9 @@ class LengthPower:
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n), or (..., n, 1) if advantages are per token."""
         xp, length = namespace(batch.reward), batch.token_length()
-        power = xp.where(length > 0, xp.maximum(length, 1) * (batch.reward * 0 + 1.0), 1.0) ** -self.alpha
+        power = xp.where(length > 0, length * (batch.reward * 0 + 1.0), 1.0) ** -self.alpha
         axes = (-2, -1) if batch.grouped else -1
-        mass = batch.measure * (length > 0)
+        mass = xp.where(length > 0, batch.measure, 0.0)
         mean = xp.sum(power * mass, axis=axes, keepdims=True) / xp.sum(mass, axis=axes, keepdims=True)
         return over_tokens(power / mean, advantage)
 
@@ -208,6 +208,7 @@ class SuccessRate:
 
     epsilon: float = 1e-6
     needs: ClassVar[Needs] = ()
+    reads_rewards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_not_negative(epsilon=self.epsilon)

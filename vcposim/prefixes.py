@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from vcposim.arrays import LOG, Array, namespace
 from vcposim.batch import Batch, over_tokens
+from vcposim.errors import InputError
 from vcposim.surrogates import (
     Needs,
     bounded,
@@ -67,6 +68,8 @@ class PrefixBudget:
 
     def __post_init__(self) -> None:
         require_not_negative(delta=self.delta, budget=self.budget, last=self.last)
+        if self.budget == math.inf:
+            raise InputError("budget: inf times a prefix without tokens is no number; use a large one")
 
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n, t)."""
@@ -140,4 +143,3 @@ def position(x: Array, batch: Batch) -> Array:
     """1, 2, ... over the policy's tokens, at least 1 on padding: (..., n, t)."""
     xp = namespace(x)
     return xp.maximum(prefix_sum(xp.ones_like(x), batch), 1.0)
-

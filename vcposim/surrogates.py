@@ -33,7 +33,11 @@ LEVEL_NEEDS: dict[str, Needs] = {"token": ("tokens",), "sequence": (), "geometri
 
 
 class Surrogate(Protocol):
-    """A function of a batch and its advantages (..., n) or (..., n, t); what it says of padding is zeroed later."""
+    """A function of a batch and its advantages (..., n) or (..., n, t); what it says of padding is zeroed later.
+
+    One that looks at the rewards themselves says so, `reads_rewards = True`: a shift of the rewards is then no matter
+    of the baseline alone.
+    """
 
     @property
     def needs(self) -> Needs:
@@ -340,7 +344,7 @@ class SigmoidGate:
     """SAPO: r sech^2(tau (r - 1) / 2), tau by the sign of A (arXiv 2511.20347; TRL, verl and others alike).
 
     Gradient of (4 / tau) sigmoid(tau (r - 1)) A. At tau = 1 it has its maximum, 1.575, at r = 2.06, so tokens up to
-    r = 3.46 are amplified before larger ones are damped.
+    r = 3.466 are amplified before larger ones are damped.
     """
 
     positive: float = 1.0
@@ -449,7 +453,7 @@ class Product:
     def __post_init__(self) -> None:
         for factor in self.factors:
             if isinstance(factor, Penalized):
-                raise InputError(f"factors: {type(factor).__name__} adds a penalty, which a product drops; leave it out")
+                raise InputError(f"factors: {type(factor).__name__} adds a penalty, and a product has none; drop it")
 
     @property
     def needs(self) -> Needs:
