@@ -43,6 +43,7 @@ from simulations.runner import (
     write_atomically,
 )
 from simulations.summaries import Section, committed, dump, load_section, numbers_without_a_source, read
+from vcposim.commands.logs import quiet_libraries
 from vcposim.errors import InputError
 
 PROGRAM = "python -m simulations"
@@ -137,7 +138,8 @@ def main(arguments: Sequence[str] | None = None, experiments: Mapping[str, Exper
             return keep_command(options, known)
         if options.command == "check":
             return check_command(options, known)
-        return run_command(options, known, [*PROGRAM.split(), *arguments])
+        with quiet_libraries(PROGRAM):
+            return run_command(options, known, [*PROGRAM.split(), *arguments])
     except InputError as error:
         say(f"error: {error}")
     except OSError as error:

@@ -31,7 +31,18 @@ TRANSFORMERS = {
 OPTIONAL = {"simulations.runner": {"distributed"}, "vcposim.replay.containers": {"torch"}, **TRANSFORMERS}
 """libraries that a module uses if they are there and has an error message for if not"""
 
-KERNEL = ("arrays", "batch", "weights", "baselines", "surrogates", "second_moment", "estimators", "moments")
+KERNEL = (
+    "arrays",
+    "batch",
+    "weights",
+    "baselines",
+    "surrogates",
+    "second_moment",
+    "estimators",
+    "prefixes",
+    "pooled",
+    "moments",
+)
 KERNEL += ("diagnostics", "control")
 """runs on any array library, so it may know none (and nothing of the project that does)"""
 
@@ -186,6 +197,7 @@ def test_the_numeric_core_needs_its_base_dependencies_only(package: str):
 
 
 @pytest.mark.parametrize("module", TRANSFORMERS)
+@pytest.mark.slow
 def test_experiments_on_language_models_are_listed_without_torch(module: str):
     path = ROOT / f"{module.replace('.', '/')}.py"
     early = {name.split(".")[0] for name in imports(path, module, everywhere=False)}
