@@ -31,9 +31,23 @@ TRANSFORMERS = {
 OPTIONAL = {"simulations.runner": {"distributed"}, "vcposim.replay.containers": {"torch"}, **TRANSFORMERS}
 """libraries that a module uses if they are there and has an error message for if not"""
 
-KERNEL = ("arrays", "batch", "weights", "baselines", "surrogates", "second_moment", "estimators", "moments")
+KERNEL = (
+    "arrays",
+    "batch",
+    "weights",
+    "baselines",
+    "surrogates",
+    "second_moment",
+    "estimators",
+    "prefixes",
+    "pooled",
+    "moments",
+)
 KERNEL += ("diagnostics", "control")
 """runs on any array library, so it may know none (and nothing of the project that does)"""
+
+BESIDE = ("errors", "results")
+"""on top beside the formulas, which import them: what is wrong with an input, what every result can do"""
 
 PACKAGES: dict[str, set[str]] = {
     "vcposim": set(),
@@ -52,7 +66,9 @@ def rank(module: str) -> int | None:
     room = module.split(".")[1]
     if room in ROOMS:
         return 1 + ROOMS.index(room)
-    return 0 if room in (*KERNEL, "errors") else None
+    if room == "__main__":  # the door of the last room
+        return len(ROOMS)
+    return 0 if room in (*KERNEL, *BESIDE) else None
 
 
 def modules(root: Path, package: str) -> Iterator[tuple[str, Path]]:
@@ -159,7 +175,7 @@ def test_the_kernel_knows_no_array_library():
         used = imports(ROOT / "vcposim" / f"{name}.py", f"vcposim.{name}")
         outside = {x.split(".")[0] for x in used} - set(sys.stdlib_module_names) - {"vcposim", "array_api_compat"}
         assert not outside, f"vcposim.{name} imports {sorted(outside)}; the kernel runs on the arrays it is given"
-        inside = {x.split(".")[1] for x in used if x.startswith("vcposim.")} - {"errors", *KERNEL}
+        inside = {x.split(".")[1] for x in used if x.startswith("vcposim.")} - {*BESIDE, *KERNEL}
         assert not inside, f"vcposim.{name} imports vcposim.{sorted(inside)}, which is not kernel"
 
 
@@ -181,6 +197,7 @@ def test_the_numeric_core_needs_its_base_dependencies_only(package: str):
 
 
 @pytest.mark.parametrize("module", TRANSFORMERS)
+@pytest.mark.slow
 def test_experiments_on_language_models_are_listed_without_torch(module: str):
     path = ROOT / f"{module.replace('.', '/')}.py"
     early = {name.split(".")[0] for name in imports(path, module, everywhere=False)}

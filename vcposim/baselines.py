@@ -107,6 +107,8 @@ class Evidence:
     """zeros on padding: (..., n, t), same -> same"""
     prompt_measure: Callable[[], Array]
     """the measure, if the groups are the prompts of one batch: (..., group, n)"""
+    batch_sq_norm: Callable[[], Array]
+    """||w_i s_i||^2 up to one factor for the whole batch: (..., group, n)"""
 
 
 def _opob_truncated(e: Evidence) -> Array:
@@ -244,6 +246,30 @@ def _shrunk_mean_of_others(e: Evidence) -> Array:
     return (1 - share) * BASELINES["leave_one_out"](e) + share * (others + center)
 
 
+def mean_given_reward(x: Array, reward: Array, measure: Array) -> Array:
+    """E[x | R = R_i] over all prompts and samples of a batch: (..., group, n) -> (..., group, n).
+
+    By all pairs; rewards of a verifier are equal to the bit. Where the rewards are all different it is x itself.
+    """
+    xp = namespace(x, reward)
+    flat = (*reward.shape[:-2], reward.shape[-2] * reward.shape[-1])
+    value, level, mass = (xp.reshape(y, flat) for y in (x, reward, xp.broadcast_to(measure, reward.shape)))
+    same = xp.where(level[..., None, :] == level[..., :, None], mass[..., None, :], mass[..., None, :] * 0)
+    total = xp.sum(same, axis=-1)
+    return xp.reshape(safe_divide(xp.sum(same * value[..., None, :], axis=-1), total, value * 0), reward.shape)
+
+
+def _reward_stratified(e: Evidence) -> Array:
+    """OPOB with a_i = w_i^2 ||s_i||^2 replaced by the batch's mean of it among responses of the same reward.
+
+    E[E[a | R] R] = E[a R] (tower rule), so one prompt's population baseline is OPOB's (T15.tower). Within a single
+    group it *is* OPOB: what it gains comes from sharing the levels' means between groups, two numbers a batch for a
+    reward in {0, 1}, which hang less on one heavy weight. Across prompts of different a these are a model, no identity.
+    """
+    a = mean_given_reward(e.batch_sq_norm(), e.reward, e.prompt_measure())
+    return weighted_mean(e.reward, a, e.measure)
+
+
 def _token_weight_inside(e: Evidence) -> Array:
     step = e.on_tokens(e.token_weight_sq() * e.token_sq_norm())
     return e.on_tokens(namespace(step).cumulative_sum(step, axis=-1))
@@ -252,6 +278,15 @@ def _token_weight_inside(e: Evidence) -> Array:
 def _token_weight_outside(e: Evidence) -> Array:
     step = e.on_tokens(e.token_sq_norm())
     return e.on_tokens(e.token_weight_sq() * namespace(step).cumulative_sum(step, axis=-1))
+
+
+def _zero_where_alone(e: Evidence) -> Array:
+    # verl's handle_zero_tail: where one response alone is alive its baseline is 0, so that its tail keeps R
+    token = e.token_sq_norm()
+    alive = e.on_tokens(_present(e.measure[..., None]) + token * 0)
+    count = namespace(token).sum(alive, axis=-2, keepdims=True)
+    found = optimal_token_baseline(e.reward, _token_weight_inside(e), e.measure)
+    return where(count > 1, found, found * 0)
 
 
 SPECIAL_BASELINES: dict[str, tuple[Callable[[Evidence], Array], frozenset[str]]] = {
@@ -263,6 +298,7 @@ SPECIAL_BASELINES: dict[str, tuple[Callable[[Evidence], Array], frozenset[str]]]
         lambda e: winsorized_mean(e.reward, _released_weight(e), e.measure, 0.05),
         frozenset({"scores"}),
     ),
+    "opob_stratified": (_reward_stratified, frozenset({"scores", "grouped"})),
     "batch_mean": (_batch_mean, frozenset({"grouped"})),
     "shrinkage": (_shrunk_mean_of_others, frozenset({"grouped"})),
     "shrinkage_in_sample": (_shrunk_mean, frozenset({"grouped"})),
@@ -270,6 +306,7 @@ SPECIAL_BASELINES: dict[str, tuple[Callable[[Evidence], Array], frozenset[str]]]
         lambda e: optimal_token_baseline(e.reward, _token_weight_inside(e), e.measure),
         frozenset({"tokens", "log_prob", "collision"}),
     ),
+    "otb_zero_tail": (_zero_where_alone, frozenset({"tokens", "log_prob", "collision"})),
     "otb_outside": (
         lambda e: optimal_token_baseline(e.reward, _token_weight_outside(e), e.measure),
         frozenset({"tokens", "log_prob", "collision"}),
@@ -285,6 +322,9 @@ _NEEDS = {
 
 NEEDS_TWO = frozenset({"leave_one_out", "opob_leave_one_out", "shrinkage"})
 """baselines that a group of one cannot have"""
+
+KEEPS_THE_ZERO = frozenset({"zero", "otb_zero_tail"})
+"""baselines that do not move with the reward: adding a constant to all rewards changes the update"""
 
 INDEPENDENT = frozenset({"zero", "leave_one_out", "opob_leave_one_out", "population"})
 """baselines that do not look at the sample they are subtracted from (given the group is drawn independently)"""

@@ -41,6 +41,7 @@ from llm_bridge.training.records import Record, update_record
 from llm_bridge.training.schedule import Schedule
 from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
 from llm_bridge.training.steps import Stepped, Steps, make_optimizer
+from vcposim.control import step_rule
 from vcposim.errors import InputError
 
 HELD_OUT = STRIDE // 10 * 9
@@ -221,7 +222,8 @@ class Trainer:
 
     def _refuse_what_cannot_be(self) -> None:
         require_served(self.config.resolved(), self.config.group_size)
-        whole_gradient = self.config.step_rule in ("snr", "gradient_alignment")
+        rule = step_rule(self.config.step_rule)
+        whole_gradient = "group_gradient" in rule.needs or rule.turn is not None
         if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):
             raise InputError(
                 f"step_rule: {self.config.step_rule!r} looks at whole gradients of one process; use another, or start "

@@ -7,27 +7,22 @@ answer, and nothing for a baseline that is a weighted mean, but it decides wheth
 
 from dataclasses import dataclass, replace
 
-from matplotlib.figure import Figure as Canvas
-
-from simulations.drawing import canvas
+from simulations.drawing import Plot, plot
 from simulations.methods import (
     Method,
-    better,
     chosen,
-    lost,
+    gain,
     lost_of,
-    mean_interval,
     outcome,
-    paired,
     run_of,
+    told,
     trace,
+    value_ranking,
 )
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
-from simulations.stats import Interval
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from vcposim.arrays import Array
 from vcposim.baselines import weighted_mean
 from vcposim.batch import Batch
-from vcposim.commands.figures import ACCENT, ALARM
 from vcposim.estimators import Estimator
 from vcposim.learning.lags import Lag
 from vcposim.learning.tasks import task
@@ -59,6 +54,8 @@ PARTS: dict[str, Method] = {
 }
 OPOB = "w^2 n^2 (OPOB)"
 STEP_SIZE, LAG = 0.024, 16
+MARGIN = 0.02
+"""the difference of success probabilities that matters"""
 
 
 def settings(size: str) -> list[Setting]:
@@ -92,92 +89,69 @@ def analyse(records: list[Record]) -> Analysis:
     """C10 in learning."""
     caption = (
         f"Success probability averaged over training (lag {LAG}, step size {STEP_SIZE:g}) with the baseline alone "
-        "changed, for each shift of the rewards: mean over seeds with 95% interval; red where a run collapsed."
+        "changed, for each group size and shift of the rewards: mean over seeds with 95% interval; how many runs "
+        "collapsed stands beside."
     )
     groups_of_8 = chosen(records, group_size=8)
-    sizes = sorted({r["group_size"] for r in records})
-    verdicts = [*(_gain(chosen(records, group_size=n), n) for n in sizes), _parts(groups_of_8), _shift(groups_of_8)]
-    return Analysis(verdicts, [Figure("value_by_baseline", draw, caption, alt=caption)])
+    asked = [_gain(records), _parts(groups_of_8), _needed(groups_of_8)]
+    return Analysis(judge(asked), [Figure("value_by_baseline", figure(records), caption, alt=caption)])
 
 
-def _table(records: list[Record], names: tuple[str, ...]) -> str:
-    return "; ".join(
-        f"{n} {mean_interval(r['average'] for r in chosen(records, method=n))} ({lost_of(records, n)} lost)"
-        for n in names
+def _gain(records: list[Record]) -> Question:
+    here = {n: chosen(records, group_size=n, shift=0.0) for n in sorted({r["group_size"] for r in records})}
+    synchronous = "; ".join(
+        f"{gain(some, 'synchronous, n^2', 'synchronous, mean')} (groups of {n})" for n, some in here.items()
     )
-
-
-def _gain(records: list[Record], n: int) -> Verdict:
-    here = chosen(records, shift=0.0)
-    word, condition = better([paired(here, OPOB, "mean", "average")])
-    return Verdict(
+    return Question(
+        "opob_beats_mean",
         "C10",
-        f"in learning under lag, OPOB does better than the group mean with the same weights (groups of {n})",
-        word,
-        f"OPOB minus mean {paired(here, OPOB, 'mean', 'average')}; synchronous n^2 minus mean "
-        f"{paired(here, 'synchronous, n^2', 'synchronous, mean', 'average')}. Values: {_table(here, tuple(PARTS))}",
-        condition,
+        "in learning under lag, OPOB does better than the group mean with the same weights",
+        Rule("value averaged over training, OPOB minus mean", ">", 0.0, MARGIN),
+        [Comparison(f"groups of {n}", gain(some, OPOB, "mean")) for n, some in here.items()],
+        "where",
+        note=f"synchronous, n^2 minus mean: {synchronous}. Values in groups of 8: {told(here.get(8, []), PARTS)}",
     )
 
 
-def _parts(records: list[Record]) -> Verdict:
+def _parts(records: list[Record]) -> Question:
     here = chosen(records, shift=0.0)
     parts = ("n^2", "w^2", "damped mean", "leave-one-out OPOB", "leave-one-out mean")
-    gains = {name: paired(here, OPOB, name, "average") for name in parts}
-    word, condition = better(gains.values())
-    return Verdict(
+    return Question(
+        "opob_more_than_parts",
         "C10",
         "OPOB in learning is more than any of its parts (n^2 alone, w^2 alone, damping alone, centering alone)",
-        word,
-        f"OPOB minus part: {'; '.join(f'{n} {g}' for n, g in gains.items())}",
-        condition,
+        Rule("value averaged over training, OPOB minus part", ">", 0.0, MARGIN),
+        [Comparison(f"OPOB minus {name}", gain(here, OPOB, name)) for name in parts],
     )
 
 
-def _shift(records: list[Record]) -> Verdict:
-    gain = paired(chosen(records, shift=0.0), "zero", OPOB, "average")
-    others = [shift for shift in sorted({r["shift"] for r in records}) if shift]
-    moved = "; ".join(
-        f"{paired(here, 'zero', OPOB, 'average')} with {shift:+g} added to every reward "
-        f"(zero loses {lost_of(here, 'zero')})"
-        for shift in others
-        for here in [chosen(records, shift=shift)]
-    )
-    word, condition = better([negated(gain)])
-    return Verdict(
+def _needed(records: list[Record]) -> Question:
+    shifts = sorted({r["shift"] for r in records})
+    lost = "; ".join(f"zero loses {lost_of(chosen(records, shift=s), 'zero')} with {s:+g}" for s in shifts)
+    return Question(
+        "baseline_needed",
         "C10",
-        "a baseline is needed: OPOB does better than none at rewards in {0, 1}",
-        word,
-        f"zero minus OPOB {gain} at rewards in {{0, 1}}; {moved}",
-        condition,
+        "a baseline is needed: OPOB does better than none",
+        Rule("value averaged over training, OPOB minus none", ">", 0.0, MARGIN),
+        [Comparison(f"rewards in {{{s:g}, {s + 1:g}}}", gain(chosen(records, shift=s), OPOB, "zero")) for s in shifts],
+        "where",
+        note=lost,
     )
 
 
-def negated(i: Interval) -> Interval:
-    """The interval of minus the value."""
-    return Interval(-i.high, -i.value, -i.low)
-
-
-def draw(records: list[Record]) -> Canvas:
+def figure(records: list[Record]) -> Plot:
     """One panel a group size and shift."""
     places = sorted({(r["group_size"], r["shift"]) for r in records})
-    with canvas(len(places), width=4.6, height=3.2) as (figure, panels):
-        for ax, (n, shift) in zip(panels, places, strict=True):
-            here = chosen(records, shift=shift, group_size=n)
-            for y, name in enumerate(reversed(PARTS)):
-                interval = mean_interval(r["average"] for r in chosen(here, method=name))
-                color = ALARM if lost(here, name) else ACCENT
-                ax.plot([max(interval.low, 0), min(interval.high, 1)], [y, y], color=color, linewidth=1.4)
-                ax.plot(interval.value, y, "o", color=color, markersize=4)
-                if lost(here, name):
-                    ax.text(1.03, y, lost_of(here, name), va="center", fontsize=7, color=color)
-            ax.set_yticks(range(len(PARTS)), list(reversed(PARTS)), fontsize=7)
-            ax.set(
-                xlim=(-0.02, 1.25),
-                title=f"groups of {n}, rewards {shift:+g}" if shift else f"groups of {n}",
-                xlabel="value averaged over training",
-            )
-    return figure
+    panels = [
+        value_ranking(
+            f"groups of {n}, rewards {shift:+g}" if shift else f"groups of {n}",
+            chosen(records, shift=shift, group_size=n),
+            PARTS,
+            [OPOB],
+        )
+        for n, shift in places
+    ]
+    return plot(*panels, width=4.6, height=2.6)
 
 
 EXPERIMENT = Experiment("ablation", "Which part of OPOB earns what in learning?", ("C10",), settings, run, analyse)

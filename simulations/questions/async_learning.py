@@ -6,36 +6,31 @@ method that beats stale rivals may owe it to its baseline, which synchronous tra
 `best_step_size` asks the same with each method at its own best step size.
 """
 
-from typing import Any
-
-from matplotlib.figure import Figure as Canvas
-
-from simulations.drawing import canvas
+from simulations.drawing import Plot, plot
 from simulations.methods import (
     METHODS,
     REFERENCES,
     TARGET,
-    better,
     chosen,
-    lost,
+    gain,
+    lost_more,
     lost_of,
-    matches,
-    mean_interval,
     outcome,
-    paired,
     run_of,
+    told,
     trace,
+    value_ranking,
 )
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
-from vcposim.commands.figures import ACCENT, ALARM, INK, MUTED
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import of_seeds
 from vcposim.learning.lags import Lag
 
 STEP_SIZE = 0.024
 OURS = ("VCPO", "VCPO as released", "VCPO with GRPO std", "ESS only", "OPOB only")
-SIMPLE = ("no correction, no baseline", "sequence IS, no baseline", "leverage-damped mean")
-"""controls without the paper's two ingredients"""
 MARGIN = 0.02
-"""the difference of final values that still counts as a match"""
+"""the difference of success probabilities that matters"""
+RATE = 0.05
+"""the difference of rates of collapse that matters"""
 
 
 def settings(size: str) -> list[Setting]:
@@ -67,117 +62,83 @@ def run(setting: Setting) -> list[Record]:
 
 def analyse(records: list[Record]) -> Analysis:
     """Verdicts on C13, C14, C15 and C19 at the common step size."""
+    lag = records[0]["lag"] if records else 0
     caption = (
-        f"Exact success probability averaged over training, one step size ({STEP_SIZE:g}) for all methods, lag "
-        f"{records[0]['lag']}: mean over seeds with 95% interval. Red: at least one run collapsed; how many is written "
-        "beside. Lines: synchronous training with the mean baseline (gray) and with OPOB (blue)."
+        f"Exact success probability averaged over training, one step size ({STEP_SIZE:g}) for all methods, lag {lag}: "
+        "mean over seeds with 95% interval; at least one run collapsed where the count stands beside."
     )
-    verdicts = [_rivals(records), _both(records), *_synchronous(records), _std(records)]
-    return Analysis(verdicts, [Figure("value_of_every_method", draw, caption, alt=caption)])
+    asked = [_rivals(records, lag), _both(records), *(_synchronous(records, n, lag) for n in REFERENCES[:2])]
+    return Analysis(
+        judge([*asked, _std(records)]), [Figure("value_of_every_method", figure(records), caption, caption)]
+    )
 
 
-def _rivals(records: list[Record]) -> Verdict:
-    ours = lost(records, "VCPO")
+def _rivals(records: list[Record], lag: int) -> Question:
     rivals = [name for name in METHODS if name not in REFERENCES and name not in OURS]
-    as_well = [name for name in rivals if lost(records, name) <= ours]
-    table = "; ".join(f"{name} {lost_of(records, name)}" for name in rivals)
-    word = "holds" if not as_well and ours == 0 else "fails"
-    return Verdict(
+    counts = "; ".join(f"{name} {lost_of(records, name)}" for name in ("VCPO", *rivals))
+    return Question(
+        "rivals_collapse",
         "C13",
-        f"at one common step size ({STEP_SIZE:g}, lag {records[0]['lag']}) the rivals collapse and VCPO does not",
-        word,
-        f"collapsed runs: VCPO {lost_of(records, 'VCPO')}; {table}. {len(as_well)} of {len(rivals)} rivals and simple "
-        "controls lose no more runs than VCPO",
+        f"at one common step size ({STEP_SIZE:g}, lag {lag}) "
+        "every rival and simple control collapses more often than VCPO",
+        Rule("rate of collapse, rival minus VCPO", ">", 0.0, RATE, "Agresti and Min's for pairs, over seeds"),
+        [Comparison(name, lost_more(records, name, "VCPO")) for name in rivals],
+        note=f"collapsed runs: {counts}",
     )
 
 
-def _both(records: list[Record]) -> Verdict:
-    parts = ("sequence TIS", "ESS only", "OPOB only", "VCPO")
-    gains = {name: paired(records, "VCPO", name, "average") for name in parts[:3]}
-    alone = {name: paired(records, name, "sequence TIS", "average") for name in parts[1:3]}
-    word, condition = better(gains.values())
-    values = "; ".join(
-        f"{name} {mean_interval(r['average'] for r in chosen(records, method=name))} ({lost_of(records, name)} lost)"
-        for name in parts
-    )
-    return Verdict(
+def _both(records: list[Record]) -> Question:
+    parts = ("sequence TIS", "ESS only", "OPOB only")
+    alone = "; ".join(f"{name} {gain(records, name, 'sequence TIS')}" for name in parts[1:])
+    return Question(
+        "both_parts",
         "C14",
         "ESS scaling and OPOB together do better than neither, and than either alone (common step size)",
-        word,
-        f"value averaged over training: {values}; VCPO minus "
-        + ", minus ".join(f"{name} {gain}" for name, gain in gains.items())
-        + "; minus sequence TIS: "
-        + ", ".join(f"{name} {gain}" for name, gain in alone.items()),
-        condition,
+        Rule("value averaged over training, VCPO minus the other", ">", 0.0, MARGIN),
+        [Comparison(f"VCPO minus {name}", gain(records, "VCPO", name)) for name in parts],
+        note=f"values: {told(records, (*parts, 'VCPO'))}; minus sequence TIS: {alone}",
     )
 
 
-def _synchronous(records: list[Record]) -> list[Verdict]:
-    out = []
-    for name in REFERENCES[:2]:
-        final, average = paired(records, "VCPO", name, "final"), paired(records, "VCPO", name, "average")
-        word, condition = matches(final, average, MARGIN)
-        out.append(
-            Verdict(
-                "C15",
-                f"VCPO at lag {records[0]['lag']} matches {name}",
-                word,
-                f"difference of final values {final}, of values averaged over training {average}; updates to "
-                f"{TARGET:g}: {_hits(records, 'VCPO')} against {_hits(records, name)}; collapsed "
-                f"{lost_of(records, 'VCPO')} against {lost_of(records, name)}",
-                condition,
-            )
-        )
-    return out
+def _synchronous(records: list[Record], name: str, lag: int) -> Question:
+    fields = {"final": "final values", "average": "on the way there"}
+    return Question(
+        f"matches_{'mean' if name == REFERENCES[0] else 'opob'}",
+        "C15",
+        f"VCPO at lag {lag} matches {name}",
+        Rule("success probability, VCPO minus synchronous", ">", 0.0, -MARGIN),
+        [Comparison(words, gain(records, "VCPO", name, field)) for field, words in fields.items()],
+        "where",
+        note=f"updates to {TARGET:g}: {_hits(records, 'VCPO')} against {_hits(records, name)}; collapsed "
+        f"{lost_of(records, 'VCPO')} against {lost_of(records, name)}",
+    )
 
 
 def _hits(records: list[Record], method: str) -> str:
-    hits = [r["hit"] for r in chosen(records, method=method)]
-    found = [h for h in hits if h is not None]
-    return f"{mean_interval(found)} (reached by {len(found)} of {len(hits)})" if found else "never"
+    mine = chosen(records, method=method)
+    found = [(r["seed"], float(r["hit"])) for r in mine if r["hit"] is not None]
+    return f"{of_seeds(found, scale='log')} (reached by {len(found)} of {len(mine)})" if found else "never"
 
 
-def _std(records: list[Record]) -> Verdict:
-    gain = paired(records, "VCPO with GRPO std", "VCPO", "average")
-    word, condition = better([gain])
-    return Verdict(
+def _std(records: list[Record]) -> Question:
+    both = ("VCPO with GRPO std", "VCPO")
+    return Question(
+        "group_std",
         "C19",
         "dividing by the group's std improves VCPO in learning (common step size)",
-        word,
-        f"difference of values averaged over training {gain}; collapsed "
-        f"{lost_of(records, 'VCPO with GRPO std')} against {lost_of(records, 'VCPO')}",
-        condition,
+        Rule("value averaged over training, with minus without", ">", 0.0, MARGIN),
+        [Comparison("with minus without", gain(records, *both))],
+        note=f"values: {told(records, both)}",
     )
 
 
-def draw(records: list[Record]) -> Canvas:
+def figure(records: list[Record]) -> Plot:
     """One panel a task and lag law: methods from best to worst."""
     places = list(dict.fromkeys((r["task"], r["law"]) for r in records))
-    with canvas(len(places), width=5.4, height=5.6) as (figure, panels):
-        for ax, (name, law) in zip(panels, places, strict=True):
-            _panel(ax, chosen(records, task=name, law=law))
-            ax.set_title(f"{name}, {law} lag")
-    return figure
-
-
-def _panel(ax: Any, records: list[Record]) -> None:
-    values = {name: mean_interval(r["average"] for r in chosen(records, method=name)) for name in METHODS}
-    ordered = sorted(values, key=lambda name: values[name].value)
-    for y, name in enumerate(ordered):
-        interval, gone = values[name], lost(records, name)
-        color = ALARM if gone else ACCENT if name in OURS else INK
-        ax.plot([max(interval.low, 0), min(interval.high, 1)], [y, y], color=color, linewidth=1.4)
-        ax.plot(interval.value, y, "o", color=color, markersize=4)
-        if gone:
-            ax.text(1.04, y, f"{lost_of(records, name)} collapsed", va="center", fontsize=7, color=ALARM)
-    for name, color in zip(REFERENCES[:2], (MUTED, ACCENT), strict=True):
-        ax.axvline(values[name].value, color=color, linewidth=0.8, zorder=0)
-    ax.set_yticks(range(len(ordered)), ordered, fontsize=7)
-    for label, name in zip(ax.get_yticklabels(), ordered, strict=True):
-        label.set_fontweight("bold" if name in OURS else "normal")
-        label.set_fontstyle("italic" if name in REFERENCES else "normal")
-    ax.set(xlim=(-0.02, 1.38), xlabel="value averaged over training")
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    panels = [
+        value_ranking(f"{name}, {law} lag", chosen(records, task=name, law=law), METHODS, OURS) for name, law in places
+    ]
+    return plot(*panels, width=5.4, height=4.6)
 
 
 EXPERIMENT = Experiment(

@@ -5,29 +5,22 @@ whole grid, and takes the step size at which it does best on average: chosen on 
 and the other way round, so that no run helps to choose its own.
 """
 
-from typing import Any
-
-from matplotlib.figure import Figure as Canvas
-
-from simulations.drawing import canvas
+from simulations.drawing import Plot, plot
 from simulations.methods import (
     METHODS,
     REFERENCES,
     best_of,
-    better,
-    chosen,
-    lost,
-    lost_of,
-    matches,
-    mean_interval,
+    gain,
+    improvements,
     outcome,
-    paired,
+    profile,
     run_of,
     step_sizes_of,
+    told,
     trace,
+    value_ranking,
 )
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
-from vcposim.commands.figures import ACCENT, ALARM, INK, MUTED
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from vcposim.learning.lags import Lag
 
 OURS = ("VCPO", "VCPO as released", "VCPO with GRPO std", "ESS only", "OPOB only")
@@ -47,6 +40,7 @@ FEW = (
 )
 """the methods of the reduced form; the full one has all"""
 MARGIN = 0.02
+"""the difference of success probabilities that matters"""
 
 
 def settings(size: str) -> list[Setting]:
@@ -82,114 +76,83 @@ def analyse(records: list[Record]) -> Analysis:
     """C13, C14, C15 and C19 again, without the handicap of a common step size."""
     best = best_of(records)
     caption = (
-        "Exact success probability averaged over training, each method at its own best step size (written beside): "
-        "mean over seeds with 95% interval; red where a run collapsed even there. Bold: VCPO and its parts; italic: "
-        "synchronous training, whose mean baseline (gray) and OPOB (blue) are also lines."
+        "Exact success probability averaged over training, each method at its own best step size (written beside its "
+        "name): mean over seeds with 95% interval; how many runs collapsed even there stands beside."
     )
-    verdicts = [_rivals(best), _both(best), *(_synchronous(best, name) for name in REFERENCES[:2])]
-    if chosen(best, method="VCPO with GRPO std"):  # the full form has it
-        verdicts.append(_std(best))
-    return Analysis(verdicts, [Figure("value_at_own_best_step_size", draw, caption, alt=caption)])
+    profiles = (
+        "Performance profiles: share of runs whose value is above each threshold, with the interquartile mean; and the "
+        "probability that a run of VCPO is above one of each other method (95% interval, seeds resampled)."
+    )
+    asked = [_rivals(best), _both(best), *(_synchronous(best, name) for name in REFERENCES[:2]), _std(best)]
+    figures = [
+        Figure("value_at_own_best_step_size", figure(best), caption, alt=caption),
+        Figure("profiles", profile_figure(best), profiles, alt=profiles),
+    ]
+    return Analysis(judge(asked), figures)
 
 
-def _rivals(best: list[Record]) -> Verdict:
+def _rivals(best: list[Record]) -> Question:
     rivals = [r for r in dict.fromkeys(r["method"] for r in best) if r not in REFERENCES and r not in OURS]
-    gains = {name: paired(best, "VCPO", name, "average") for name in rivals}
-    ahead = [name for name, gain in gains.items() if gain.high < 0]
-    behind = [name for name, gain in gains.items() if gain.low > 0]
-    return Verdict(
+    return Question(
+        "beats_rivals",
         "C13",
         "with each method at its own best step size, VCPO does better than every rival and simple control",
-        "holds" if len(behind) == len(rivals) else "fails",
-        f"VCPO minus rival, value averaged over training: better than {len(behind)} of {len(rivals)}, surely worse "
-        f"than {len(ahead)} ({', '.join(ahead) or 'none'}); "
-        + "; ".join(
-            f"{name} {gain} (value {mean_interval(r['average'] for r in chosen(best, method=name))} at "
-            f"{step_sizes_of(best, name)}, {lost_of(best, name)} lost)"
-            for name, gain in gains.items()
-        ),
+        Rule("value averaged over training, VCPO minus rival", ">", 0.0, MARGIN),
+        [Comparison(name, gain(best, "VCPO", name)) for name in rivals],
+        note=f"values: {told(best, ('VCPO', *rivals))}",
     )
 
 
-def _both(best: list[Record]) -> Verdict:
-    gains = {name: paired(best, "VCPO", name, "average") for name in ("sequence TIS", "ESS only", "OPOB only")}
-    alone = {name: paired(best, name, "sequence TIS", "average") for name in ("ESS only", "OPOB only")}
-    word, condition = better(gains.values())
-    return Verdict(
+def _both(best: list[Record]) -> Question:
+    parts = ("sequence TIS", "ESS only", "OPOB only")
+    alone = "; ".join(f"{name} {gain(best, name, 'sequence TIS')}" for name in parts[1:])
+    return Question(
+        "both_parts",
         "C14",
         "ESS scaling and OPOB together do better than neither, and than either alone (each at its own best step size)",
-        word,
-        "VCPO minus "
-        + ", minus ".join(f"{name} {gain}" for name, gain in gains.items())
-        + "; minus sequence TIS: "
-        + ", ".join(f"{name} {gain}" for name, gain in alone.items())
-        + f". Values: {_values(best, ('sequence TIS', 'ESS only', 'OPOB only', 'VCPO', *REFERENCES))}",
-        condition,
+        Rule("value averaged over training, VCPO minus the other", ">", 0.0, MARGIN),
+        [Comparison(f"VCPO minus {name}", gain(best, "VCPO", name)) for name in parts],
+        note=f"values: {told(best, (*parts, 'VCPO', *REFERENCES))}; minus sequence TIS: {alone}",
     )
 
 
-def _values(best: list[Record], names: tuple[str, ...]) -> str:
-    return "; ".join(
-        f"{name} {mean_interval(r['average'] for r in chosen(best, method=name))} (at {step_sizes_of(best, name)}, "
-        f"{lost_of(best, name)} lost)"
-        for name in names
-    )
-
-
-def _std(best: list[Record]) -> Verdict:
-    gain = paired(best, "VCPO with GRPO std", "VCPO", "average")
-    word, condition = better([gain])
-    return Verdict(
+def _std(best: list[Record]) -> Question:
+    both = ("VCPO with GRPO std", "VCPO")
+    return Question(
+        "group_std",
         "C19",
         "dividing by the group's std improves VCPO in learning (each at its own best step size)",
-        word,
-        f"difference of values averaged over training {gain}. Values: {_values(best, ('VCPO', 'VCPO with GRPO std'))}",
-        condition,
+        Rule("value averaged over training, with minus without", ">", 0.0, MARGIN),
+        [Comparison("with minus without", gain(best, *both))],
+        note=f"values: {told(best, both)}",
     )
 
 
-def _synchronous(best: list[Record], name: str) -> Verdict:
-    average = paired(best, "VCPO", name, "average")
-    final = paired(best, "VCPO", name, "final")
-    word, condition = matches(final, average, MARGIN)
-    return Verdict(
+def _synchronous(best: list[Record], name: str) -> Question:
+    fields = {"final": "final values", "average": "on the way there"}
+    return Question(
+        f"matches_{'mean' if name == REFERENCES[0] else 'opob'}",
         "C15",
         f"VCPO under lag matches {name}, each at its own best step size",
-        word,
-        f"difference of values averaged over training {average}, of final values {final}; step sizes "
-        f"{step_sizes_of(best, 'VCPO')} and {step_sizes_of(best, name)}",
-        condition,
+        Rule("success probability, VCPO minus synchronous", ">", 0.0, -MARGIN),
+        [Comparison(words, gain(best, "VCPO", name, field)) for field, words in fields.items()],
+        "where",
+        note=f"step sizes {step_sizes_of(best, 'VCPO')} and {step_sizes_of(best, name)}",
     )
 
 
-def draw(records: list[Record]) -> Canvas:
+def figure(best: list[Record]) -> Plot:
     """Methods from best to worst."""
-    best = best_of(records)
     names = list(dict.fromkeys(r["method"] for r in best))
-    values = {name: mean_interval(r["average"] for r in chosen(best, method=name)) for name in names}
-    ordered = sorted(names, key=lambda name: values[name].value)
-    with canvas(1, width=6.8, height=1.4 + 0.17 * len(names)) as (figure, (ax,)):
-        for y, name in enumerate(ordered):
-            _row(ax, y, name, best, values[name])
-        for name, line in zip(REFERENCES[:2], (MUTED, ACCENT), strict=True):
-            ax.axvline(values[name].value, color=line, linewidth=0.8, zorder=0, label=name)
-        ax.text(1.06, len(ordered), "step size, collapsed", fontsize=7, color=MUTED)
-        ax.set_yticks(range(len(ordered)), ordered, fontsize=7)
-        for label, name in zip(ax.get_yticklabels(), ordered, strict=True):
-            label.set_fontweight("bold" if name in OURS else "normal")
-            label.set_fontstyle("italic" if name in REFERENCES else "normal")
-        ax.set(xlim=(-0.02, 1.55), xlabel="value averaged over training, each method at its own best step size")
-        ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        ax.legend(loc="center left", fontsize=7)
-    return figure
+    return plot(value_ranking("", best, names, OURS, step_sizes=True), width=7.0, height=1.4 + 0.17 * len(names))
 
 
-def _row(ax: Any, y: int, name: str, best: list[Record], interval: Any) -> None:
-    color = ALARM if lost(best, name) else ACCENT if name in OURS else INK
-    ax.plot([max(interval.low, 0), min(interval.high, 1)], [y, y], color=color, linewidth=1.4)
-    ax.plot(interval.value, y, "o", color=color, markersize=4)
-    beside = step_sizes_of(best, name) + (f", {lost_of(best, name)}" if lost(best, name) else "")
-    ax.text(1.06, y, beside, va="center", fontsize=7, color=color)
+def profile_figure(best: list[Record]) -> Plot:
+    """Aggregates as in rliable."""
+    few = ("VCPO", "sequence TIS", "ESS only", "OPOB only", *REFERENCES[:2], "no correction, no baseline")
+    names = list(dict.fromkeys(r["method"] for r in best))
+    panels = profile("performance profiles", best, few), improvements("probability of improvement", best, "VCPO", names)
+    return plot(*panels, width=4.8, height=4.4)
 
 
 EXPERIMENT = Experiment(

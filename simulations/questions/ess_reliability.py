@@ -14,11 +14,11 @@ alpha. The
 import math
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 
-from simulations.drawing import canvas, color, marker
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
+from simulations.drawing import Plot, panel, plot, series
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import Estimate, rate
+from simulations.verdicts import EXACT
 from vcposim.arrays import Array
 from vcposim.control import step_scale
 from vcposim.diagnostics import chi2_of_weights, ess_fraction, ess_fraction_of_weights, log_mean_weight
@@ -86,7 +86,7 @@ def plug_in_record(rng: np.random.Generator, setting: Setting) -> Record:
     tails = [khat(row) for row in log_weight[: setting["khat_batches"]]]
     low, median, high = np.quantile(fraction, [0.05, 0.5, 0.95])
     return {
-        **{key: setting[key] for key in ("kind", "spread", "n")},
+        **{key: setting[key] for key in ("kind", "spread", "n", "batches", "khat_batches")},
         "true": true_fraction(kind, spread, n),
         "low": low,
         "median": median,
@@ -161,112 +161,133 @@ def shipped_step(log_weight: Array) -> float:
 
 def analyse(records: list[Record]) -> Analysis:
     """Verdicts on C3, C5 and C18."""
-    plug_in = [r for r in records if r["kind"] in ("lognormal", "pareto", "missing_mode")]
-    identities = next(r for r in records if r["kind"] == "identities")
+    plug_in = [r for r in records if r["kind"] in TITLES]
+    identities = [r for r in records if r["kind"] == "identities"]
     arithmetic = [r for r in records if r["kind"] == "arithmetic"]
-    verdicts = [_identities(identities), *_plug_in(plug_in), _missing_mode(plug_in), *_arithmetic(arithmetic)]
+    asked = [_identities(identities), _log_normal(plug_in), _pareto(plug_in), _missing_mode(plug_in)]
+    asked += [_arithmetic(arithmetic, key, words) for key, words in IMPLEMENTATIONS.items()]
     caption = (
-        f"Median and 5–95% range of the ESS fraction read off a batch, against the truth. On the diagonal it can be "
-        f"trusted (within {TOLERANCE:.0%}: shaded); above it, it reads too high."
+        f"Median and 5–95% range of the ESS fraction read off a batch, against the truth. On the line it is right "
+        f"(within {TOLERANCE:.0%}: shaded); above it, it reads too high. A true value of zero stands at 1e-4."
     )
-    return Analysis(verdicts, [Figure("plug_in_against_truth", draw, caption, alt=caption)])
+    return Analysis(judge(asked), [Figure("plug_in_against_truth", figure(plug_in), caption, alt=caption)])
 
 
-def _identities(r: Record) -> Verdict:
-    worst = max(r["chi2"], r["shift"], r["range"])
-    return Verdict(
+def _identities(records: list[Record]) -> Question:
+    worst = max((max(r["chi2"], r["shift"], r["range"]) for r in records), default=None)
+    return Question(
+        "ess_identities",
         "C3",
         "rho = 1/(1 + chi2), lies in [1/n, 1], and does not change with the scale of the weights",
-        "holds" if worst < 1e-9 else "fails",
-        f"worst relative violation {worst:.1e} over {r['problems']} random pairs, log-weights shifted by ±10^4",
+        Rule("largest relative violation over random pairs, log-weights shifted by ±10^4", "<", 0.0, 1e-9, EXACT),
+        [Comparison(f"{sum(r['problems'] for r in records)} pairs", None if worst is None else Estimate(worst))],
+        witness="exact",
     )
 
 
-def _plug_in(records: list[Record]) -> list[Verdict]:
+def _median(r: Record, over: float) -> Estimate:
+    """The median of the batches over a number; its standard error is a normal sample's, on the log scale."""
+    spread = math.log(r["high"] / r["low"]) / 3.29 if r["high"] > r["low"] else 0.0
+    return Estimate(r["median"] / over, 1.2533 * spread / math.sqrt(r["batches"]), r["batches"], "log")
+
+
+def _log_normal(records: list[Record]) -> Question:
     normal = [r for r in records if r["kind"] == "lognormal"]
-    good = [r for r in normal if abs(r["median"] / r["true"] - 1) <= TOLERANCE]
+    good = [r for r in normal if r["median"] / r["true"] <= 1 + TOLERANCE]
     limit = {n: max((r["spread"] for r in good if r["n"] == n), default=0.0) for n in sorted({r["n"] for r in normal})}
-    bad = max(normal, key=lambda r: r["median"] / r["true"])
-    heavy = [r for r in records if r["kind"] == "pareto" and r["true"] == 0]
-    return [
-        Verdict(
-            "C5",
-            "the ESS of a batch estimates the true one (log-normal weights)",
-            "holds if",
-            f"median {bad['median'] / bad['true']:.3g} times the truth at sd {bad['spread']:g}, n = {bad['n']}",
-            "sd of log w at most " + ", ".join(f"{s:g} for n = {n}" for n, s in limit.items()),
-        ),
-        Verdict(
-            "C5",
-            "a batch with infinite-variance weights shows an ESS near its true fraction, 0 (Pareto, alpha <= 2)",
-            "fails",
-            f"median rho {min(r['median'] for r in heavy):.2f} to {max(r['median'] for r in heavy):.2f}; "
-            f"k-hat alarms in {np.mean([r['khat_alarm'] for r in heavy]):.0%} of batches",
-        ),
-    ]
-
-
-def _missing_mode(records: list[Record]) -> Verdict:
-    missing = [r for r in records if r["kind"] == "missing_mode"]
-    gone = [r for r in missing if r["spread"] > MEAN_ALARM]
-    return Verdict(
+    return Question(
+        "plug_in_lognormal",
         "C5",
-        "ESS or k-hat notices a mode of the target that the behavior policy does not sample",
-        "fails",
-        f"median rho {np.median([r['median'] for r in missing]):.2f} where the truth is below "
-        f"{max(r['true'] for r in missing):.2f}; alarms: k-hat {np.mean([r['khat_alarm'] for r in gone]):.0%}, "
-        f"mean weight {np.mean([r['mean_alarm'] for r in gone]):.0%} (missing mass 0.9)",
+        "the ESS of a batch does not read too high (log-normal weights)",
+        Rule("median ESS fraction of a batch over the true one", "<", 1.0, TOLERANCE, "of a median over batches"),
+        [Comparison(f"sd {r['spread']:g}, n = {r['n']}", _median(r, r["true"])) for r in normal],
+        "where",
+        note="largest sd of log w at which it can be trusted: "
+        + ", ".join(f"{s:g} for n = {n}" for n, s in limit.items()),
     )
 
 
-def _arithmetic(records: list[Record]) -> list[Verdict]:
-    def wrong(key: str) -> list[str]:
-        return [r["case"] for r in records if r[f"{key}_wrong"]]
-
-    full = [r["case"] for r in records if r["reference"] > r["right"] + 1e-3]
-    longer = ", ".join(full) or "never"
-    return [
-        Verdict(
-            "C18",
-            "the reference code's step survives overflow, underflow and NaN (by reading, float32)",
-            "fails" if wrong("reference") else "holds",
-            f"wrong in {len(wrong('reference'))} of {len(records)} cases; too long a step: {longer}",
-        ),
-        Verdict(
-            "C18",
-            "vcposim's step is right at |log w| of 10^4 and closes on what cannot be weighed",
-            "fails" if wrong("shipped") else "holds",
-            f"wrong in {len(wrong('shipped'))} of {len(records)} cases",
-        ),
-    ]
+def _pareto(records: list[Record]) -> Question:
+    heavy = [r for r in records if r["kind"] == "pareto" and r["true"] == 0]
+    alarms = ", ".join(f"{r['khat_alarm']:.0%} (alpha {r['spread']:g}, n = {r['n']})" for r in heavy)
+    return Question(
+        "plug_in_pareto",
+        "C5",
+        "a batch with infinite-variance weights shows an ESS near its true fraction, 0 (Pareto, alpha <= 2)",
+        Rule("median ESS fraction of a batch", "<", 0.0, 0.1, "of a median over batches"),
+        [Comparison(f"alpha {r['spread']:g}, n = {r['n']}", _median(r, 1.0)) for r in heavy],
+        note=f"k-hat alarms in {alarms} of batches",
+    )
 
 
-def draw(records: list[Record]) -> Canvas:
+def _missing_mode(records: list[Record]) -> Question:
+    gone = [r for r in records if r["kind"] == "missing_mode" and r["spread"] > MEAN_ALARM]
+    medians = ", ".join(f"{r['median']:.2f}" for r in gone)
+    return Question(
+        "missing_mode",
+        "C5",
+        "k-hat notices a mode of the target that the behavior policy does not sample",
+        Rule("share of batches with an alarm", ">", 0.5, 0.0, "Agresti and Coull's, over batches"),
+        [
+            Comparison(
+                f"missing mass {r['spread']:g}, n = {r['n']}",
+                rate(r["khat_alarm"] * r["khat_batches"], r["khat_batches"]),
+            )
+            for r in gone
+        ],
+        note=f"median ESS fraction {medians}; alarms of the mean weight "
+        + ", ".join(f"{r['mean_alarm']:.0%}" for r in gone),
+    )
+
+
+IMPLEMENTATIONS = {
+    "reference": "the reference code's step survives overflow, underflow and NaN (by reading, float32)",
+    "shipped": "vcposim's step is right at |log w| of 10^4 and closes on what cannot be weighed",
+}
+
+
+def _arithmetic(records: list[Record], key: str, statement: str) -> Question:
+    wrong = [r["case"] for r in records if r[f"{key}_wrong"]]
+    longer = [r["case"] for r in records if r[key] > r["right"] + 1e-3]
+    return Question(
+        f"arithmetic_{key}",
+        "C18",
+        statement,
+        Rule("share of cases with a wrong step", "<", 0.0, 0.01, EXACT),
+        [Comparison(f"{len(records)} cases", Estimate(len(wrong) / len(records)) if records else None)],
+        witness="exact",
+        note=f"wrong: {', '.join(wrong) or 'never'}; too long a step: {', '.join(longer) or 'never'}",
+    )
+
+
+TITLES = {"lognormal": "log-normal weights", "pareto": "Pareto weights", "missing_mode": "a missing mode"}
+
+
+def figure(records: list[Record]) -> Plot:
     """One panel a kind of weights: what the batch says against the truth."""
-    titles = {"lognormal": "log-normal weights", "pareto": "Pareto weights", "missing_mode": "a missing mode"}
-    with canvas(len(titles)) as (figure, panels):
-        for ax, (kind, title) in zip(panels, titles.items(), strict=True):
-            mine = [r for r in records if r["kind"] == kind]
-            for number, n in enumerate(sorted({r["n"] for r in mine})):
-                _draw_series(ax, sorted((r for r in mine if r["n"] == n), key=lambda r: r["true"]), number, n)
-            truth = np.geomspace(1e-4, 1, 50)
-            ax.fill_between(
-                truth, truth * (1 - TOLERANCE), np.minimum(truth * (1 + TOLERANCE), 1), alpha=0.2, color="gray"
+    panels = []
+    for kind, title in TITLES.items():
+        mine = [r for r in records if r["kind"] == kind]
+        parts = []
+        for number, n in enumerate(sorted({r["n"] for r in mine})):
+            some = sorted((r for r in mine if r["n"] == n), key=lambda r: r["true"])
+            x = [max(r["true"], 1e-4) for r in some]
+            y, low, high = ([max(r[k], 1e-4) for r in some] for k in ("median", "low", "high"))
+            parts.append(series(f"n = {n}", x, y, low, high, color=number, line=False))
+        panels.append(
+            panel(
+                title,
+                "true ESS fraction",
+                "ESS fraction of a batch",
+                parts,
+                xscale="log",
+                yscale="log",
+                xlim=[5e-5, 1.3],
+                ylim=[5e-5, 1.3],
+                diagonal=TOLERANCE,
             )
-            ax.set(
-                title=title, xscale="log", yscale="log", xlabel="true ESS fraction", ylim=(1e-4, 1.3), xlim=(1e-4, 1.3)
-            )
-        panels[0].set_ylabel("ESS fraction of a batch")
-        panels[0].legend(title="batch size n", loc="lower right")
-    return figure
-
-
-def _draw_series(ax: Axes, series: list[Record], number: int, n: int) -> None:
-    # a truth of zero is drawn at the left edge of the axis
-    x = np.maximum([r["true"] for r in series], 1e-4) * (1 + 0.04 * number)
-    median = np.array([r["median"] for r in series])
-    spread = np.abs(np.array([[r["low"] for r in series], [r["high"] for r in series]]) - median)
-    ax.errorbar(x, median, spread, fmt=marker(number), color=color(number), markersize=4, linewidth=1, label=str(n))
+        )
+    return plot(*panels, width=3.6, columns=3)
 
 
 EXPERIMENT = Experiment(

@@ -12,27 +12,22 @@ says what came out.
 *matched constant*, the mean multiplier of the ESS run itself, and the *replayed schedule*, that of another seed's run.
 """
 
-from typing import Any
-
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
-from simulations.drawing import canvas, color, marker
+from simulations.drawing import Plot, of_intervals, panel, plot
 from simulations.methods import (
     ESS,
     Method,
     best_of,
-    better,
     chosen,
-    lost_of,
-    mean_interval,
+    gain,
     outcome,
-    paired,
     run_of,
-    step_sizes_of,
+    told,
     trace,
 )
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import Estimate, of_seeds
 from vcposim.arrays import Array
 from vcposim.control import matched_constant, step_scale
 from vcposim.learning.lags import Lag
@@ -44,6 +39,8 @@ LOW = 0.05
 DRIFTS = (0.0, 0.02)
 """how far the minimum moves in an update, standard deviation, in units of the noise at ESS 1"""
 BETA_2 = 0.99
+LOSS, MARGIN = 0.02, 0.01
+"""a ratio of losses above 1, and a difference of success probabilities, that matter"""
 RULES: dict[str, Control] = {
     "full step": Control(),
     "ESS^0.25": Control("ess", exponent=0.25),
@@ -104,10 +101,17 @@ def quadratic(setting: Setting) -> list[Record]:
         scale = high if rho == 1.0 else low
         x = x - eta * scale * direction + setting["drift"] * rng.standard_normal(setting["repeats"])
         loss += x * x / 2 * (t > setting["updates"] // 2)
-    mean = loss.mean(axis=-1) / (setting["updates"] // 2)
+    loss /= setting["updates"] // 2
+    mean = loss.mean(axis=-1)
     place = {key: setting[key] for key in ("kind", "optimizer", "drift", "period")}
     return [
-        {**place, "exponent": p, "loss": float(mean[i].min()), "eta": float(eta[mean[i].argmin(), 0])}
+        {
+            **place,
+            "exponent": p,
+            "loss": float(mean[i].min()),
+            "losses": loss[i, mean[i].argmin()],
+            "eta": float(eta[mean[i].argmin(), 0]),
+        }
         for i, p in enumerate(EXPONENTS)
     ]
 
@@ -147,84 +151,80 @@ def analyse(records: list[Record]) -> Analysis:
     caption = (
         "Quadratic model: tuned loss with step eta ESS^p over that of the best constant step (p = 0), against the "
         f"period in updates with which ESS switches between 1 and {LOW:g}. Below 1 the rule helps. Adam's memory is "
-        f"{1 / (1 - BETA_2):.0f} updates. In the last two panels the minimum does a random walk, {DRIFTS[1]:g} a step."
+        f"{1 / (1 - BETA_2):.0f} updates. In the lower panels the minimum does a random walk, {DRIFTS[1]:g} a step."
     )
-    verdicts = [
+    asked = [
         _model(chosen(records, kind="quadratic", drift=drift), optimizer, exponent, drift)
         for drift in DRIFTS
         for optimizer, exponent in (("sgd", 1.0), ("adam", 0.5))
     ]
-    for optimizer in dict.fromkeys(r["optimizer"] for r in records if r["kind"] == "learning"):
-        verdicts.append(_learning(chosen(records, kind="learning", optimizer=optimizer), optimizer))
-    return Analysis(verdicts, [Figure("exponent_against_period", draw, caption, alt=caption)])
+    asked += [_learning(chosen(records, kind="learning", optimizer=o), o) for o in ("adam", "sgd")]
+    return Analysis(judge(asked), [Figure("exponent_against_period", figure(records), caption, alt=caption)])
 
 
-def _relative(model: list[Record], optimizer: str) -> dict[int, dict[float, float]]:
-    mine = chosen(model, optimizer=optimizer)
-    out: dict[int, dict[float, float]] = {}
-    for period in sorted({r["period"] for r in mine}):
-        found = {r["exponent"]: r["loss"] for r in chosen(mine, period=period)}
-        out[period] = {p: loss / found[0.0] for p, loss in found.items()}
-    return out
+def _relative(model: list[Record], optimizer: str, period: int, first: float, second: float) -> Estimate | None:
+    """Tuned loss with one exponent over that with another, repeats paired by their noise."""
+    found = {r["exponent"]: r["losses"] for r in chosen(model, optimizer=optimizer, period=period)}
+    if not found.get(first) or not found.get(second):
+        return None
+    return of_seeds(((i, a / b) for i, (a, b) in enumerate(zip(found[first], found[second], strict=True))), scale="log")
 
 
-def _model(model: list[Record], optimizer: str, claimed: float, drift: float) -> Verdict:
-    found = _relative(model, optimizer)
-    best = {period: min(ratios, key=lambda p: ratios[p]) for period, ratios in found.items()}
-    right = [period for period in found if found[period][claimed] <= 1.02 * found[period][best[period]]]
-    word = "holds" if len(right) == len(found) else "holds if" if right else "fails"
-    return Verdict(
+def _periods(model: list[Record], optimizer: str) -> list[int]:
+    return sorted({r["period"] for r in chosen(model, optimizer=optimizer)})
+
+
+def _model(model: list[Record], optimizer: str, claimed: float, drift: float) -> Question:
+    comparisons, words = [], []
+    for period in _periods(model, optimizer):
+        loss = {r["exponent"]: r["loss"] for r in chosen(model, optimizer=optimizer, period=period)}
+        best = min(loss, key=lambda p: loss[p])
+        comparisons.append(
+            Comparison(f"period {period}", _relative(model, optimizer, period, claimed, best)),
+        )
+        ratios = ", ".join(f"{loss[p] / loss[0.0]:.2f} at p = {p:g}" for p in EXPONENTS[1:])
+        words.append(f"period {period}: best p {best:g}, loss over the best constant's {ratios}")
+    return Question(
+        f"model_{optimizer}_{'moving' if drift else 'still'}",
         "C11",
-        f"in the quadratic model, ESS^{claimed:g} is the best power for {optimizer} (within 2%), the minimum "
+        f"in the quadratic model, ESS^{claimed:g} is the best power for {optimizer}, the minimum "
         + (f"moving by {drift:g} an update" if drift else "standing still"),
-        word,
-        "; ".join(
-            f"period {period}: best p {best[period]:g}, loss over the best constant's "
-            + ", ".join(f"{ratio:.2f} at p = {p:g}" for p, ratio in found[period].items() if p)
-            for period in found
-        ),
-        f"ESS moves with period {', '.join(map(str, right))}" if word == "holds if" else "",
+        Rule("tuned loss with this power over that with the best", "<", 1.0, LOSS, "Student's, over noise sequences"),
+        comparisons,
+        "where",
+        note="; ".join(words),
     )
 
 
-def _learning(records: list[Record], optimizer: str) -> Verdict:
+def _learning(records: list[Record], optimizer: str) -> Question:
     best = best_of(records)
     guide = "ESS^0.5" if optimizer == "adam" else "ESS^1"
-    gains = {name: paired(best, guide, name, "average") for name in ("full step", *CONTROLS)}
-    word, condition = better(gains.values(), margin=0.01)
-    rules = "; ".join(
-        f"{n} {mean_interval(r['average'] for r in chosen(best, method=n))} (at {step_sizes_of(best, n)}, "
-        f"{lost_of(best, n)} lost)"
-        for n in (*RULES, *CONTROLS)
-    )
-    return Verdict(
+    return Question(
+        f"learning_{optimizer}",
         "C11",
         f"in learning with {optimizer}, {guide} does better than a full step, a matched constant and a replayed "
         "schedule, each at its own best step size",
-        word,
-        f"{guide} minus " + ", minus ".join(f"{n} {g}" for n, g in gains.items()) + f". Values: {rules}",
-        condition,
+        Rule(f"value averaged over training, {guide} minus the other", ">", 0.0, MARGIN),
+        [Comparison(name, gain(best, guide, name)) for name in ("full step", *CONTROLS)],
+        note=f"values: {told(best, (*RULES, *CONTROLS))}",
     )
 
 
-def draw(records: list[Record]) -> Canvas:
+def figure(records: list[Record]) -> Plot:
     """One panel an optimizer and drift."""
-    places = [(drift, optimizer) for drift in DRIFTS for optimizer in ("sgd", "adam")]
-    with canvas(len(places)) as (figure, panels):
-        for ax, (drift, optimizer) in zip(panels, places, strict=True):
-            found = _relative(chosen(records, kind="quadratic", drift=drift), optimizer)
+    panels = []
+    for drift in DRIFTS:
+        model = chosen(records, kind="quadratic", drift=drift)
+        for optimizer in ("sgd", "adam"):
+            parts = []
             for number, p in enumerate(EXPONENTS[1:]):
-                style: dict[str, Any] = {"marker": marker(number), "color": color(number), "markersize": 4}
-                ax.plot(list(found), [found[period][p] for period in found], label=f"p = {p:g}", **style)
-            ax.axhline(1, color="gray", linewidth=0.8)
-            ax.set(
-                xscale="log",
-                xlabel="period of ESS, updates",
-                title=f"{optimizer}, minimum {'moves' if drift else 'stays'}",
-            )
-        panels[0].set_ylabel("tuned loss / that of the best constant step")
-        panels[0].legend()
-    return figure
+                rows = {period: _relative(model, optimizer, period, p, 0.0) for period in _periods(model, optimizer)}
+                known = {period: e for period, e in rows.items() if e is not None}
+                parts.append(of_intervals(f"p = {p:g}", list(known), list(known.values()), number))
+            title = f"{optimizer}, minimum {'moves' if drift else 'stays'}"
+            axes = panel(title, "period of ESS, updates", "tuned loss / best constant's", parts, xscale="log")
+            panels.append({**axes, "yscale": "log", "hlines": [1.0]})
+    return plot(*panels, width=4.0, height=2.8)
 
 
 EXPERIMENT = Experiment(

@@ -6,15 +6,15 @@ variance of the sequence-IS gradient are exact (dynamic programming over the cha
 variance x ESS fraction would not depend on the lag: it does as far as w^2 is correlated with ||s||^2 R^2.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 from scipy.stats import somersd
 
-from simulations.drawing import canvas, color, draw_intervals, marker
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
-from simulations.stats import Interval, median_interval
+from simulations.drawing import Plot, of_intervals, panel, plot, series
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import DIFFERENCE, of_seeds
 from vcposim.arrays import Array
 from vcposim.estimators import Estimator
 from vcposim.gauges.tails import tail_index
@@ -93,89 +93,102 @@ def analyse(records: list[Record]) -> Analysis:
     """Verdicts on C1 and C4."""
     caption = (
         "Exact variance of the sequence-IS gradient over its on-policy value, against 1/ESS fraction: a point for each "
-        "learner, lag and step size. On the line, variance goes as 1/ESS."
+        "learner, lag and step size. On the line, variance goes as 1/ESS (shaded: within 25%)."
     )
+    spread = "Spread of the log-ratios of trajectories against lag: means over learners with 95% intervals."
     figures = [
-        Figure("spread_against_lag", draw_spread, "Spread of the log-ratios of trajectories against lag: medians."),
-        Figure("variance_against_ess", draw_variance, caption, alt=caption),
+        Figure("spread_against_lag", spread_figure(records), spread, alt=spread),
+        Figure("variance_against_ess", variance_figure(records), caption, alt=caption),
     ]
-    return Analysis([*(_grows(records, name) for name in GROWS), _inverse_ess(records)], figures)
+    return Analysis(judge([*(_grows(records, name) for name in GROWS), _inverse_ess(records)]), figures)
 
 
-def _grows(records: list[Record], name: str) -> Verdict:
+def _grows(records: list[Record], name: str) -> Question:
     """Somers' D of a measure with each swept variable, within fixed values of the others."""
     stale = [r for r in records if r["lag"] and r[name] is not None]
-    found = {swept: _concordance(stale, name, swept) for swept in SWEPT}
-    with_which = [swept for swept, interval in found.items() if interval.low > 0]
-    growing = len(with_which) == len(SWEPT)
-    return Verdict(
+    return Question(
+        f"{name}_grows",
         "C1",
         f"{NAMES[name]} grows with lag, step size and length",
-        "holds" if growing else "holds if" if "lag" in with_which else "fails",
-        "Somers' D " + ", ".join(f"{interval} with {swept}" for swept, interval in found.items()),
-        "" if growing else f"{', '.join(with_which)} only" if "lag" in with_which else "",
+        Rule("Somers' D with the swept variable, the others fixed", ">", 0.0, 0.1),
+        [Comparison(swept, of_seeds(_concordance(stale, name, swept), bounds=DIFFERENCE)) for swept in SWEPT],
+        "where",
     )
 
 
-def _concordance(records: list[Record], name: str, swept: str) -> Interval:
-    # one D for each learner, or each seed, with everything but the swept variable held fixed
+def _concordance(records: list[Record], name: str, swept: str) -> list[tuple[int, float]]:
+    """(seed, D), one for each cell in which everything but the swept variable is fixed."""
     others = [key for key in (*SWEPT, "seed") if key != swept]
     cells: dict[tuple[float, ...], list[Record]] = {}
     for r in records:
         cells.setdefault(tuple(r[key] for key in others), []).append(r)
-    found = [somersd([r[swept] for r in cell], [r[name] for r in cell]).statistic for cell in cells.values()]
-    return median_interval(found)
+    return [
+        (cell[0]["seed"], float(somersd([r[swept] for r in cell], [r[name] for r in cell]).statistic))
+        for cell in cells.values()
+        if len({r[swept] for r in cell}) > 1
+    ]
 
 
-def _inverse_ess(records: list[Record]) -> Verdict:
-    onpolicy = {(r["step"], r["length"], r["seed"]): r["variance"] for r in records if r["lag"] == 0}
-    stale = [r for r in records if r["lag"]]
-    ratio = [r["variance"] * r["ess_fraction"] / onpolicy[r["step"], r["length"], r["seed"]] for r in stale]
-    low, high = np.quantile(ratio, [0.05, 0.95])
-    near = [1 / 1.25 < x < 1.25 for x in ratio]
-    within = float(np.mean(near))
-    mild = float(np.mean([x for x, r in zip(near, stale, strict=True) if r["ess_fraction"] > 0.5]))
-    return Verdict(
+def _inverse_ess(records: list[Record]) -> Question:
+    stale = _inflation(records)
+    above = [r for r in stale if r["ess_fraction"] > 0.5]
+    below = [r for r in stale if r["ess_fraction"] <= 0.5]
+    within = float(np.mean([abs(math.log(r["product"])) < math.log(1.25) for r in stale])) if stale else 0.0
+    return Question(
+        "inverse_ess",
         "C4",
-        "the variance of the gradient goes as 1/ESS",
-        "holds if" if within < 0.95 else "holds",
-        f"variance x ESS over its on-policy value: {min(ratio):.2g} to {max(ratio):.2g} (5–95%: {low:.2g} to "
-        f"{high:.2g}); within 25% of 1 in {within:.0%} of cases, and in {mild:.0%} where the ESS fraction is above 0.5",
-        "" if within >= 0.95 else "w^2 uncorrelated with ||s||^2 R^2",
+        "the variance of the gradient goes as 1/ESS, within 25%",
+        Rule("|log| of variance x ESS over its on-policy value, nats", "<", 0.0, math.log(1.25)),
+        [
+            Comparison(name, of_seeds((r["seed"], abs(math.log(r["product"]))) for r in some))
+            for name, some in (("ESS fraction above 0.5", above), ("ESS fraction below 0.5", below))
+        ],
+        "where",
+        "exact",
+        f"within 25% in {within:.0%} of {len(stale)} cases",
     )
 
 
-def draw_spread(records: list[Record]) -> Canvas:
+def _inflation(records: list[Record]) -> list[Record]:
+    """Stale records with variance over its on-policy value, and that times the ESS fraction."""
+    fresh = {(r["step"], r["length"], r["seed"]): r["variance"] for r in records if r["lag"] == 0}
+    out = []
+    for r in records:
+        key = r["step"], r["length"], r["seed"]
+        if r["lag"] and fresh.get(key) and r["variance"] > 0:
+            inflation = r["variance"] / fresh[key]
+            out.append({**r, "inflation": inflation, "product": inflation * r["ess_fraction"]})
+    return out
+
+
+def spread_figure(records: list[Record]) -> Plot:
     """Spread of log w against lag, one panel a length, one series a step size."""
-    lengths = sorted({r["length"] for r in records})
-    with canvas(len(lengths)) as (figure, panels):
-        for ax, length in zip(panels, lengths, strict=True):
-            for number, step in enumerate(sorted({r["step"] for r in records})):
-                mine = [r for r in records if (r["length"], r["step"]) == (length, step) and r["lag"]]
-                lags = sorted({r["lag"] for r in mine})
-                spread = [median_interval(r["log_ratio_sd"] for r in mine if r["lag"] == lag) for lag in lags]
-                draw_intervals(ax, lags, spread, number, f"step {step:g}")
-            ax.set(xscale="log", yscale="log", xlabel="lag (updates)", title=f"{length} tokens")
-        panels[0].set_ylabel("sd of log w (nats)")
-        panels[0].legend()
-    return figure
+    panels = []
+    lags = sorted({r["lag"] for r in records if r["lag"]})
+    for length in sorted({r["length"] for r in records}):
+        parts = []
+        for number, step in enumerate(sorted({r["step"] for r in records})):
+            mine = [r for r in records if (r["length"], r["step"]) == (length, step)]
+            rows = {
+                k: of_seeds(((r["seed"], r["log_ratio_sd"]) for r in mine if r["lag"] == k), scale="log") for k in lags
+            }
+            known = {k: e for k, e in rows.items() if e is not None}
+            parts.append(of_intervals(f"step {step:g}", list(known), list(known.values()), number))
+        axes = panel(f"{length} tokens", "lag (updates)", "sd of log w (nats)", parts, xscale="log", yscale="log")
+        panels.append({**axes, "ticks": lags})
+    return plot(*panels, width=3.4, columns=3)
 
 
-def draw_variance(records: list[Record]) -> Canvas:
+def variance_figure(records: list[Record]) -> Plot:
     """Variance inflation against 1/ESS."""
-    onpolicy = {(r["step"], r["length"], r["seed"]): r["variance"] for r in records if r["lag"] == 0}
-    with canvas(1, width=5) as (figure, (ax,)):
-        for number, length in enumerate(sorted({r["length"] for r in records})):
-            mine = [r for r in records if r["length"] == length and r["lag"]]
-            x = [1 / r["ess_fraction"] for r in mine]
-            y = [r["variance"] / onpolicy[r["step"], r["length"], r["seed"]] for r in mine]
-            ax.plot(x, y, marker(number), color=color(number), markersize=4, alpha=0.7, label=f"{length} tokens")
-        ends = np.array(ax.get_xlim())
-        line = np.geomspace(1, max(ends[1], 2), 10)
-        ax.plot(line, line, color="gray", linewidth=0.8, label="1/ESS")
-        ax.set(xscale="log", yscale="log", xlabel="1 / ESS fraction", ylabel="variance / on-policy variance")
-        ax.legend()
-    return figure
+    stale = _inflation(records)
+    parts = []
+    for number, length in enumerate(sorted({r["length"] for r in stale})):
+        mine = [r for r in stale if r["length"] == length]
+        x, y = [1 / r["ess_fraction"] for r in mine], [r["inflation"] for r in mine]
+        parts.append(series(f"{length} tokens", x, y, color=number, line=False))
+    axes = panel("", "1 / ESS fraction", "variance / on-policy variance", parts, xscale="log", yscale="log")
+    return plot({**axes, "diagonal": 0.25}, width=5.5, height=4.0)
 
 
 EXPERIMENT = Experiment(

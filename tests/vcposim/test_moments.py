@@ -54,12 +54,16 @@ def test_properties():
     assert m.relative_bias == 4 / 3
     assert m.mse == 2.0 + 16.0
     assert m.snr == 25 / 2
+    assert m.descent_efficiency == 9**2 / (9 * (2 + 25))
     assert_rounding_only(np.asarray(m.cosine), np.asarray(9 / 15), ulp=4)
 
 
 @pytest.mark.parametrize(
     ("given", "name", "want"),
     [
+        (of([1.0], [0.0]), "descent_efficiency", 0.0),
+        (of([0.0], [1.0], 0.0), "descent_efficiency", 0.0),
+        (of([-2.0], [1.0], 0.0), "descent_efficiency", 1.0),
         (of([1.0], [0.0]), "relative_bias", math.inf),
         (of([0.0], [0.0]), "relative_bias", 0.0),
         (of([2.0], [2.0]), "relative_bias", 0.0),
@@ -72,6 +76,12 @@ def test_properties():
 )
 def test_degenerate_cases(given: Moments, name: str, want: float):
     assert getattr(given, name) == want
+
+
+def test_shrinking_lowers_the_error_and_leaves_the_descent_efficiency():
+    half, m = of([1.5, 2.0], [3.0, 0.0], 5.0), of([3.0, 4.0], [3.0, 0.0], 20.0)
+    assert half.mse < m.mse / 2
+    assert_rounding_only(np.asarray(half.descent_efficiency), np.asarray(m.descent_efficiency), ulp=4)
 
 
 @given(bandits(largest=3), st.sampled_from(["zero", "group_mean", "opob", "leave_one_out"]))

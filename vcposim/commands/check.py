@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vcposim.catalogue import CATALOGUE
-from vcposim.commands.figures import add_output_options, bias_variance_figure, save_figure, wants_figure
+from vcposim.commands.completion import complete_with
+from vcposim.commands.output import add_output_options, save_figure, wants_figure
 from vcposim.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,35 +29,35 @@ SHOWN_RIVALS = ("reinforce", "rloo", "sequence_is", "sequence_tis", "vcpo")
 Row = dict[str, Any]
 
 
-def add_command(commands: Any) -> None:
-    """Add `check` to the command line."""
-    p = commands.add_parser(
-        "check",
-        help="which laws an estimator of yours keeps, and its bias and variance beside the catalogue's",
-        description="Property-test an estimator: a function of a vcposim.Batch that returns one coefficient a sample, "
-        "or a token. Exit code 1 if a law that it claims is broken.",
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """What `vcposim check` takes."""
+    p.description = (
+        "Property-test an estimator: a function of a vcposim.Batch that returns one coefficient a sample, "
+        "or a token. Exit code 1 if a law that it claims is broken."
     )
-    p.add_argument(
+    named = p.add_argument(
         "estimator",
         nargs="?",
         metavar="ESTIMATOR",
         help="module:function, path/to/file.py:function, or a catalogue name",
     )
+    complete_with(named, CATALOGUE)
     p.add_argument("--catalogue", action="store_true", help="check every named estimator instead")
     laws = p.add_argument_group("laws (python -m pydoc vcposim.testing.laws)")
     laws.add_argument("--claims", nargs="+", default=[], metavar="LAW", help="laws it claims beyond the universal ones")
     laws.add_argument("--without", nargs="+", default=[], metavar="LAW", help="universal laws it does not claim")
-    laws.add_argument("--host", metavar="ESTIMATOR", help="what it equals where pi = mu: claims lag_zero")
-    laws.add_argument(
+    host = laws.add_argument("--host", metavar="ESTIMATOR", help="what it equals where pi = mu: claims lag_zero")
+    rivals = laws.add_argument(
         "--dominates", nargs="+", default=[], metavar="ESTIMATOR", help="what it has no more variance than"
     )
+    complete_with(host, CATALOGUE)
+    complete_with(rivals, CATALOGUE)
     how = p.add_argument_group("how")
     how.add_argument("--needs", nargs="+", default=[], metavar="FIELD", help="fields of Batch it reads, as in: tokens")
     how.add_argument("--arrays", default="auto", metavar="LIBRARY", help="numpy, torch, ... (default: what it takes)")
     how.add_argument("--examples", type=int, metavar="N", help="cases a law (default 30; 5 with --catalogue)")
     how.add_argument("--workers", type=int, default=1, help="processes, for --catalogue; results do not depend on it")
     add_output_options(p, FIGURE)
-    p.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,9 +93,11 @@ def _one(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
     )
     with _progress(len(asked)) as step:
         found = cards.findings(asked, step)
-    rows = cards.beside_the_catalogue(asked[0].subject)
-    path = save_figure(bias_variance_figure(rows), arguments.figure, FIGURE) if drawing else None
     held = cards.passed(found)
+    rows, refused = cards.measured(asked[0].subject)
+    if refused and held:  # else the report says more than this line could
+        raise InputError(f"estimator: {refused}; axes before the samples are replications: reduce over the last alone")
+    path = _drawn(rows, arguments) if drawing else None
     if arguments.json:
         card = {"estimator": arguments.estimator, "arrays": arrays, "passed": held}
         print(json.dumps({**card, "laws": [one.to_json() for one in found], "moments": rows}, allow_nan=False))
@@ -104,10 +108,20 @@ def _one(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
     return 0 if held else 1
 
 
+def _drawn(rows: Sequence[Row], arguments: argparse.Namespace) -> Path:
+    from vcposim.commands.figures import bias_variance_figure  # here because matplotlib is slow to load
+
+    return save_figure(bias_variance_figure(rows), arguments.figure, FIGURE)
+
+
 def _print_card(name: str, arrays: str, found: Sequence["Finding"], rows: Sequence[Row], laws: Any) -> None:
     console = Console()
     table = Table(
-        title=f"{name}, on {arrays} arrays", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=Text(f"{name}, on {arrays} arrays"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for column in ("law", "verdict", "what it says"):
         table.add_column(column, no_wrap=column != "what it says")
@@ -117,7 +131,7 @@ def _print_card(name: str, arrays: str, found: Sequence["Finding"], rows: Sequen
     broken = [one for one in found if one.status == "violated"]
     for one in broken:
         _print_violation(console, one, laws[one.law].universal)
-    for problem in dict.fromkeys(row["problem"] for row in rows):
+    for problem in dict.fromkeys(row["problem"] for row in rows if row["mine"]):
         console.print(_standing([row for row in rows if row["problem"] == problem]), markup=False, highlight=False)
     claimed = sum(one.status in STYLES for one in found)
     verdict = f"breaks {len(broken)} of the {claimed} laws it must keep" if broken else f"keeps all {claimed} laws"
@@ -171,11 +185,7 @@ def _catalogue(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
         for name, card in zip(CATALOGUE, spread(judge, CATALOGUE), strict=True):
             step(name)
             found[name] = card
-    path = (
-        save_figure(bias_variance_figure(cards.beside_the_catalogue(None)), arguments.figure, FIGURE)
-        if drawing
-        else None
-    )
+    path = _drawn(cards.beside_the_catalogue(None), arguments) if drawing else None
     held = all(cards.passed(card) for card in found.values())
     if arguments.json:
         entries = {name: [one.to_json() for one in card] for name, card in found.items()}

@@ -1,22 +1,16 @@
 """Figures, in one style: what a command found, readable in ten seconds.
 
-Figures are drawn on their own canvas, never through the global state of pyplot, and saved whole or not at all.
+They are drawn on their own canvas, never through the global state of pyplot (`vcposim.commands.output` saves them).
 """
 
-import argparse
-import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE
 from vcposim.replay.replay import Replay
 
@@ -35,64 +29,6 @@ COLORS = (INK, ACCENT, "#d08700", "#5b8c3a", "#7b4ea3", ALARM)
 """told apart in print and by color-blind readers: they differ in lightness too"""
 MOST_GROUPS = 40
 """more than this cannot be told apart on one axis"""
-
-
-def figure_path(given: str | None, default: str) -> Path:
-    """Where a figure goes: the path given, which is replaced if it exists, or a default name that is still free.
-
-    Raises `InputError` before any work if nothing can be written there.
-    """
-    path = Path(given) if given else _free(Path(default))
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"figure: {path} is neither .png, .pdf nor .svg; name one, as in {default}")
-    if path.is_dir():
-        raise InputError(f"figure: {path} is a directory; name a file in it, as in {path / default}")
-    if not path.parent.is_dir():
-        raise InputError(f"figure: folder {path.parent} does not exist; create it, or name another")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"figure: folder {path.parent} cannot be written to; name another, or use --no-figure")
-    return path
-
-
-def add_output_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """The options that every command with a figure shares: `--json`, `--figure`, `--no-figure`."""
-    out = parser.add_argument_group("output")
-    out.add_argument("--json", action="store_true", help="one JSON object, no figure unless --figure")
-    out.add_argument(
-        "--figure", metavar="FILE", help=f"where to save the figure, replacing it (default a free name like {default})"
-    )
-    out.add_argument("--no-figure", action="store_true", help="no figure")
-
-
-def wants_figure(arguments: argparse.Namespace, default: str) -> bool:
-    """Whether these options ask for a figure; refuses a place that cannot be written before any work is done."""
-    drawing = bool(arguments.figure) or not (arguments.json or arguments.no_figure)
-    if drawing:
-        figure_path(arguments.figure, default)
-    return drawing
-
-
-def save_figure(figure: Figure, given: str | None, default: str = "vcposim.png") -> Path:
-    """Save to the path given or to a free default name (see `figure_path`); returns where it went.
-
-    Written beside and moved into place, so that a full disk leaves no half of a figure.
-    """
-    path = figure_path(given, default)
-    FigureCanvasAgg(figure)
-    # no time stamp and no version in the file: the same result is the same bytes
-    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    try:
-        descriptor, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        try:
-            figure.savefig(name, metadata=metadata[path.suffix.lower()])
-            os.chmod(name, 0o666 & ~_umask())  # a temporary file is private, a figure is an ordinary file
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"figure: {path} cannot be written ({error.strerror}); name another, or --no-figure") from None
-    return path
 
 
 def replay_figure(found: Replay) -> Figure:
@@ -122,7 +58,7 @@ def variance_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         mse = np.array([_or_nan(row["mse"]) for row in rows])
         ax.barh(at, variance, color=ACCENT, label="variance of the mean")
         ax.barh(at, np.maximum(mse - variance, 0), left=variance, color=ALARM, label="squared bias")
-        ax.set_yticks(at, [f"{row['weighting']}, {row['baseline']}" for row in rows])
+        ax.set_yticks(at, [row.get("estimator") or f"{row['weighting']}, {row['baseline']}" for row in rows])
         ax.set_xlabel("MSE of the gradient estimate")
         ax.set_title("Error of the gradient, by estimator")
         ax.legend(loc="best")
@@ -257,21 +193,6 @@ def _group_axis(ax: Axes, found: Replay, shown: np.ndarray) -> None:
     ax.set_xticks(np.arange(len(shown)), short, rotation=90 if max(map(len, short)) > 3 else 0, fontsize=7)
     many = f" ({len(shown)} of {len(found.labels)} that differ most)" if len(found.labels) > len(shown) else ""
     ax.set_xlabel(f"group, by mean reward{many}")
-
-
-def _free(path: Path) -> Path:
-    # results of an earlier run are never replaced unasked: -2, -3, ...
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _or_nan(x: float | None) -> float:

@@ -11,8 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
-from vcposim.commands.figures import add_output_options, plan_figure, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, save_figure, wants_figure
 from vcposim.errors import InputError
 from vcposim.pipeline.lengths import LONGEST, Lengths, empirical, log_normal, pareto
 from vcposim.pipeline.plan import (
@@ -33,14 +34,12 @@ from vcposim.replay.dumps import read_dump
 FIGURE = "vcposim-plan.png"
 
 
-def add_command(commands: Any) -> None:
-    """Add `plan` to the command line."""
-    p = commands.add_parser(
-        "plan",
-        help="which lag and generation/training split reach the target first",
-        description="Simulates generation, training and weight sync from measured numbers, and joins the throughput "
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """What `vcposim plan` takes."""
+    p.description = (
+        "Simulates generation, training and weight sync from measured numbers, and joins the throughput "
         "with how many more steps learning needs at a lag, if you give that curve. Everything is relative to "
-        "synchronous training on the same devices: all generate, then all train.",
+        "synchronous training on the same devices: all generate, then all train."
     )
     size = p.add_argument_group("the job (required)")
     size.add_argument("--devices", type=int, required=True, metavar="D", help="devices to split")
@@ -87,7 +86,6 @@ def add_command(commands: Any) -> None:
     how.add_argument("--seeds", type=int, default=5, metavar="N", help="simulations of each choice (default 5)")
     how.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
     add_output_options(p, FIGURE)
-    p.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -97,7 +95,11 @@ def run(arguments: argparse.Namespace) -> None:
     cluster = _cluster(arguments)
     judged = judge(_survey(cluster, arguments), efficiency, seed=arguments.seed)
     found = _found(cluster, efficiency, judged, arguments)
-    path = save_figure(plan_figure(found), arguments.figure, FIGURE) if drawing else None
+    path = None
+    if drawing:
+        from vcposim.commands.figures import plan_figure
+
+        path = save_figure(plan_figure(found), arguments.figure, FIGURE)
     if arguments.json:
         print(json.dumps(found, allow_nan=False))
         return
@@ -341,7 +343,7 @@ def _table(found: dict[str, Any], timed: bool) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for lag in sorted({row["max_lag"] for row in found["options"]}):
         row = best_split(found["options"], lag, timed)
-        table.add_row(*(cell(row) for _, cell in columns))
+        table.add_row(*(Text(cell(row)) for _, cell in columns))  # rich would eat [never, never]
     return table
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vcposim.baselines import BASELINES
 from vcposim.catalogue import WEIGHTINGS
-from vcposim.commands.figures import add_output_options, replay_figure, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, save_figure, wants_figure
 from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
 from vcposim.replay import (
@@ -44,15 +44,13 @@ SHOWN_GROUPS = 30
 SHOWN_BASELINES = ("group_mean", "length_weighted", "on_policy_optimal", "opob", "opob_leave_one_out")
 
 
-def add_command(commands: Any) -> None:
-    """Add `replay` to the command line."""
-    p = commands.add_parser(
-        "replay",
-        help="what dumped rollouts say about a run, and what each correction would have done",
-        description="Reads rollouts that any framework dumped, checks them, and says how stale they are, what "
-        "dominates, and what each baseline and correction would have done. FILE: JSON lines, a JSON array or columns, "
-        "Parquet, Arrow, .pt (tensors and plain values), a Hugging Face dataset folder; compressed or not; a folder or "
-        f"a glob of these; - for a pipe. Fields: {', '.join(FIELDS)}.",
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """What `vcposim replay` takes."""
+    p.description = (
+        "Reads rollouts that any framework dumped, checks them, and says how stale they are, what dominates, and what "
+        "each baseline and correction would have done. FILE: JSON lines, a JSON array or columns, Parquet, Arrow, .pt "
+        "(tensors and plain values), a Hugging Face dataset folder; compressed or not; a folder or a glob of these; - "
+        f"for a pipe. Fields: {', '.join(FIELDS)}."
     )
     p.add_argument("file", metavar="FILE", nargs="*", help="files, folders, globs, or -")
     p.add_argument("--sample", action="store_true", help="the rollouts that come with vcposim, to see what comes out")
@@ -99,7 +97,6 @@ def add_command(commands: Any) -> None:
     how.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples of the groups (default 2000)")
     how.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     add_output_options(p, FIGURE)
-    p.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -114,7 +111,11 @@ def run(arguments: argparse.Namespace) -> None:
         return _watch(arguments)
     drawing = wants_figure(arguments, FIGURE)
     found = _found(arguments)
-    path = save_figure(replay_figure(found), arguments.figure, FIGURE) if drawing else None
+    path = None
+    if drawing:
+        from vcposim.commands.figures import replay_figure  # here because matplotlib is slow to load
+
+        path = save_figure(replay_figure(found), arguments.figure, FIGURE)
     if arguments.json:
         print(json.dumps(to_json(found), allow_nan=False))
         return None

@@ -20,7 +20,7 @@ from vcposim.arrays import Array
 from vcposim.errors import InputError, unknown_name
 from vcposim.problems.staleness import LagPaths, fixed_lag, in_flight, uniform_lag, whole_trajectory
 
-LAWS = ("fixed", "uniform", "in_flight")
+LAG_LAWS = ("fixed", "uniform", "in_flight")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Lag:
     law: str = "fixed"
 
     def __post_init__(self) -> None:
-        if self.law not in LAWS:
-            raise unknown_name("law", self.law, LAWS)
+        if self.law not in LAG_LAWS:
+            raise unknown_name("law", self.law, LAG_LAWS)
         if self.k < 0:
             raise InputError(f"k: {self.k} is negative; a lag is a number of updates, 0 for on policy")
 

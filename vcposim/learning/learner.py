@@ -33,14 +33,13 @@ import numpy as np
 from vcposim import diagnostics
 from vcposim.arrays import Array, expectation, peak, saturating_exp
 from vcposim.batch import Batch
-from vcposim.control import norm_scale
+from vcposim.control import MEMORY, Seen, norm_scale
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Resolved
 from vcposim.gauges.tails import tail_index
 from vcposim.learning.lags import History
 from vcposim.learning.optimizers import Moments, adam_direction, stepped
 from vcposim.learning.run_records import Record, Run
-from vcposim.learning.step_rules import Seen
 from vcposim.learning.streams import START, Numbers, cumulative, generator, invert
 from vcposim.learning.tables import Family, TableScores, Tabular, gradient, time_first, time_last
 from vcposim.learning.tasks import Task
@@ -250,7 +249,7 @@ class Learner:
             weight = time_last(np.empty(time_first(drawn.cell).shape))
             for part, c in found:
                 weight[part] = c if c.ndim == 4 else c[..., None]
-        if any(control.rule == "snr" for control, _ in self._controls):
+        if any("group_gradient" in control.entry.needs for control, _ in self._controls):
             return weight, scores.combine(weight / self.group_size)
         return weight, None
 
@@ -329,7 +328,7 @@ class Learner:
     def _move(self, found: Array, seen: Seen, scale: Array) -> None:
         state, turned, size = self.state, found.copy(), seen.norm.copy()
         for control, members in self._controls:
-            if control.rule == "gradient_alignment":
+            if control.entry.turn is not None:
                 turned[members] = control.turned(found[members], state.previous[members])
                 size[members] = np.sqrt(np.sum(turned[members] ** 2, axis=-1))
         shrink = np.empty(len(self.runs))
@@ -345,7 +344,8 @@ class Learner:
         state.previous = found
         finite = np.where(np.isfinite(seen.norm), seen.norm, 0.0)
         known = np.isfinite(state.typical_norm)
-        state.typical_norm = np.where(known, 0.95 * np.where(known, state.typical_norm, 0.0) + 0.05 * finite, finite)
+        typical = np.where(known, state.typical_norm, 0.0)
+        state.typical_norm = np.where(known, MEMORY * typical + (1 - MEMORY) * finite, finite)
         log_prob, state.prob = log_and_softmax(self.family.logit(state.theta))
         state.history.push(log_prob)
         state.cumulative.push(cumulative(state.prob))
@@ -364,7 +364,7 @@ class Learner:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _slices(estimators: list[Estimator]) -> list[tuple[Estimator, slice]]:
+def _slices(estimators: list[Resolved]) -> list[tuple[Resolved, slice]]:
     starts = [i for i, e in enumerate(estimators) if i == 0 or e != estimators[i - 1]]
     return [(estimators[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(estimators)], strict=True)]
 

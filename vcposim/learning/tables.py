@@ -8,7 +8,8 @@ Three families make logits from parameters theta (run, p):
 
 The score of a token is J(row, v) - E_pi J(row, .), J the Jacobian of the logits. A gradient sum c s needs only the sums
 of c on each (row, token) and one product with J; only norms of whole trajectories need more. For `Tabular` these are
-lookups; the others write one vector a trajectory, by one matrix product a run.
+lookups; `TwoLayer` has them from Gram matrices of a trajectory's tokens; the others write one vector a trajectory, by
+one matrix product a run.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from typing import Protocol
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.problems.policies import log_softmax
+from vcposim.learning.optimizers import Moments, adam_direction
+from vcposim.problems.policies import log_and_softmax, log_softmax
 
 
 class Family(Protocol):
@@ -99,14 +101,24 @@ class Linear:
         return np.einsum("rtv,tvp->rp", weight, self.feature)
 
 
+FIT_STEP = 0.02
+"""Adam's step size in a network's supervised start"""
+
+
 @dataclass(frozen=True)
 class TwoLayer:
-    """logit[row] = tanh(x[row] W1) W2, no biases: inputs `x` (rows, d), `hidden` units, V tokens; theta = (W1, W2)."""
+    """logit[row] = tanh(x[row] W1) W2, no biases: inputs `x` (rows, d), `hidden` units, V tokens; theta = (W1, W2).
+
+    The start is the least-squares second layer behind a fixed random first one. With about as many rows as hidden
+    units that has huge weights, which the smallest step upsets, and with more it is far from what was asked for: `fit`
+    steps of Adam on the cross-entropy, from a second layer of zeros, move both layers instead (supervised fine-tuning).
+    """
 
     x: Array
     hidden: int
     vocabulary: int
     orthogonal: bool = False
+    fit: int = 0
 
     def _split(self, theta: Array) -> tuple[Array, Array]:
         d = self.x.shape[1]
@@ -114,12 +126,19 @@ class TwoLayer:
         return theta[:, :cut].reshape(-1, d, self.hidden), theta[:, cut:].reshape(-1, self.hidden, self.vocabulary)
 
     def parameters(self, logit: Array) -> Array:
-        """A fixed random first layer, and the least-squares second one."""
+        """A fixed random first layer and the least-squares second one, or both after `fit` steps of Adam."""
         first = np.random.default_rng(0).standard_normal((self.x.shape[1], self.hidden)) / np.sqrt(self.x.shape[1])
         active = np.tanh(self.x @ first)
         goal = logit - logit.mean(axis=1, keepdims=True)
         second = np.linalg.lstsq(active, goal, rcond=None)[0]
-        return np.concatenate([first.reshape(-1), second.reshape(-1)])
+        if not self.fit:
+            return np.concatenate([first.reshape(-1), second.reshape(-1)])
+        theta = np.concatenate([first.reshape(-1), 0 * second.reshape(-1)])[None]
+        wanted, memory = log_and_softmax(logit)[1][None], Moments.zeros(theta.shape)
+        for _ in range(self.fit):
+            uphill = self.pull_back(theta, wanted - log_and_softmax(self.logit(theta))[1])
+            theta = theta + FIT_STEP * adam_direction(memory, uphill)
+        return theta[0]
 
     def logit(self, theta: Array) -> Array:
         """See `Family`."""
@@ -139,9 +158,24 @@ class TwoLayer:
         """See `Family`: back-propagation."""
         first, second = self._split(theta)
         active = np.tanh(self.x @ first)
-        outer = np.einsum("rth,rtv->rhv", active, weight)
-        inner = np.einsum("td,rth->rdh", self.x, (weight @ np.swapaxes(second, 1, 2)) * (1 - active**2))
+        outer = np.swapaxes(active, 1, 2) @ weight
+        inner = self.x.T @ ((weight @ np.swapaxes(second, 1, 2)) * (1 - active**2))
         return np.concatenate([inner.reshape(len(theta), -1), outer.reshape(len(theta), -1)], axis=-1)
+
+    def sq_norm(self, theta: Array, row: Array, push: Array) -> Array:
+        """||sum_t sum_v push_tv J(row_t, v)||^2: (run, p), (run, i, time), (run, i, time, V) -> (run, i).
+
+        With hidden values a_t and what arrives there u_t = (push_t W2^T) (1 - a_t^2), the gradient is (sum_t x_t u_t^T,
+        sum_t a_t push_t^T), and its square is a sum over pairs of tokens:
+        sum_{t, t'} <x_t, x_t'> <u_t, u_t'> + <a_t, a_t'> <push_t, push_t'>.
+        """
+        first, second = self._split(theta)
+        active = np.tanh(self.x @ first)
+        hidden = active[np.arange(len(theta))[:, None, None], row]
+        arriving = (push @ np.swapaxes(second, 1, 2)[:, None]) * (1 - hidden**2)
+        gram = lambda y: y @ np.swapaxes(y, -1, -2)  # noqa: E731
+        inputs = gram(self.x)[row[..., :, None], row[..., None, :]]
+        return np.sum(inputs * gram(arriving) + gram(hidden) * gram(push), axis=(-2, -1))
 
 
 def gradient(family: Family, theta: Array, prob: Array, weight: Array) -> Array:
@@ -208,11 +242,24 @@ class TableScores:
 
     def sq_norm(self, weight: Array) -> Array:
         """||weight_i s_i||^2, or ||sum_t weight_it s_it||^2: -> (run, group, n)."""
+        if isinstance(self.family, TwoLayer):
+            return self.family.sq_norm(self.theta, *self._pushes(weight)).reshape(self.sample_shape)
         if not self.family.orthogonal:
             return np.sum(self._vectors(weight) ** 2, axis=-1)
         if weight.ndim < self.cell.ndim:
             return weight * weight * np.sum(self._token_sq_norm, axis=-1)
         return np.sum(weight * weight * self._token_sq_norm, axis=-1)
+
+    def _pushes(self, weight: Array) -> tuple[Array, Array]:
+        # rows passed and w_t (e_token - pi(row)) on their logits: (run, group n, time), (run, group n, time, V)
+        run, _, _, time = self.cell.shape
+        rows, vocabulary = self.prob.shape[1:]
+        cell = self.cell.reshape(run, -1, time) - np.arange(run)[:, None, None] * (rows * vocabulary)
+        row, token = cell // vocabulary, cell % vocabulary
+        push = -self.prob[np.arange(run)[:, None, None], row]
+        np.put_along_axis(push, token[..., None], np.take_along_axis(push, token[..., None], -1) + 1, -1)
+        weight = np.broadcast_to(weight[..., None] if weight.ndim < self.cell.ndim else weight, self.cell.shape)
+        return row, push * weight.reshape(run, -1, time)[..., None]
 
     def combine(self, weight: Array) -> Array:
         """sum_i weight_i s_i of each group: -> (run, group, p)."""

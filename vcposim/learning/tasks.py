@@ -35,6 +35,8 @@ class Task:
     row: Array
     logit: Array
     noise: float
+    inputs: Array | None = None
+    """what a network sees of each row: (rows, d); None for fixed random inputs"""
 
     def __post_init__(self) -> None:
         length, states, vocabulary = self.chain.shape
@@ -176,6 +178,28 @@ def _contextual(contexts: int, arms: int, probability: float) -> Task:
     return Task(chain, closed_loop(chain), warm(arms, favored, probability), 0.3)
 
 
+def many_prompts(
+    prompts: int, length: int = 8, vocabulary: int = 8, probability: float = 0.8, noise: float = 0.3, seed: int = 0
+) -> Task:
+    """Each of `prompts` prompts has one right string of its own, drawn once by `seed`; reward 1 for it.
+
+    A row is a (position, prompt): a prompt is known, its own past is not. A network sees the prompt and the position,
+    each one-hot, so that prompts share all parameters behind their own input: what one prompt teaches moves the others.
+    """
+    if prompts < 1:
+        raise InputError(f"prompts: {prompts} is not positive; use 1 or more")
+    answer = np.random.default_rng([seed, prompts]).integers(vocabulary, size=(prompts, length))
+    # states: prompt g and right so far, g; prompt g and failed, prompts + g
+    to = np.repeat(prompts + np.arange(prompts * 2)[None, :, None] % prompts, length, axis=0).repeat(vocabulary, axis=2)
+    place, g = np.arange(length)[:, None], np.arange(prompts)
+    to[place, g, answer.T] = g
+    reward = (np.arange(2 * prompts) < prompts).astype(float)
+    chain = TokenChain(to, reward, np.zeros(2 * prompts, bool), g, np.full(prompts, 1 / prompts))
+    row = place * prompts + np.arange(2 * prompts) % prompts
+    inputs = np.concatenate([np.tile(np.eye(prompts), (length, 1)), np.repeat(np.eye(length), prompts, axis=0)], axis=1)
+    return Task(chain, row, warm(vocabulary, answer.T.reshape(-1, 1).tolist(), probability), noise, inputs)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "exact_match_8": lambda: _matching(8, 8, 1, 0.65),
     "exact_match_16": lambda: _matching(16, 16, 1, 0.8),
@@ -183,6 +207,9 @@ TASKS: dict[str, Callable[[], Task]] = {
     "partial_credit": lambda: _partial(8, 8, 0.2),
     "modular_sum": lambda: _modular(4, 8, 8),
     "contextual_bandit": lambda: _contextual(8, 16, 0.1),
+    "prompts_4": lambda: many_prompts(4),
+    "prompts_16": lambda: many_prompts(16),
+    "prompts_64": lambda: many_prompts(64),
 }
 """name -> task; `exact_match_T` has T tokens out of T and one right answer"""
 
@@ -194,11 +221,19 @@ def task(name: str) -> Task:
     return TASKS[name]()
 
 
-def network(problem: Task, inputs: int = 5, hidden: int = 16) -> TwoLayer:
-    """A small network for a task: each row of the table is a fixed random input, all rows share both layers.
+SUPERVISED = 300
+"""steps of the supervised start of a network whose rows outnumber its hidden units"""
 
-    With fewer inputs than rows, what is learned for one position spills over to the others: updates interfere, which
-    is what makes a policy lose what it knew.
+
+def network(problem: Task, inputs: int = 5, hidden: int | None = None) -> TwoLayer:
+    """A small network for a task: each row of the table is an input, all rows share both layers.
+
+    Without inputs of the task's own, a row has `inputs` fixed random numbers. With fewer inputs than rows, what is
+    learned for one position spills over to the others: updates interfere, which is what makes a policy lose what it
+    knew. `hidden` is 16, and 32 for a task with inputs of its own, whose start is then fitted to both layers.
     """
-    x = np.random.default_rng(0).standard_normal((problem.logit.shape[0], inputs))
-    return TwoLayer(x, hidden, problem.logit.shape[1])
+    rows, vocabulary = problem.logit.shape
+    if problem.inputs is not None:
+        return TwoLayer(problem.inputs, hidden or 32, vocabulary, fit=SUPERVISED)
+    x = np.random.default_rng(0).standard_normal((rows, inputs))
+    return TwoLayer(x, hidden or 16, vocabulary)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr
 
 from vcposim.arrays import Array
 from vcposim.errors import InputError
@@ -91,7 +91,7 @@ def log_normal(mean: float, sd: float, max_tokens: int = LONGEST, correlation: f
 
     def cdf(m: Array) -> Array:
         z = (_log(m) - center) / spread if spread else np.where(np.asarray(m) >= mean, np.inf, -np.inf)
-        return _capped(stats.norm.cdf(z), m, max_tokens)
+        return _capped(ndtr(z), m, max_tokens)
 
     name = f"log-normal, mean {mean:g}, sd {sd:g}"
     return Lengths(name, draw, cdf, max_tokens, independent=correlation == 0)

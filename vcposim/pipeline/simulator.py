@@ -32,7 +32,7 @@ pipelines are paired, and adding workers does not move the draws.
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from heapq import heapify, heappop, heappush, heapreplace
 
 import numpy as np
@@ -40,6 +40,7 @@ import numpy as np
 from vcposim.arrays import Array
 from vcposim.errors import InputError, unknown_name
 from vcposim.pipeline.lengths import Lengths
+from vcposim.results import Records, Result
 
 ADMISSIONS = ("wait", "pace", "drop")
 BATCHINGS = ("continuous", "static")
@@ -163,7 +164,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Result):
     """Throughput and staleness, once a pipeline runs."""
 
     seconds: float
@@ -189,6 +190,11 @@ class Outcome:
     def share_above(self, lag: int) -> float:
         """Share of trained responses that lag more than that."""
         return float(self.lag_share[lag + 1 :].sum())
+
+    def records(self) -> Records:
+        """One row: every number but the law of the lag, of which the mean stands."""
+        numbers = {f.name: float(getattr(self, f.name)) for f in fields(self) if f.name != "lag_share"}
+        return Records([numbers | {"mean_lag": self.mean_lag}])
 
 
 def simulate(pipeline: Pipeline, steps: int, rng: np.random.Generator) -> Trace:

@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
-from scipy.optimize import brentq
 
 from vcposim.arrays import Array
 from vcposim.errors import InputError
@@ -222,4 +221,6 @@ def drifted_to(
     low = high / 2
     while excess(low) > 0:
         low /= 2
+    from scipy.optimize import brentq  # here because it takes longer to load than all else that a bandit needs
+
     return moved(policy, direction, float(brentq(excess, low, high, xtol=1e-14, rtol=1e-13)))

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from llm_bridge.groups import Groups  # noqa: E402
+from llm_bridge.loss import mean_coefficient  # noqa: E402
 from llm_bridge.ratios import trajectory_batch  # noqa: E402
 from llm_bridge.scores import score_sq_norms_loop  # noqa: E402
-from llm_bridge.surrogate import mean_coefficient  # noqa: E402
 from llm_bridge.training import Trainer, gradient  # noqa: E402
 from llm_bridge.training.gradient import Former  # noqa: E402
 from tests.llm_bridge.training.toys import trainer  # noqa: E402

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 
 from tests.kit.rivals import GROUP, PROMPTS, TIME, draw
+from tests.kit.statistical import assert_near, near
 from vcposim.baselines import SPECIAL_BASELINES
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import CATALOGUE, STEP_RULES, cite
 from vcposim.catalogue.references import REFERENCES
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
+from vcposim.surrogates import Penalized
 from vcposim.weights import Weighting
 
 HOSTS = {
     "sequence_is": "reinforce",
     "topr": "reinforce",
+    "prefix_is": "reinforce",
     "sequence_is_leave_one_out": "rloo",
     "sequence_is_opob_leave_one_out": "on_policy_optimal_leave_one_out",
     "vcpo_leave_one_out": "on_policy_optimal_leave_one_out",
@@ -38,6 +41,8 @@ HOSTS = {
             *("ppo_clip", "clip_higher", "dual_clip", "decoupled_ppo", "topr_centered"),
             *("dppo_binary_tv", "dppo_binary_kl", "dppo_binary_kl_anchor", "dppo_symmetric_tv"),
             *("gipo", "vespo", "vespo_docstring"),
+            *("sapo", "luspo", "drpo", "prime_rl_ipo", "kimi_k15", "kimi_k15_token", "ctpo", "ctpo_released"),
+            *("cppo", "kpo", "max_k3_mask", "p3o", "p3o_released", "p4o", "bapo"),
         ],
         "dr_grpo",
     ),
@@ -53,14 +58,19 @@ HOST_APART = {
 }
 """rival -> a named estimator and what divides it where pi = mu"""
 
-OWN_HOST = {"vcpo_truncation_aware", "leverage_damped_mean", "vcpo_released_median", "vcpo_released_winsorized"}
+OWN_HOST = {
+    *("vcpo_stratified", "vcpo_truncation_aware", "leverage_damped_mean"),
+    *("vcpo_released_median", "vcpo_released_winsorized"),
+}
 """rivals whose value where pi = mu has no name in the catalogue"""
 
 ON_POLICY_METHODS = {
     *("reinforce", "grpo", "grpo_length", "dr_grpo", "rloo", "opo"),
-    *("on_policy_optimal", "on_policy_optimal_leave_one_out", "otb_on_policy", "shrinkage", "shrinkage_in_sample"),
+    *("on_policy_optimal", "on_policy_optimal_leave_one_out", "otb_on_policy", "otb_on_policy_zero_tail"),
+    *("shrinkage", "shrinkage_in_sample"),
     *("reinforce_plus_plus", "reinforce_plus_plus_baseline"),
     *("reinforce_plus_plus_token", "reinforce_plus_plus_baseline_token", "asymre", "tba"),
+    *("delta_l", "maxrl"),
 }
 """estimators that ignore the ratio"""
 
@@ -94,7 +104,7 @@ def test_lag_zero_is_the_host(name, host):
     for seed in SEEDS:
         batch = on_policy(seed)
         rival, hosted = (per_token(CATALOGUE[key].estimator.coefficients(batch), batch) for key in (name, host))
-        np.testing.assert_allclose(rival, hosted, rtol=0, atol=1e-12)
+        assert_near(rival, hosted)
         assert np.abs(hosted).max() > 0.1
 
 
@@ -104,7 +114,7 @@ def test_lag_zero_is_the_host_up_to_a_divisor(name, host):
         batch = on_policy(seed)
         rival = per_token(CATALOGUE[name].estimator.coefficients(batch), batch)
         hosted = CATALOGUE[host[0]].estimator.coefficients(batch) / divisor(host[1], batch)
-        np.testing.assert_allclose(rival, per_token(hosted, batch), rtol=0, atol=1e-12)
+        assert_near(rival, per_token(hosted, batch))
 
 
 @pytest.mark.parametrize("name", sorted(set(CATALOGUE) - ON_POLICY_METHODS))
@@ -115,7 +125,7 @@ def test_lag_zero_is_what_the_entry_says(name):
     for seed in SEEDS:
         batch = on_policy(seed)
         rival, hosted = (per_token(e.coefficients(batch), batch) for e in (entry.estimator, entry.host))
-        np.testing.assert_allclose(rival, hosted, rtol=0, atol=1e-12)
+        assert_near(rival, hosted)
 
 
 @pytest.mark.parametrize("name", sorted(set(CATALOGUE) - ON_POLICY_METHODS))
@@ -125,7 +135,9 @@ def test_under_lag_a_rival_is_not_its_host(name):
     rival, hosted = (per_token(e.coefficients(batch), batch) for e in (entry.estimator, entry.host))
     if name == "pareto_smoothed":  # too few samples to fit a tail: it is self-effacing, and then equals sequence IS
         hosted = per_token(Estimator(Weighting("importance"), "group_mean").coefficients(batch), batch)
-        np.testing.assert_allclose(rival, hosted, rtol=1e-12)
+        assert_near(rival, hosted, scale=0)
+    elif name == "kpo":  # at its released noise the filter passes next to nothing of five tokens
+        assert 0 < np.abs(rival - hosted).max() < 1e-3
     else:
         assert np.abs(rival - hosted).max() > 1e-3
 
@@ -228,7 +240,7 @@ def test_every_library_gives_the_same_numbers(name, library):
     estimator, sample = CATALOGUE[name].estimator, draw(0)
     expected = estimator.coefficients(sample.batch())
     found = estimator.coefficients(sample.batch(convert=xp.asarray))
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-11, atol=1e-12)
+    assert_near(np.asarray(found), expected)
 
 
 @pytest.mark.parametrize("size", [50.0, 2000.0])
@@ -250,15 +262,17 @@ def test_a_group_of_equal_rewards_and_padding_of_any_kind(name):
     equal = sample.batch(reward=np.full((PROMPTS, GROUP), 0.7), reference_log_ratio=np.zeros((PROMPTS, GROUP)))
     c = estimator.coefficients(equal)
     assert np.isfinite(c).all()
-    if CATALOGUE[name].shift_invariant and name != "asymre":
+    if CATALOGUE[name].shift_invariant and name != "asymre" and not isinstance(estimator.surrogate, Penalized):
         assert np.abs(c).max() < 1e-11  # grpo divides rounding of the mean by its epsilon of 1e-4
 
 
 def test_whitening_is_a_standard_score_over_the_batch():
     batch = on_policy(0)
     found = CATALOGUE["reinforce_plus_plus"].estimator.coefficients(batch)
-    np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-7)
-    np.testing.assert_allclose(found, (batch.reward - batch.reward.mean()) / batch.reward.std(), rtol=1e-6)
+    epsilon = CATALOGUE["reinforce_plus_plus"].estimator.epsilon
+    spread = batch.reward.std()
+    assert_near([found.mean(), found.std()], [0, spread / (spread + epsilon)])
+    assert_near(found, (batch.reward - batch.reward.mean()) / (spread + epsilon))
 
 
 def test_token_whitening_counts_a_response_once_per_token():
@@ -266,7 +280,46 @@ def test_token_whitening_counts_a_response_once_per_token():
     length = batch.token_mask.sum(-1).astype(int)
     values = np.repeat(batch.reward.reshape(-1), length.reshape(-1))
     found = CATALOGUE["reinforce_plus_plus_token"].estimator.coefficients(batch)
-    np.testing.assert_allclose(found, (batch.reward - values.mean()) / values.std(), rtol=1e-6)
+    epsilon = CATALOGUE["reinforce_plus_plus_token"].estimator.epsilon
+    assert_near(found, (batch.reward - values.mean()) / (values.std() + epsilon))
+
+
+def test_zero_tail_is_otb_but_where_one_response_is_alone():
+    batch = on_policy(0)
+    mask = batch.token_mask > 0
+    alone = mask.sum(axis=-2, keepdims=True) == 1
+    assert np.any(alone & mask)
+    plain, kept = (CATALOGUE[f"otb_on_policy{x}"].estimator.coefficients(batch) for x in ("", "_zero_tail"))
+    expected = np.where(alone & mask, batch.reward[..., None], plain)
+    np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-12)
+    assert np.abs(kept - plain).max() > 0.1
+
+
+def test_stratified_opob_written_as_loops():
+    """Reward levels share the batch's mean of w^2 ||s||^2: two prompts of three, one of them twice as heavy."""
+    reward = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    ratio = np.array([[0.5, 2.0, 1.0], [3.0, 0.25, 20.0]])
+    score = np.random.default_rng(0).normal(size=(2, 3, 4))
+    batch = Batch(reward=reward, log_ratio=np.log(ratio), scores=DenseScores(score), grouped=True)
+    weight = np.minimum(ratio, 8) ** 2 * (score**2).sum(-1)
+    level = {r: weight[reward == r].mean() for r in (0.0, 1.0)}
+    expected = [[sum(level[r] * r for r in row) / sum(level[r] for r in row)] for row in reward]
+    found = CATALOGUE["vcpo_stratified"].estimator.baseline_value(batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    alone = Batch(reward=reward[:1], log_ratio=np.log(ratio[:1]), scores=DenseScores(score[:1]), grouped=True)
+    opob, own = (CATALOGUE[name].estimator.baseline_value(alone) for name in ("vcpo", "vcpo_stratified"))
+    np.testing.assert_allclose(own, opob, rtol=1e-12)  # one group has nobody to share with
+    assert np.abs(found[0] - opob[0]) > 0.01
+
+
+def test_stratified_opob_survives_log_ratios_of_a_thousand():
+    log_ratio = np.array([[1000.0, -1000.0, 0.0], [1000.0, 0.0, -5.0]])
+    score = np.random.default_rng(0).normal(size=(2, 3, 4))
+    batch = Batch(
+        reward=np.array([[1.0, 0, 0], [1.0, 1, 0]]), log_ratio=log_ratio, scores=DenseScores(score), grouped=True
+    )
+    value = Estimator(Weighting("importance"), "opob_stratified").baseline_value(batch)
+    np.testing.assert_allclose(value, 1.0)  # all the weight of a level lies on successes
 
 
 def test_shrinkage_is_the_paper_formula_written_as_loops():
@@ -282,13 +335,13 @@ def test_shrinkage_is_the_paper_formula_written_as_loops():
         for j in range(m):
             expected[i, j] = (1 - share) * np.delete(reward[i], j).mean() + share * center
     found = Estimator(Weighting("none"), "shrinkage").baseline_value(on_policy(0))
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert_near(found, expected, scale=0)
 
 
 def test_shrinkage_of_one_prompt_is_leave_one_out():
     batch = Batch(reward=np.array([[1.0, 0.0, 2.0]]), log_ratio=np.zeros((1, 3)), grouped=True)
     found, rloo = (CATALOGUE[name].estimator.coefficients(batch) for name in ("shrinkage", "rloo"))
-    np.testing.assert_allclose(found, rloo)
+    assert_near(found, rloo, scale=0)
 
 
 def test_in_sample_shrinkage_written_as_loops():
@@ -298,7 +351,7 @@ def test_in_sample_shrinkage_written_as_loops():
     share = error / (error + mean.var())
     expected = (1 - share) * mean + share * mean.mean()
     found = Estimator(Weighting("none"), "shrinkage_in_sample").baseline_value(batch)
-    np.testing.assert_allclose(found[..., 0], expected, rtol=1e-12)
+    assert_near(found[..., 0], expected, scale=0)
 
 
 def test_prompts_without_samples_do_not_count_in_the_batch():
@@ -308,11 +361,11 @@ def test_prompts_without_samples_do_not_count_in_the_batch():
     batch = Batch(reward=reward, log_ratio=reward * 0, measure=measure, unit=unit, grouped=True)
     for name, expected in (("batch_mean", (0.5 + 4.0) / 2),):
         found = Estimator(Weighting("none"), name).baseline_value(batch)
-        np.testing.assert_allclose(found, expected)
+        assert_near(found, expected, scale=0)
     loo = Estimator(Weighting("none"), "shrinkage").baseline_value(batch)
     # one other prompt: its spread is 0, so lam = (n - 1) / n = 1/2 of its mean
-    np.testing.assert_allclose(loo[0, :2], 0.5 * np.array([0.0, 1.0]) + 0.5 * 4.0)
-    np.testing.assert_allclose(loo[1], 0.5 * np.array([5.0, 4.0, 3.0]) + 0.5 * 0.5)
+    assert_near(loo[0, :2], 0.5 * np.array([0.0, 1.0]) + 0.5 * 4.0, scale=0)
+    assert_near(loo[1], 0.5 * np.array([5.0, 4.0, 3.0]) + 0.5 * 0.5, scale=0)
 
 
 def optimal_token_baseline_loops(batch, weight, outside):
@@ -336,7 +389,7 @@ def test_the_optimal_token_baseline_written_as_loops(name):
     batch = draw(0).batch()
     weight = np.ones((PROMPTS, GROUP, TIME)) if name == "otb_on_policy" else np.minimum(np.exp(batch.log_ratio), 2.0)
     expected = optimal_token_baseline_loops(batch, weight, outside=name == "otb_outside")
-    np.testing.assert_allclose(CATALOGUE[name].estimator.baseline_value(batch), expected, rtol=1e-12)
+    assert_near(CATALOGUE[name].estimator.baseline_value(batch), expected, scale=0)
 
 
 def test_the_longest_response_alone_gets_no_gradient_from_otb():
@@ -351,7 +404,7 @@ def test_the_longest_response_alone_gets_no_gradient_from_otb():
         scores=None,
     )
     c = CATALOGUE["otb_on_policy"].estimator.coefficients(batch)
-    np.testing.assert_allclose(c, [[[0.5, 0.5, 0.0], [-0.5, -0.5, 0.0]]])
+    assert_near(c, [[[0.5, 0.5, 0.0], [-0.5, -0.5, 0.0]]], scale=0)
 
 
 def test_the_token_energy_is_the_squared_norm_of_the_logit_score():
@@ -362,7 +415,7 @@ def test_the_token_energy_is_the_squared_norm_of_the_logit_score():
     batch = sample.batch()
     energy = 1 - 2 * np.exp(batch.log_prob) + batch.collision
     keep = sample.mask > 0
-    np.testing.assert_allclose(energy[keep], (score**2).sum(-1)[keep], rtol=1e-12)
+    assert_near(energy[keep], (score**2).sum(-1)[keep], scale=0)
 
 
 def lower_quantile(values, weights, q):
@@ -384,7 +437,7 @@ def test_aggregations_of_the_released_code_written_with_a_sort(seed):
         assert median[g, 0] == lower_quantile(batch.reward[g], weight[g], 0.5)
         low, high = (lower_quantile(batch.reward[g], weight[g], q) for q in (0.05, 0.95))
         held = np.clip(batch.reward[g], low, high)
-        assert winsorized[g, 0] == pytest.approx((weight[g] * held).sum() / weight[g].sum(), rel=1e-12)
+        assert winsorized[g, 0] == near((weight[g] * held).sum() / weight[g].sum())
 
 
 def test_a_penalty_is_a_reward():
@@ -468,10 +521,10 @@ def test_what_the_entry_says_of_its_mean_holds_exactly(name):
         exact_mean(entry.estimator, *all_groups(log_pi, log_mu, reward, size)) for log_mu in (log_pi, np.log(mu))
     )
     if entry.unbiased == "always":
-        np.testing.assert_allclose(off, gradient, atol=1e-14)
-    else:
+        assert_near(off, gradient)
+    elif name != "prefix_is":  # which is sequence_is for responses of one token; of two it is not, see test_surrogates
         assert np.abs(off - gradient).max() > 1e-3
     if entry.unbiased == "always" or entry.unbiased == "only on policy (pi = mu)":
-        np.testing.assert_allclose(on, gradient, atol=1e-14)
+        assert_near(on, gradient)
     if "(1 - 1/n)" in entry.unbiased:
-        np.testing.assert_allclose(on, (1 - 1 / size) * gradient, atol=1e-14)
+        assert_near(on, (1 - 1 / size) * gradient)

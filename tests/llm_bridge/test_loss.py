@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from llm_bridge.loss import mean_coefficient, surrogate  # noqa: E402
 from llm_bridge.ratios import trajectory_batch  # noqa: E402
-from llm_bridge.surrogate import mean_coefficient, surrogate  # noqa: E402
 from tests.kit.statistical import assert_rounding_only  # noqa: E402
 from vcposim.batch import Batch, DenseScores  # noqa: E402
 from vcposim.catalogue import entry  # noqa: E402
