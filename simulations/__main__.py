@@ -30,6 +30,7 @@ from simulations.runner import (
     sweep,
     write_atomically,
 )
+from vcposim.commands.logs import quiet_libraries
 from vcposim.errors import InputError
 
 PROGRAM = "python -m simulations"
@@ -107,7 +108,8 @@ def main(arguments: Sequence[str] | None = None, experiments: Mapping[str, Exper
             return list_command(known)
         if options.command == "report":
             return report_command(options, known)
-        return run_command(options, known, [*PROGRAM.split(), *arguments])
+        with quiet_libraries(PROGRAM):
+            return run_command(options, known, [*PROGRAM.split(), *arguments])
     except InputError as error:
         say(f"error: {error}")
     except OSError as error:

@@ -102,7 +102,7 @@ def ranking(
 def panel(title: str, xlabel: str, ylabel: str, parts: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """One pair of axes.
 
-    `xscale`, `yscale` ("linear", "log"), `xlim`, `ylim`, `ticks` (values on x), `vlines` and `hlines` (reference values),
+    `xscale`, `yscale` ("linear", "log"), `xlim`, `ylim`, `ticks` (values on x), `vlines`, `hlines` (reference values),
     `order` (names, top to bottom: makes it a ranking), `diagonal` (the line y = x; a number widens it to a band).
     """
     return {"title": title, "xlabel": xlabel, "ylabel": ylabel, "series": list(parts), **more}

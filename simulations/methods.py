@@ -104,10 +104,10 @@ def trace(
     learner = Learner(problem, runs, family=family or network(problem), **options)
     kept: dict[str, list[Array]] = {f.name: [] for f in fields(Record) if f.name != "step"}
     for record in learner.updates(updates):
-        for name, series in kept.items():
+        for name, held in kept.items():
             seen = getattr(record, name)
-            series.append(seen if seen is not None else series[-1] if series else None)
-    found = {name: np.stack(series) for name, series in kept.items() if series[0] is not None}
+            held.append(seen if seen is not None else held[-1] if held else None)
+    found = {name: np.stack(held) for name, held in kept.items() if held[0] is not None}
     found["step_size"] = np.array([run.step_size for run in runs])
     found["max_lag"] = np.array([float(run.lag.k) for run in runs])
     return found

@@ -207,11 +207,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# --- aggregates as the field reads them ---------------------------------------------------------------------------------
+# --- aggregates as the field reads them -------------------------------------------------------------------------------
 
 
 def interquartile_mean(values: Iterable[float]) -> float:
-    """Mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264: less noisy than a median, less moved than a mean).
+    """Mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264): steadier than a median, less moved than a mean.
 
     >>> interquartile_mean([0, 1, 2, 3, 4, 5, 6, 100])
     3.5

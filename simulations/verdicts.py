@@ -217,7 +217,7 @@ def _judged(rule: Rule, comparison: Comparison, p: float | None) -> dict[str, An
         "seeds": e.seeds,
         "p": p,
         "distance": distance if math.isfinite(distance) else None,
-        "needed": e.needed(rule.boundary) if word == "undecided" else None,
+        "needed": max(needed, e.seeds + 1) if word == "undecided" and (needed := e.needed(rule.boundary)) else None,
         "power": None if e.exact or not rule.margin else e.power(rule.boundary, truth),
     }
 

@@ -10,6 +10,7 @@ Nothing else in the project knows what an estimator is. NumPy multiplies `c` wit
 `(c.detach() * log_prob).sum()`, proofs run this function on symbols.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vcposim.arrays import (
@@ -139,10 +140,89 @@ class Estimator:
 
     def require(self, group_size: int) -> None:
         """Refuse a group too small for the baseline, before any work: `InputError` names both."""
-        if group_size < 1:
-            raise InputError(f"group_size: {group_size} is not positive; use 1 or more")
+        require_group(group_size)
         if self.baseline in NEEDS_TWO and group_size < 2:
             raise InputError(f"group_size: 1 leaves nobody for baseline {self.baseline!r}; use 2 or more")
+
+
+@dataclass(frozen=True)
+class FunctionEstimator:
+    """Anyone's function of a `Batch` as an estimator: the protocol by which yours goes through every part.
+
+    `function` returns one coefficient a sample (..., n) or one a token (..., n, t). Samples are the last axis of the
+    rewards; whatever axes precede it are groups that do not see each other, so reduce over the last one only.
+
+    `needs` says what it reads besides rewards, log-ratios of trajectories (..., n), lengths and scores; for `tokens`,
+    log-ratios are those of tokens (..., n, t). Other names are optional fields of `Batch`. `exchangeable` promises that
+    the order of samples does not matter: then exact moments run over multisets of outcomes, far fewer than orders. Both
+    may be written on the function itself, `mine.needs = ("tokens",)`, which is where `estimator_of` looks.
+
+    Raises `InputError` for an unknown need, and where a batch lacks a need or coefficients have another shape.
+    """
+
+    function: Callable[[Batch], Array]
+    needs: frozenset[str] = frozenset()
+    exchangeable: bool = False
+
+    def __post_init__(self) -> None:
+        for need in sorted(self.needs - NEEDS):
+            raise unknown_name("needs", need, NEEDS)
+
+    def coefficients(self, batch: Batch) -> Array:
+        """What the function says of a batch that has all it needs: (..., n) or (..., n, t)."""
+        for need in sorted(self.needs):
+            batch.require(need)
+        c, want = self.function(batch), tuple(batch.reward.shape)
+        got = tuple(getattr(c, "shape", ()))
+        if got != want and not (got[:-1] == want and batch.per_token):
+            raise InputError(
+                f"estimator: {self.name} returned coefficients of shape {got} for rewards {want}; return one a sample, "
+                "or one a token if it needs tokens"
+            )
+        return c
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def require(self, group_size: int) -> None:
+        """Refuse a group without samples."""
+        require_group(group_size)
+
+
+NEEDS = frozenset(
+    {"tokens", "length", "scores", "log_prob", "collision", "anchor_log_ratio", "reference_log_ratio", "grouped"}
+    | {"population_baseline"}
+)
+"""all that `Estimator.needs` may hold"""
+
+Resolved = Estimator | FunctionEstimator
+"""has `coefficients`, `needs` and `require`"""
+
+AnyEstimator = Resolved | Callable[[Batch], Array]
+"""what may be measured: see `estimator_of`"""
+
+
+def estimator_of(given: AnyEstimator) -> Resolved:
+    """An estimator from an estimator or from a function of a `Batch`, whose `needs` and `exchangeable` are looked up.
+
+    Raises `InputError` for anything else; names are resolved by `vcposim.catalogue`.
+    """
+    if isinstance(given, Estimator | FunctionEstimator):
+        return given
+    if not callable(given):
+        raise InputError(f"estimator: {given!r} is no Estimator and no function of a Batch")
+    needs = getattr(given, "needs", ())
+    return FunctionEstimator(
+        given, frozenset([needs] if isinstance(needs, str) else needs), bool(getattr(given, "exchangeable", False))
+    )
+
+
+def require_group(group_size: int) -> None:
+    """Refuse a group without samples."""
+    if group_size < 1:
+        raise InputError(f"group_size: {group_size} is not positive; use 1 or more")
 
 
 def group_std(reward: Array, measure: Array) -> Array:

@@ -79,7 +79,8 @@ def _rivals(records: list[Record], lag: int) -> Question:
     return Question(
         "rivals_collapse",
         "C13",
-        f"at one common step size ({STEP_SIZE:g}, lag {lag}) every rival and simple control collapses more often than VCPO",
+        f"at one common step size ({STEP_SIZE:g}, lag {lag}) "
+        "every rival and simple control collapses more often than VCPO",
         Rule("rate of collapse, rival minus VCPO", ">", 0.0, RATE, "Agresti and Min's for pairs, over seeds"),
         [Comparison(name, lost_more(records, name, "VCPO")) for name in rivals],
         note=f"collapsed runs: {counts}",

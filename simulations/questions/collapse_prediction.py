@@ -7,16 +7,13 @@ random numbers differ) it has to see the danger in the run itself. Alarms are se
 on odd ones.
 """
 
-from typing import Any
-
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
-from simulations.drawing import canvas
+from simulations.drawing import ACCENT, INK, Plot, panel, plot, series
 from simulations.methods import METHODS, run_of, trace
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import DIFFERENCE, UNIT, Estimate, of_replicates, of_seeds
 from vcposim.arrays import Array
-from vcposim.commands.figures import ACCENT, INK, MUTED
 from vcposim.learning.collapse import (
     DETECTORS,
     NEVER,
@@ -47,6 +44,8 @@ KHAT_EVERY = 2
 """updates between two fits of k-hat: five in a detector's window; a fit costs as much as six updates of a run"""
 HORIZON = 30
 """updates ahead"""
+MATTERS = 0.05
+"""a difference of AUROC, or of the share of collapses announced, that matters"""
 TRIVIAL = ("step_size_times_lag", "low_reward")
 
 
@@ -100,118 +99,132 @@ def scores(records: list[Record]) -> tuple[Array, Array, dict[str, Array]]:
     return collapse, configuration, {n: np.array([r["detectors"][n] for r in records]).T for n in DETECTORS}
 
 
-def judged(records: list[Record]) -> dict[str, dict[str, Any]]:
-    """AUROC pooled and within configurations, and alarms, of each detector."""
+def aurocs(records: list[Record]) -> dict[str, dict[str, Auroc | None]]:
+    """AUROC of each detector, pooled and within configurations; the bootstrap resamples seeds."""
     collapse, configuration, seen = scores(records)
     landmarks = np.arange(EVERY - 1, records[0]["updates"] - 1, EVERY)
     case: Cases = cases(collapse, [int(x) for x in landmarks], HORIZON)
     at = case.landmark // EVERY
     within = configuration[case.run] * len(landmarks) + at
-    calibrate = np.array([r["seed"] % 2 == 0 for r in records])
-    coarse = np.where(collapse == NEVER, NEVER, collapse // EVERY)
+    unit = np.unique([r["seed"] for r in records], return_inverse=True)[1]
     return {
         name: {
-            "pooled": auroc(score[at, case.run], case, at),
-            "within": auroc(score[at, case.run], case, within),
-            "lead": lead_time(score, coarse, calibrate),
+            "pooled": auroc(score[at, case.run], case, at, unit=unit),
+            "within": auroc(score[at, case.run], case, within, unit=unit),
         }
         for name, score in seen.items()
     }
 
 
+def detections(records: list[Record], name: str) -> dict[int, float]:
+    """Share of collapses that an alarm announces, for each odd seed; its threshold is set on the even ones."""
+    collapse, _, seen = scores(records)
+    coarse = np.where(collapse == NEVER, NEVER, collapse // EVERY)
+    seed = np.array([r["seed"] for r in records])
+    found = {}
+    for s in sorted({int(s) for s in seed if s % 2}):
+        some = (seed % 2 == 0) | (seed == s)
+        lead = lead_time(seen[name][:, some], coarse[some], seed[some] % 2 == 0)
+        if lead is not None:
+            found[s] = lead.detected
+    return found
+
+
 def analyse(records: list[Record]) -> Analysis:
     """C12: ESS and gradient norms against the rest, pooled and within; and what an alarm is worth."""
-    found = judged(records)
+    found = aurocs(records)
+    seeds = len({r["seed"] for r in records})
     lost = sum(r["collapse"] is not None for r in records)
-    size = f"{len(records)} runs, {lost} collapsed"
     caption = (
         f"How well each number, seen now, tells which runs collapse within {HORIZON} updates: AUROC with 95% interval "
-        f"(0.5 is guessing), over all configurations (filled) and within one (open). {size}. Gray: what knows "
-        "nothing but the configuration, or the reward alone."
+        f"(seeds resampled; 0.5 is guessing), over all configurations and within one. {len(records)} runs of {seeds} "
+        f"seeds, {lost} collapsed. Step size times lag knows nothing but the configuration, low reward the reward alone."
     )
-    verdicts = [_claim(found, name, size) for name in ("low_ess", "gradient_norm")]
-    verdicts += [_against_others(found, size), _lead(found, size)]
-    return Analysis(verdicts, [Figure("auroc_of_detectors", draw, caption, alt=caption)])
+    asked = [_predicts(found, name, seeds) for name in ("low_ess", "gradient_norm")]
+    asked += [_best(found, seeds), _alarm(records)]
+    return Analysis(judge(asked), [Figure("auroc_of_detectors", figure(found, seeds), caption, alt=caption)])
 
 
-def _claim(found: dict[str, dict[str, Any]], name: str, size: str) -> Verdict:
-    pooled, within = found[name]["pooled"], found[name]["within"]
-    best = max(DETECTORS, key=lambda n: _value(found[n]["within"]))
+def _estimate(a: Auroc | None, seeds: int) -> Estimate | None:
+    if a is None:
+        return None
+    known = a.replicate[np.isfinite(a.replicate)]
+    return of_replicates(a.value, known, seeds, bounds=UNIT)
+
+
+def _predicts(found: dict[str, dict[str, Auroc | None]], name: str, seeds: int) -> Question:
     words = {"low_ess": "ESS", "gradient_norm": "the gradient norm"}
-    predicts = [a is not None and a.low > 0.5 for a in (pooled, within)]
-    word = "holds" if all(predicts) else "holds if" if any(predicts) else "fails"
-    others = "; ".join(f"{n} {found[n]['pooled']} / {found[n]['within']}" for n in DETECTORS if n != name)
-    return Verdict(
+    kinds = {"pooled": "configurations pooled", "within": "within a configuration"}
+    return Question(
+        f"{name}_predicts",
         "C12",
         f"{words[name]} foretells collapse better than guessing",
-        word,
-        f"AUROC pooled {pooled} / within a configuration {within}; best within: {best}. Others: {others} ({size})",
-        ("configurations are pooled" if predicts[0] else "the configuration is fixed") if word == "holds if" else "",
+        Rule("AUROC", ">", 0.5, MATTERS, "bootstrap over seeds, logit scale"),
+        [Comparison(words, _estimate(found[name][kind], seeds)) for kind, words in kinds.items()],
+        "where",
     )
 
 
-def _against_others(found: dict[str, dict[str, Any]], size: str) -> Verdict:
+def _best(found: dict[str, dict[str, Auroc | None]], seeds: int) -> Question:
     ess = found["low_ess"]["pooled"]
-    others = {n: found[n]["pooled"] for n in DETECTORS if n != "low_ess"}
-    if ess is None:
-        return Verdict("C12", "ESS foretells collapse best", "fails", f"not judged: no pairs ({size})")
-    above = {n: a for n, a in others.items() if a is not None and a.value > ess.value}
-    surely = [n for n, a in above.items() if a.low > ess.high]
-    word = "fails" if surely else "holds if" if above else "holds"
-    return Verdict(
+    comparisons = []
+    for name in DETECTORS:
+        other = found[name]["pooled"]
+        if name != "low_ess":
+            difference = None
+            if ess is not None and other is not None:
+                gap = ess.replicate - other.replicate
+                difference = of_replicates(ess.value - other.value, gap[np.isfinite(gap)], seeds, bounds=DIFFERENCE)
+            comparisons.append(Comparison(f"ESS minus {name.replace('_', ' ')}", difference))
+    return Question(
+        "ess_best",
         "C12",
         "no other number foretells collapse better than ESS (pooled)",
-        word,
-        f"ESS {ess}; higher: {', '.join(f'{n} {a}' for n, a in above.items()) or 'none'}; surely higher: "
-        f"{', '.join(surely) or 'none'}; step size times lag alone {others['step_size_times_lag']} ({size})",
-        "the intervals overlap: these runs do not decide it" if word == "holds if" else "",
+        Rule("AUROC, ESS minus the other", ">", 0.0, -MATTERS, "bootstrap over seeds, paired, logit scale"),
+        comparisons,
     )
 
 
-def _value(a: Auroc | None) -> float:
-    return -1.0 if a is None else a.value
-
-
-def _lead(found: dict[str, dict[str, Any]], size: str) -> Verdict:
-    told = {name: found[name]["lead"] for name in DETECTORS if found[name]["lead"] is not None}
-    if not told:
-        return Verdict("C12", "alarms come in time to act", "fails", f"not judged: a half without collapses ({size})")
-    words = "; ".join(
-        f"{name} {lead.detected:.0%} of collapses"
-        + (f", {EVERY * float(np.median(lead.lead)):.0f} updates ahead (median)" if lead.lead.size else "")
-        + f", {lead.false_alarm:.0%} false alarms"
-        for name, lead in told.items()
-    )
-    ess = told.get("low_ess")
-    trivial = max((told[n].detected for n in TRIVIAL if n in told), default=0.0)
-    word = "holds" if ess is not None and ess.detected > max(trivial, 0.5) else "fails"
-    return Verdict(
+def _alarm(records: list[Record]) -> Question:
+    shares = {name: detections(records, name) for name in DETECTORS}
+    ess = shares["low_ess"]
+    gains = [
+        Comparison(
+            f"minus that of {n.replace('_', ' ')}",
+            of_seeds(((s, ess[s] - shares[n][s]) for s in ess), bounds=DIFFERENCE),
+        )
+        for n in TRIVIAL
+    ]
+    return Question(
+        "ess_alarm",
         "C12",
-        "an ESS alarm set to one false alarm in ten on other runs catches most collapses, and more than trivial alarms",
-        word,
-        f"{words} ({size})",
+        "an ESS alarm set to one false alarm in ten on other runs catches more collapses than trivial alarms",
+        Rule("share of collapses announced by ESS, minus the trivial alarm's", ">", 0.0, MATTERS),
+        gains,
+        note="announced: " + "; ".join(f"{n} {of_seeds(s.items(), bounds=UNIT)}" for n, s in shares.items() if s),
     )
 
 
-def draw(records: list[Record]) -> Canvas:
-    """Detectors by their pooled AUROC; the one within a configuration beside it."""
-    found = judged(records)
-    ordered = sorted(DETECTORS, key=lambda n: _value(found[n]["within"]))
-    with canvas(1, width=6.4, height=4.4) as (figure, (ax,)):
-        for y, name in enumerate(ordered):
-            color = MUTED if name in TRIVIAL else ACCENT if name in ("low_ess", "gradient_norm") else INK
-            for kind, offset, face in (("pooled", 0.15, color), ("within", -0.15, "white")):
-                a = found[name][kind]
-                if a is not None:
-                    ax.plot([a.low, a.high], [y + offset] * 2, color=color, linewidth=1.2)
-                    ax.plot(a.value, y + offset, "o", color=color, markerfacecolor=face, markersize=5)
-        ax.axvline(0.5, color=MUTED, linewidth=0.8, zorder=0)
-        ax.set_yticks(range(len(ordered)), [name.replace("_", " ") for name in ordered])
-        ax.plot([], [], "o", color=INK, label="all configurations pooled")
-        ax.plot([], [], "o", color=INK, markerfacecolor="white", label="within a configuration")
-        ax.set(xlim=(0, 1.02), xlabel=f"AUROC: collapse within {HORIZON} updates")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
+def figure(found: dict[str, dict[str, Auroc | None]], seeds: int) -> Plot:
+    """Detectors by their AUROC within a configuration, the pooled one beside it."""
+
+    def value(name: str) -> float:
+        a = found[name]["within"]
+        return -1.0 if a is None else a.value
+
+    ordered = sorted(DETECTORS, key=value, reverse=True)
+    parts = []
+    for kind, label, number in (
+        ("pooled", "all configurations pooled", INK),
+        ("within", "within a configuration", ACCENT),
+    ):
+        rows = {n.replace("_", " "): e for n in ordered if (e := _estimate(found[n][kind], seeds)) is not None}
+        i = [e.interval for e in rows.values()]
+        x, low, high = [v.value for v in i], [v.low for v in i], [v.high for v in i]
+        parts.append(series(label, x, list(rows), low, high, color=number, line=False, hollow=kind == "within"))
+    names = [n.replace("_", " ") for n in ordered]
+    axes = panel("", f"AUROC: collapse within {HORIZON} updates", "", parts, order=names, xlim=[0, 1], vlines=[0.5])
+    return plot(axes, width=6.4, height=4.4)
 
 
 EXPERIMENT = Experiment(

@@ -167,7 +167,7 @@ def analyse(records: list[Record]) -> Analysis:
     asked = [_identities(identities), _log_normal(plug_in), _pareto(plug_in), _missing_mode(plug_in)]
     asked += [_arithmetic(arithmetic, key, words) for key, words in IMPLEMENTATIONS.items()]
     caption = (
-        f"Median and 5–95% range of the ESS fraction read off a batch, against the truth. On the line it can be trusted "
+        f"Median and 5–95% range of the ESS fraction read off a batch, against the truth. On the line it is right "
         f"(within {TOLERANCE:.0%}: shaded); above it, it reads too high. A true value of zero stands at 1e-4."
     )
     return Analysis(judge(asked), [Figure("plug_in_against_truth", figure(plug_in), caption, alt=caption)])
@@ -186,7 +186,7 @@ def _identities(records: list[Record]) -> Question:
 
 
 def _median(r: Record, over: float) -> Estimate:
-    """The median of the batches over a number. Its standard error is that of a normal sample's median, on the log scale."""
+    """The median of the batches over a number; its standard error is a normal sample's, on the log scale."""
     spread = math.log(r["high"] / r["low"]) / 3.29 if r["high"] > r["low"] else 0.0
     return Estimate(r["median"] / over, 1.2533 * spread / math.sqrt(r["batches"]), r["batches"], "log")
 

@@ -11,17 +11,16 @@ Lengths and speeds are stated numbers, not measured on a cluster: what is found 
 tasks are learned in tens of updates where a language model takes hundreds, so a lag of 8 is a large part of a run.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
-from simulations.drawing import canvas, draw_intervals, legend_beside
-from simulations.methods import METHODS, TARGET, UNDECIDED, run_of, trace
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
-from simulations.stats import Interval, median_interval
+from simulations.drawing import MUTED, Plot, of_intervals, panel, plot, series
+from simulations.methods import METHODS, TARGET, run_of, trace
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import Estimate, of_seeds
 from vcposim.arrays import Array
 from vcposim.learning.lags import Lag
 from vcposim.pipeline.lengths import Lengths, log_normal
@@ -49,7 +48,9 @@ PRINTED = {
 }
 """GPU hours a step, synchronous and VCPO, in the table of the README of mit-han-lab/vcpo"""
 NEVER = 10.0
-"""stands for a ratio with a run that never arrives; medians do not depend on it unless half of the runs do so"""
+"""stands for a ratio with a run that never arrives, and bounds all others"""
+FASTER = 0.05
+"""a speedup that matters"""
 MATCH = 1.1
 """as many steps, up to this factor, still counts as a match"""
 
@@ -195,7 +196,7 @@ def analyse(records: list[Record]) -> Analysis:
     """Verdicts on C15 and C16."""
     pipelines = [r for r in records if r["kind"] == "pipeline"]
     learned = [r for r in records if r["kind"] == "learning"]
-    verdicts = [
+    asked = [
         *(_faster(pipelines, learned, reference) for reference in REFERENCES),
         *(_against(pipelines, learned, control) for control in CONTROLS),
         _matches(pipelines, learned),
@@ -203,21 +204,21 @@ def analyse(records: list[Record]) -> Analysis:
     ]
     caption = (
         "Time to target of synchronous training over that of each asynchronous method, each at its own best step size, "
-        "against the nominal lag: median over seeds, 95% interval; above 1, asynchronous is faster. Gray: throughput "
-        "alone, the speedup if stale steps were as good; the band holds what VCPO's authors print for three tasks."
+        "against the nominal lag: geometric mean over seeds, 95% interval; above 1, asynchronous is faster. Throughput "
+        "alone is the speedup if stale steps were as good; dashed, what VCPO's authors print for a step of three tasks."
     )
-    lags = "Share of trained responses at each realized lag; dashed: the nominal lag k."
+    lags = "Share of trained responses at each realized lag; the gray line is the nominal lag k."
     return Analysis(
-        verdicts,
+        judge(asked),
         [
-            Figure("speedup_against_lag", draw_speedup, caption, alt=caption),
-            Figure("realized_lag", draw_lags, lags, alt=lags),
+            Figure("speedup_against_lag", speedup_figure(records), caption, alt=caption),
+            Figure("realized_lag", lag_figure(records), lags, alt=lags),
         ],
     )
 
 
-def speedups(pipeline: Record, learned: list[Record], method: str, reference: str, *, own: bool) -> list[float]:
-    """Time to target of the reference over the method's, seed by seed; 0 where the method never arrives.
+def speedups(pipeline: Record, learned: list[Record], method: str, reference: str, *, own: bool) -> dict[int, float]:
+    """Time to target of the reference over the method's, by seed; 0 where the method never arrives.
 
     Where the reference never arrives its time is the length of the run: too short, so the speedup is not overstated.
     """
@@ -225,16 +226,20 @@ def speedups(pipeline: Record, learned: list[Record], method: str, reference: st
     # the references belong to all pipelines of their task
     mine = [r for r in learned if all(r[k] == pipeline[k] for k in keys[: 1 if r["method"] in REFERENCES else None])]
     first, second = (_hits(mine, name, own=own) for name in (method, reference))
-    longest = mine[0]["updates"]
-    return [
-        0.0 if first[seed] is None else pipeline["speed"] * (second[seed] or longest) / first[seed] for seed in first
-    ]
+    longest = mine[0]["updates"] if mine else 0
+    return {
+        seed: 0.0 if hit is None else pipeline["speed"] * (second[seed] or longest) / hit
+        for seed, hit in first.items()
+        if seed in second
+    }
 
 
 def _hits(mine: list[Record], method: str, *, own: bool) -> dict[int, Any]:
     rows = [r for r in mine if r["method"] == method]
     if not own:
         return {r["seed"]: r["hit"] for r in rows if r["step_size"] == COMMON}
+    if not any(r["seed"] % 2 == 0 for r in rows):
+        return {}
     best = min(STEP_SIZES, key=lambda step: _score(r for r in rows if r["step_size"] == step and r["seed"] % 2 == 0))
     return {r["seed"]: r["hit"] for r in rows if r["step_size"] == best and r["seed"] % 2}
 
@@ -249,51 +254,67 @@ def _paths(pipelines: list[Record]) -> list[Record]:
     return [p for p in pipelines if p["admission"] == "pace"] or pipelines
 
 
-def _faster(pipelines: list[Record], learned: list[Record], reference: str) -> Verdict:
-    cells: dict[Cell, Interval] = {}
-    for p in _paths(pipelines):
-        for own in (False, True):
-            cells[p["task"], p["tail"], p["max_lag"], own] = median_interval(
-                speedups(p, learned, OURS, reference, own=own)
-            )
-    shown = _extremes(cells, _paths(pipelines))
+def _place(p: Record, own: bool) -> str:
+    return f"{p['task']}, {p['tail']} tail, k = {p['max_lag']}, {'own best' if own else 'common'} step size"
+
+
+def _clipped(ratio: float) -> float:
+    # a ratio with a run that never arrives stands at NEVER times, either way
+    return min(max(ratio, 1 / NEVER), NEVER)
+
+
+def _speed(p: Record, learned: list[Record], method: str, reference: str, own: bool) -> Estimate | None:
+    found = speedups(p, learned, method, reference, own=own)
+    return of_seeds(((seed, _clipped(s)) for seed, s in found.items()), scale="log")
+
+
+def _faster(pipelines: list[Record], learned: list[Record], reference: str) -> Question:
+    paths = _paths(pipelines)
+    cells = {
+        (p["task"], p["tail"], p["max_lag"], own): _speed(p, learned, OURS, reference, own)
+        for p in paths
+        for own in (False, True)
+    }
+    note = _extremes(cells, paths)
     if reference == REFERENCES[0]:
-        shown += f"; synchronous OPOB alone {_baseline_alone(_paths(pipelines), learned)}"
-    return Verdict(
+        note += f"; synchronous OPOB alone {_baseline_alone(paths, learned)}"
+    return Question(
+        f"faster_than_{'mean' if reference == REFERENCES[0] else 'opob'}",
         "C16",
         f"VCPO is faster end to end than {reference} training",
-        number=shown,
-        **_judged(cells, won=lambda i: i.low > 1, lost=lambda i: i.high < 1),
+        Rule("time to target, synchronous over VCPO's", ">", 1.0, FASTER),
+        [
+            Comparison(_place(p, own), cells[p["task"], p["tail"], p["max_lag"], own])
+            for p in paths
+            for own in (False, True)
+        ],
+        "where",
+        note=note,
     )
 
 
-def _judged(
-    cells: dict[Cell, Interval], *, won: Callable[[Interval], bool], lost: Callable[[Interval], bool]
-) -> dict[str, str]:
-    """Verdict and condition: holds if won in every cell, fails if in none and surely lost in one."""
-    missed = [key for key, interval in cells.items() if not won(interval)]
-    if not missed:
-        return {"verdict": "holds"}
-    if len(missed) < len(cells):
-        return {"verdict": "holds if", "condition": _condition(missed, list(cells))}
-    return {"verdict": "fails"} if any(map(lost, cells.values())) else {"verdict": "holds if", "condition": UNDECIDED}
-
-
-def _baseline_alone(pipelines: list[Record], learned: list[Record]) -> Interval:
+def _baseline_alone(pipelines: list[Record], learned: list[Record]) -> Estimate | None:
     """What OPOB does for synchronous training: the part of the speedup that asynchrony has nothing to do with."""
     gains = [
-        gain / p["speed"]
+        (seed, _clipped(gain / p["speed"]))
         for p in {p["task"]: p for p in pipelines}.values()
-        for gain in speedups(p, learned, REFERENCES[1], REFERENCES[0], own=True)
+        for seed, gain in speedups(p, learned, REFERENCES[1], REFERENCES[0], own=True).items()
     ]
-    return median_interval(gains)
+    return of_seeds(gains, scale="log")
 
 
-def _extremes(cells: dict[Any, Interval], pipelines: list[Record]) -> str:
+def _extremes(cells: dict[Cell, Estimate | None], pipelines: list[Record]) -> str:
     texts = []
     for tail in _tails(pipelines):
-        mine = [p for p in pipelines if p["tail"] == tail]
-        best = max(mine, key=lambda p: cells[p["task"], tail, p["max_lag"], True].value)
+        mine = [p for p in pipelines if p["tail"] == tail and cells[p["task"], tail, p["max_lag"], True]]
+        if not mine:
+            continue
+
+        def value(p: Record, tail: str = tail) -> float:
+            e = cells[p["task"], tail, p["max_lag"], True]
+            return e.value if e else 0.0
+
+        best = max(mine, key=value)
         key = best["task"], tail, best["max_lag"]
         texts.append(
             f"{tail} tail: {cells[*key, True]} times as fast at its best k = {best['max_lag']} "
@@ -302,84 +323,72 @@ def _extremes(cells: dict[Any, Interval], pipelines: list[Record]) -> str:
     return "; ".join(texts)
 
 
-def _condition(missed: Sequence[Cell], cells: Sequence[Cell]) -> str:
-    """Where it is not so; counted, where there are too many to read."""
-    if len(missed) <= 6:
-        return f"not {_places(missed)}"
-    return "so in " + ", ".join(
-        f"{sum(key not in missed for key in mine)} of {len(mine)} cases with {tail} tail at {which} step size"
-        for tail in TAILS
-        for own, which in ((False, "common"), (True, "own best"))
-        if (mine := [key for key in cells if key[1] == tail and key[3] == own])
-    )
-
-
-def _places(keys: Sequence[Cell]) -> str:
-    found: dict[tuple[str, str, bool], list[int]] = {}
-    for task, tail, k, own in keys:
-        found.setdefault((task, tail, own), []).append(k)
-    return "; ".join(
-        f"on {task} with {tail} tail at k = {', '.join(map(str, ks))} ({'own best' if own else 'common'} step size)"
-        for (task, tail, own), ks in found.items()
-    )
-
-
-def _against(pipelines: list[Record], learned: list[Record], control: str) -> Verdict:
+def _against(pipelines: list[Record], learned: list[Record], control: str) -> Question:
     """The same pipeline with a rival: whatever asynchrony gives, both have."""
-    cells: dict[Cell, Interval] = {}
+    comparisons = []
     for p in _paths(pipelines):
         for own in (False, True):
             mine, rival = (speedups(p, learned, m, REFERENCES[0], own=own) for m in (OURS, control))
             # never arriving is slowest; if neither arrives there is nothing to choose between them
-            gain = [1.0 if a == b else min(a / b, NEVER) if b else NEVER for a, b in zip(mine, rival, strict=True)]
-            cells[p["task"], p["tail"], p["max_lag"], own] = median_interval(gain)
-    won = sum(interval.low > 1 for interval in cells.values())
-    low, high = min(cells.values(), key=lambda i: i.value), max(cells.values(), key=lambda i: i.value)
-    return Verdict(
+            gain = [
+                (s, 1.0 if mine[s] == rival[s] else _clipped(mine[s] / rival[s]) if rival[s] else NEVER)
+                for s in mine
+                if s in rival
+            ]
+            comparisons.append(Comparison(_place(p, own), of_seeds(gain, scale="log")))
+    return Question(
+        f"faster_than_{control.replace(' ', '_').lower()}",
         "C16",
         f"in the same pipeline, VCPO is faster than {control}",
-        number=f"speed over {control}'s between {low} and {high}; above 1 in {won} of {len(cells)} cases",
-        **_judged(cells, won=lambda i: i.low > 1, lost=lambda i: i.high < 1),
+        Rule(f"time to target, {control}'s over VCPO's", ">", 1.0, FASTER),
+        comparisons,
+        "where",
     )
 
 
-def _matches(pipelines: list[Record], learned: list[Record]) -> Verdict:
-    cells: dict[Cell, Interval] = {}
+def _matches(pipelines: list[Record], learned: list[Record]) -> Question:
+    comparisons = []
     for p in _paths(pipelines):
-        loss = [p["speed"] / s if s else NEVER for s in speedups(p, learned, OURS, REFERENCES[1], own=True)]
-        cells[p["task"], p["tail"], p["max_lag"], True] = median_interval(loss)
-    worst = max(cells, key=lambda key: cells[key].value)
-    best = min(cells, key=lambda key: cells[key].value)
-    return Verdict(
+        found = speedups(p, learned, OURS, REFERENCES[1], own=True)
+        loss = [(seed, _clipped(p["speed"] / s) if s else NEVER) for seed, s in found.items()]
+        comparisons.append(Comparison(_place(p, True), of_seeds(loss, scale="log")))
+    return Question(
+        "steps_match",
         "C15",
-        f"VCPO needs no more steps (within {MATCH - 1:.0%}) than synchronous training with OPOB, at the realized lag",
-        number=f"steps over synchronous OPOB's: {cells[best]} (k = {best[2]}, {best[1]} tail) "
-        f"to {cells[worst]} (k = {worst[2]}, {worst[1]} tail)",
-        **_judged(cells, won=lambda i: i.high <= MATCH, lost=lambda i: i.low > MATCH),
+        "VCPO needs no more steps than synchronous training with OPOB, at the realized lag",
+        Rule("steps to target, VCPO's over synchronous OPOB's", "<", 1.0, MATCH - 1),
+        comparisons,
+        "where",
     )
 
 
-def _nominal(pipelines: list[Record]) -> Verdict:
-    off = [p for p in pipelines if p["beyond"] > 0.01 or p["mean_lag"] < 0.9 * p["max_lag"]]
+def _nominal(pipelines: list[Record]) -> Question:
     text = "; ".join(
         f"{p['admission']}, {p['tail']} tail, k = {p['max_lag']}: mean {p['mean_lag']:.3g}, {p['beyond']:.0%} beyond k"
         + (f", {p['dropped']:.0%} dropped" if p["dropped"] else "")
         for p in _one_task(pipelines)
         if p["max_lag"] in (1, 2, max(q["max_lag"] for q in pipelines))
     )
-    return Verdict(
+    return Question(
+        "nominal_lag",
         "C16",
         "the nominal lag k is the lag that is trained on",
-        "holds" if not off else "fails" if len(off) == len(pipelines) else "holds if",
-        text,
-        _binding(len(pipelines) - len(off), len(pipelines)) if 0 < len(off) < len(pipelines) else "",
-    )
-
-
-def _binding(count: int, total: int) -> str:
-    return (
-        "generation is the bottleneck, so that the gate binds (mean lag at least 0.9 k), and no straggler overtakes it "
-        f"(at most 1% beyond k): {count} of {total} pipelines"
+        Rule(
+            "distance of the realized mean lag from k, over k",
+            "<",
+            0.0,
+            0.1,
+            "none: a mean over all responses of three simulated pipelines",
+        ),
+        [
+            Comparison(
+                f"{p['task']}, {p['admission']}, {p['tail']} tail, k = {p['max_lag']}",
+                Estimate(abs(p["mean_lag"] / p["max_lag"] - 1)),
+            )
+            for p in pipelines
+        ],
+        "where",
+        note=text,
     )
 
 
@@ -394,45 +403,45 @@ def _one_task(pipelines: list[Record]) -> list[Record]:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def draw_speedup(records: list[Record]) -> Canvas:
-    """Speedup against nominal lag: a row of panels, reference x tail."""
+def speedup_figure(records: list[Record]) -> Plot:
+    """Speedup against nominal lag: a panel each for tail and reference, on equal axes."""
     pipelines = _one_task(_paths([r for r in records if r["kind"] == "pipeline"]))
     learned = [r for r in records if r["kind"] == "learning"]
-    places = [(tail, reference) for tail in _tails(pipelines) for reference in REFERENCES]
-    with canvas(len(places), width=3.1) as (figure, panels):
-        for ax, (tail, reference) in zip(panels, places, strict=True):
-            mine = [p for p in pipelines if p["tail"] == tail]
-            lags = [p["max_lag"] for p in mine]
-            ax.plot(lags, [p["speed"] for p in mine], color="gray", linewidth=1, label="throughput alone")
-            printed = [before / after for before, after in PRINTED.values()]
-            ax.axhspan(min(printed), max(printed), color="#e8e8e8", label="printed by VCPO,\na step (GPU hours)")
+    printed = [before / after for before, after in PRINTED.values()]
+    panels, highest = [], max([1.0, *printed])
+    for tail in _tails(pipelines):
+        mine = [p for p in pipelines if p["tail"] == tail]
+        lags = [p["max_lag"] for p in mine]
+        for reference in REFERENCES:
+            parts = [series("throughput alone", lags, [p["speed"] for p in mine], color=MUTED)]
+            parts += [
+                series(f"printed by VCPO, {name}", [lags[0], lags[-1]], [value] * 2, color=MUTED, dashed=True)
+                for name, value in zip(PRINTED, printed, strict=True)
+                if value in (min(printed), max(printed))
+            ]
             for number, method in enumerate(STALE):
-                found = [median_interval(speedups(p, learned, method, reference, own=True)) for p in mine]
-                draw_intervals(ax, lags, found, number, method)
-            ax.axhline(1, color="black", linewidth=0.6)
-            ax.set(xscale="log", xlabel="nominal lag k", title=f"{tail} tail, over\n{reference}")
-            ax.set_xticks(lags, [str(k) for k in lags])
-            ax.minorticks_off()
-            ax.set_ylim(bottom=0)
-        panels[0].set_ylabel("speedup to target")
-        legend_beside(figure, panels[0])
-    return figure
+                rows = {p["max_lag"]: _speed(p, learned, method, reference, True) for p in mine}
+                known = {k: e for k, e in rows.items() if e is not None}
+                highest = max([highest, *(e.interval.high for e in known.values())])
+                parts.append(of_intervals(method, list(known), list(known.values()), number))
+            axes = panel(f"{tail} tail, over {reference}", "nominal lag k", "speedup to target", parts, xscale="log")
+            panels.append({**axes, "ticks": lags, "hlines": [1.0]})
+    return plot(*({**axes, "ylim": [0, min(highest, NEVER) * 1.05]} for axes in panels), width=4.4, height=3.0)
 
 
-def draw_lags(records: list[Record]) -> Canvas:
+def lag_figure(records: list[Record]) -> Plot:
     """Distribution of the realized lag, a panel for each nominal lag."""
     pipelines = _one_task(_paths([r for r in records if r["kind"] == "pipeline"]))
-    lags = sorted({p["max_lag"] for p in pipelines})
-    with canvas(len(lags), width=3, height=2.6) as (figure, panels):
-        for ax, k in zip(panels, lags, strict=True):
-            for number, p in enumerate(p for p in pipelines if p["max_lag"] == k):
-                at = np.arange(len(p["lag_share"])) + 0.4 * (number - 0.5)
-                ax.bar(at, p["lag_share"], width=0.4, color=("#9a9a9a", "#0b6e99")[number], label=f"{p['tail']} tail")
-            ax.axvline(k, color="black", linewidth=0.8, linestyle="--")
-            ax.set(xlabel="realized lag (updates)", title=f"nominal k = {k}")
-        panels[0].set_ylabel("share of responses")
-        panels[0].legend()
-    return figure
+    panels = []
+    for k in sorted({p["max_lag"] for p in pipelines}):
+        some = [p for p in pipelines if p["max_lag"] == k]
+        parts = [
+            series(f"{p['tail']} tail", range(len(p["lag_share"])), p["lag_share"], color=number)
+            for number, p in enumerate(some)
+        ]
+        axes = panel(f"nominal k = {k}", "realized lag (updates)", "share of responses", parts, ylim=[0, 1])
+        panels.append({**axes, "vlines": [k]})
+    return plot(*panels, width=2.9, height=2.4, columns=3)
 
 
 EXPERIMENT = Experiment(

@@ -10,20 +10,20 @@ In sample the exact norm cannot lose, by definition. Held out, each response is 
 is compared is what the baseline knows.
 """
 
+import re
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
-from simulations.drawing import canvas, color
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
+from simulations.drawing import Plot, panel, plot, ranking, series
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import Estimate, of_seeds
 from vcposim.arrays import Array
 from vcposim.baselines import baseline, weighted_mean_of_others
 from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import entry
-from vcposim.commands.figures import INK, MUTED
 from vcposim.estimators import evidence
-from vcposim.replay.contributions import Interval, bootstrap_ratios, second_moment
+from vcposim.replay.contributions import second_moment
 
 EXACT = "exact norm"
 PROXIES = ("last block", "logit proxy", "length", "sketch, 16 columns")
@@ -102,14 +102,18 @@ def _measured(model: Any, rollouts: Any) -> Record:
 
 def analyse(records: list[Record]) -> Analysis:
     """C17: can the norm be had for less than the few percent it costs?"""
-    captions = (
-        "Squared norms of the same responses: each stand-in, scaled to fit, against the exact norm; both logarithmic.",
-        "Second moment of the gradient's contributions with the stand-in's baseline over that with the exact norm's, "
-        "with 95% bootstrap interval over groups; gray: the plain mean, which uses no norm.",
+    norms = (
+        "Squared norms of the same responses: each stand-in, scaled to fit, against the exact norm; both logarithmic."
     )
-    drawn = (draw_norms, draw_losses)
-    figures = [Figure(f.__name__[5:], f, text, text) for f, text in zip(drawn, captions, strict=True)]
-    return Analysis([_verdict(records, name) for name in PROXIES], figures)
+    loss = (
+        "Second moment of the gradient's contributions with the stand-in's baseline over that with the exact norm's, "
+        "with 95% interval over seeds; the plain mean uses no norm."
+    )
+    figures = [
+        Figure("norms", norm_figure(records), norms, alt=norms),
+        Figure("losses", loss_figure(records), loss, alt=loss),
+    ]
+    return Analysis(judge([_question(records, name) for name in PROXIES]), figures)
 
 
 def moments(group: Record, name: str) -> Array:
@@ -128,15 +132,16 @@ def moments(group: Record, name: str) -> Array:
     return np.array([second_moment(weight.value, e.reward - b, exact) for b in (inside, outside)])
 
 
-def losses(records: list[Record]) -> dict[tuple[str, str], Interval]:
-    """Second moment with each stand-in over that with the exact norm, in sample and held out."""
-    names = [*PROXIES, "mean"]
-    exact = np.array([moments(r, EXACT) for r in records])
-    pairs = [
-        np.stack([np.array([moments(r, name)[k] for r in records]), exact[:, k]]) for name in names for k in range(2)
-    ]
-    keys = [(name, way) for name in names for way in WAYS]
-    return dict(zip(keys, bootstrap_ratios(np.stack(pairs), 2000, seed=0), strict=True))
+def loss_of(records: list[Record], name: str, way: str) -> Estimate | None:
+    """Second moment with a stand-in over that with the exact norm: groups of a seed summed, seeds independent."""
+    k = WAYS.index(way)
+    ratios = []
+    for seed in dict.fromkeys(r["seed"] for r in records):
+        mine = [r for r in records if r["seed"] == seed]
+        with_it, exact = (sum(float(moments(r, n)[k]) for r in mine) for n in (name, EXACT))
+        if exact > 0:
+            ratios.append((seed, with_it / exact))
+    return of_seeds(ratios, scale="log")
 
 
 def correlation(records: list[Record], name: str) -> float:
@@ -148,58 +153,46 @@ def _logs(records: list[Record], name: str) -> Array:
     return np.log(np.concatenate([r[name] for r in records]).astype(float))
 
 
-def _verdict(records: list[Record], name: str) -> Verdict:
-    found = losses(records)
-    inside, outside = (found[name, way] for way in WAYS)
+def _question(records: list[Record], name: str) -> Question:
     count = sum(len(r["reward"]) for r in records)
-    word = "holds" if inside.high <= ENOUGH and outside.high <= ENOUGH else "fails"
-    return Verdict(
+    model = records[0]["model"] if records else "no model"
+    plain = ", ".join(f"{loss_of(records, 'mean', way)} {way}" for way in WAYS)
+    return Question(
+        f"{re.sub('[^a-z]+', '_', name)}_stands_in",
         "C17",
-        f"{records[0]['model']}: {name} can stand in for the exact score norm in OPOB without loss",
-        word,
-        f"second moment over the exact norm's: in sample {_shown(inside)}, held out {_shown(outside)} (plain mean: "
-        f"{_shown(found['mean', WAYS[0]])}, {_shown(found['mean', WAYS[1]])}); correlation of logs "
-        f"{correlation(records, name):.2f}; {count} responses in {len(records)} groups",
+        f"{model}: {name} can stand in for the exact score norm in OPOB without loss",
+        Rule("second moment over the exact norm's", "<", 1.0, ENOUGH - 1),
+        [Comparison(way, loss_of(records, name, way)) for way in WAYS],
+        witness="transformer",
+        note=f"plain mean: {plain}; {count} responses in {len(records)} groups"
+        + (f"; correlation of logs {correlation(records, name):.2f}" if count > 1 else ""),
     )
-
-
-def _shown(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def draw_norms(records: list[Record]) -> Canvas:
+def norm_figure(records: list[Record]) -> Plot:
     """A panel a stand-in."""
-    with canvas(len(PROXIES), width=3.0, height=3.0) as (figure, panels):
-        exact = _logs(records, EXACT)
-        for number, (ax, name) in enumerate(zip(panels, PROXIES, strict=True)):
-            stand_in = _logs(records, name)
-            ax.plot(np.exp(exact), np.exp(stand_in + (exact - stand_in).mean()), ".", color=color(number), markersize=3)
-            ends = np.exp([exact.min(), exact.max()])
-            ax.plot(ends, ends, color=MUTED, linewidth=0.8)
-            ax.set(title=f"{name}, r = {correlation(records, name):.2f}", xscale="log", yscale="log")
-            ax.set_xlabel("exact squared norm")
-        panels[0].set_ylabel("stand-in, scaled to fit")
-    return figure
+    exact = _logs(records, EXACT)
+    panels = []
+    for number, name in enumerate(PROXIES):
+        stand_in = _logs(records, name)
+        fitted = np.exp(stand_in + (exact - stand_in).mean())
+        points = series(name, np.exp(exact), fitted, color=number, line=False)
+        title = f"{name}, r = {correlation(records, name):.2f}"
+        axes = panel(title, "exact squared norm", "stand-in, scaled to fit", [points], xscale="log", yscale="log")
+        panels.append({**axes, "diagonal": 0.0})
+    return plot(*panels, width=3.6, height=3.0)
 
 
-def draw_losses(records: list[Record]) -> Canvas:
+def loss_figure(records: list[Record]) -> Plot:
     """Second moments relative to the exact norm's, in sample and held out."""
-    found = losses(records)
-    names = ["mean", *PROXIES]
-    with canvas(2, width=4.0, height=2.4) as (figure, panels):
-        for ax, way in zip(panels, WAYS, strict=True):
-            for y, name in enumerate(names):
-                interval = found[name, way]
-                ink = MUTED if name == "mean" else INK
-                ax.plot([interval.low, interval.high], [y, y], color=ink, linewidth=1.4)
-                ax.plot(interval.value, y, "o", color=ink, markersize=4)
-            ax.axvline(1, color=MUTED, linewidth=0.8, zorder=0)
-            ax.set_yticks(range(len(names)), names, fontsize=8)
-            ax.set(title=way, xlabel="second moment over the exact norm's")
-    return figure
+    panels = []
+    for way in WAYS:
+        rows = {name: loss_of(records, name, way) for name in ("mean", *PROXIES)}
+        panels.append(ranking(way, "second moment over the exact norm's", rows, vlines=[1.0]))
+    return plot(*panels, width=4.4, height=2.4)
 
 
 EXPERIMENT = Experiment(

@@ -16,25 +16,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
-from simulations.drawing import canvas, color, legend_beside
+from simulations.drawing import MUTED, Plot, panel, plot, series
 from simulations.methods import (
     METHODS,
     REFERENCES,
     Method,
     at_own_best,
-    better,
     chosen,
-    lost,
-    lost_of,
-    matches,
-    mean_interval,
-    paired,
+    gain,
+    told,
+    value_ranking,
 )
-from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
-from simulations.stats import Interval
-from vcposim.commands.figures import ACCENT, ALARM, INK, MUTED
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.stats import of_seeds
 from vcposim.control import matched_constant
 from vcposim.learning.collapse import NEVER, collapse_step
 
@@ -160,22 +155,22 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def analyse(records: list[Record]) -> Analysis:
     """All claims, at the common step size and at each method's own best; C16 as the throughput it takes."""
     common, best = chosen(records, step_size=COMMON), own_best(records)
-    verdicts = [_rivals(common, f"at one step size ({COMMON:g})"), *_parts(common, best)]
-    verdicts += [_synchronous(common, best, name) for name in _present(best, REFERENCES)]
-    verdicts += [_speed(best), _kinds(common), *_brake(common)]
+    lag = records[0]["lag"] if records else 0
+    asked = [_rivals(common, lag), *_parts(common, best), *(_synchronous(best, name, lag) for name in REFERENCES[:2])]
+    asked += [_sooner(best), _kinds(common), _brake(common)]
     caption = (
-        f"Held-out success rate while learning, lag {records[0]['lag']}, step size {COMMON:g}: mean over seeds. "
+        f"Held-out success rate while learning, lag {lag}, step size {COMMON:g}: mean over seeds. "
         "Gray: synchronous training with the mean baseline (solid) and OPOB (dashed)."
     )
     ranks = (
-        "Success rate averaged over training, all methods at the common step size (left) and those with two step sizes "
-        "each at its own best (right): mean over tasks and seeds with 95% interval; red where runs collapsed, how many "
-        "is written beside."
+        "Success rate averaged over training, all methods at the common step size (first) and those with two step sizes "
+        "each at its own best: mean over tasks and seeds with 95% interval; how many runs collapsed stands beside."
     )
-    return Analysis(
-        verdicts,
-        [Figure("learning_curves", draw_curves, caption, alt=caption), Figure("all_methods", draw_ranks, ranks, ranks)],
-    )
+    figures = [
+        Figure("learning_curves", curve_figure(records), caption, alt=caption),
+        Figure("all_methods", rank_figure(records), ranks, alt=ranks),
+    ]
+    return Analysis(judge(asked), figures)
 
 
 def own_best(records: list[Record]) -> list[Record]:
@@ -184,113 +179,96 @@ def own_best(records: list[Record]) -> list[Record]:
     return [r for kind in kinds for method in methods for r in at_own_best(chosen(records, kind=kind), method)]
 
 
-def _value(records: list[Record], name: str) -> Interval:
-    return mean_interval(r["average"] for r in chosen(records, method=name))
-
-
-def _told(records: list[Record], name: str) -> str:
-    return f"{name} {_value(records, name)} ({lost_of(records, name)} lost)"
-
-
 def _present(records: list[Record], names: Iterable[str]) -> list[str]:
     return [name for name in names if chosen(records, method=name)]
 
 
-def _rivals(records: list[Record], where: str) -> Verdict:
-    names = _present(records, RIVALS)
-    ours = lost(records, "VCPO")
-    gains = {name: paired(records, "VCPO", name, "average") for name in names}
-    as_well = [name for name in names if lost(records, name) <= ours and gains[name].low <= 0]
-    word = "holds" if not as_well and ours == 0 else "fails"
-    return Verdict(
+def _rivals(common: list[Record], lag: int) -> Question:
+    return Question(
+        "beats_rivals",
         "C13",
-        f"transformers, lag {records[0]['lag']}, {where}: the rivals collapse or learn less, and VCPO does not",
-        word,
-        f"success rate averaged over training: {_told(records, 'VCPO')}; "
-        + "; ".join(_told(records, name) for name in names)
-        + f". {len(as_well)} of {len(names)} rivals and controls lose no more runs and are not surely behind",
+        f"transformers, lag {lag}, at one step size ({COMMON:g}): VCPO does better than every rival and simple control",
+        Rule("success rate averaged over training, VCPO minus rival", ">", 0.0, MARGIN),
+        [Comparison(name, gain(common, "VCPO", name)) for name in RIVALS],
+        witness="transformer",
+        note=told(common, ("VCPO", *RIVALS)),
     )
 
 
-def _parts(common: list[Record], best: list[Record]) -> list[Verdict]:
-    out = []
-    for records, where in ((common, f"step size {COMMON:g}"), (best, "each at its own best step size")):
-        gains = {name: paired(records, "VCPO", name, "average") for name in _present(records, PARTS)}
-        word, condition = better(gains.values(), MARGIN)
-        out.append(
-            Verdict(
-                "C14",
-                f"transformers: ESS scaling and OPOB together beat neither and either alone ({where})",
-                word,
-                "VCPO minus " + ", minus ".join(f"{name} {gain}" for name, gain in gains.items()),
-                condition,
-            )
-        )
-    return out
-
-
-def _synchronous(common: list[Record], best: list[Record], name: str) -> Verdict:
-    final, average = (paired(best, "VCPO", name, field) for field in ("final", "average"))
-    word, condition = matches(final, average, MARGIN)
-    return Verdict(
-        "C15",
-        f"transformers: VCPO at lag {best[0]['lag']} matches {name} (each at its own best step size)",
-        word,
-        f"difference of final success rates {final}, averaged over training {average}; at the common step size "
-        f"{paired(common, 'VCPO', name, 'final')} and {paired(common, 'VCPO', name, 'average')}",
-        condition,
-    )
-
-
-def _speed(best: list[Record]) -> Verdict:
-    """Asynchronous updates must come this much faster to break even."""
-    hits = {name: {(r["kind"], r["seed"]): r["hit"] for r in chosen(best, method=name)} for name in COMPARED}
-    both = [key for key, hit in hits["VCPO"].items() if hit and hits["synchronous, mean"].get(key)]
-    logs = [np.log(hits["VCPO"][key] / hits["synchronous, mean"][key]) for key in both]
-    ratio = Interval(*np.exp(mean_interval(logs))) if logs else None
-    arrived = f"{len(both)} of {len(hits['VCPO'])} pairs of runs reach the target"
-    statement = "transformers: asynchronous VCPO reaches its target sooner than synchronous training with the mean"
-    if ratio is None:
-        return Verdict("C16", statement, "fails", arrived)
-    need = f"its updates come at least {ratio.value:.3g} times as fast (see pipeline_speedup for what pipelines give)"
-    number = f"updates to target, VCPO over synchronous, geometric mean: {ratio}; {arrived}"
-    return Verdict("C16", statement, "holds if", number, need)
-
-
-def _kinds(common: list[Record]) -> Verdict:
-    kinds = list(dict.fromkeys(r["kind"] for r in common))
-    parts, gains = [], []
-    for kind in kinds:
-        records = chosen(common, kind=kind)
-        gains.append(paired(records, "VCPO", "sequence TIS", "average"))
-        parts.append(f"{kind} ({records[0]['task']}): {gains[-1]}, {_told(records, 'sequence TIS')}")
-    word, condition = better(gains, MARGIN)
-    return Verdict(
-        "C20",
-        f"transformers, step size {COMMON:g}: VCPO does better than sequence TIS on math, reasoning and tool use alike",
-        word,
-        "VCPO minus sequence TIS, averaged over training: " + "; ".join(parts),
-        condition,
-    )
-
-
-def _brake(common: list[Record]) -> list[Verdict]:
-    """Does looking at the batch gain anything over its mean effect?"""
-    gains = {name: paired(common, "VCPO", name, "average") for name in _present(common, CONTROLS)}
-    if not gains:
-        return []
-    word, condition = better(gains.values(), MARGIN)
+def _parts(common: list[Record], best: list[Record]) -> list[Question]:
     return [
-        Verdict(
-            "C11",
-            f"transformers, step size {COMMON:g}: VCPO's brake does better than the same multipliers without a look "
-            "at the batch",
-            word,
-            f"success rate averaged over training: {_told(common, 'VCPO')}; "
-            + "; ".join(f"{_told(common, name)}, VCPO minus this {gain}" for name, gain in gains.items()),
-            condition,
+        Question(
+            f"both_parts_{key}",
+            "C14",
+            f"transformers: ESS scaling and OPOB together beat neither and either alone ({where})",
+            Rule("success rate averaged over training, VCPO minus the other", ">", 0.0, MARGIN),
+            [Comparison(f"VCPO minus {name}", gain(records, "VCPO", name)) for name in PARTS],
+            witness="transformer",
+            note=told(records, (*PARTS, "VCPO")),
+        )
+        for records, key, where in (
+            (common, "common", f"step size {COMMON:g}"),
+            (best, "own", "each at its own best step size"),
         )
     ]
+
+
+def _synchronous(best: list[Record], name: str, lag: int) -> Question:
+    fields = {"final": "final values", "average": "on the way there"}
+    return Question(
+        f"matches_{'mean' if name == REFERENCES[0] else 'opob'}",
+        "C15",
+        f"transformers: VCPO at lag {lag} matches {name} (each at its own best step size)",
+        Rule("success rate, VCPO minus synchronous", ">", 0.0, -MARGIN),
+        [Comparison(words, gain(best, "VCPO", name, field)) for field, words in fields.items()],
+        "where",
+        "transformer",
+    )
+
+
+def _sooner(best: list[Record]) -> Question:
+    """Updates alone: what a pipeline gives on top is the business of `pipeline_speedup`."""
+    hits = {
+        name: {(r["kind"], r["seed"]): r["hit"] for r in chosen(best, method=name)} for name in ("VCPO", REFERENCES[0])
+    }
+    both = [key for key, hit in hits["VCPO"].items() if hit and hits[REFERENCES[0]].get(key)]
+    ratio = of_seeds(((key[1], hits["VCPO"][key] / hits[REFERENCES[0]][key]) for key in both), scale="log")
+    return Question(
+        "as_few_updates",
+        "C16",
+        "transformers: asynchronous VCPO needs no more updates to its target than synchronous training with the mean",
+        Rule("updates to target, VCPO over synchronous", "<", 1.0, 0.1),
+        [Comparison("pairs of runs that both arrive", ratio)],
+        witness="transformer",
+        note=f"{len(both)} of {len(hits['VCPO'])} pairs of runs reach the target",
+    )
+
+
+def _kinds(common: list[Record]) -> Question:
+    kinds = {kind: chosen(common, kind=kind) for kind in TASKS}
+    return Question(
+        "all_kinds",
+        "C20",
+        f"transformers, step size {COMMON:g}: VCPO does better than sequence TIS on math, reasoning and tool use alike",
+        Rule("success rate averaged over training, VCPO minus sequence TIS", ">", 0.0, MARGIN),
+        [Comparison(f"{kind} ({TASKS[kind][0]})", gain(some, "VCPO", "sequence TIS")) for kind, some in kinds.items()],
+        "where",
+        "transformer",
+    )
+
+
+def _brake(common: list[Record]) -> Question:
+    """Does looking at the batch gain anything over its mean effect?"""
+    return Question(
+        "brake_beats_controls",
+        "C11",
+        f"transformers, step size {COMMON:g}: VCPO's brake does better than the same multipliers without a look at the "
+        "batch",
+        Rule("success rate averaged over training, VCPO minus control", ">", 0.0, MARGIN),
+        [Comparison(name, gain(common, "VCPO", name)) for name in CONTROLS],
+        witness="transformer",
+        note=told(common, ("VCPO", *CONTROLS)),
+    )
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -298,51 +276,30 @@ def _brake(common: list[Record]) -> list[Verdict]:
 CURVES = ("no correction", "sequence TIS", "ESS only", "OPOB only", "VCPO")
 
 
-def draw_curves(records: list[Record]) -> Canvas:
+def curve_figure(records: list[Record]) -> Plot:
     """A panel a kind of task: success rate against updates."""
     records = chosen(records, step_size=COMMON)
-    kinds = list(dict.fromkeys(r["kind"] for r in records))
-    with canvas(len(kinds), width=3.8) as (figure, panels):
-        for ax, kind in zip(panels, kinds, strict=True):
-            for name, style in zip(REFERENCES[:2], ("-", "--"), strict=True):
-                _curve(ax, chosen(records, kind=kind, method=name), name, color=MUTED, linestyle=style)
-            for number, name in enumerate(CURVES):
-                _curve(ax, chosen(records, kind=kind, method=name), name, color=color(number), linewidth=1.4)
-            ax.set(title=kind, xlabel="update", ylim=(0, 1.02))
-        panels[0].set_ylabel("held-out success rate")
-        legend_beside(figure, panels[0])
-    return figure
+    panels = []
+    for kind in dict.fromkeys(r["kind"] for r in records):
+        parts = []
+        names = [(name, {"color": MUTED, "dashed": i == 1}) for i, name in enumerate(REFERENCES[:2])]
+        names += [(name, {"color": number}) for number, name in enumerate(CURVES)]
+        for name, style in names:
+            runs = chosen(records, kind=kind, method=name)
+            if runs:
+                rate = np.mean([r["value"] for r in runs], axis=0)
+                parts.append(series(name, np.arange(len(rate)) * runs[0]["every"], rate, **style))
+        panels.append(panel(kind, "update", "held-out success rate", parts, ylim=[0, 1.02]))
+    return plot(*panels, width=3.8, columns=3)
 
 
-def _curve(ax: Any, runs: list[Record], name: str, **style: Any) -> None:
-    if runs:
-        rate = np.mean([r["value"] for r in runs], axis=0)
-        ax.plot(np.arange(len(rate)) * runs[0]["every"], rate, label=name, **style)
-
-
-def draw_ranks(records: list[Record]) -> Canvas:
+def rank_figure(records: list[Record]) -> Plot:
     """All methods from best to worst, at the common step size and at their own best."""
-    with canvas(2, width=4.6, height=3.8) as (figure, panels):
-        tuned = [r for r in own_best(records) if r["method"] in TUNED]
-        both = ((chosen(records, step_size=COMMON), f"step size {COMMON:g}"), (tuned, "own best step size of two"))
-        for ax, (some, title) in zip(panels, both, strict=True):
-            _ranks(ax, some)
-            ax.set_title(title)
-    return figure
-
-
-def _ranks(ax: Any, records: list[Record]) -> None:
-    values = {name: _value(records, name) for name in _present(records, (*COMPARED, *CONTROLS))}
-    ordered = sorted(values, key=lambda name: values[name].value)
-    for y, name in enumerate(ordered):
-        interval, gone = values[name], lost(records, name)
-        ink = ALARM if gone else ACCENT if name in ("VCPO", *PARTS[1:]) else INK
-        ax.plot([max(interval.low, 0), min(interval.high, 1)], [y, y], color=ink, linewidth=1.4)
-        ax.plot(interval.value, y, "o", color=ink, markersize=4)
-        if gone:
-            ax.text(1.04, y, f"{lost_of(records, name)} lost", va="center", fontsize=7, color=ALARM)
-    ax.set_yticks(range(len(ordered)), ordered, fontsize=7)
-    ax.set(xlim=(-0.02, 1.3), xlabel="success rate averaged over training")
+    tuned = [r for r in own_best(records) if r["method"] in TUNED]
+    both = ((chosen(records, step_size=COMMON), f"step size {COMMON:g}"), (tuned, "own best step size of two"))
+    names = (*COMPARED, *CONTROLS)
+    panels = [value_ranking(title, some, _present(some, names), ("VCPO", *PARTS[1:])) for some, title in both]
+    return plot(*panels, width=4.8, height=3.6)
 
 
 EXPERIMENT = Experiment(

@@ -1,12 +1,24 @@
 """The tolerances themselves can fail: a shifted mean, a small sample, a wrong digit are all rejected."""
 
+import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from tests.kit.statistical import Underpowered, assert_mean_equals, assert_rounding_only
+from tests.kit.statistical import (
+    SINGLE,
+    Underpowered,
+    assert_estimate_equals,
+    assert_mean_equals,
+    assert_near,
+    assert_quantile_equals,
+    assert_rounding_only,
+    near,
+)
 
 
 def normal(m: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -91,3 +103,92 @@ def test_rounding_helper_knows_shapes_dtypes_and_exact_types():
     with pytest.raises(AssertionError):
         assert_rounding_only(np.array([1e-17]), np.array([0.0]))
     assert_rounding_only(np.array([1e-17]), np.array([0.0]), scale=1.0)
+
+
+# --- rounding, and estimates known by their standard deviation --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (1.0 + 1e-12, 1.0),
+        (1e6 * (1 + 1e-12), 1e6),
+        (1e-12, 0.0),  # of terms of order one
+        (np.array([1.0, math.inf]), [1.0, math.inf]),
+        ({"a": [1.0, 2.0], "b": None, "c": "x"}, {"a": [1.0, 2.0 + 1e-13], "b": None, "c": "x"}),
+    ],
+)
+def test_near_allows_rounding(actual, expected):
+    assert actual == near(expected)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (1.0 + 1e-11, 1.0),
+        (1e-11, 0.0),
+        (math.nan, math.nan),
+        (math.inf, -math.inf),
+        (math.inf, 1.0),
+        (np.array([1.0, 2.0]), [1.0]),
+        (np.array([1.0, 2.0]), np.array([1.0, 2.0 + 1e-11])),
+        ({"a": 1.0}, {"a": 1.0, "b": 1.0}),
+        ({"a": 1.0}, {"a": 1.0 + 1e-11}),
+        ("x", "y"),
+        (None, 0.0),
+        ([1.0, None], [1.0, 2.0]),
+    ],
+)
+def test_near_allows_nothing_else(actual, expected):
+    assert not actual == near(expected)  # noqa: SIM201
+
+
+def test_near_in_its_own_digits_and_with_nan():
+    assert not near(1.001e-12, scale=0) == 1e-12  # noqa: SIM201
+    assert np.array([math.nan, 1.0]) == near([math.nan, 1.0], nan_ok=True)
+    assert near(1, allow=SINGLE) == 1 + 5e-6
+
+
+def test_assert_near_broadcasts_and_says_how_far_off():
+    assert_near(np.ones((2, 3)), 1)
+    with pytest.raises(AssertionError, match=r"here: .* off by 1e-06, more than 2e-12"):
+        assert_near([1.0, 1.0 + 1e-6], 1.0, "here")
+    with pytest.raises(AssertionError):
+        assert_near([1e-12], [1.001e-12], scale=0)
+    with pytest.raises(AssertionError):
+        assert_near([math.nan], [math.nan])
+
+
+def test_an_estimate_is_held_to_its_standard_deviation():
+    assert_estimate_equals(1.05, 1.0, sd=0.01, detect=0.1)
+    with pytest.raises(AssertionError, match=r"estimate 1\.07 is not 1, allowed 0\.06"):
+        assert_estimate_equals(1.07, 1.0, sd=0.01, detect=0.1)
+    with pytest.raises(Underpowered, match=r"detects a discrepancy of 0\.09"):
+        assert_estimate_equals(1.0, 1.0, sd=0.01, detect=0.05)
+    with pytest.raises(AssertionError):
+        assert_estimate_equals(1.0 + 1e-9, 1.0, sd=0.0, detect=0.1)
+
+
+def test_quantiles_of_draws_pass_and_of_other_laws_do_not():
+    draw = np.random.default_rng(0).normal(size=20_000)
+    density = math.exp(-(1.959964**2) / 2) / math.sqrt(2 * math.pi)
+    given = {"draws": 20_000, "density": density, "detect": 0.25}
+    assert_quantile_equals(float(np.quantile(draw, 0.975)), 1.959964, 0.975, **given)
+    with pytest.raises(AssertionError):
+        assert_quantile_equals(float(np.quantile(1.25 * draw, 0.975)), 1.959964, 0.975, **given)
+
+
+def test_no_other_file_has_a_tolerance():
+    """`approx`, `allclose` and the like stand in statistical.py alone, and are not needed there."""
+    words = re.compile(
+        r"\b(approx\(|assert_allclose|allclose\(|isclose\(|assert_close|assert_almost_equal|rtol=|atol=)"
+    )
+    root = Path(__file__).parents[1]
+    found = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in sorted(root.rglob("*.py"))
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if words.search(line)
+    ]
+    assert not found, "\n".join(["use near, assert_near or an assertion with an error rate (tests/kit):", *found])

@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("z3", reason="layer 2 needs z3-solver (extra 'proofs')")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

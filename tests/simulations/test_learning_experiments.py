@@ -3,11 +3,12 @@
 from typing import Any
 
 import numpy as np
-import pytest
+from scipy import stats
 
 from simulations.methods import METHODS, at_least, at_own_best, better, matches, mean_interval
 from simulations.questions import async_learning, best_step_size, collapse_prediction
 from simulations.stats import Interval
+from tests.kit.statistical import near
 from vcposim.learning.collapse import DETECTORS
 
 
@@ -73,8 +74,8 @@ def test_no_run_helps_to_choose_the_step_size_it_is_judged_at() -> None:
 def test_intervals_and_words() -> None:
     x = np.random.default_rng(0).normal(size=8)
     interval = mean_interval(x)
-    assert interval.value == pytest.approx(x.mean())
-    assert interval.high - interval.low == pytest.approx(2 * 2.364624 * x.std(ddof=1) / np.sqrt(8), rel=1e-6)
+    assert interval.value == near(x.mean())
+    assert interval.high - interval.low == near(2 * stats.t.ppf(0.975, 7) * x.std(ddof=1) / np.sqrt(8))
     up, wide, down = Interval(0.1, 0.2, 0.3), Interval(-0.5, 0.1, 0.6), Interval(-0.3, -0.2, -0.1)
     assert [at_least(i, 0.02)[0] for i in (up, wide, down)] == ["holds", "holds if", "fails"]
     assert [better([i])[0] for i in (up, wide, down)] == ["holds", "holds if", "fails"]

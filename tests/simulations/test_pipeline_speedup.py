@@ -9,6 +9,7 @@ from simulations.protocol import Record, encode, settings_of
 from simulations.questions import pipeline_speedup as experiment
 from simulations.questions.pipeline_speedup import COMMON, HOST, REFERENCES, STALE, STEP_SIZES, RealizedLag
 from simulations.stats import Interval
+from tests.kit.statistical import near
 from vcposim.pipeline.plan import from_runs
 
 PLACE = {"task": "t", "tail": "even", "admission": "pace", "max_lag": 2}
@@ -76,9 +77,9 @@ def test_records_hold_every_method_once(records: list[Record]) -> None:
     pipelines = [r for r in records if r["kind"] == "pipeline"]
     for pipeline in pipelines:
         share = np.array(pipeline["lag_share"])
-        assert share.sum() == pytest.approx(1)
-        assert share @ np.arange(share.size) == pytest.approx(pipeline["mean_lag"])
-        assert pipeline["beyond"] == pytest.approx(share[pipeline["max_lag"] + 1 :].sum())
+        assert share.sum() == near(1)
+        assert share @ np.arange(share.size) == near(pipeline["mean_lag"])
+        assert pipeline["beyond"] == near(share[pipeline["max_lag"] + 1 :].sum())
 
 
 def test_at_lag_zero_a_stale_method_is_its_host(records: list[Record]) -> None:
@@ -90,7 +91,7 @@ def test_at_lag_zero_a_stale_method_is_its_host(records: list[Record]) -> None:
     for name, host in HOST.items():
         for step in STEP_SIZES:
             assert hits[name, step][0] == hits[REFERENCES[host], step][0]
-            assert hits[name, step][1] == pytest.approx(hits[REFERENCES[host], step][1], abs=1e-9)
+            assert hits[name, step][1] == near(hits[REFERENCES[host], step][1])
 
 
 def test_the_export_is_a_curve_for_the_plan(records: list[Record]) -> None:

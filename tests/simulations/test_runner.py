@@ -38,6 +38,8 @@ from simulations.runner import RunFolder, execute, interrupts_held, local_execut
 from tests.simulations import toy_experiment as toy
 from vcposim.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PATIENCE = 60.0  # seconds; a bound on waiting for another process, not on anything measured

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kit.statistical import assert_near
 from tests.kit.strategies import exact
 from vcposim.arrays import LINEAR, LOG, namespace
 from vcposim.baselines import optimal_token_baseline, weighted_quantile
@@ -236,7 +237,7 @@ def test_an_outcome_drawn_twice_counts_twice():
         assert weighted_quantile(reward, weight, counts / 5, q).tolist() == want.tolist()
     token = np.stack([weight, weight[::-1]], axis=-1)
     want = optimal_token_baseline(reward[order], token[order], np.ones(5) / 5)
-    assert np.allclose(optimal_token_baseline(reward, token, counts / 5), want, rtol=1e-14, atol=0)
+    assert_near(optimal_token_baseline(reward, token, counts / 5), want)
 
 
 def test_a_position_without_weight_has_the_mean_for_its_baseline():
@@ -253,7 +254,7 @@ def test_a_token_without_drift_counts_in_the_second_moment():
 def test_a_probability_of_one_is_far_but_no_nan():
     batch = two(log_ratio=np.full((2, 1), 0.5), log_prob=np.zeros((2, 1)))
     keep = DivergenceMask("binary_kl", high=100.0)(batch, np.ones(2))
-    assert np.allclose(keep, math.exp(0.5), rtol=1e-14)
+    assert_near(keep, math.exp(0.5))
 
 
 def test_a_divergence_on_its_limit_is_kept():
@@ -301,12 +302,12 @@ def test_token_weights_reach_the_mean_score():
     token = Estimator(Weighting("truncate", "token", cap=2.0), "opob_truncated")
     assert np.isfinite(token.coefficients(batch)).all()
     whole = Estimator(Weighting("none"), "opob_truncated").coefficients(ones)
-    assert np.allclose(token.coefficients(ones), np.stack([whole, whole], axis=-1), rtol=1e-12)
+    assert_near(token.coefficients(ones), np.stack([whole, whole], axis=-1))
 
 
 def test_the_width_of_a_gaussian_gate():
     factor = GaussianTrust(2.0)(two(log_ratio=np.array([[1.0], [-2.0]])), np.ones(2))
-    assert np.allclose(factor[:, 0], [math.exp(1 - 1 / 8), math.exp(-2 - 1 / 2)], rtol=1e-14)
+    assert_near(factor[:, 0], [math.exp(1 - 1 / 8), math.exp(-2 - 1 / 2)])
 
 
 @pytest.mark.parametrize("surrogate", [Clip(level="geometric"), GeometricMeanClip()])
@@ -377,7 +378,7 @@ def test_a_sample_of_measure_zero_does_not_set_the_scale_of_ratios():
     batch = Batch(reward=reward, log_ratio=np.array([0.5, 0.0, 900.0]), measure=measure, unit=0.5, scores=scores)
     alone = Batch(reward=reward[:2], log_ratio=batch.log_ratio[:2], scores=ScoreNorms(np.ones(2)))
     released = Estimator(Weighting("truncate", cap=8.0), "opob_released")
-    assert np.allclose(released.coefficients(batch)[:2], released.coefficients(alone), rtol=1e-12, atol=0)
+    assert_near(released.coefficients(batch)[:2], released.coefficients(alone))
 
 
 def test_nothing_over_nothing_is_no_weight():
@@ -386,7 +387,7 @@ def test_nothing_over_nothing_is_no_weight():
 
 def test_roots_of_plain_numbers():
     x, degree = np.array([4.0, 8.0, 5.0, 7.0]), np.array([2.0, 3.0, 1.0, 0.0])
-    assert np.allclose(LINEAR.root(x, degree), [2, 2, 5, 1], rtol=1e-14)  # without tokens the ratio is 1
+    assert_near(LINEAR.root(x, degree), [2, 2, 5, 1])  # without tokens the ratio is 1
 
 
 def test_ess_is_at_most_one():
@@ -433,7 +434,7 @@ def test_replications_of_a_batch_of_prompts_do_not_see_each_other(baseline: str,
         return estimator.coefficients(Batch(reward=reward[i], log_ratio=reward[i] * 0, length=length[i], grouped=True))
 
     for i in range(3):
-        assert np.allclose(coefficients(slice(None))[i], coefficients(i), rtol=1e-12, atol=1e-12)
+        assert_near(coefficients(slice(None))[i], coefficients(i))
 
 
 def test_a_large_replication_does_not_flatten_a_small_one():
@@ -461,19 +462,19 @@ def test_trace_covariance_of_replications():
     rng = np.random.default_rng(2)
     vector, measure = rng.normal(size=(3, 4, 2)), rng.dirichlet(np.ones(4), size=3)
     want = [trace_covariance(v, m) for v, m in zip(vector, measure, strict=True)]
-    assert np.allclose(trace_covariance(vector, measure), want, rtol=1e-14)
+    assert_near(trace_covariance(vector, measure), want)
     x = vector[0] - measure[0] @ vector[0]
-    assert np.allclose(want[0], measure[0] @ (x * x).sum(axis=1), rtol=1e-14)
+    assert_near(want[0], measure[0] @ (x * x).sum(axis=1))
 
 
 def test_sums_of_those_present():
     log_weight, present = np.array([[0.0, 5.0], [1.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])
     some, all_there = weight_sums(log_weight, present), weight_sums(np.array([0.0, 1.0, 2.0]))
     for a, b in zip(some, all_there, strict=True):
-        assert np.allclose(a, b, rtol=1e-14)
+        assert_near(a, b)
     torch = pytest.importorskip("torch")
     for a, b in zip(weight_sums(torch.tensor(log_weight), torch.tensor(present)), some, strict=True):
-        assert np.allclose(a, b, rtol=1e-14)
+        assert_near(a, b)
 
 
 def test_scores_of_masked_tokens_do_not_count():

@@ -11,29 +11,31 @@ they see of it is how often each outcome occurred, so the expectation runs over 
 their multinomial probability: binom(N+K-1, K-1) terms instead of K^N. Each is one batch of the kernel, with measure
 counts / N and unit 1 / N.
 
-*Chains.* Trajectories are never enumerated unless few: see `vcposim.laboratory.chain_moments`.
+*What the problem knows.* Some problems have sums that list no outcomes (`Problem.contribution_moments`): token chains
+sum over positions and states, see `vcposim.problems.chain_moments`.
+
+*Every batch.* Of a function that is not ours nothing is known: it is shown each of the K^N ordered batches as drawn
+(`vcposim.laboratory.enumeration`), or each multiset if it says it is `exchangeable`. A subclass of `Estimator`, and a
+surrogate or a weighting from elsewhere, are such functions too.
 
 Where none of these is feasible the error says how many terms it would take and how to ask for Monte Carlo.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import comb, log10
 
 import numpy as np
-from scipy.special import gammaln, xlogy
 
 from vcposim.arrays import Array, expectation
-from vcposim.batch import Batch
+from vcposim.batch import Batch, DenseScores
 from vcposim.diagnostics import chi2_of_weights, kl_behavior_target
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
-from vcposim.laboratory import chain_moments
+from vcposim.estimators import AnyEstimator, Estimator, FunctionEstimator, Resolved, estimator_of
+from vcposim.laboratory import enumeration
+from vcposim.laboratory.enumeration import CHUNK, count_vectors, multinomial
 from vcposim.moments import Moments, Sums, batch_sums, sq_norm
 from vcposim.moments import moments as moments_of_sums
-from vcposim.problems.chains import LARGEST_ENUMERATION as LARGEST_LIST
-from vcposim.problems.chains import ChainProblem
-from vcposim.problems.rollouts import Problem
+from vcposim.problems.rollouts import Problem, require_problem
 from vcposim.weights import Weighting
 
 CONSTANT_BASELINES = frozenset({"zero", "population"})
@@ -42,33 +44,52 @@ SAMPLE_NORMALIZERS = frozenset({"none", "length"})
 PER_TOKEN = ("log_prob", "collision", "token_mask")
 
 LARGEST_ENUMERATION = 2 * 10**8
-"""numbers in all count vectors together; about a minute"""
-
-CHUNK = 2**20
-"""numbers in the count vectors of one chunk; bounds memory"""
+"""numbers in all batches together; about a minute"""
 
 
-def moments(problem: Problem, estimator: Estimator, group_size: int) -> Moments:
-    """Exact moments of an estimator on groups of `group_size` samples.
+def moments(problem: Problem, estimator: AnyEstimator, group_size: int) -> Moments:
+    """Exact moments of an estimator, or of any function of a `Batch`, on groups of `group_size` samples.
 
-    The context of a group is random too: variances are over contexts and samples.
+    The context of a group is random too: variances are over contexts and samples. What a function may say of itself:
+    see `vcposim.estimators.FunctionEstimator`.
 
     Raises `InputError` if there is no exact form or it is infeasible; the message says what to call instead.
+
+    >>> from vcposim.problems.rollouts import bandit_problem
+    >>> problem = bandit_problem([0.5, 0.5], [0.25, 0.75], [1.0, 0.0])
+    >>> moments(problem, lambda batch: batch.reward - batch.reward.mean(axis=-1, keepdims=True), 2).mean
+    array([ 0.09375, -0.09375])
     """
+    require_problem(problem)
+    estimator = estimator_of(estimator)
     estimator.require(group_size)
+    if "grouped" in estimator.needs:
+        raise InputError(f"{_spanning(estimator)} looks at several prompts at once; moments here are of one group")
+    if isinstance(estimator, FunctionEstimator) or not reads_counts(estimator):
+        return moments_of_sums(shown_sums(problem, estimator, group_size), problem.gradient, drawn=False)
     if estimator.weighting.smooth is not None:
         raise InputError(f"weighting: a smoothed weight has no exact moments; {monte_carlo_call(group_size)}")
-    _require_ours(estimator)
-    if isinstance(problem, ChainProblem) and sees_one_sample(estimator) and chain_moments.covers(problem, estimator):
-        baseline = constant_baseline(problem, estimator)
-        mean, square = chain_moments.contribution_moments(problem, estimator, baseline)
-        sums = independent_sums(mean, square, problem.group_probability, group_size)
-    elif sees_one_sample(estimator):
+    if not sees_one_sample(estimator):
+        return moments_of_sums(enumerated_sums(problem, estimator, group_size), problem.gradient, drawn=False)
+    known = problem.contribution_moments(estimator, constant_baseline(problem, estimator))
+    if known is None:
         _require_listable(problem, group_size)
         sums = single_sample_sums(problem, estimator, group_size)
     else:
-        sums = enumerated_sums(problem, estimator, group_size)
+        sums = independent_sums(*known, problem.group_probability, group_size)
     return moments_of_sums(sums, problem.gradient, drawn=False)
+
+
+def reads_counts(estimator: Estimator) -> bool:
+    """Whether the estimator's formulas are ours, which weigh outcomes by their `measure`: counts can stand for draws.
+
+    Anyone else's may take means over samples as they come, so a subclass is shown batches as drawn, whatever it
+    changes; a surrogate is judged by where its formula was written.
+    """
+    factors = getattr(estimator.surrogate, "factors", (estimator.surrogate,))
+    written = (getattr(type(factor).__call__, "__module__", "") for factor in factors if factor is not None)
+    ours = all(module.partition(".")[0] == "vcposim" for module in written)
+    return ours and type(estimator) is Estimator and type(estimator.weighting) is Weighting
 
 
 def sees_one_sample(estimator: Estimator) -> bool:
@@ -93,8 +114,10 @@ def diagnostics(problem: Problem) -> dict[str, float]:
 
     Of a contextual problem, E[w]^2 / E[w^2] and the averages over contexts.
     """
-    if isinstance(problem, ChainProblem):
-        return chain_moments.diagnostics(problem)
+    require_problem(problem)
+    known = problem.diagnostics()
+    if known is not None:
+        return known
     batch = problem.outcomes()
     weight = Weighting("importance")(batch).value
     rho = problem.group_probability
@@ -113,16 +136,73 @@ def population_baseline(problem: Problem, weighting: Weighting) -> Array:
     """
     if weighting.smooth is not None:
         weighting = replace(weighting, treatment="importance", smooth=None)
-    if isinstance(problem, ChainProblem) and chain_moments.factors(problem, weighting) is not None:
-        return chain_moments.population_baseline(problem, weighting)
+    known = problem.population_baseline(weighting)
+    if known is not None:
+        return known
     return Estimator(weighting, "opob").baseline_value(problem.outcomes())[..., 0]
 
 
-def with_population(batch: Batch, problem: Problem, estimator: Estimator) -> Batch:
+def with_population(batch: Batch, problem: Problem, estimator: Resolved) -> Batch:
     """The batch of all groups (G, n), knowing its population baseline if the estimator asks for it."""
-    if estimator.baseline != "population":
+    if "population_baseline" not in estimator.needs:
         return batch
-    return replace(batch, population_baseline=population_baseline(problem, estimator.weighting)[:, None])
+    return replace(batch, population_baseline=oracle(problem, estimator)[:, None])
+
+
+def oracle(problem: Problem, estimator: Resolved) -> Array:
+    """The population baseline under the estimator's weighting; a function's is that of full weights: (G,)."""
+    weighting = Weighting() if isinstance(estimator, FunctionEstimator) else estimator.weighting
+    return population_baseline(problem, weighting)
+
+
+def shown_sums(problem: Problem, estimator: Resolved, group_size: int) -> Sums:
+    """Sums over all batches as drawn, with their probability: right for any function of a batch."""
+    _require_listable(problem, group_size)
+    ordered = not getattr(estimator, "exchangeable", False)
+    population = with_population(problem.outcomes(), problem, estimator)
+    total: Sums | None = None
+    for group, rho in enumerate(problem.group_probability):
+        if rho == 0:
+            continue
+        outcomes = int(np.count_nonzero(population.measure[group]))
+        count = enumeration.number_of_batches(outcomes, group_size, ordered)
+        if count * group_size * problem.group_probability.shape[0] > LARGEST_ENUMERATION:
+            raise InputError(
+                f"method: exact moments of a function need all {rounded(count)} batches of {group_size} out of "
+                f"{outcomes} outcomes (exchangeable = True on the function: multisets alone); "
+                f"{monte_carlo_call(group_size)}"
+            )
+        parts = enumeration.batches(
+            problem, population, group, group_size, per_token="tokens" in estimator.needs, ordered=ordered
+        )
+        for batch, mass in parts:
+            coefficient = estimator.coefficients(batch)
+            if not ordered:
+                _require_exchangeable(estimator, batch, coefficient)
+            part = batch_sums(batch, coefficient, rho * mass)
+            total = part if total is None else total.merge(part)
+    assert total is not None  # probabilities sum to one, so some group has one
+    return total
+
+
+def _require_exchangeable(estimator: Resolved, batch: Batch, coefficient: Array) -> None:
+    """Hold a function to its promise: the same samples backwards have the same coefficients backwards."""
+    known = {name: x[:, ::-1] for name, x in vars(batch).items() if name in _PER_SAMPLE and x is not None}
+    scores = batch.scored()
+    assert isinstance(scores, DenseScores)
+    backwards = replace(batch, **known, scores=replace(scores, score=scores.score[:, ::-1]))
+    found, size = estimator.coefficients(backwards)[:, ::-1], np.max(np.abs(coefficient), initial=0.0)
+    if not np.allclose(found, coefficient, rtol=0, atol=1e-9 * size, equal_nan=True):
+        raise InputError("exchangeable: the function's coefficients depend on the order of samples; do not promise it")
+
+
+_PER_SAMPLE = ("reward", "length", "log_ratio", "token_mask", "log_prob", "collision")
+
+
+def _spanning(estimator: Resolved) -> str:
+    if isinstance(estimator, FunctionEstimator):
+        return f"estimator: {estimator.name}"
+    return f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
 
 
 def single_sample_sums(problem: Problem, estimator: Estimator, group_size: int) -> Sums:
@@ -187,44 +267,11 @@ def counted_batch(problem: Problem, population: Batch, group: int, support: Arra
     )
 
 
-def count_vectors(total: int, parts: int, chunk: int) -> Iterator[Array]:
-    """All compositions of `total` into `parts` counts, in lexicographic order, in chunks (<= chunk, parts)."""
-    # tails[q][n] = number of compositions of n into q + 1 parts
-    tails = [np.array([comb(n + q, q) for n in range(total + 1)], dtype=np.int64) for q in range(parts)]
-    count = int(tails[-1][total])
-    for start in range(0, count, chunk):
-        rank = np.arange(start, min(start + chunk, count), dtype=np.int64)
-        left = np.full(rank.shape, total)
-        out = np.empty((rank.size, parts), dtype=np.int64)
-        for part in range(parts - 1):
-            tail = tails[parts - 1 - part]
-            # after c in this part, tail[left] - tail[left - c] compositions are behind us
-            after = np.searchsorted(tail, tail[left] - rank, side="left")
-            out[:, part] = left - after
-            rank, left = rank - (tail[left] - tail[after]), after
-        out[:, -1] = left
-        yield out
-
-
-def multinomial(counts: Array, prob: Array) -> Array:
-    """N! prod_k p_k^n_k / n_k!: (m, K), (K,) -> (m,)."""
-    size = np.sum(counts, axis=-1)
-    return np.exp(gammaln(size + 1) + np.sum(xlogy(counts, prob) - gammaln(counts + 1), axis=-1))
-
-
-def _require_ours(estimator: Estimator) -> None:
-    if "grouped" in estimator.needs:
-        raise InputError(
-            f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r} looks at several prompts at "
-            "once; moments here are of one group, so choose another"
-        )
-
-
 def _require_listable(problem: Problem, group_size: int) -> None:
-    if isinstance(problem, ChainProblem) and problem.outcome_count > LARGEST_LIST:
+    if not problem.listable:
         raise InputError(
-            f"method: exact moments with this weighting need all {rounded(problem.outcome_count)} trajectories "
-            f"(limit {LARGEST_LIST}); {monte_carlo_call(group_size)}"
+            f"method: exact moments of this estimator need to list all {rounded(problem.outcome_count)} trajectories, "
+            f"too many; {monte_carlo_call(group_size)}"
         )
 
 

@@ -24,12 +24,12 @@ import numpy as np
 from vcposim.arrays import Array, expectation, safe_divide, where
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
-from vcposim.laboratory.exact import population_baseline
+from vcposim.estimators import AnyEstimator, Resolved, estimator_of
+from vcposim.laboratory.exact import oracle
 from vcposim.laboratory.leaves import Leaf, generator, jackknife, tasks
 from vcposim.moments import SCALARS, Moments, Sums, batch_sums, descent_efficiency, norm, sq_norm
 from vcposim.moments import moments as moments_of_sums
-from vcposim.problems.rollouts import Problem
+from vcposim.problems.rollouts import Problem, require_problem
 from vcposim.problems.scores import SummableScores
 from vcposim.results import Records, Result
 
@@ -112,7 +112,7 @@ class Estimate(Result):
 
 def moments(
     problem: Problem,
-    estimators: Mapping[str, Estimator],
+    estimators: Mapping[str, AnyEstimator],
     *,
     group_size: int,
     samples: int,
@@ -121,7 +121,7 @@ def moments(
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> dict[str, Estimate]:
-    """Moments of each estimator from `samples` trajectories, rounded up to whole groups.
+    """Moments of each estimator, or function of a `Batch`, from `samples` trajectories, rounded up to whole groups.
 
     `workers` > 1 starts that many processes (so a script that calls this needs `if __name__ == "__main__"`); `chunk` is
     how many trajectories a process is handed at a time; neither changes a bit of the result. `progress` is called with
@@ -129,8 +129,10 @@ def moments(
 
     Raises `InputError` for numbers out of range, or what an estimator cannot be computed from.
     """
-    run = _Run(problem, dict(estimators), group_size, seed)
-    groups = _require(estimators, group_size, samples, seed, workers, chunk)
+    require_problem(problem)
+    asked = {name: estimator_of(given) for name, given in estimators.items()}
+    run = _Run(problem, asked, group_size, seed)
+    groups = _require(asked, group_size, samples, seed, workers, chunk)
     per_task = -(-(chunk or 2**18) // group_size)
     leaves_per_task = max(1, LEAF_RESULT_NUMBERS // (problem.gradient.shape[0] * max(1, len(estimators))))
     work = tasks(groups, problem.numbers_per_group(group_size), per_task, leaves_per_task)
@@ -147,12 +149,12 @@ def moments(
 class _Run:
     """What a worker needs to compute the sums of a leaf."""
 
-    def __init__(self, problem: Problem, estimators: dict[str, Estimator], group_size: int, seed: int) -> None:
+    def __init__(self, problem: Problem, estimators: dict[str, Resolved], group_size: int, seed: int) -> None:
         self.problem, self.estimators, self.group_size, self.seed = problem, estimators, group_size, seed
         self.oracle = {
-            name: population_baseline(problem, estimator.weighting)
+            name: oracle(problem, estimator)
             for name, estimator in estimators.items()
-            if estimator.baseline == "population"
+            if "population_baseline" in estimator.needs
         }
 
     def __call__(self, leaf: Leaf) -> dict[str, Sums]:
@@ -185,7 +187,12 @@ def drawn_sums(batch: Batch, coefficient: Array) -> Sums:
 
 
 def _require(
-    estimators: Mapping[str, Estimator], group_size: int, samples: int, seed: int, workers: int, chunk: int | None
+    estimators: Mapping[str, Resolved],
+    group_size: int,
+    samples: int,
+    seed: int,
+    workers: int,
+    chunk: int | None,
 ) -> int:
     """The number of groups, if everything is in range."""
     for estimator in estimators.values():

@@ -1,7 +1,7 @@
 """Exact bias and variance of any function of a batch, on problems small enough to list every batch of n draws.
 
-`laboratory.exact` knows our estimators and takes short cuts. Here nothing is assumed of the function: each of the K^n
-ordered batches is shown to it as drawn, with measure 1/n, and counts with its probability.
+`laboratory.exact` measures any estimator on any problem. Here are the problems that report cards are written on, and a
+function is shown all their batches at once, in arrays of its own library.
 
 The `STANDARD` problems are strings of two tokens out of two: four trajectories of one prompt, each token "b" worth half
 a reward. The learner prefers "b"; what changes is how much of that preference the sampler already had.
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.batch import Batch, DenseScores
+from vcposim.laboratory import enumeration
 from vcposim.moments import Moments, batch_sums, moments
 from vcposim.problems.chains import ChainProblem, chain_problem
 from vcposim.problems.policies import TabularSoftmax
@@ -53,30 +54,12 @@ def exact_moments(
     `per_token` gives ratios by token and what is known of them (`log_prob`, `collision`), else one a trajectory;
     `grouped` an axis of one prompt; `convert` makes the arrays that the function works on.
     """
-    batch, mass = all_batches(problem, group_size, per_token=per_token, grouped=grouped)
+    ((batch, mass),) = enumeration.batches(
+        problem, problem.outcomes(), 0, group_size, per_token=per_token, grouped=grouped
+    )
     scores, shown = batch.scored(), {k: x for k, x in vars(batch).items() if isinstance(x, np.ndarray)}
     assert isinstance(scores, DenseScores)
     dense = replace(scores, score=convert(scores.score))
     c = coefficients(replace(batch, **{k: convert(x) for k, x in shown.items()}, scores=dense))
     as_numpy = np.asarray(c.detach().cpu().numpy() if hasattr(c, "detach") else c)
     return moments(batch_sums(batch, as_numpy, mass), problem.gradient, drawn=False)
-
-
-def all_batches(
-    problem: ChainProblem, group_size: int, *, per_token: bool = False, grouped: bool = False
-) -> tuple[Batch, np.ndarray]:
-    """Every batch of n draws of the one prompt, as replications (K^n, n), and its probability (K^n,)."""
-    known = problem.outcomes()
-    outcome = np.indices((known.reward.shape[-1],) * group_size).reshape(group_size, -1).T
-    outcome = outcome[:, None] if grouped else outcome
-    score = problem.restricted(0, np.arange(known.reward.shape[-1])).score  # type: ignore[attr-defined]
-    fields: dict[str, Any] = {"reward": known.reward[0][outcome]}
-    if per_token:
-        names = ("log_ratio", "token_mask", "log_prob", "collision")
-        fields |= {name: np.asarray(getattr(known, name)[0][outcome], dtype=float) for name in names}
-        fields["scores"] = DenseScores(score[outcome], per_token=True)
-    else:
-        fields |= {"log_ratio": known.on_tokens(known.log_ratio)[0].sum(axis=-1)[outcome]}
-        fields |= {"length": known.token_length()[0][outcome], "scores": DenseScores(score.sum(axis=1)[outcome])}
-    mass = known.measure[0][outcome].prod(axis=-1)
-    return Batch(grouped=grouped, **fields), mass

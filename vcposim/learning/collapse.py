@@ -107,25 +107,31 @@ def cases(collapse: Array, landmarks: Sequence[int], horizon: int) -> Cases:
 
 
 class Auroc(NamedTuple):
-    """Area under the ROC curve with a 95% interval (runs resampled), and the pairs it compares."""
+    """Area under the ROC curve with a 95% interval (units resampled), and the pairs it compares."""
 
     value: float
     low: float
     high: float
     pairs: int
+    replicate: Array
+    """the area in each resample, the same resamples for every detector; NaN where one has no pair"""
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def auroc(score: Array, case: Cases, stratum: Array, *, resamples: int = 200, seed: int = 0) -> Auroc | None:
+def auroc(
+    score: Array, case: Cases, stratum: Array, *, unit: Array | None = None, resamples: int = 200, seed: int = 0
+) -> Auroc | None:
     """P(score of a positive > score of a negative of its stratum), ties half: (case,) each; None without any pair.
 
-    Mann-Whitney's U over all strata together. The bootstrap resamples runs, not cases: cases of one run are dependent.
+    Mann-Whitney's U over all strata together. The bootstrap resamples units, not cases: `unit` (run,) numbers what was
+    randomised, as the seed that runs share; without it each run is its own.
     """
     rng = np.random.default_rng(seed)
-    runs = int(case.run.max()) + 1
-    count = np.vstack([np.ones(runs), rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples)])
+    unit = np.arange(int(case.run.max()) + 1) if unit is None else np.asarray(unit)
+    units = int(unit.max()) + 1
+    count = np.vstack([np.ones(units), rng.multinomial(units, np.full(units, 1 / units), size=resamples)])[:, unit]
     wins, pairs, plain = np.zeros(resamples + 1), np.zeros(resamples + 1), 0
     for s in np.unique(stratum):
         up, down = (np.flatnonzero((stratum == s) & (case.positive == sign)) for sign in (True, False))
@@ -138,9 +144,10 @@ def auroc(score: Array, case: Cases, stratum: Array, *, resamples: int = 200, se
         plain += up.size * down.size
     if plain == 0:
         return None
-    value = wins[pairs > 0] / pairs[pairs > 0]
-    low, high = np.quantile(value[1:], (0.025, 0.975)) if value.size > 1 else (value[0], value[0])
-    return Auroc(float(value[0]), float(low), float(high), plain)
+    value = np.divide(wins, pairs, out=np.full(wins.shape, np.nan), where=pairs > 0)
+    known = value[1:][pairs[1:] > 0]
+    low, high = np.quantile(known, (0.025, 0.975)) if known.size else (value[0], value[0])
+    return Auroc(float(value[0]), float(low), float(high), plain, value[1:])
 
 
 class Lead(NamedTuple):

@@ -35,7 +35,7 @@ from vcposim.arrays import Array, expectation, peak, saturating_exp
 from vcposim.batch import Batch
 from vcposim.control import MEMORY, Seen, norm_scale
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Resolved
 from vcposim.gauges.tails import tail_index
 from vcposim.learning.lags import History
 from vcposim.learning.optimizers import Moments, adam_direction, stepped
@@ -364,7 +364,7 @@ class Learner:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _slices(estimators: list[Estimator]) -> list[tuple[Estimator, slice]]:
+def _slices(estimators: list[Resolved]) -> list[tuple[Resolved, slice]]:
     starts = [i for i, e in enumerate(estimators) if i == 0 or e != estimators[i - 1]]
     return [(estimators[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(estimators)], strict=True)]
 

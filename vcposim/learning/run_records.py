@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from vcposim.arrays import Array
 from vcposim.catalogue import entry
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import Estimator
+from vcposim.estimators import AnyEstimator, Resolved, estimator_of
 from vcposim.learning.lags import Lag
 from vcposim.learning.optimizers import OPTIMIZERS
 from vcposim.learning.step_rules import Control
@@ -17,11 +17,11 @@ ON_POLICY, FULL_STEP = Lag(), Control()
 class Run:
     """One run: what distinguishes it from the others of a learner.
 
-    `estimator` is a name of the catalogue or an `Estimator`; `clip_norm` (inf for none) the limit of the gradient's
-    global norm. Raises `InputError` for unknown names and numbers out of range.
+    `estimator` is a name of the catalogue, an `Estimator` or a function of a `Batch`; `clip_norm` (inf for none) the
+    limit of the gradient's global norm. Raises `InputError` for unknown names and numbers out of range.
     """
 
-    estimator: str | Estimator
+    estimator: str | AnyEstimator
     seed: int = 0
     lag: Lag = ON_POLICY
     step_size: float = 0.05
@@ -43,9 +43,9 @@ class Run:
             raise InputError(f"seed: {self.seed} is negative; use 0 or more")
         self.resolved()
 
-    def resolved(self) -> Estimator:
+    def resolved(self) -> Resolved:
         """The estimator itself."""
-        return entry(self.estimator).estimator if isinstance(self.estimator, str) else self.estimator
+        return entry(self.estimator).estimator if isinstance(self.estimator, str) else estimator_of(self.estimator)
 
 
 @dataclass(frozen=True)

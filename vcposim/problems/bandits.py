@@ -16,9 +16,11 @@ import numpy as np
 from vcposim.arrays import Array
 from vcposim.batch import Batch, DenseScores, Scores
 from vcposim.errors import InputError
+from vcposim.estimators import Estimator
 from vcposim.problems.alias import AliasTable, alias_table, words
 from vcposim.problems.environments import place, require_finite, require_probability
 from vcposim.problems.scores import SharedScores, SoftmaxScores
+from vcposim.weights import Weighting
 
 
 class BanditDraw(NamedTuple):
@@ -69,6 +71,18 @@ class BanditProblem:
     def outcome_count(self) -> int:
         """Outcomes of one group: M K."""
         return self.behavior.shape[0] * self.target.shape[1]
+
+    listable = True
+    """see `Problem`: outcomes are rows of tables that are in memory anyway"""
+
+    def contribution_moments(self, estimator: Estimator, baseline: Array) -> None:
+        """See `Problem`: no shorter way than the list of outcomes."""
+
+    def population_baseline(self, weighting: Weighting) -> None:
+        """See `Problem`: no shorter way than the list of outcomes."""
+
+    def diagnostics(self) -> None:
+        """See `Problem`: no shorter way than the list of outcomes."""
 
     @cached_property
     def value(self) -> float:

@@ -16,6 +16,8 @@ import numpy as np
 from vcposim.arrays import Array
 from vcposim.batch import Batch, Scores
 from vcposim.errors import InputError
+from vcposim.estimators import Estimator
+from vcposim.problems import chain_moments
 from vcposim.problems.alias import AliasTable, alias_table, words
 from vcposim.problems.bandits import require_support
 from vcposim.problems.chain_scores import ChainScores, EdgeTables
@@ -23,6 +25,7 @@ from vcposim.problems.environments import require_probability
 from vcposim.problems.policies import LinearSoftmax, Policy
 from vcposim.problems.scores import SharedScores
 from vcposim.problems.token_chains import TokenChain
+from vcposim.weights import Weighting
 
 LARGEST_ENUMERATION = 200_000
 """trajectories that `outcomes` lists at most"""
@@ -115,12 +118,29 @@ class ChainProblem:
             count = np.sum(np.where(step, 1, 0).astype(object) * count[to], axis=-1)
         return int(max(count[self.chain.start])) * len(self.path_probability)
 
+    @property
+    def listable(self) -> bool:
+        """Whether `outcomes` lists them: at most `LARGEST_ENUMERATION`."""
+        return self.outcome_count <= LARGEST_ENUMERATION
+
+    def contribution_moments(self, estimator: Estimator, baseline: Array) -> tuple[Array, Array] | None:
+        """See `Problem`: by sums over positions and states, where the weighting is a product over tokens."""
+        return chain_moments.contribution_moments(self, estimator, baseline)
+
+    def population_baseline(self, weighting: Weighting) -> Array | None:
+        """See `Problem`."""
+        return chain_moments.population_baseline(self, weighting)
+
+    def diagnostics(self) -> dict[str, float] | None:
+        """See `Problem`."""
+        return chain_moments.diagnostics(self)
+
     def outcomes(self) -> Batch:
         """All trajectories of all paths with their exact probability, per token: axes (G, n), ratios (G, n, T).
 
         Raises `InputError` beyond `LARGEST_ENUMERATION` of them.
         """
-        if self.outcome_count > LARGEST_ENUMERATION:
+        if not self.listable:
             raise InputError(
                 f"outcomes: {float(self.outcome_count):.3g} trajectories are too many to list (limit "
                 f"{LARGEST_ENUMERATION}); use monte_carlo.moments, or --method monte-carlo"

@@ -8,6 +8,7 @@ policies, `chains.chain_problem` for token chains, `problem_file.load` from a JS
 """
 
 from collections.abc import Sequence
+from inspect import getattr_static
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,28 +16,99 @@ import numpy as np
 from vcposim.arrays import Array
 from vcposim.batch import Batch, Scores
 from vcposim.errors import InputError
+from vcposim.estimators import Estimator
 from vcposim.problems.bandits import BanditProblem, require_support
 from vcposim.problems.environments import Bandit, place, require_finite, require_probability
 from vcposim.problems.policies import LinearSoftmax, Policy
+from vcposim.weights import Weighting
 
 
 class Problem(Protocol):
-    """What exact and Monte Carlo moments need of a problem."""
+    """What exact and Monte Carlo moments ask of a problem: G contexts, p parameters, K outcomes of a context.
+
+    An object with all of these members is a problem, whatever its class; `require_problem` names those that miss.
+    """
 
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """E_pi[R], over contexts and outcomes."""
+        ...
+
     @property
-    def gradient(self) -> Array: ...
+    def gradient(self) -> Array:
+        """The exact gradient of `value` in the target's parameters: (p,)."""
+        ...
+
     @property
-    def group_probability(self) -> Array: ...
+    def group_probability(self) -> Array:
+        """How often a group is of each context: (G,), sums to 1."""
+        ...
+
     @property
-    def outcome_count(self) -> int: ...
-    def outcomes(self) -> Batch: ...
-    def restricted(self, group: int, outcome: Array) -> Scores: ...
-    def sample(self, rng: np.random.Generator, replications: int, group_size: int) -> Batch: ...
-    def draw(self, rng: np.random.Generator, replications: int, group_size: int) -> Any: ...
-    def batch(self, draw: Any, *, per_token: bool = ...) -> Batch: ...
-    def numbers_per_group(self, group_size: int) -> int: ...
+    def outcome_count(self) -> int:
+        """K: outcomes of one context, as an exact integer; what feasibility is judged by."""
+        ...
+
+    @property
+    def listable(self) -> bool:
+        """Whether `outcomes` can be called: K is not too large."""
+        ...
+
+    def outcomes(self) -> Batch:
+        """Every outcome with its exact probability under the behavior: axes (G, K[, t]), `unit` 0.
+
+        Outcomes that cannot happen, or that pad a context with fewer, have measure 0.
+        """
+        ...
+
+    def restricted(self, group: int, outcome: Array) -> Scores:
+        """Scores of some outcomes (indices (n,)) of one context, for many batches (..., n) of them."""
+        ...
+
+    def sample(self, rng: np.random.Generator, replications: int, group_size: int) -> Batch:
+        """Independent groups of draws, each of one context: axes (replications, group_size[, t])."""
+        ...
+
+    def draw(self, rng: np.random.Generator, replications: int, group_size: int) -> Any:
+        """The random part of `sample`; its `group` (replications, 1) is the context of each group."""
+        ...
+
+    def batch(self, draw: Any, *, per_token: bool = ...) -> Batch:
+        """The batch of a draw, with log-ratios per token if asked for and if there are any."""
+        ...
+
+    def numbers_per_group(self, group_size: int) -> int:
+        """Numbers that the largest array of a drawn group holds: what bounds the memory of Monte Carlo."""
+        ...
+
+    def contribution_moments(self, estimator: Estimator, baseline: Array) -> tuple[Array, Array] | None:
+        """E x (G, p) and E||x||^2 (G,) of one contribution x = c s without listing outcomes; None: no such form.
+
+        Asked for estimators that see one sample at a time, with their constant `baseline` (G,).
+        """
+        ...
+
+    def population_baseline(self, weighting: Weighting) -> Array | None:
+        """The OPOB E[w^2 ||s||^2 R] / E[w^2 ||s||^2] of each context (G,) without listing outcomes; None: no form."""
+        ...
+
+    def diagnostics(self) -> dict[str, float] | None:
+        """`ess_fraction`, `chi2` and `kl` (nats) without listing outcomes; None: no such form."""
+        ...
+
+
+def require_problem(problem: object) -> None:
+    """Refuse what is no `Problem`: `InputError` names every member that misses, before any work."""
+    missing = [name for name in PROBLEM_MEMBERS if getattr_static(problem, name, None) is None]
+    if missing:
+        raise InputError(
+            f"problem: {type(problem).__name__} has no {', '.join(missing)}; "
+            "vcposim.problems.rollouts.Problem says what each is"
+        )
+
+
+PROBLEM_MEMBERS = tuple(name for name in vars(Problem) if not name.startswith("_"))
+"""names of all members of the protocol"""
 
 
 def bandit_problem(

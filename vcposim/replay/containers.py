@@ -135,10 +135,11 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
 def _folder(path: Path) -> tuple[list[str], list[str]]:
     splits = path / "dataset_dict.json"
     if splits.is_file():
-        with contextlib.suppress(ValueError, OSError):
+        names = []
+        with contextlib.suppress(ValueError, OSError, AttributeError):
             names = json.loads(splits.read_text()).get("splits", [])
-            if len(names) > 1:
-                raise InputError(f"{path}: a dataset of the splits {', '.join(names)}; pass one, as {path / names[0]}")
+        if len(names) > 1:
+            raise InputError(f"{path}: a dataset of the splits {', '.join(names)}; pass one, as {path / names[0]}")
     # a folder written by datasets.save_to_disk describes itself in JSON files that are no rollouts
     saved = {f.parent for f in path.rglob("state.json") if list(f.parent.glob("*.arrow"))}
     found: list[str] = []
@@ -255,7 +256,9 @@ def _head(name: str, raw: Any) -> bytes:
     except IsADirectoryError:
         raise InputError(f"{name}: is a directory that cannot be listed; pass its files") from None
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{name}: cannot be read ({one_line(error)}); copy or dump it again") from None
+        raise InputError(
+            f"{name}: cannot be read, or its compressed data is cut off or damaged ({one_line(error)}); dump it again"
+        ) from None
     return head
 
 
@@ -438,7 +441,7 @@ def _parquet(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]
 
     try:
         # read page by page: a row group may be as large as the file
-        with pq.ParquetFile(source, pre_buffer=False, buffer_size=CHUNK) as file:
+        with pq.ParquetFile(source, pre_buffer=False, buffer_size=CHUNK, page_checksum_verification=True) as file:
             meta = file.metadata
             size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)) / max(meta.num_rows, 1)
             rows = int(min(max(BATCH_BYTES / max(size, 1), 1), 8192))

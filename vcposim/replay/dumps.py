@@ -15,9 +15,9 @@ Fields, by this project's names (`columns` maps a file's own):
     score_sq_norm        ||grad log pi(tau)||^2
     logit_proxy          stand-in for it, sum_t 1 - 2 pi(y_t) + sum_v pi(v)^2
 
-A file's own names become fields by `columns`, by a layout (`vcposim.replay.layouts`), or, for a mask or a field of the run,
-by being the only column that can be one; whatever was used is noted. A name that means the sampler in one framework and
-the learner in another is explained and never guessed.
+A file's own names become fields by `columns`, by a layout (`vcposim.replay.layouts`), or, for masks and fields of the
+run, by being the only column that can be one; whatever was used is noted. A name that means the sampler in one
+framework and the learner in another is explained and never guessed.
 
 Token lists are summed as they come and leave a handful of numbers a trajectory. What a value means where it could be
 argued: log_prob = -inf is weight 0 (the learner never says that); an empty response has weight 1, an empty product, and
@@ -316,6 +316,7 @@ class _Reader:
         self.records = self.empty = self.no_weight = self.left_out = self.mixed = self.null_masks = 0
         self.masked_tokens = 0
         self.first_names: frozenset[str] | None = None
+        self.kinds: tuple[bool, ...] | None = None
         self.other_length: str | None = None
         self.slice_columns: dict[str, tuple[str, bool]] = {}
         self.file = self.place = ""
@@ -444,6 +445,7 @@ class _Reader:
             if column not in ("lag", "version", "step", "task") and not _holds(record, column):
                 raise InputError(f"{where}: column {column!r} not found; the file has: {', '.join(names)}")
         self.mapping = mapping
+        self._name_lookalikes(record, names, set(mapping.values()))
         self._slice_columns(record, names)
         if "length" not in mapping and "mask" not in mapping and self.explicit.get("length") != ABSENT:
             self.other_length = next((n for n in (*OTHER_NAMES["length"], "response_lengths") if n in names), None)
@@ -473,6 +475,10 @@ class _Reader:
                 continue
             there = [n for n in OTHER_NAMES[name] if n in names and n not in mapping.values()]
             if name == "mask":
+                for other in (n for n in there if not _maskable(record[n])):
+                    self.notes.append(
+                        f"column {other!r} is named like a mask but holds {shown(record[other])}: not used"
+                    )
                 there = [n for n in there if _maskable(record[n])]
             if not there:
                 continue
@@ -485,6 +491,23 @@ class _Reader:
             if name in ("mask", "sample_mask"):
                 self.notes.append(
                     f"{name}: column {there[0]!r} is used as such (--column {name}={ABSENT} to ignore it)"
+                )
+
+    def _name_lookalikes(self, record: Mapping[str, Any], names: list[str], used: set[str]) -> None:
+        """A list of 0 and 1 beside the tokens may be their mask under a name nobody knows."""
+        if "mask" in self.mapping or self.explicit.get("mask") == ABSENT:
+            return
+        tokens = _bare(self._value(record, "log_prob" if "log_prob" in self.mapping else "log_ratio"))
+        if not isinstance(tokens, list | np.ndarray):
+            return
+        for name in names:
+            value = _bare(record[name])
+            if name in used or not isinstance(value, list | np.ndarray) or len(value) != len(tokens) or not len(value):
+                continue
+            if all(isinstance(x, int | float | np.generic) and x in (0, 1) for x in value):
+                self.notes.append(
+                    f"column {name!r} holds 0 and 1 a token and is not used; if it is the mask of the policy's own "
+                    f"tokens, --column mask={name}"
                 )
 
     def _slice_columns(self, record: Mapping[str, Any], names: list[str]) -> None:
@@ -689,6 +712,24 @@ class _Reader:
         """log-ratio, length, and the two lists of tokens if there are two."""
         names = ("log_ratio",) if "log_ratio" in self.mapping else ("log_prob", "behavior_log_prob")
         values = [_bare(self._get(record, name)) for name in names]
+        kinds = tuple(isinstance(v, list | np.ndarray) for v in values)
+        if self.kinds is None:
+            self.kinds = kinds
+            if any(kinds) and not all(kinds):
+                one = names[kinds.index(False)]
+                self.notes.append(
+                    f"{one} is a sum a trajectory, the other a list: nothing can be said of single tokens"
+                )
+                if "mask" in self.mapping:
+                    raise self._bad(one, values[kinds.index(False)], "is a sum, and a sum cannot be masked", "a sum")
+        elif kinds != self.kinds:
+            name = next(n for n, a, b in zip(names, kinds, self.kinds, strict=True) if a != b)
+            raise self._bad(
+                name,
+                values[names.index(name)],
+                "is not what it was in the first record, a list or a sum",
+                "mixed kinds",
+            )
         lists = [v for v in values if isinstance(v, list | np.ndarray)]
         stated = self._scalar("length", self._get(record, "length")) if "length" in self.mapping else None
         if not lists:
@@ -750,7 +791,10 @@ class _Reader:
             )
         if isinstance(mask, list) and not {type(flag) for flag in mask} <= {int, float, bool}:
             raise self._bad("mask", mask, "holds something else than 0 and 1", "mask")
-        flags = np.asarray(mask, dtype=np.float64)
+        try:
+            flags = np.asarray(mask, dtype=np.float64)
+        except OverflowError:
+            flags = np.array([math.inf])
         if not np.all((flags == 0) | (flags == 1)):
             raise self._bad("mask", list(mask), "holds something else than 0 and 1", "mask")
         return flags.astype(bool)
@@ -765,12 +809,13 @@ class _Reader:
         else:
             try:
                 x = np.frombuffer(array.array("d", value))
+                # an array takes false for 0: look at what stands where it found a 0
+                if any(value[i] is False and (keep is None or keep[i]) for i in np.flatnonzero(x == 0)):
+                    raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
                 x = x if keep is None else x[keep]
             except (TypeError, OverflowError):
                 kept = value if keep is None else [v for v, flag in zip(value, keep, strict=True) if flag]
                 x = np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
-            if x.size and not np.all(x) and any(v is False for v in value):
-                raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
         if not x.size:
             return x
         low, high = x.min(), x.max()
@@ -807,6 +852,8 @@ class _Reader:
         try:
             value = look_up(record, column)
         except KeyError:
+            if name in self.mapping:
+                raise self._bad(name, "absent", "is missing, other records have it", "is missing") from None
             return None
         if isinstance(value, np.ndarray):
             value = value.tolist()
@@ -817,6 +864,8 @@ class _Reader:
             return versions[0] if versions else None
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
+        if name in self.mapping and not (value is None or isinstance(value, str) or _counts(value)):
+            raise self._bad(name, value, "is no count of the run; dump a number or a string", "no count")
         return _key(value)
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
@@ -1087,11 +1136,17 @@ def _key(value: Any) -> Hashable:
         value = value.item()
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, int | float | str):
         return value
     return orjson.dumps(
         value, option=orjson.OPT_SORT_KEYS, default=lambda x: getattr(x, "tolist", x.__str__)()
     ).decode()
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _order(value: Any) -> tuple[int, Any]:

@@ -34,6 +34,7 @@ from vcposim.replay.checks import Finding
 from vcposim.replay.contributions import HELD_OUT, Interval, Table, bootstrap_ratios, tabulate
 from vcposim.replay.corrections import Ranking, rank
 from vcposim.replay.dumps import Dump, pooled
+from vcposim.results import Records, Result
 from vcposim.weights import Weighting
 
 DEFAULT_BASELINES = (
@@ -85,7 +86,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Result):
     """What the dump says, ready to print, draw or dump; groups in order of appearance."""
 
     n: int
@@ -126,6 +127,18 @@ class Replay:
     def row(self, name: str) -> Row | None:
         """The row of a baseline, if it was asked for."""
         return next((row for row in self.rows if row.baseline == name), None)
+
+    def records(self) -> Records:
+        """A row a baseline: its second moment relative to the group mean's, in sample and held out, with intervals."""
+        rows = Records()
+        for row in self.rows:
+            record: dict[str, Any] = {"baseline": row.baseline}
+            for name in ("second_moment_ratio", "held_out_ratio"):
+                value: Interval | None = getattr(row, name)
+                ends = (None, None, None) if value is None else map(float, value)
+                record |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+            rows.append(record)
+        return rows
 
 
 def replay(
@@ -244,7 +257,7 @@ def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]
 def _ordered(value: Any) -> tuple[int, float, str]:
     try:
         return (0, float(value), "")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return (1, 0.0, str(value))
 
 

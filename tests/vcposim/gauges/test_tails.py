@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kit.statistical import assert_mean_equals
+from tests.kit.statistical import SEARCHED, SINGLE, assert_mean_equals, assert_near, near
 from tests.kit.strategies import extreme_log_ratio
 from vcposim.batch import Batch
 from vcposim.errors import InputError
@@ -46,11 +46,11 @@ def test_tail_length_is_the_librarys() -> None:
 
 
 def test_threshold_and_required_samples_are_inverse() -> None:
-    assert khat_threshold(100) == pytest.approx(0.5)
+    assert khat_threshold(100) == near(0.5)
     assert khat_threshold(10**9) == 0.7
     assert khat_threshold(1) == -math.inf
     for n in (20, 100, 1000):
-        assert required_samples(khat_threshold(n)) == pytest.approx(n)
+        assert required_samples(khat_threshold(n)) == near(n)
     assert required_samples(-3) == 10
     assert required_samples(1.0) == required_samples(7.0) == required_samples(math.inf) == math.inf
     assert required_samples(-math.inf) == 10
@@ -63,8 +63,8 @@ def test_smoothing_commutes_with_a_factor_on_all_weights(shift: float, spread: f
     log_weight = log_normal(n, spread, n)
     moved, still = fit(log_weight + shift), fit(log_weight)
     # adding the shift rounds the input by 1e-12; where the tail is narrow k-hat feels that relative to the spread
-    assert moved.khat == pytest.approx(still.khat, abs=1e-7 / spread)
-    np.testing.assert_allclose(moved.log_weight - shift, still.log_weight, atol=1e-7)
+    assert moved.khat == near(still.khat, allow=SEARCHED / spread)
+    assert_near(moved.log_weight - shift, still.log_weight, allow=SEARCHED)
 
 
 @given(spread=st.sampled_from([0.01, 1.0, 5.0, 40.0]), n=st.integers(25, 400))
@@ -72,7 +72,7 @@ def test_smoothing_touches_the_tail_alone_keeps_order_and_the_maximum(spread: fl
     log_weight = log_normal(n, spread, n)
     smoothed, order = fit(log_weight).log_weight, np.argsort(log_weight)
     body, tail = order[: -tail_length(n)], order[-tail_length(n) :]
-    np.testing.assert_allclose(smoothed[body], log_weight[body], atol=1e-10)
+    assert_near(smoothed[body], log_weight[body])
     assert np.abs(smoothed[tail] - log_weight[tail]).max() > 1e-6 * spread
     assert np.all(np.diff(smoothed[order]) >= -1e-10)
     assert smoothed.max() <= log_weight.max() + 1e-10
@@ -146,7 +146,7 @@ def test_input_is_not_written_to() -> None:
 def test_it_is_a_weighting() -> None:
     log_ratio = np.stack([log_normal(80, 2, seed) for seed in range(3)])
     weight = Weighting("pareto_smooth", smooth=pareto_smooth)(Batch(reward=log_ratio * 0, log_ratio=log_ratio))
-    np.testing.assert_allclose(weight.value, np.exp([fit(row).log_weight for row in log_ratio]))
+    assert_near(weight.value, np.exp([fit(row).log_weight for row in log_ratio]), scale=0)
 
 
 def test_torch_tensors_come_back_as_torch_tensors() -> None:
@@ -154,7 +154,7 @@ def test_torch_tensors_come_back_as_torch_tensors() -> None:
     log_weight = torch.tensor(log_normal(100, 2), dtype=torch.float32)
     smoothed = pareto_smooth(log_weight, torch.full((100,), 0.01))
     assert smoothed.dtype == torch.float32
-    np.testing.assert_allclose(smoothed.numpy(), fit(log_weight.numpy()).log_weight, rtol=1e-5)
+    assert_near(smoothed.numpy(), fit(log_weight.numpy()).log_weight, allow=SINGLE)
 
 
 @pytest.mark.parametrize("bad", [np.array([0.0, math.nan]), np.array([0.0, math.inf]), np.empty((2, 0))])

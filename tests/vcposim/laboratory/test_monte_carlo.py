@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.kit.statistical import FALSE_FAIL, assert_mean_equals
+from tests.kit.statistical import FALSE_FAIL, assert_mean_equals, assert_near, near
 from vcposim.batch import Batch, DenseScores
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
@@ -72,6 +72,7 @@ def test_that_check_rejects_the_moments_of_another_estimator() -> None:
         check(found["zero"], exact.moments(problem, ESTIMATORS["zero"], 4))
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_of_repeated_runs() -> None:
     problem, name = bandit_problem([0.5, 0.3, 0.2], [0.3, 0.3, 0.4], [1, 0, 2]), "opob"
     runs = [
@@ -94,6 +95,7 @@ def same_bits(a: dict[str, monte_carlo.Estimate], b: dict[str, monte_carlo.Estim
     )
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_chunks_workers_or_company() -> None:
     problem, given = contextual(), {"group_size": 4, "samples": 30_001, "seed": 7}
     whole = monte_carlo.moments(problem, ESTIMATORS, **given)
@@ -127,7 +129,7 @@ def test_a_longer_run_starts_with_the_same_leaves() -> None:
 def test_the_jackknife_of_a_mean_is_its_textbook_error() -> None:
     x = np.random.default_rng(0).normal(size=12)
     without = np.array([np.delete(x, i).mean() for i in range(12)])
-    assert jackknife(x.mean(), without, np.ones(12)) == pytest.approx(x.std(ddof=1) / math.sqrt(12))
+    assert jackknife(x.mean(), without, np.ones(12)) == near(x.std(ddof=1) / math.sqrt(12))
     # blocks of 1, 2 and 9: the expected squared error of a mean is 1/12 whatever the blocks
     rng, mass = np.random.default_rng(1), np.array([1.0, 2.0, 9.0])
     found = []
@@ -151,7 +153,7 @@ def test_drawn_sums_equal_the_kernel_s() -> None:
     for estimator in (ESTIMATORS["zero"], ESTIMATORS["opob"]):
         found = monte_carlo.drawn_sums(batch, estimator.coefficients(batch))
         for a, b in zip(found, batch_sums(plain, estimator.coefficients(plain)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+            assert_near(a, b)
 
 
 def test_progress_ends_at_one_and_an_interrupt_stops() -> None:
@@ -199,9 +201,10 @@ def test_noise_in_many_dimensions_is_not_mistaken_for_bias() -> None:
     for name in SCALARS:
         value, error = getattr(found.moments, name), found.standard_error[name]
         assert abs(value - getattr(expected, name)) <= LIMIT * error + 1e-12, name
-    assert float(found.moments.mse) == pytest.approx(float(expected.mse), rel=0.05)
+    assert LIMIT * found.standard_error["mse"] < 0.1 * expected.mse  # so the comparison above says something
 
 
+@pytest.mark.slow
 def test_relative_biases_of_an_unbiased_estimator_lie_within_their_errors() -> None:
     problem = bandit_problem([0.5, 0.3, 0.2], [0.3, 0.3, 0.4], [1, 0, 2])
     runs = [
@@ -217,7 +220,7 @@ def test_relative_biases_of_an_unbiased_estimator_lie_within_their_errors() -> N
 
 @pytest.mark.parametrize(("square", "error", "expected"), [(4.0, 1e-4, 2.5e-5), (0.0, 0.01, 0.1), (-1.0, 0.01, 0.1)])
 def test_error_of_a_root(square: float, error: float, expected: float) -> None:
-    assert float(monte_carlo.root_error(np.array(square), np.array(error))) == pytest.approx(expected, rel=1e-3)
+    assert f"{float(monte_carlo.root_error(np.array(square), np.array(error))):.3g}" == f"{expected:.3g}"
 
 
 def test_two_groups_have_moments_and_no_standard_error() -> None:

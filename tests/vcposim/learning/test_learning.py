@@ -1,12 +1,13 @@
 """The learner against what is known of it: hosts at lag 0, invariances, bits, and planted errors."""
 
+import math
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
-from tests.kit.statistical import assert_mean_equals
+from tests.kit.statistical import SEARCHED, assert_estimate_equals, assert_mean_equals, assert_near, near
 from vcposim import diagnostics
 from vcposim.catalogue import CATALOGUE
 from vcposim.control import STEP_RULES, snr_of_groups
@@ -51,7 +52,7 @@ def test_at_lag_0_a_run_of_any_estimator_is_a_run_of_its_host(name: str) -> None
     assert host is not None
     runs = [Run(e, seed=s, step_size=0.3, optimizer="sgd") for e in (name, host) for s in range(3)]
     theta = thetas(learned(task("several_targets"), runs))
-    np.testing.assert_allclose(theta[:3], theta[3:], rtol=0, atol=1e-12)
+    assert_near(theta[:3], theta[3:])
 
 
 def test_an_estimator_and_its_host_part_ways_under_lag() -> None:
@@ -75,7 +76,7 @@ def test_a_reward_shift_changes_nothing_for_shift_invariant_methods(name: str) -
     assert CATALOGUE[name].shift_invariant
     runs = [Run(name, seed=s, lag=Lag(3), step_size=0.3, optimizer="sgd") for s in range(2)]
     plain, moved = (thetas(learned(shifted(task("partial_credit"), by), runs)) for by in (0.0, 8.0))
-    np.testing.assert_allclose(plain, moved, rtol=0, atol=1e-9)
+    assert_near(plain, moved)
 
 
 @pytest.mark.parametrize("name", NOT_SHIFT_INVARIANT)
@@ -171,7 +172,7 @@ def test_the_gradient_is_the_sum_of_coefficients_times_scores(kind: str) -> None
     weight = np.broadcast_to(weight if weight.ndim == 4 else weight[..., None], drawn.cell.shape)
     found = scores.total(weight / (learner.groups * learner.group_size))
     for i in range(0, 8, 3):
-        np.testing.assert_allclose(found[i], slow_gradient(learner, drawn, weight, i), rtol=1e-9, atol=1e-12)
+        assert_near(found[i], slow_gradient(learner, drawn, weight, i))
 
 
 def families() -> list[object]:
@@ -191,7 +192,7 @@ def test_scores_are_the_derivative_of_log_probabilities(family: object) -> None:
     step = 1e-6 * np.eye(theta.size)
     numeric = np.array([(total(theta + d) - total(theta - d)) / 2e-6 for d in step])
     found = gradient(family, theta, np.exp(table_log_prob(family, theta)), weight)[0]  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, numeric, rtol=1e-6, atol=1e-7)
+    assert_near(found, numeric, allow=SEARCHED)
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -203,9 +204,9 @@ def test_lookups_of_orthogonal_scores_equal_vectors(per_token: bool) -> None:
     cell = (run * 4 + row) * 5 + rng.integers(5, size=(2, 3, 6, 4))
     weight = rng.normal(size=cell.shape if per_token else cell.shape[:-1])
     fast, slow = (TableScores(Tabular(4, 5, orthogonal), theta, prob, cell) for orthogonal in (True, False))
-    np.testing.assert_allclose(fast.sq_norm(weight), slow.sq_norm(weight), rtol=1e-12)
-    np.testing.assert_allclose(fast.combine(weight), slow.combine(weight), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(fast.total(weight), slow.combine(weight).sum(axis=1), rtol=0, atol=1e-12)
+    assert_near(fast.sq_norm(weight), slow.sq_norm(weight), scale=0)
+    assert_near(fast.combine(weight), slow.combine(weight))
+    assert_near(fast.total(weight), slow.combine(weight).sum(axis=1))
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -249,16 +250,16 @@ def test_exact_numbers_agree_with_the_laboratory(name: str) -> None:
     policy, behavior = (TabularSoftmax(x[problem.row]) for x in (logit, stale))
     lab = chain_problem(problem.chain, policy, [behavior])
     prob, mu = (np.exp(table_log_prob(Tabular(*logit.shape), x.reshape(1, -1))) for x in (logit, stale))
-    assert problem.value(prob)[0] == pytest.approx(lab.value, rel=1e-12)
+    assert problem.value(prob)[0] == near(lab.value)
     chi2 = problem.chain.divergence(policy, behavior)
-    assert problem.second_moment(prob, mu)[0] == pytest.approx(1 + chi2, rel=1e-10)
+    assert problem.second_moment(prob, mu)[0] == near(1 + chi2)
     flow, full = (
         problem.flow(prob)[0],
         problem.chain.flow(np.exp(policy.log_prob), problem.chain.start_law(), problem.chain.reward),
     )
     by_row = np.zeros_like(flow)
     np.add.at(by_row, problem.row, full)
-    np.testing.assert_allclose(flow, by_row, rtol=1e-10, atol=1e-15)
+    assert_near(flow, by_row)
 
 
 def test_the_learner_is_unbiased_on_policy_and_off() -> None:
@@ -293,6 +294,7 @@ def test_the_learner_is_unbiased_on_policy_and_off() -> None:
 
 
 @pytest.mark.parametrize("law", LAG_LAWS)
+@pytest.mark.slow
 def test_true_ess_is_what_the_sample_estimates(law: str) -> None:
     """1 / E[w^2] of the batch's versions: the mean square weight over many groups, same policies in all."""
     runs = [Run("sequence_tis", lag=Lag(3, law), step_size=0.05, seed=1)]
@@ -300,8 +302,11 @@ def test_true_ess_is_what_the_sample_estimates(law: str) -> None:
     record = list(learner.updates(6))[-1]
     assert record.true_ess_fraction is not None
     assert record.true_ess_fraction[0] < 0.999
-    assert record.ess_fraction[0] == pytest.approx(record.true_ess_fraction[0], rel=0.01)
-    assert record.lag[0] == pytest.approx({"fixed": 3, "uniform": 1.5, "in_flight": 1.5}[law], abs=0.1)
+    # 1 / rho - 1 = E (w - 1)^2 / (E w)^2 over 16,000 draws; a kurtosis of 5 is more than such small steps make
+    found, true = (1 / x - 1 for x in (record.ess_fraction[0], record.true_ess_fraction[0]))
+    assert_estimate_equals(found / true, 1.0, sd=math.sqrt((5 - 1) / 16_000), detect=0.2)
+    mean, sd = {"fixed": (3, 0), "uniform": (1.5, math.sqrt(5 / 4)), "in_flight": (1.5, math.sqrt(5 / 4))}[law]
+    assert_estimate_equals(record.lag[0], mean, sd=sd / math.sqrt(4000), detect=0.2)
 
 
 @pytest.mark.parametrize("top", [0.0, 3.0, 60.0, 1000.0, -1000.0])
@@ -317,7 +322,7 @@ def test_what_is_recorded_of_weights_is_what_the_kernel_says(top: float) -> None
         (weights.measure / weights.mean, diagnostics.max_share(log_weight)),
         (np.minimum(np.log(weights.mean) + weights.top[:, 0], 300), np.minimum(_log_mean(log_weight), 300)),
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        assert_near(found, expected, scale=0)
 
 
 def _log_mean(log_weight: np.ndarray) -> np.ndarray:
@@ -345,7 +350,7 @@ def ratio_of_lag(k: int) -> list[bool]:
         drawn = learner._draw()
         then = kept[max(step - k, 0)]
         expected = (kept[-1] - then).reshape(-1)[drawn.cell[0]]
-        right.append(bool(np.allclose(drawn.log_ratio[0], expected, atol=1e-12)))
+        right.append(drawn.log_ratio[0] == near(expected))
         learner.update()
         kept.append(table_log_prob(learner.family, learner.state.theta)[0])
     return right
@@ -379,6 +384,7 @@ def test_history_keeps_what_was_pushed_and_refuses_what_it_lost() -> None:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_adam_and_weight_decay_are_pytorchs() -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(6)
@@ -390,7 +396,7 @@ def test_adam_and_weight_decay_are_pytorchs() -> None:
         mine = stepped(mine, adam_direction(moments, g), np.full(2, 0.03), np.full(2, 0.2))
         theirs.grad = torch.tensor(-g)
         optimizer.step()
-    np.testing.assert_allclose(mine, theirs.detach().numpy(), rtol=1e-12)
+    assert_near(mine, theirs.detach().numpy(), scale=0)
 
 
 def test_every_rule_scales_between_0_and_1_and_replay_repeats_a_run() -> None:
@@ -411,7 +417,9 @@ def test_every_rule_scales_between_0_and_1_and_replay_repeats_a_run() -> None:
 def test_snr_of_groups_is_unbiased_up_to_its_floor() -> None:
     rng = np.random.default_rng(7)
     g = rng.normal(size=(20000, 8, 3)) + np.array([2.0, 0, 0])
-    assert np.median(snr_of_groups(g)) == pytest.approx(4 / (3 / 8), rel=0.1)
+    noise = 3 / 8  # E signal / E noise, each without bias; the ratio's own mean is larger by Jensen's inequality
+    assert_mean_equals(np.var(g, axis=1, ddof=1).sum(-1) / 8 - noise, 0.0, detect=0.02)
+    assert_mean_equals(snr_of_groups(g) * np.var(g, axis=1, ddof=1).sum(-1) / 8, 4.0, detect=0.1)
     assert snr_of_groups(g[:3, :1]).tolist() == [0, 0, 0]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from tests.kit.statistical import assert_near, near
 from vcposim.errors import InputError
 from vcposim.problems.environments import Bandit
 from vcposim.problems.policies import Policy, drifted, random_linear, random_tabular
@@ -58,7 +59,7 @@ TASKS: list[tuple[str, TokenChain, Strings]] = [
 @pytest.mark.parametrize(("chain", "judge"), [t[1:] for t in TASKS], ids=[t[0] for t in TASKS])
 def test_the_automaton_judges_strings_as_the_task_says(chain: TokenChain, judge: Strings) -> None:
     found = {string: chain.reward[state] for string, state in final_states(chain).items()}
-    assert found == {string: pytest.approx(judge(string)) for string in found}
+    assert found == {string: near(judge(string)) for string in found}
     assert len(set(found.values())) > 1
 
 
@@ -81,20 +82,20 @@ def test_value_gradient_and_divergence_of_chains(chain: TokenChain, judge: Strin
     strings = list(itertools.product(range(chain.shape[2]), repeat=chain.shape[0]))
     pi = np.array([probability(chain, policy, s, start) for s in strings])
     mu = np.array([probability(chain, behavior, s, start) for s in strings])
-    assert pi.sum() == pytest.approx(1)
-    assert chain.value(policy) == pytest.approx(pi @ [judge(s) for s in strings])
-    np.testing.assert_allclose(chain.gradient(policy), finite_difference(chain.value, policy), atol=1e-9)
+    assert pi.sum() == near(1)
+    assert chain.value(policy) == near(pi @ [judge(s) for s in strings])
+    assert_near(chain.gradient(policy), finite_difference(chain.value, policy))
     real = mu > 0
-    assert chain.divergence(policy, behavior) == pytest.approx(np.sum(pi[real] ** 2 / mu[real]) - 1)
-    assert chain.divergence(policy, behavior, "kl") == pytest.approx(np.sum(mu[real] * np.log(mu[real] / pi[real])))
+    assert chain.divergence(policy, behavior) == near(np.sum(pi[real] ** 2 / mu[real]) - 1)
+    assert chain.divergence(policy, behavior, "kl") == near(np.sum(mu[real] * np.log(mu[real] / pi[real])))
 
 
 def test_prompts_are_averaged() -> None:
     chain = modular_sum(2, 3, 4, 1, prompts=(0, 3))
     policy = random_tabular(np.random.default_rng(1), chain.shape)
     one = [modular_sum(2, 3, 4, 1, prompts=(p,)) for p in (0, 3)]
-    assert chain.value(policy) == pytest.approx(np.mean([c.value(policy) for c in one]))
-    np.testing.assert_allclose(chain.gradient(policy), np.mean([c.gradient(policy) for c in one], axis=0), atol=1e-15)
+    assert chain.value(policy) == near(np.mean([c.value(policy) for c in one]))
+    assert_near(chain.gradient(policy), np.mean([c.gradient(policy) for c in one], axis=0))
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["tabular", "linear"])
@@ -107,8 +108,8 @@ def test_value_and_gradient_of_a_contextual_bandit(linear: bool) -> None:
         for g in range(3)
         for k in range(4)
     )
-    assert bandit.value(policy) == pytest.approx(float(expected))
-    np.testing.assert_allclose(bandit.gradient(policy), finite_difference(bandit.value, policy), atol=1e-9)
+    assert bandit.value(policy) == near(float(expected))
+    assert_near(bandit.gradient(policy), finite_difference(bandit.value, policy))
 
 
 def test_refusals() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.kit.statistical import assert_mean_equals
+from tests.kit.statistical import SEARCHED, assert_mean_equals, assert_near
 from vcposim.errors import InputError
 from vcposim.problems.environments import Bandit
 from vcposim.problems.policies import (
@@ -43,7 +43,7 @@ def finite_difference(policy: Policy, weight: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("policy", POLICIES, ids=NAMES)
 def test_combine_is_the_gradient_of_weighted_log_probabilities(policy: Policy) -> None:
     weight = rng().normal(size=policy.log_prob.shape)
-    np.testing.assert_allclose(policy.combine(weight), finite_difference(policy, weight), atol=1e-8)
+    assert_near(policy.combine(weight), finite_difference(policy, weight), allow=SEARCHED)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=NAMES)
@@ -54,15 +54,15 @@ def test_scores_and_their_norms(policy: TabularSoftmax | LinearSoftmax) -> None:
             weight = np.zeros((2, 3))
             weight[g, k] = 1
             score = policy.score((g,), k)
-            np.testing.assert_allclose(score, finite_difference(policy, weight), atol=1e-8)
-            np.testing.assert_allclose(norms[g, k], score @ score, rtol=1e-12)
+            assert_near(score, finite_difference(policy, weight), allow=SEARCHED)
+            assert_near(norms[g, k], score @ score, scale=0)
     mean = sum(np.exp(policy.log_prob[0, k]) * policy.score((0,), k) for k in range(3))
-    np.testing.assert_allclose(mean, 0, atol=1e-15)
+    assert_near(mean, 0)
 
 
 def test_log_softmax_of_extreme_and_forbidden_logits() -> None:
     found = log_softmax(np.array([[1e4, 1e4 - 1.0], [-np.inf, 3.0]]))
-    np.testing.assert_allclose(found[0], [-np.log1p(np.exp(-1)), -1 - np.log1p(np.exp(-1))])
+    assert_near(found[0], [-np.log1p(np.exp(-1)), -1 - np.log1p(np.exp(-1))], scale=0)
     np.testing.assert_array_equal(found[1], [-np.inf, 0])
 
 
@@ -86,9 +86,9 @@ def test_drift_reaches_the_divergence_asked_for(kind: str, value: float) -> None
     behavior = drifted_to(policy, direction, lambda mu: environment.divergence(policy, mu, kind), value)
     pi, mu = np.exp(policy.log_prob), np.exp(behavior.log_prob)
     each = np.sum(pi**2 / mu, axis=1) - 1 if kind == "chi2" else np.sum(mu * np.log(mu / pi), axis=1)
-    np.testing.assert_allclose([0.3, 0.7] @ each, value, rtol=1e-9)
+    assert_near([0.3, 0.7] @ each, value, scale=0)
     offset = behavior.parameter - policy.parameter
-    np.testing.assert_allclose(offset / offset[0], direction / direction[0])
+    assert_near(offset / offset[0], direction / direction[0], scale=0)
     assert offset[0] * direction[0] > 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kit.statistical import near
 from vcposim.errors import InputError
 from vcposim.laboratory import exact
 from vcposim.problems.problem_file import load as load_problem
@@ -24,7 +25,7 @@ def written(path: Path, fields: Any) -> Path:
 def test_a_bandit_file_is_the_bandit(tmp_path: Path) -> None:
     problem = load_problem(written(tmp_path, GOOD))
     np.testing.assert_array_equal(problem.gradient, bandit_problem(*(GOOD[k] for k in list(GOOD)[1:])).gradient)
-    assert problem.value == pytest.approx(0.9)
+    assert problem.value == near(0.9)
 
 
 def test_a_contextual_bandit_file(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_a_contextual_bandit_file(tmp_path: Path) -> None:
         "reward": [[1, 0], [0, 1]],
     }
     problem = load_problem(written(tmp_path, fields))
-    assert problem.value == pytest.approx(0.5 * 0.5 + 0.5 * 0.1)
+    assert problem.value == near(0.5 * 0.5 + 0.5 * 0.1)
     np.testing.assert_array_equal(problem.group_probability, [0.5, 0.5])
 
 
@@ -97,7 +98,7 @@ CHAIN = {
 
 def test_a_chain_file(tmp_path: Path) -> None:
     problem = load_problem(written(tmp_path, CHAIN))
-    assert exact.diagnostics(problem)["chi2"] == pytest.approx(0.5)
+    assert exact.diagnostics(problem)["chi2"] == near(0.5)
     assert problem.gradient.shape == (4,)
     lagged = load_problem(written(tmp_path, CHAIN | {"behavior": {"lag": 5}, "end_of_sequence": True}))
     assert 0 < exact.diagnostics(lagged)["ess_fraction"] < 1

@@ -15,15 +15,18 @@ has no such form.
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vcposim.arrays import Array, safe_divide
 from vcposim.batch import Batch
 from vcposim.estimators import Estimator
-from vcposim.problems.chains import ChainProblem
 from vcposim.problems.policies import LinearSoftmax
 from vcposim.weights import Weighting
+
+if TYPE_CHECKING:
+    from vcposim.problems.chains import ChainProblem
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Factors:
     token: Array
 
 
-def factors(problem: ChainProblem, weighting: Weighting) -> Factors | None:
+def factors(problem: "ChainProblem", weighting: Weighting) -> Factors | None:
     """The weighting as factors, or None if it is no product over tokens."""
     if weighting.smooth is not None:
         return None
@@ -57,16 +60,15 @@ def treated(weighting: Weighting, log_ratio: Array) -> Array:
     return replace(weighting, level="sequence")(entries).value.reshape(log_ratio.shape)
 
 
-def covers(problem: ChainProblem, estimator: Estimator) -> bool:
-    """Whether `contribution_moments` has this estimator (its baseline is a constant, see `exact.sees_one_sample`)."""
-    fixed_length = not np.any(problem.chain.done)
-    return factors(problem, estimator.weighting) is not None and (estimator.normalizer == "none" or fixed_length)
+def contribution_moments(problem: "ChainProblem", estimator: Estimator, baseline: Array) -> tuple[Array, Array] | None:
+    """E x and E||x||^2 of one contribution, for each prompt and its baseline (G,): -> (G, p), (G,).
 
-
-def contribution_moments(problem: ChainProblem, estimator: Estimator, baseline: Array) -> tuple[Array, Array]:
-    """E x and E||x||^2 of one contribution, for each prompt and its baseline (G,): -> (G, p), (G,)."""
-    factor = factors(problem, estimator.weighting)
-    assert factor is not None
+    Of estimators that see one sample at a time (`laboratory.exact.sees_one_sample`). None where the weighting is no
+    product over tokens, or 1/L is not a constant.
+    """
+    factor, fixed_length = factors(problem, estimator.weighting), not np.any(problem.chain.done)
+    if factor is None or not (estimator.normalizer == "none" or fixed_length):
+        return None
     scale = 1 / problem.chain.shape[0] if estimator.normalizer == "length" else 1.0
     advantage = scale * (problem.chain.reward - baseline[:, None])
     groups = range(len(problem.group_probability))
@@ -74,24 +76,28 @@ def contribution_moments(problem: ChainProblem, estimator: Estimator, baseline: 
     return mean, np.array([_square(problem, factor, g, advantage[g] ** 2) for g in groups])
 
 
-def population_baseline(problem: ChainProblem, weighting: Weighting) -> Array:
-    """E[w^2 n^2 R] / E[w^2 n^2] of each prompt, the mean reward where nothing has weight: (G,)."""
+def population_baseline(problem: "ChainProblem", weighting: Weighting) -> Array | None:
+    """E[w^2 n^2 R] / E[w^2 n^2] of each prompt, the mean reward where nothing has weight: (G,).
+
+    None where the weighting is no product over tokens.
+    """
     factor = factors(problem, weighting)
-    assert factor is not None
+    if factor is None:
+        return None
     groups = range(len(problem.group_probability))
     reward, one = problem.chain.reward, np.ones(problem.chain.shape[1])
     top, total = (np.array([_square(problem, factor, g, h) for g in groups]) for h in (reward, one))
     return safe_divide(top, total, np.array([ratio_moment(problem, 0, g, reward) for g in groups]))
 
 
-def ratio_moment(problem: ChainProblem, power: float, group: int, final: Array) -> float:
+def ratio_moment(problem: "ChainProblem", power: float, group: int, final: Array) -> float:
     """E_mu[w^power h(final state)] of a prompt."""
     start = problem.chain.start_law(group)
     parts = [start @ problem.chain.backward(q, final)[0] for q in _measures(problem, power)]
     return float(problem.path_probability @ np.array(parts))
 
 
-def diagnostics(problem: ChainProblem) -> dict[str, float]:
+def diagnostics(problem: "ChainProblem") -> dict[str, float]:
     """`ess_fraction`, `chi2` = E[(w - 1)^2] and `kl` = E[-log w] in nats, of trajectories under the behavior."""
     one, rho = np.ones(problem.chain.shape[1]), problem.group_probability
     mean, square = (float(rho @ [ratio_moment(problem, k, g, one) for g in range(len(rho))]) for k in (1, 2))
@@ -107,12 +113,12 @@ def diagnostics(problem: ChainProblem) -> dict[str, float]:
     }
 
 
-def _measures(problem: ChainProblem, power: float) -> Array:
+def _measures(problem: "ChainProblem", power: float) -> Array:
     # mu ratio^power of each path: (M, T, S, V)
     return problem.mu if power == 0 else problem.mu * np.exp(power * problem.log_ratio)
 
 
-def _mean(problem: ChainProblem, factor: Factors, group: int, final: Array) -> Array:
+def _mean(problem: "ChainProblem", factor: Factors, group: int, final: Array) -> Array:
     start = problem.chain.start_law(group)
     flow = [
         probability * problem.chain.flow(q, start, final) * token
@@ -123,7 +129,7 @@ def _mean(problem: ChainProblem, factor: Factors, group: int, final: Array) -> A
     return problem.target.combine(np.sum(flow, axis=0))
 
 
-def _square(problem: ChainProblem, factor: Factors, group: int, final: Array) -> float:
+def _square(problem: "ChainProblem", factor: Factors, group: int, final: Array) -> float:
     """sum over strings of q h ||sum_t a_t s_t||^2, averaged over paths."""
     start, norm = problem.chain.start_law(group), problem.target.score_sq_norm()
     total = 0.0
@@ -137,7 +143,7 @@ def _square(problem: ChainProblem, factor: Factors, group: int, final: Array) ->
     return float(total)
 
 
-def _cross(problem: ChainProblem, policy: LinearSoftmax, q: Array, token: Array, start: Array, final: Array) -> float:
+def _cross(problem: "ChainProblem", policy: LinearSoftmax, q: Array, token: Array, start: Array, final: Array) -> float:
     """sum over strings of q h sum_{t < t'} a_t a_t' <s_t, s_t'>."""
     chain = problem.chain
     score = chain.emitted(np.moveaxis(policy.score_table, -1, 0) * token)  # (d, T, S, V)
