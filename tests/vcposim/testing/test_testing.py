@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import vcposim.testing.kit
+from tests.kit.statistical import assert_near
 from vcposim.batch import Batch
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
@@ -374,7 +375,7 @@ def test_strings_know_their_gradient():
         assert mass.sum() == 1
         c = np.exp(batch.log_ratio.sum(-1)) * batch.reward
         got = (c[..., None, None] * batch.scored().score * mass.astype(float)[:, None, None, None]).sum((0, 1, 2))
-        np.testing.assert_allclose(got, problem.gradient.astype(float), atol=1e-15)
+        assert_near(got, problem.gradient.astype(float))
 
 
 def test_judging_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
