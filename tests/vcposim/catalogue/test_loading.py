@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.kit.statistical import LOST, assert_near
+from tests.kit.statistical import assert_near, near
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import entry
 from vcposim.catalogue.loading import InLibrary, estimator_named
@@ -91,9 +91,9 @@ def test_named_estimators_have_the_moments_of_brute_force(folder: Path, capsys: 
     assert all("weighting" not in row and "baseline" not in row for row in found)
     for name, row in zip(names, found, strict=True):
         mean, variance = brute_force(estimator_named(name).coefficients, n)
-        np.testing.assert_allclose(row["mean"], mean, rtol=0, atol=LOST)
-        assert row["variance_of_mean"] == pytest.approx(variance, abs=LOST)
-    assert found[2]["mse"] == pytest.approx(found[4]["mse"], abs=LOST)  # NumPy and torch
+        assert_near(row["mean"], mean)
+        assert row["variance_of_mean"] == near(variance)
+    assert found[2]["mse"] == near(found[4]["mse"])  # NumPy and torch
 
 
 def test_functions_of_a_file_travel_to_worker_processes(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -235,7 +235,7 @@ def test_a_fitted_start_is_near_what_was_asked_for() -> None:
     problem = many_prompts(16)
     family = network(problem)
     prob = np.exp(table_log_prob(family, family.parameters(problem.logit)[None]))
-    assert problem.value(prob)[0] == pytest.approx(0.8**8, rel=0.3)
+    assert 0.7 < problem.value(prob)[0] / 0.8**8 < 1.3
     unfitted = replace(family, fit=0)  # least squares in the second layer alone is far off
     other = np.exp(table_log_prob(unfitted, unfitted.parameters(problem.logit)[None]))
     assert problem.value(other)[0] < 0.5 * 0.8**8

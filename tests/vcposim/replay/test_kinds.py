@@ -458,4 +458,4 @@ def test_a_report_has_its_right_value(name: str) -> None:
     have = {"n": found["n"], "groups": found["groups"], **levels}
     have |= {"mean": found["diagnostics"]["mean_weight"], "kl": found["diagnostics"]["kl_behavior_target"]}
     for key, value in right.items():
-        assert have[key] == pytest.approx(value, abs=6e-4 if name == "mixed_staleness.jsonl" else 6e-5), key
+        assert abs(have[key] - value) < (6e-4 if name == "mixed_staleness.jsonl" else 6e-5), key  # as printed
