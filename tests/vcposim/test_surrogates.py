@@ -493,9 +493,10 @@ def test_a_sigmoid_gate_amplifies_before_it_damps():
     """r sech^2((r - 1) / 2) passes 1 again at r = 3.466 and peaks at 1.575: no trust region below that."""
     r = np.linspace(0.5, 8, 75_001)
     gate = SigmoidGate()(Batch(reward=np.ones(1), log_ratio=np.log(r)[None]), np.ones(1))[0]
-    assert r[gate.argmax()] == pytest.approx(2.060, abs=1e-3)
-    assert gate.max() == pytest.approx(1.575, abs=1e-3)
-    assert r[(gate > 1) & (r > 1)].max() == pytest.approx(3.466, abs=1e-3)
+    # to the digits of the paper
+    assert abs(r[gate.argmax()] - 2.060) < 1e-3
+    assert abs(gate.max() - 1.575) < 1e-3
+    assert abs(r[(gate > 1) & (r > 1)].max() - 3.466) < 1e-3
 
 
 def test_divergence_damping_is_its_sign_form_and_never_corrects_at_its_released_setting():
@@ -533,7 +534,7 @@ def test_success_rates_follow_a_truncated_likelihood(p, n):
     mass = np.prod(np.where(draws > 0, p, 1 - p), axis=-1)
     score = draws - p  # of a success's log-odds
     mean = (mass * (c * score).mean(-1)).sum()
-    assert mean == pytest.approx((1 - (1 - p) ** (n - 1)) / p * p * (1 - p), rel=1e-12)
+    assert mean == near((1 - (1 - p) ** (n - 1)) / p * p * (1 - p))
 
 
 def test_a_cap_by_ess_fails_closed_and_as_released_open():

@@ -70,6 +70,7 @@ def card(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict
     return code, found
 
 
+@pytest.mark.slow
 def test_a_broken_claim_is_exit_code_1_and_its_line_reproduces(folder: Path, capsys: pytest.CaptureFixture[str]):
     code, found = card(capsys, "my_estimators.py:own_sample", "--claims", "unbiased", "shift")
     status = {name: one["status"] for name, one in found["by_law"].items()}
