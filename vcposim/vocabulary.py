@@ -31,17 +31,14 @@ def score_centering(
     What it is unbiased for is settled exactly in the tests. Full: its mean is Cov_q(A, f s), s the score at the prefix.
     So a constant in A is gone whatever f is, but the mean is the on-policy gradient E_p[A s] only for f = p/q, where
     the center is zero and nothing was centered, or for q = p. The center multiplies A_y itself: it is no control
-    variate, and "E_q[score] = 0, so it stays unbiased" (a comment of prime-rl's) does not follow. With a head, a constant in A
-    is gone only where the tail really is proportional to p.
+    variate, and "E_q[score] = 0, so it stays unbiased" (a comment of prime-rl's) does not follow. With a head, a
+    constant in A is gone only where the tail really is proportional to p.
     """
     xp = namespace(target, behavior)
     weighted = weight(target / behavior)
     center = behavior * weighted
     if head is not None:
-        left_q, left_p = (
-            _at_least(1 - xp.sum(xp.where(head, x, x * 0), axis=-1, keepdims=True)) for x in (behavior, target)
-        )
-        rho = left_q / left_p
+        rho = _tail(behavior, head) / _tail(target, head)
         center = xp.where(head, center - rho * weight(1 / rho) * target, center * 0)
     return xp.expand_dims(advantage, axis=-1) * (chosen * weighted - center)
 
