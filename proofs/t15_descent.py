@@ -17,6 +17,14 @@ The third statement is about the reward-stratified OPOB. With a_i = w_i^2 |s_i|^
 
 the tower rule: for one prompt the baseline that uses the levels' means is OPOB's in the population.
 
+The fourth says what the n^2 baseline does without ratios: of all scalar baselines it alone (if E|s|^2 > 0) leaves
+
+    E[(R - b) |s|^2] = 0,    as E[(R - b) |s|^2] = (b* - b) E|s|^2
+
+To first order a step along sum c_i s_i moves the log-probability of response i by c_i |s_i|^2 through itself, so that
+the batch's own pushes sum to zero; below b* they are positive, above it negative, as for the mean where failures have
+the longer scores.
+
 Source. The quadratic bound: Bottou, Curtis & Nocedal 2018; OPOB: VCPO, arXiv 2602.17616.
 """
 
@@ -30,12 +38,14 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import INT, MATRIX, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, variable
-from proofs.setting import baseline_value, problems, rational, rational_array, simplex
-from proofs.sums import both, exchange, implies, prove, sequence, total
+from proofs.setting import Symbolic, baseline_value, instance, problems, rational, rational_array, simplex
+from proofs.sums import both, exchange, implies, pointwise, prove, sequence, total
 from proofs.symbolic import scalar
 from vcposim.arrays import expectation
 from vcposim.baselines import mean_given_reward
+from vcposim.estimators import Estimator
 from vcposim.moments import Moments, descent_efficiency, trace_covariance
+from vcposim.weights import Weighting
 
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
@@ -99,6 +109,18 @@ def tower_exact() -> str:
     return "40 random problems with three levels of reward"
 
 
+def self_push_exact() -> str:
+    rng = random.Random(4)
+    for p in problems(40, seed=4, outcomes=(2, 6)):
+        batch = p.population()
+        square, c = (p.score**2).sum(axis=-1), Estimator(Weighting("none"), "on_policy_optimal").coefficients(batch)
+        assert (p.mu * c * square).sum() == 0
+        b, best = rational(rng), baseline_value(p.on_policy().population(), "on_policy_optimal")
+        pushed = (p.pi * (p.reward - b) * square).sum()
+        assert pushed == (best - b) * (p.pi * square).sum()
+    return "40 random problems, on and off policy"
+
+
 # ---- layer 2 -----------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +176,28 @@ def inner_symbolic() -> Theorem:
     left = total(lambda j: G[j] * total(lambda i: P[i] * X[i][j], N), d)
     right = total(lambda i: P[i] * total(lambda j: X[i][j] * G[j], d), N)
     return prove(implies(both(N >= 0, d >= 0), left == right), exchange()(cross, d, N), over=[N, d, P, X, G])
+
+
+def self_push_symbolic() -> Theorem:
+    """|- sum P = 1, E|s|^2 > 0 -> E[c |s|^2] = 0, c the shipped n^2 estimator without ratios."""
+    s, m = Symbolic(), variable("m", REAL)
+    estimator = Estimator(Weighting("none"), "on_policy_optimal")
+    square = lambda i: total(lambda j: s.S[i][j] * s.S[i][j], s.d)  # noqa: E731
+    size, weighted = total(lambda i: s.P[i] * square(i), s.N), total(lambda i: s.P[i] * square(i) * s.R[i], s.N)
+    b = estimator.baseline_value(s.batch()).term
+    bottom = prove(implies(both(s.sized, size > 0), b * size == weighted))
+    pushed = lambda v: total(lambda i: s.P[i] * (s.R[i] - v) * square(i), s.N)  # noqa: E731
+    split = prove(implies(s.sized, pushed(m) == weighted - m * size), over=[*s.everything, m])
+    coefficient = estimator.coefficients(s.batch())
+    own = total(lambda i: s.P[i] * coefficient.at(i) * square(i), s.N)
+    same = pointwise(
+        sequence(lambda i: s.P[i] * coefficient.at(i) * square(i)),
+        sequence(lambda i: s.P[i] * (s.R[i] - b) * square(i)),
+        s.N,
+        given=s.sized,
+    )
+    goal = implies(both(s.distribution, size > 0), own == 0)
+    return generalize(arithmetic(goal, bottom, split(*s.everything, b), same), *s.everything)
 
 
 def _positive(rng: random.Random) -> Fraction:
@@ -216,6 +260,16 @@ CLAIMS = [
         ("C10",),
         exact=damping_exact,
         kind="witness",
+    ),
+    Claim(
+        "T15.self_push",
+        "the n^2 baseline without ratios leaves E[(R - b) |s|^2] = 0: the batch's own pushes cancel in sum",
+        ("estimators.Estimator.coefficients", "baselines.weighted_mean"),
+        ("C10",),
+        "E|s|^2 > 0",
+        self_push_exact,
+        self_push_symbolic,
+        instance,
     ),
     Claim(
         "T15.tower",

@@ -197,6 +197,7 @@ def test_the_numeric_core_needs_its_base_dependencies_only(package: str):
 
 
 @pytest.mark.parametrize("module", TRANSFORMERS)
+@pytest.mark.slow
 def test_experiments_on_language_models_are_listed_without_torch(module: str):
     path = ROOT / f"{module.replace('.', '/')}.py"
     early = {name.split(".")[0] for name in imports(path, module, everywhere=False)}

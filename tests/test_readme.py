@@ -36,7 +36,7 @@ def test_set_up_commands_are_the_two_promised() -> None:
     install = [line for line in SHELL if "pip install" in line]
     assert install == [
         "python -m pip install -e . && python -m simulations run quick",
-        'python -m pip install -e ".[dev]" && python -m pytest',
+        'python -m pip install -e ".[dev]" && python -m pytest -n 2 --dist loadfile',
     ]
 
 
@@ -46,6 +46,7 @@ def test_extras_and_command_of_the_readme_exist() -> None:
     assert project["scripts"] == {"vcposim": "vcposim.commands.main:main"}
 
 
+@pytest.mark.slow
 def test_questions_are_answered_as_typed(tmp_path: Path) -> None:
     (tmp_path / "rollouts.jsonl").write_text(ROLLOUTS)
     asked = [line for line in SHELL if line.startswith(("echo", "vcposim"))]

@@ -20,7 +20,7 @@ the fold.
 Vectors (biases, norm scales) and embeddings are small or sparse per trajectory: both routes keep those as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,11 +59,14 @@ class Route:
     """how many neighbors share a product on average"""
     fold: Tensor | None = None
     """(n,) what the objective of each trajectory is to be multiplied by before the backward"""
+    scale: float = 1.0
+    """what it is multiplied by besides, against underflow"""
 
     def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
         self.layout, self._stored = layout, stored or {}
         self._vector: list[tuple[nn.Parameter, Tensor]] = []
         self._embedding: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._local: list[tuple[Sequence[nn.Parameter], Callable[[Tensor], list[Tensor | None]]]] = []
 
     def give(self, param: nn.Parameter, grad: Tensor) -> None:
         """Add to the gradient of the parameter that the optimizer holds: a shard, where `param` was gathered."""
@@ -87,8 +90,13 @@ class Route:
         """Keep the output gradients (N, d) of the embedding of `token` (N,)."""
         self._embedding.append((param, token, grad))
 
+    def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
+        """Keep the graph of a module that was looped over: `weighted`(c) is sum_i c_i (its gradients of i)."""
+        self._local.append((params, weighted))
+
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept."""
+        coefficient = coefficient / self.scale
         if self.fold is not None:
             coefficient = coefficient / self.fold.to(coefficient)
         for param, grad in self._vector:
@@ -99,6 +107,11 @@ class Route:
                 self.give(param, torch.zeros_like(param).index_add_(0, token, scaled.to(param.dtype)))
             else:
                 param.grad.index_add_(0, token, scaled.to(param.dtype))
+        while self._local:
+            params, weighted = self._local.pop()
+            for param, found in zip(params, weighted(-coefficient), strict=True):
+                if found is not None:
+                    self.give(param, found)
         self._vector, self._embedding = [], []
 
 
@@ -119,7 +132,7 @@ class General(Route):
             param, left, right, layout = self._matrix.pop()
             key = (id(layout), left.shape[0], left.dtype, left.device)
             if layout is not self.layout or key not in spread:  # most maps share the pass's layout, and so the rows
-                spread[key] = -layout.per_row(coefficient.to(left.device, left.dtype), left.shape[0])
+                spread[key] = -layout.per_row((coefficient / self.scale).to(left.device, left.dtype), left.shape[0])
             each = spread[key]
             if left.shape[1] < right.shape[1]:
                 left = left * each
@@ -220,7 +233,7 @@ class Affine(Route):
                 _sum_runs(left, right, run, each)
 
     def finish(self, coefficient: Tensor) -> None:
-        share = self.line.share(self.line.unknown(coefficient))
+        share = [s / self.scale for s in self.line.share(self.line.unknown(coefficient))]
         while self._sum:
             param, total = self._sum.pop()
             self.give(param, _combine(total, share))

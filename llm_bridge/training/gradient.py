@@ -29,7 +29,7 @@ from llm_bridge.logprobs import log_prob_of
 from llm_bridge.loss import mean_coefficient, surrogate
 from llm_bridge.ratios import present, trajectory_batch
 from llm_bridge.rollouts import Rollouts
-from llm_bridge.scores import ScoreTape, last_block
+from llm_bridge.scores import ScoreTape, tape_for
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.queue import picked
 from llm_bridge.training.reading import Reading, policy_logits, read
@@ -39,8 +39,6 @@ from vcposim.estimators import WHITENINGS, Estimator
 
 ONE_UNKNOWN = ("on_policy_optimal", "opob", "opob_released", "opob_released_median", "opob_released_winsorized")
 """baselines that are one number a group, known only after the norms"""
-ON_TAPE = ("exact", "sketch", "last_block")
-"""norms that take a backward; the others are read off the forward"""
 
 
 @dataclass(frozen=True)
@@ -211,15 +209,8 @@ class Former:
         return self.config.norm if "scores" in self.estimator.needs else "none"
 
     def _tape(self, step: int) -> AbstractContextManager[Any]:
-        if self._norm_kind not in ON_TAPE:
-            return nullcontext()
-        return ScoreTape(
-            self.model,
-            norm="sketch" if self._norm_kind == "sketch" else "exact",
-            method=self.config.norm_method,
-            parameters=last_block(self.model) if self._norm_kind == "last_block" else None,
-            seed=self.config.seed + step,
-        )
+        made = tape_for(self.model, self._norm_kind, method=self.config.norm_method, seed=self.config.seed + step)
+        return nullcontext() if made is None else made
 
     def _parts(self, rollouts: Rollouts) -> list[Rollouts]:
         return _rows(rollouts, self.config.micro_batch or len(rollouts))

@@ -9,11 +9,18 @@ the whole grid of step sizes and is judged at its own best, chosen on other seed
 Values are success probabilities, exact, averaged over training; rewards {low, low + 1} shift rewards and not values.
 """
 
+import json
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from simulations.methods import Method, outcome, run_of, trace
-from simulations.protocol import Analysis, Experiment, Record, Setting
+import numpy as np
+
+from simulations.drawing import Plot, of_intervals, panel, plot
+from simulations.methods import Method, at_own_best, chosen, gain, outcome, run_of, trace, value_of
+from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from vcposim.catalogue import entry
 from vcposim.estimators import Estimator
 from vcposim.learning.lags import Lag
@@ -131,9 +138,162 @@ def run(setting: Setting) -> list[Record]:
     return out
 
 
+MARGIN = 0.02
+"""the difference of values that matters"""
+
+
+def cells_of(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each cell, by what it changes of the core."""
+    found: dict[str, list[Record]] = {}
+    for r in records:
+        found.setdefault(name_of({key: r[key] for key in CORE}), []).append(r)
+    return found
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    """A cell in words: prompts and lag, and what else differs from the core."""
+    others = [
+        f"{key.replace('_', ' ')} {cell[key]:g}"
+        for key in ("length", "base_rate", "group_size")
+        if cell[key] != CORE[key]
+    ]
+    others += [f"rewards {cell['low']:g}/{cell['low'] + 1:g}"] if cell["low"] else []
+    others += [cell["optimizer"]] if cell["optimizer"] != CORE["optimizer"] else []
+    return ", ".join([f"{cell['prompts']} prompt{'s' * (cell['prompts'] > 1)}, lag {cell['lag']}", *others])
+
+
+def best_in(records: list[Record]) -> list[Record]:
+    """Each method of one cell at its own best step size, chosen on the seeds of the other parity."""
+    return [r for method in dict.fromkeys(r["method"] for r in records) for r in at_own_best(records, method)]
+
+
+def over_the_grid(records: list[Record]) -> list[Record]:
+    """One record for each method and seed of one cell: the mean over step sizes."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    for r in records:
+        found.setdefault((r["method"], r["seed"]), []).append(r)
+    return [{**group[0], "average": float(np.mean([r["average"] for r in group]))} for group in found.values()]
+
+
 def analyse(records: list[Record]) -> Analysis:
-    """No verdict yet."""
-    return Analysis([])
+    """Verdicts on C10, C13, C14 and C15, each over the cells."""
+    cells = cells_of(records)
+    best = {cell: best_in(own) for cell, own in cells.items()}
+    grid = {cell: over_the_grid(own) for cell, own in cells.items()}
+    plain = "n2 / no ratio / full step"
+    better, not_worse = (
+        Rule(f"value, first minus second {how}", ">", 0.0, m) for how, m in (("", MARGIN), ("", -MARGIN))
+    )
+
+    def compared(first: str, second: str, among: dict[str, list[Record]], where: str = "") -> list[Comparison]:
+        return [Comparison(f"{cell}{where}", gain(own, first, second)) for cell, own in among.items()]
+
+    rivals = [(f"mean / {r} / full step", f"n2 / {r} / full step") for r in ("no ratio", "TIS", *RIVALS)]
+    questions = [
+        Question(
+            "baseline_before_ratio",
+            "C10",
+            "to replace the mean by n^2, without ratios, does more than to keep the mean and truncate ratios",
+            better,
+            compared(plain, "mean / TIS / full step", best),
+            "where",
+        ),
+        Question(
+            "rivals_gain_from_n2",
+            "C13",
+            "no ratio, TIS, PPO, GSPO and M2PO learn better with the n^2 baseline than with the mean, own best step",
+            better,
+            [c for mean, n2 in rivals for c in compared(n2, mean, best, f": {mean.split(' / ')[1]}")],
+            "where",
+        ),
+        Question(
+            "vcpo_beats_rivals_with_n2",
+            "C13",
+            "VCPO beats every rival that has the n^2 baseline too, own best step",
+            better,
+            [c for _, n2 in rivals for c in compared(VCPO, n2, best, f": {n2.split(' / ')[1]}")],
+            "where",
+        ),
+        Question(
+            "n2_alone_own_best",
+            "C14",
+            "the n^2 baseline with no ratio and no brake is not worse than VCPO, own best step",
+            not_worse,
+            compared(plain, VCPO, best),
+            "where",
+        ),
+        Question(
+            "n2_with_brake_grid",
+            "C14",
+            "the n^2 baseline with no ratio and the ESS step is better than VCPO, mean over the grid of step sizes",
+            better,
+            compared("n2 / no ratio / ESS step", VCPO, grid),
+            "where",
+        ),
+        Question(
+            "stratified",
+            "C10",
+            "inside VCPO, reward-stratified OPOB is better than OPOB, mean over the grid of step sizes",
+            better,
+            compared("OPOB stratified / TIS / ESS step", VCPO, grid),
+            "where",
+        ),
+        Question(
+            "matches_synchronous",
+            "C15",
+            "the stale n^2 baseline with no ratio is not worse than synchronous training with n^2, own best step",
+            not_worse,
+            compared(plain, "n2 / synchronous / full step", best),
+            "where",
+        ),
+    ]  # fmt: skip
+    caption = (
+        "Value averaged over training, each method at its own best step size: one row a baseline, one color a ratio "
+        "and step rule, with 95% intervals over seeds. What moves from row to row is the baseline's doing."
+    )
+    return Analysis(judge(questions), [Figure("baseline_decides", figure(best), caption, alt=caption)])
+
+
+def figure(best: dict[str, list[Record]]) -> Plot:
+    """One panel a cell; rows are baselines."""
+    groups = {
+        "no ratio": "no ratio / full step",
+        "no ratio, ESS step": "no ratio / ESS step",
+        "TIS": "TIS / full step",
+        "TIS, ESS step": "TIS / ESS step",
+        "PPO clip": "PPO / full step",
+        "synchronous": "synchronous / full step",
+    }
+    panels = []
+    for cell, own in best.items():
+        parts = []
+        for number, (name, rest) in enumerate(groups.items()):
+            rows = {b: e for b in BASELINES if (e := value_of(own, f"{b} / {rest}")) is not None}
+            found = of_intervals(name, list(rows), list(rows.values()), number, line=False)
+            parts.append({**found, "x": found["y"], "y": found["x"]})
+        panels.append(panel(cell, "value averaged over training", "", parts, order=list(BASELINES), xlim=[0, 1]))
+    return plot(*panels, width=5.0, height=3.2)
+
+
+def summary(records: list[Record]) -> list[dict[str, Any]]:
+    """What `vcposim advise` reads: for each cell and method, values by seed at own best, by step size, and losses."""
+    out = []
+    for own in cells_of(records).values():
+        sizes, seeds = (sorted({r[key] for r in own}) for key in ("step_size", "seed"))
+        methods = {}
+        for method in dict.fromkeys(r["method"] for r in own):
+            mine = chosen(own, method=method)
+            best = {r["seed"]: r for r in at_own_best(own, method)}
+            by_step = {e: chosen(mine, step_size=e) for e in sizes}
+            methods[method] = {
+                "own_best": [round(best[s]["average"], 3) for s in seeds],
+                "own_best_step": sorted({r["step_size"] for r in best.values()}),
+                "ess": round(float(np.mean([r["ess"] for r in best.values()])), 2),
+                "by_step": [round(float(np.mean([r["average"] for r in by_step[e]])), 3) for e in sizes],
+                "lost": [sum(r["collapse"] is not None for r in by_step[e]) for e in sizes],
+            }
+        out.append({**{key: own[0][key] for key in CORE}, "step_sizes": sizes, "seeds": len(seeds), "methods": methods})
+    return out
 
 
 EXPERIMENT = Experiment(
@@ -144,3 +304,8 @@ EXPERIMENT = Experiment(
     run,
     analyse,
 )
+
+if __name__ == "__main__":  # python -m simulations.questions.regime_map RECORDS... > vcposim/commands/regimes.json
+    lines = [line for name in sys.argv[1:] for line in Path(name).read_text().splitlines()]
+    found = [record for line in lines if "method" in (record := json.loads(line))]
+    print("[\n" + ",\n".join(json.dumps(cell) for cell in summary(found)) + "\n]")

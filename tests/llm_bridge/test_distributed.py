@@ -71,6 +71,7 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.slow
 def test_two_ranks_make_the_update_of_one_process(ranks: list[dict[str, Any]], scenario: str) -> None:
     for rank in ranks:
         check_same(rank[scenario], scenario.rsplit("/", 1)[1])
@@ -78,11 +79,13 @@ def test_two_ranks_make_the_update_of_one_process(ranks: list[dict[str, Any]], s
 
 
 @pytest.mark.parametrize("mutant", ["average for sum", "own rows only"])
+@pytest.mark.slow
 def test_wrong_reductions_are_caught(ranks: list[dict[str, Any]], mutant: str) -> None:
     with pytest.raises(AssertionError, match="gradient: off by 0"):
         check_same(ranks[0][f"mutant/{mutant}"], "vcpo")
 
 
+@pytest.mark.slow
 def test_ranks_with_the_same_trajectories_count_them_once(ranks: list[dict[str, Any]]) -> None:
     expected = two_ranks.single("vcpo_leave_one_out")
     for rank in ranks:
@@ -117,7 +120,7 @@ def test_a_foreign_process_group_is_refused(ranks: list[dict[str, Any]]) -> None
 
 def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert "is sharded; parameters= and unknown='loop'" in rank["taped in part"]["error"]
+        assert "is sharded; parameters=, unknown='loop' and method='loop'" in rank["taped in part"]["error"]
         assert "only fully_shard on the whole model" in rank["sharded in part"]["error"]
         assert "own.weight is split by (Shard(dim=0),) over ranks; only fully" in rank["tensor parallel"]["error"]
         assert "other.weight: used outside its module's forward" in rank["borrowed weight"]["error"]

@@ -20,6 +20,8 @@ from llm_bridge.models.warmup import Recipe, episode, warm_up
 from llm_bridge.tasks.base import Problem
 from vcposim.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Copy:

@@ -221,6 +221,7 @@ def check_moments(name: str, **how: Any) -> None:
 
 @pytest.mark.parametrize("by_tape", [True, False], ids=["tape", "surrogate"])
 @pytest.mark.parametrize("name", ["sequence_is_opob_leave_one_out", "vcpo", "vcpo_group_std"])
+@pytest.mark.slow
 def test_a_transformer_bandit_has_the_laboratorys_exact_moments(name: str, by_tape: bool) -> None:
     check_moments(name, by_tape=by_tape)
 

@@ -17,6 +17,8 @@ from llm_bridge.tasks.base import Problem
 from tests.kit.statistical import assert_mean_equals, assert_rounding_only
 from vcposim.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Talk:

@@ -58,6 +58,7 @@ def test_nothing_a_policy_writes_raises_or_pays(name: str, style: str):
 
 
 @given(st.text(max_size=30), st.sampled_from(sorted(TASKS)), st.sampled_from(STYLES))
+@pytest.mark.slow
 def test_any_text_is_survived(text: str, name: str, style: str):
     task = load_task(name, style=style)
     problem = task.problem(1)

@@ -10,6 +10,8 @@ from vcposim.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
 
 
 def figure_path(given: str | None, default: str) -> Path:
@@ -71,6 +73,16 @@ def save_figure(figure: "Figure", given: str | None, default: str = "vcposim.png
     except OSError as error:
         raise InputError(f"figure: {path} cannot be written ({error.strerror}); name another, or --no-figure") from None
     return path
+
+
+def print_whole(console: "Console", table: "Table") -> None:
+    """A table with no cell cut: one that is wider than the terminal is wrapped by the terminal, if it wraps."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    needs = Measurement.get(console, console.options.update(width=1000), table).maximum
+    wide = Console(file=console.file, width=max(console.width, needs), force_terminal=console.is_terminal)
+    wide.print(table)
 
 
 def _free(path: Path) -> Path:

@@ -18,7 +18,7 @@ from vcposim.baselines import BASELINES
 from vcposim.catalogue import CATALOGUE, WEIGHTINGS, weighting
 from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.completion import complete_files, complete_with
-from vcposim.commands.output import add_output_options, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, print_whole, save_figure, wants_figure
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import NORMALIZERS, Estimator, Resolved
 from vcposim.laboratory import exact, monte_carlo
@@ -269,21 +269,23 @@ def _print_table(
         f"KL {_text(diagnostics['kl'])} nats, |gradient| {np.linalg.norm(problem.gradient):.4g}"
     )
     console.print(f"Moments of the gradient estimate, {how}", style="bold")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("estimator" if "estimator" in rows[0] else "baseline\n(weighting)", no_wrap=True)
     for name in SCALARS:
-        table.add_column(name.replace("_", "\n", 1).replace("_", " "), justify="right", no_wrap=True)
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(Text(label(row)), *(Text(_cell(row, name)) for name in SCALARS))
-    console.print(table)
+    print_whole(console, table)
     for name, says in SCALARS.items():
         console.print(f"{name.replace('_', ' ')}: {says}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cell(row: Row, name: str) -> str:
     error = row.get("standard_error", {}).get(name)
-    return _text(row[name]) + ("" if error is None else f"\n±{error:.1g}")
+    if error is None:
+        return _text(row[name])
+    return f"{_text(row[name], 3)}\n±{error:.1g}"  # figures beyond the error say nothing, and 80 columns are few
 
 
-def _text(value: float | None) -> str:
-    return "—" if value is None else f"{value:.4g}"
+def _text(value: float | None, figures: int = 4) -> str:
+    return "—" if value is None else f"{value:.{figures}g}"

@@ -86,6 +86,7 @@ def test_a_broken_claim_is_exit_code_1_and_its_line_reproduces(folder: Path, cap
     assert broken["counterexample"]["saw"] in done.stderr
 
 
+@pytest.mark.slow
 def test_the_card_for_a_reader(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "110")
     assert check("my_estimators:own_sample", "--claims", "unbiased") == 1  # as a module
@@ -131,6 +132,7 @@ def test_an_estimator_that_fails_on_the_standard_problems_is_no_traceback(
     assert "does not answer the standard problems: it raised ValueError: too many" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_holds_is_exit_code_0(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert check("rloo", "--no-figure") == 0
     assert "rloo keeps all" in capsys.readouterr().out
@@ -141,6 +143,7 @@ def test_what_holds_is_exit_code_0(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 @needs_torch
+@pytest.mark.slow
 def test_torch_functions_are_found_out(folder: Path, capsys: pytest.CaptureFixture[str]):
     code, found = card(capsys, "my_estimators.py:in_torch", "--claims", "unbiased", "no_leak")
     assert (code, found["arrays"]) == (1, "torch")
@@ -187,6 +190,7 @@ def test_mistakes_get_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_catalogue_states_what_it_does_not_claim(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

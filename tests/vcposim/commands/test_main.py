@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,6 +199,14 @@ def test_the_default_problem_is_said_and_three_ways_to_name_one_agree(
     assert positional == call(capsys, "variance", "--problem", str(file), "--no-figure")
     assert positional[1].startswith(f"problem: {file}\n")
     assert json.loads(call(capsys, "variance", str(file), "--json")[1])["problem"] == str(file)
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_no_number_of_the_table_is_cut(columns: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    _, out, _ = call(capsys, "variance", "--no-figure", "--weighting", "importance", "self_normalize")
+    assert "…" not in out
+    assert out.count("(self_normalize)") == 3
 
 
 def test_columns_are_explained_under_the_table_and_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

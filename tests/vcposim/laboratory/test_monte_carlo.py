@@ -72,6 +72,7 @@ def test_that_check_rejects_the_moments_of_another_estimator() -> None:
         check(found["zero"], exact.moments(problem, ESTIMATORS["zero"], 4))
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_of_repeated_runs() -> None:
     problem, name = bandit_problem([0.5, 0.3, 0.2], [0.3, 0.3, 0.4], [1, 0, 2]), "opob"
     runs = [
@@ -94,6 +95,7 @@ def same_bits(a: dict[str, monte_carlo.Estimate], b: dict[str, monte_carlo.Estim
     )
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_chunks_workers_or_company() -> None:
     problem, given = contextual(), {"group_size": 4, "samples": 30_001, "seed": 7}
     whole = monte_carlo.moments(problem, ESTIMATORS, **given)
@@ -202,6 +204,7 @@ def test_noise_in_many_dimensions_is_not_mistaken_for_bias() -> None:
     assert LIMIT * found.standard_error["mse"] < 0.1 * expected.mse  # so the comparison above says something
 
 
+@pytest.mark.slow
 def test_relative_biases_of_an_unbiased_estimator_lie_within_their_errors() -> None:
     problem = bandit_problem([0.5, 0.3, 0.2], [0.3, 0.3, 0.4], [1, 0, 2])
     runs = [

@@ -292,6 +292,7 @@ def test_the_learner_is_unbiased_on_policy_and_off() -> None:
 
 
 @pytest.mark.parametrize("law", LAG_LAWS)
+@pytest.mark.slow
 def test_true_ess_is_what_the_sample_estimates(law: str) -> None:
     """1 / E[w^2] of the batch's versions: the mean square weight over many groups, same policies in all."""
     runs = [Run("sequence_tis", lag=Lag(3, law), step_size=0.05, seed=1)]
@@ -381,6 +382,7 @@ def test_history_keeps_what_was_pushed_and_refuses_what_it_lost() -> None:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_adam_and_weight_decay_are_pytorchs() -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(6)

@@ -155,6 +155,7 @@ def test_fast_scores_equal_dense_scores(linear: bool, ends: bool, size: int) -> 
 
 @pytest.mark.parametrize("rare", [False, True], ids=["32 bits", "62 bits"])
 @pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.slow
 def test_drawn_trajectories_follow_the_behavior(ends: bool, rare: bool) -> None:
     found = problem(linear=False, ends=ends)
     if rare:
@@ -201,6 +202,7 @@ def test_the_last_word_of_a_cell_keeps_it_and_the_next_takes_the_alias(monkeypat
 
 
 @pytest.mark.parametrize(("linear", "ends"), KINDS, ids=IDS)
+@pytest.mark.slow
 def test_monte_carlo_agrees_with_exact_chain_moments(linear: bool, ends: bool) -> None:
     found = problem(linear=linear, ends=ends, paths=1)
     estimators = {

@@ -154,6 +154,7 @@ def test_a_run_follows_the_exact_gradient_and_learns() -> None:
     assert value[-1] > 0.9
 
 
+@pytest.mark.slow
 def test_a_sampled_run_goes_along_the_gradient_on_average() -> None:
     bandit = Bandit(np.array([[1.0, 0.0, 0.5]]), np.ones(1))
     start = random_tabular(np.random.default_rng(0), (1, 3))
