@@ -20,7 +20,7 @@ from vcposim.batch import Batch
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
-from vcposim.pooled import BalancedClip, EssCap, LengthPower, SuccessRate
+from vcposim.pooled import BalancedClip, CovariancePenalty, EssCap, LengthPower, SuccessRate
 from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign, cap_of_mean
 from vcposim.surrogates import (
@@ -279,6 +279,16 @@ def bapo(d):
     return token_sum(d, torch.where(d.a < 0, torch.maximum(inner, 3.0 * d.a), inner))
 
 
+def kl_cov(d):
+    real, r = d.mask > 0, ratio(d)
+    a, log_pi = d.a[real], d.log_pi.detach()[real]
+    covariance = torch.full_like(d.a, -math.inf)
+    covariance[real] = (a - a.mean()) * (log_pi - log_pi.mean())
+    top = torch.zeros(d.a.numel(), dtype=torch.bool)
+    top[torch.topk(covariance.reshape(-1), max(1, int(len(a) * 2e-4))).indices] = True
+    return token_sum(d, r * d.a - 0.1 * top.double().reshape(d.a.shape) * (d.log_pi - d.log_mu).abs())
+
+
 def delta_l(d):
     return d.a[..., 0] / d.length / (1 / d.length).mean() * log_likelihood(d)
 
@@ -307,6 +317,7 @@ OBJECTIVES = {
     "p3o_released": p3o,
     "p4o": lambda d: p3o(d, anchored=True),
     "bapo": bapo,
+    "kl_cov": kl_cov,
     "ppo_clip": ppo,
     "clip_higher": lambda d: ppo(d, 0.2, 0.28),
     "dual_clip": dual_clip,
@@ -468,6 +479,8 @@ def test_the_batches_of_this_file_lie_on_both_sides_of_every_gate(name):
         ("delta_l", LengthPower(0.75)),
         ("p3o", EssCap(anchored=True)),
         ("p4o", EssCap()),
+        ("kl_cov", CovariancePenalty(beta=0.2)),
+        ("kl_cov", CovariancePenalty(share=0.2)),
         ("bapo", BalancedClip(target=0.5)),
         ("bapo", Clip(0.4, 0.2, dual=3.0)),
     ],
@@ -715,6 +728,7 @@ def test_the_kernel_imports_no_array_library_here():
         (lambda: LargestK3(-1.0), "limit: -1.0 is not"),
         (lambda: BalancedClip(low=(0.8, 0.6)), "low: .* is not a rising pair"),
         (lambda: BalancedClip(step=0.0), "step: 0.0 is not"),
+        (lambda: CovariancePenalty(share=-1.0), "share: -1.0 is not"),
         (lambda: LengthPower(-1.0), "alpha: -1.0 is not"),
         (lambda: SuccessRate(-1.0), "epsilon: -1.0 is not"),
     ],

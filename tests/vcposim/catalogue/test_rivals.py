@@ -42,7 +42,7 @@ HOSTS = {
             *("dppo_binary_tv", "dppo_binary_kl", "dppo_binary_kl_anchor", "dppo_symmetric_tv"),
             *("gipo", "vespo", "vespo_docstring"),
             *("sapo", "luspo", "drpo", "prime_rl_ipo", "kimi_k15", "kimi_k15_token", "ctpo", "ctpo_released"),
-            *("cppo", "kpo", "max_k3_mask", "p3o", "p3o_released", "p4o", "bapo"),
+            *("cppo", "kpo", "max_k3_mask", "p3o", "p3o_released", "p4o", "bapo", "kl_cov"),
         ],
         "dr_grpo",
     ),
