@@ -13,7 +13,7 @@ from simulations.protocol import Analysis, Verdict, discover
 from simulations.verdicts import EXACT, Rule
 from tests.simulations.worlds import BETWEEN, WORLDS, world
 
-PENDING = {"regime_map"}
+PENDING = {"regime_map", "mechanism", "regime_map"}
 """experiments that judge nothing yet; they need a world as soon as they do"""
 EXPECTED = {"true": "holds", "opposite": "fails", "noise": "undecided"}
 
