@@ -148,10 +148,11 @@ def baselines_world(mode: str, key: str) -> Records:
                 place = {"policy": policy, "chi2": chi2, "seed": seed}
                 for shift in (0.0, baselines_under_lag.SHIFT):
                     for name in baselines_under_lag.BASELINES:
-                        level = {"true": 0.5, "opposite": 2.0, "between": 0.97, "noise": 0.95}[mode]
-                        mse = level if name == "opob_leave_one_out" else 1.0
-                        mse *= float(np.exp((1.0 if mode == "noise" else 1e-3) * rng.normal()))
-                        records.append({**place, "kind": "moments", "shift": shift, "baseline": name, "mse": mse})
+                        level = {"true": 2.0, "opposite": 0.5, "between": 1.03, "noise": 1.05}[mode]
+                        ratio = level if name in baselines_under_lag.ABLATION else 1.0
+                        ratio *= float(np.exp((1.0 if mode == "noise" else 1e-3) * rng.normal()))
+                        numbers = {"descent_efficiency": ratio, "mse": 1 / ratio}
+                        records.append({**place, "kind": "moments", "shift": shift, "baseline": name, **numbers})
                 gap = 1.0 if mode == "opposite" else 1e-14
                 records.append({**place, "kind": "gap", "violation": gap, "saved": 0.1 + 0.01 * rng.normal()})
                 large = (mode == "opposite") != (key == "others_biased")  # what C2 says of cut weights, C7 denies
