@@ -33,12 +33,10 @@ from llm_bridge.scores import ScoreTape, tape_for
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.queue import picked
 from llm_bridge.training.reading import Reading, policy_logits, read
+from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import WHITENINGS, Estimator
-
-ONE_UNKNOWN = ("on_policy_optimal", "opob", "opob_released", "opob_released_median", "opob_released_winsorized")
-"""baselines that are one number a group, known only after the norms"""
+from vcposim.estimators import Estimator
 
 
 @dataclass(frozen=True)
@@ -200,9 +198,9 @@ class Former:
 
     def _affine(self, parts: Sequence[Rollouts]) -> bool:
         e, one_group = self.estimator, len(parts[0]) == self.config.group_size
-        local = e.surrogate is None and e.normalizer not in WHITENINGS and e.weighting.level != "token"
+        local = e.surrogate is None and "grouped" not in e.needs and e.weighting.level != "token"
         on_tape = self._norm_kind in ("exact", "sketch") and not self.sharded
-        return one_group and local and on_tape and e.baseline in ONE_UNKNOWN
+        return one_group and local and on_tape and isinstance(e.baseline, str) and baseline(e.baseline).one_unknown
 
     @property
     def _norm_kind(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit import slow_exact
 from tests.kit.statistical import assert_near, near
-from vcposim.baselines import BASELINES, NEEDS_TWO
+from vcposim.baselines import BASELINES
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.laboratory import exact
@@ -83,7 +83,7 @@ def test_the_lists_below_hold_every_baseline_and_treatment_of_a_bandit() -> None
         (baseline, k, size)
         for baseline in SAMPLE_BASELINES
         for k, size in [(2, 1), (2, 4), (3, 2), (3, 3), (4, 3)]
-        if size > 1 or baseline not in NEEDS_TWO
+        if size > 1 or not BASELINES[baseline].needs_two
     ],
 )
 @pytest.mark.parametrize("treatment", TREATMENT_NAMES)
