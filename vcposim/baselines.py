@@ -222,7 +222,7 @@ class Monomial:
 
         What has exponent 0 is not looked at; 0 where that is all.
         """
-        logs = (log_weight, log_score, log_ratio, log_length)
+        logs: tuple[Array, ...] = (log_weight, log_score, log_ratio, log_length)
         total: Array = 0.0
         for power, log in zip((self.weight, self.score, self.ratio, self.length), logs, strict=True):
             if power:
