@@ -85,7 +85,7 @@ class Entry:
     unbiased: Unbiased
     """when its mean is the gradient"""
     references: tuple[str, ...]
-    """keys of `vcposim.catalogue.references.REFERENCES`"""
+    """keys of `vcposim.catalogue.references.SOURCES`"""
     host: Estimator | None = None
     """the estimator without ratios that it equals where pi = mu; None where it has no ratios, or `note` says why"""
     why: str = ""

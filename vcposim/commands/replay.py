@@ -17,9 +17,9 @@ from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
 from vcposim.replay import LAYOUTS, Ranking, Replay, Slice, parse_columns, read_dump, replay, summary, to_json, verdict
 from vcposim.replay.containers import Progress
-from vcposim.replay.contributions import Interval
 from vcposim.replay.dumps import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
+from vcposim.results import Interval
 
 FIGURE = "vcposim-replay.png"
 SAMPLE = Path(__file__).parents[1] / "replay" / "sample.jsonl"

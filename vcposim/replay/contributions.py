@@ -18,18 +18,11 @@ from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.replay.dumps import Dump
+from vcposim.results import Interval
 from vcposim.weights import Weight, Weighting
 
 SCALE_FREE = frozenset({"importance", "self_normalize", "pareto_smooth"})
 """treatments that commute with a factor on all ratios, which may then be chosen free of overflow"""
-
-
-class Interval(NamedTuple):
-    """A value with its 95% bootstrap interval; NaN where it does not exist."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Table(NamedTuple):
@@ -141,11 +134,11 @@ def bootstrap_ratios(pair: Any, resamples: int, seed: int) -> list[Interval]:
 def _interval(pair: Any, drawn: Any) -> Interval:
     total, informative = pair.sum(axis=-1), int((pair[1] > 0).sum())
     if informative == 0:
-        return Interval(math.nan, math.nan, math.nan)
+        return Interval(value=math.nan, low=math.nan, high=math.nan)
     value = float(total[0] / total[1])
     if informative < 2:
-        return Interval(value, math.nan, math.nan)
+        return Interval(value=value, low=math.nan, high=math.nan)
     usable = drawn[drawn.sum(axis=-1) > 0]
     with np.errstate(divide="ignore"):  # a numerator alone: that resample's ratio is infinite
         low, high = np.quantile(usable[:, 0] / usable[:, 1], (0.025, 0.975), method="inverted_cdf")
-    return Interval(value, float(low), float(high))
+    return Interval(value=value, low=float(low), high=float(high))

@@ -31,10 +31,10 @@ from vcposim.errors import InputError
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.gauges.tails import MIN_SAMPLES
 from vcposim.replay.checks import Finding
-from vcposim.replay.contributions import Interval, Table, bootstrap_ratios, tabulate
+from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate
 from vcposim.replay.corrections import Ranking, rank
 from vcposim.replay.dumps import Dump, pooled
-from vcposim.results import Records, Result
+from vcposim.results import Interval, Records, Result
 from vcposim.weights import Weighting
 
 DEFAULT_BASELINES = (
@@ -423,7 +423,7 @@ def verdict(found: Replay) -> str:
         return "Would OPOB have helped here? It cannot be told: the file has no groups or no rewards."
     if row is None or row.held_out_ratio is None:
         return "Would OPOB have helped here? Not asked: add opob to the baselines."
-    value, low, high = row.held_out_ratio
+    low, value, high = row.held_out_ratio
     if math.isnan(value):
         why = "no group has rewards that differ" if not found.informative else "every weight is 0"
         return f"Would OPOB have helped here? It cannot be told: {why}."

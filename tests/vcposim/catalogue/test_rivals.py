@@ -16,7 +16,7 @@ from tests.kit.rivals import GROUP, PROMPTS, TIME, draw
 from tests.kit.statistical import assert_near, near
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import CATALOGUE, STEP_RULES, Unbiased, cite, entries
-from vcposim.catalogue.references import REFERENCES
+from vcposim.catalogue.references import SOURCES
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.weights import Weighting
@@ -221,14 +221,14 @@ def test_an_estimator_needs_what_it_says_and_nothing_else(name):
 def test_an_entry_says_what_is_known_of_it(name):
     entry = CATALOGUE[name]
     assert entry.references
-    assert set(entry.references) <= set(REFERENCES)
+    assert set(entry.references) <= set(SOURCES)
     assert entry.formula
     assert entry.unbiased
     assert cite(name).count("@misc{") == len(entry.references)
 
 
 def test_the_references_of_step_rules_resolve():
-    assert {key for rule in STEP_RULES.values() for key in rule.references} <= set(REFERENCES)
+    assert {key for rule in STEP_RULES.values() for key in rule.references} <= set(SOURCES)
 
 
 @pytest.mark.parametrize("library", ["array_api_strict", "torch"])
