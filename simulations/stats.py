@@ -169,9 +169,12 @@ def of_replicates(
     x = np.asarray(replicates, dtype=float)
     if seeds < 2 or x.size < 2:
         return None
-    shape = Estimate(value, 0.0, seeds, "bounded" if bounds else "real", bounds or (-math.inf, math.inf))
-    error = float(np.std([shape.onto(float(v)) for v in x], ddof=1)) * math.sqrt(seeds / (seeds - 1))
-    return Estimate(value, error, seeds, shape.scale, shape.bounds)
+    error = float(np.std(x, ddof=1)) * math.sqrt(seeds / (seeds - 1))
+    if bounds is None:
+        return Estimate(value, error, seeds)
+    low, high = bounds
+    slope = (high - low) / ((value - low) * (high - value)) if low < value < high else 0.0
+    return Estimate(value, error * slope, seeds, "bounded", bounds)
 
 
 def over_seeds(

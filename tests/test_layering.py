@@ -31,7 +31,18 @@ TRANSFORMERS = {
 OPTIONAL = {"simulations.runner": {"distributed"}, "vcposim.replay.containers": {"torch"}, **TRANSFORMERS}
 """libraries that a module uses if they are there and has an error message for if not"""
 
-KERNEL = ("arrays", "batch", "weights", "baselines", "surrogates", "second_moment", "estimators", "moments")
+KERNEL = (
+    "arrays",
+    "batch",
+    "weights",
+    "baselines",
+    "surrogates",
+    "second_moment",
+    "estimators",
+    "prefixes",
+    "pooled",
+    "moments",
+)
 KERNEL += ("diagnostics", "control")
 """runs on any array library, so it may know none (and nothing of the project that does)"""
 

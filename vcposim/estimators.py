@@ -24,7 +24,7 @@ from vcposim.arrays import (
 from vcposim.baselines import Evidence, baseline, leverage
 from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError, unknown_name
-from vcposim.surrogates import Surrogate
+from vcposim.surrogates import Penalized, Surrogate
 from vcposim.weights import Weight, Weighting
 
 IMPORTANCE = Weighting("importance")
@@ -75,7 +75,11 @@ class Estimator:
         weight = self.weighting(batch)
         advantage = self._advantage(batch, weight)
         factor = weight.value if self.surrogate is None else self.surrogate(batch, advantage)
-        return batch.on_tokens(over_tokens(factor, advantage) * over_tokens(advantage, factor))
+        c = over_tokens(factor, advantage) * over_tokens(advantage, factor)
+        if isinstance(self.surrogate, Penalized):
+            penalty = self.surrogate.penalty(batch, advantage)
+            c = over_tokens(c, penalty) + over_tokens(penalty, c)
+        return batch.on_tokens(c)
 
     def baseline_value(self, batch: Batch, weight: Weight | None = None) -> Array:
         """The baseline b: (..., 1) for one a group, (..., n) for one a sample, (..., 1, t) for one a token."""

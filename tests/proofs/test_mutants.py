@@ -73,7 +73,9 @@ MUTANTS = [
         "T5.mse",
     ),
     Mutant("efficiency not squared", "moments", "safe_divide(inner * inner, ", "safe_divide(inner, ", "T15.shrink"),
-    Mutant("n^2 mean without n^2", "baselines", "weight * reward, measure", "reward * reward, measure", "T15.self_push"),
+    Mutant(
+        "n^2 mean without n^2", "baselines", "weight * reward, measure", "reward * reward, measure", "T15.self_push"
+    ),
     Mutant("own sample left in", "baselines", "+ x * (measure - unit)", "+ x * measure", "T6.ignores"),
     Mutant("step ignores the reference", "control", "safe / reference", "safe", "T8.range"),
     Mutant(

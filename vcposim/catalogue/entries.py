@@ -46,18 +46,24 @@ from vcposim.catalogue.references import bibtex
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import NORMALIZERS, Estimator
 from vcposim.gauges.tails import pareto_smooth
+from vcposim.pooled import BalancedClip, EssCap, LengthPower, SuccessRate
+from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign
 from vcposim.surrogates import (
     Clip,
     DecoupledClip,
+    DivergenceDamping,
     DivergenceMask,
     GammaShape,
     GaussianTrust,
     GeometricMeanClip,
     NegativeSequenceMask,
+    ProbabilityBand,
     Product,
     ProductOfTruncated,
+    QuadraticPull,
     Reject,
+    SigmoidGate,
     Surrogate,
     TaperNegatives,
 )
@@ -102,6 +108,8 @@ class Entry:
     def shift_invariant(self) -> bool:
         """Whether adding a constant to all rewards changes nothing."""
         e = self.estimator
+        if getattr(e.surrogate, "reads_rewards", False):
+            return False
         moves = isinstance(e.baseline, str) and baseline(e.baseline).equivariant
         return moves or NORMALIZERS[e.normalizer].centers
 
@@ -133,7 +141,7 @@ _PER_TOKEN = Estimator(_NONE, baseline="group_mean", normalizer="length")
 
 
 def _gated(
-    *, surrogate: Surrogate, formula: str, references: tuple[str, ...], note: str = "", host: Estimator = _HOST
+    *, surrogate: Surrogate, formula: str, references: tuple[str, ...], note: str = "", host: Estimator | None = _HOST
 ) -> Entry:
     """An entry whose surrogate stands before R - mean."""
     return Entry(
@@ -588,6 +596,118 @@ CATALOGUE: dict[str, Entry] = {
         formula="w^2 exp(1.5 (1 - w)) A for A >= 0, w^4 exp(2.5 (1 - w)) A for A < 0, A = R - mean",
         references=("vespo",),
         note="defaults that the docstring of the released code states",
+    ),
+    "sapo": _gated(
+        surrogate=SigmoidGate(),
+        formula="r_t sech^2(tau (r_t - 1) / 2) (R - mean), tau = 1 for R > mean, 1.05 for R < mean",
+        references=("sapo",),
+        note="as TRL and verl ship it; no bound on r_t, but the gate falls as exp(-tau r_t)",
+    ),
+    "luspo": _gated(
+        surrogate=Clip(2e-3, 2.5e-3, level="geometric", times_length=True),
+        formula="w^(1/L) 1[not clipped at 1 - 2e-3, 1 + 2.5e-3] (R - mean)",
+        references=("luspo",),
+        note="gspo times L; TRL's `luspo` at its default importance_sampling_level='token' is another formula",
+    ),
+    "drpo": _gated(
+        surrogate=DivergenceDamping(),
+        formula="r_t [A - |A| (pi - mu) / 12.5], A = R - mean",
+        references=("drpo",),
+        note="released epsilon, at which the bracket stays within 8% of A: it never corrects",
+    ),
+    "prime_rl_ipo": _gated(
+        surrogate=ProbabilityBand(),
+        formula="r_t 1[|pi - mu| <= 0.1] (R - mean) - 2e-3 log r_t",
+        references=("prime_rl",),
+        note="code of July 2026; a later one caps r_t and drops the quadratic term; dppo_symmetric_tv is capped at 20",
+    ),
+    "kimi_k15": _gated(
+        surrogate=QuadraticPull(),
+        formula="R - mean - 0.1 log w",
+        references=("kimi_k15",),
+        note="the square of the response's log-ratio; no ratio before the advantage",
+    ),
+    "kimi_k15_token": _gated(
+        surrogate=QuadraticPull(level="token"),
+        formula="R - mean - 0.1 log r_t",
+        references=("kimi_k15",),
+        note="the sum of squares of tokens, as in ROLL's kimi15 and Tinker's dro: another penalty than kimi_k15's",
+    ),
+    "ctpo": _gated(
+        surrogate=PrefixClip(0.025, 0.05),
+        formula="R_t 1[not (A > 0, log R_t > 0.05 sqrt t) and not (A < 0, log R_t < -0.025 sqrt t)] A, A = R - mean",
+        references=("ctpo",),
+        note="R_t is the ratio of the prefix up to t; the paper's form",
+    ),
+    "ctpo_released": _gated(
+        surrogate=PrefixClip(0.025, 0.05, dual=0.05),
+        formula="ctpo, and 0 if R < mean and log R_t > 0.05 sqrt t",
+        references=("ctpo",),
+        note="the released length-adaptive loss: its dual clip closes at the upper bound; without its clamps",
+    ),
+    "prefix_is": Entry(
+        estimator=Estimator(weighting=_NONE, surrogate=PrefixClip()),
+        formula="R_t R per token, R_t the ratio of the prefix up to t",
+        unbiased=Unbiased.ON_POLICY,
+        references=("ctpo",),
+        host=Estimator(weighting=_NONE),
+        note="off policy what follows t is not weighted: unbiased for one token, or if the prefix decides the reward",
+    ),
+    "cppo": _gated(
+        surrogate=PrefixBudget(),
+        formula="r_t 1[A (r_t - 1) <= 0 or w_t |pi - mu| <= min(0.15, 0.15 + 0.015 W - S)] A, A = R - mean",
+        references=("cppo",),
+        note="W, S: sums of w_j and w_j |pi - mu| over the prefix, w falling from 1 to 0.8; the dense models' settings",
+    ),
+    "kpo": _gated(
+        surrogate=KalmanClip(),
+        formula="exp(xhat_t) 1[not clipped at 1 - 3e-4, 1 + 4e-4] (R - mean), xhat the filtered log r_t",
+        references=("kpo",),
+        note="released q = 1e-6: within 1,000 tokens the filter passes at most 0.1% of a log-ratio",
+    ),
+    "max_k3_mask": _gated(
+        surrogate=LargestK3(0.1),
+        formula="1[max_t (r_t - 1 - log r_t) <= 0.1] (R - mean)",
+        references=("mis",),
+        note="verl's seq_max_k3, which has no default limit: 0.1 is ours; the mask by itself, no ratio",
+    ),
+    "delta_l": _gated(
+        surrogate=LengthPower(),
+        formula="L^-1 / mean_j L_j^-1 (R - mean), the mean over all responses",
+        references=("delta_l",),
+        host=None,
+        note="alpha = 1; ours without the ratio; unbiased only if lengths say nothing about the gradient",
+    ),
+    "maxrl": _gated(
+        surrogate=SuccessRate(),
+        formula="(R - mean) / (mean + 1e-6), 0 for a group without success",
+        references=("maxrl",),
+        host=None,
+        note="on policy, of successes: [1 - (1-p)^(n-1)] / p times the gradient; refuses negative rewards with 0",
+    ),
+    "p3o": _gated(
+        surrogate=EssCap(),
+        formula="min(r_t, ESS) (R - mean) - (1 - ESS) (1 - 1/r_t), ESS of the pool's tokens",
+        references=("p3o",),
+        note="ESS is 0 where a ratio is not finite",
+    ),
+    "p3o_released": _gated(
+        surrogate=EssCap(fails_open=True),
+        formula="p3o, with ESS = 1 where a sum of ratios is not finite",
+        references=("p3o",),
+        note="as released, it fails open: the loosest cap and no pull just when ratios overflow",
+    ),
+    "p4o": _gated(
+        surrogate=EssCap(anchored=True),
+        formula="min(r_t, e) (R - mean) - (1 - e) (1 - q/pi), e the lesser ESS of pi/mu and pi/anchor, q their mixture",
+        references=("p3o",),
+        note="lag 0 means pi = mu = anchor",
+    ),
+    "bapo": _gated(
+        surrogate=BalancedClip(),
+        formula="r_t 1[not clipped at low, high; dual clip 3] (R - mean): low to 0.8, then high to 2, until pos >= neg",
+        references=("bapo",),
+        note="configuration of the released code; its README states other bounds, and target as another ratio",
     ),
     "otb": Entry(
         estimator=Estimator(weighting=_TOKEN_TIS, baseline="otb"),

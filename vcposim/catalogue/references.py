@@ -57,6 +57,12 @@ asymre | 2025 | arXiv:2506.20520 | preprint
   Asymmetric REINFORCE for off-Policy Reinforcement Learning: Balancing positive and negative rewards
   Charles Arnal; Gaëtan Narozniak; Vivien Cabannes; Yunhao Tang; Julia Kempe; Remi Munos
 
+bapo | 2025 | arXiv:2510.18927 | preprint
+  BAPO: Stabilizing Off-Policy Reinforcement Learning for LLMs via Balanced Policy Optimization with Adaptive Clipping
+  Zhiheng Xi; Xin Guo; Yang Nan; Enyu Zhou; Junrui Shen; Wenxiang Chen; Jiaqi Liu; Jixuan Huang; Zhihao Zhang; Honglin
+  Guo; Xun Deng; Zhikai Lei; Miao Zheng; Guoteng Wang; Shuo Zhang; Peng Sun; Rui Zheng; Hang Yan; Tao Gui; Qi Zhang;
+  Xuanjing Huang
+
 chatterjee_diaconis | 2018 | arXiv:1511.01437 | Annals of Applied Probability 28(2), 1099-1135
   The sample size required in importance sampling
   Sourav Chatterjee; Persi Diaconis
@@ -64,6 +70,14 @@ chatterjee_diaconis | 2018 | arXiv:1511.01437 | Annals of Applied Probability 28
 cispo | 2025 | arXiv:2506.13585 | preprint
   MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention
   {MiniMax}
+
+cppo | 2026 | arXiv:2606.10968 | preprint
+  Beyond Uniform Token-Level Trust Region in LLM Reinforcement Learning
+  Renjie Mao; Xiangxin Zhou; Lvfang Tao; Yixin Ding; Yu Shi; Yongguang Lin; Yuheng Wu; Honglin Zhu; Qian Qiu; Wenxi Zhu
+
+ctpo | 2026 | arXiv:2605.07331 | preprint
+  Rethinking Importance Sampling in LLM Policy Optimization: A Cumulative Token Perspective
+  Yuheng Zhang; Chenlu Ye; Shuowei Jin; Changlong Yu; Wei Xiong; Saurabh Sahu; Nan Jiang
 
 dapo | 2025 | arXiv:2503.14476 | preprint
   DAPO: An Open-Source LLM Reinforcement Learning System at Scale
@@ -80,6 +94,10 @@ deepseek_v32 | 2025 | arXiv:2512.02556 | preprint
   DeepSeek-V3.2: Pushing the Frontier of Open Large Language Models
   {DeepSeek-AI}
 
+delta_l | 2025 | arXiv:2509.07558 | preprint
+  Delta L Normalization: Rethink Loss Aggregation in RLVR
+  Zhiyuan He; Xufang Luo; Yike Zhang; Yuqing Yang; Lili Qiu
+
 dppo | 2026 | arXiv:2602.04879 | preprint
   Rethinking the Trust Region in LLM Reinforcement Learning
   Penghui Qi; Xiangxin Zhou; Zichen Liu; Tianyu Pang; Chao Du; Min Lin; Wee Sun Lee
@@ -87,6 +105,10 @@ dppo | 2026 | arXiv:2602.04879 | preprint
 dr_grpo | 2025 | arXiv:2503.20783 | preprint
   Understanding R1-Zero-Like Training: A Critical Perspective
   Zichen Liu; Changyu Chen; Wenjun Li; Penghui Qi; Tianyu Pang; Chao Du; Wee Sun Lee; Min Lin
+
+drpo | 2026 | arXiv:2606.09821 | preprint
+  Rethinking the Divergence Regularization in LLM RL
+  Jiarui Yao; Xiangxin Zhou; Penghui Qi; Wee Sun Lee; Liefeng Bo; Tianyu Pang
 
 dual_clip | 2020 | arXiv:1912.09729 | AAAI 2020, 6672-6679
   Mastering Complex Control in MOBA Games with Deep Reinforcement Learning
@@ -137,6 +159,10 @@ ionides | 2008 | JCGS 17, 295-311 | Journal of Computational and Graphical Stati
   Truncated importance sampling
   E. L. Ionides
 
+kimi_k15 | 2025 | arXiv:2501.12599 | preprint
+  Kimi k1.5: Scaling Reinforcement Learning with LLMs
+  {Kimi Team}
+
 kish | 1965 | ISBN 9780471109495 | John Wiley & Sons
   Survey Sampling
   Leslie Kish
@@ -145,9 +171,22 @@ kong | 1992 | Technical Report 348 | Department of Statistics, University of Chi
   A note on importance sampling using standardized weights
   Augustine Kong
 
+kpo | 2026 | arXiv:2602.10609 | preprint
+  Online Causal Kalman Filtering for Stable and Effective Policy Optimization
+  Shuo He; Lang Feng; Xin Cheng; Lei Feng; Bo An
+
+luspo | 2026 | arXiv:2602.05261 | preprint
+  Length-Unbiased Sequence Policy Optimization: Revealing and Controlling Response Length Variation in RLVR
+  Fanfan Liu; Youyang Yin; Peng Shi; Siqi Yang; Zhixiong Zeng; Haibo Qiu
+
 m2po | 2026 | arXiv:2510.01161 | ICLR 2026
   Prosperity before Collapse: How Far Can Off-Policy RL Reach with Stale Data on LLMs?
   Haizhong Zheng; Jiawei Zhao; Beidi Chen
+
+maxrl | 2026 | arXiv:2602.02710 | preprint
+  Maximum Likelihood Reinforcement Learning
+  Fahim Tajwar; Guanning Zeng; Yueer Zhou; Yuda Song; Daman Arora; Yiding Jiang; Jeff Schneider; Ruslan Salakhutdinov;
+  Haiwen Feng; Andrea Zanette
 
 mis | 2025 | https://richardli.xyz/rl-collapse | blog
   When Speed Kills Stability: Demystifying RL Collapse from the Training-Inference Mismatch
@@ -174,9 +213,17 @@ owen | 2013 | https://artowen.su.domains/mc/ | book, published by the author
   Monte Carlo theory, methods and examples
   Art B. Owen
 
+p3o | 2026 | arXiv:2605.12380 | preprint
+  Trust the Batch, On- or Off-Policy: Adaptive Policy Optimization for RL Post-Training
+  Rasool Fakoor; Murdock Aubry; Nicholas Stranges; Alexander J. Smola
+
 ppo | 2017 | arXiv:1707.06347 | preprint
   Proximal Policy Optimization Algorithms
   John Schulman; Filip Wolski; Prafulla Dhariwal; Alec Radford; Oleg Klimov
+
+prime_rl | 2026 | https://github.com/PrimeIntellect-ai/prime-rl | software
+  prime-rl
+  {Prime Intellect}
 
 psis | 2024 | arXiv:1507.02646 | Journal of Machine Learning Research 25(72), 1-58
   Pareto Smoothed Importance Sampling
@@ -194,6 +241,11 @@ rloo | 2024 | arXiv:2402.14740 | preprint
   Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs
   Arash Ahmadian; Chris Cremer; Matthias Gallé; Marzieh Fadaee; Julia Kreutzer; Olivier Pietquin; Ahmet Üstün; Sara
   Hooker
+
+sapo | 2025 | arXiv:2511.20347 | preprint
+  Soft Adaptive Policy Optimization
+  Chang Gao; Chujie Zheng; Xiong-Hui Chen; Kai Dang; Shixuan Liu; Bowen Yu; An Yang; Shuai Bai; Jingren Zhou; Junyang
+  Lin
 
 shrinkage | 2025 | arXiv:2511.03710 | preprint
   Shrinking the Variance: Shrinkage Baselines for Reinforcement Learning with Verifiable Rewards

@@ -93,9 +93,11 @@ def _one(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
     )
     with _progress(len(asked)) as step:
         found = cards.findings(asked, step)
-    rows = cards.beside_the_catalogue(asked[0].subject)
-    path = _drawn(rows, arguments) if drawing else None
     held = cards.passed(found)
+    rows, refused = cards.measured(asked[0].subject)
+    if refused and held:  # else the report says more than this line could
+        raise InputError(f"estimator: {refused}; axes before the samples are replications: reduce over the last alone")
+    path = _drawn(rows, arguments) if drawing else None
     if arguments.json:
         card = {"estimator": arguments.estimator, "arrays": arrays, "passed": held}
         print(json.dumps({**card, "laws": [one.to_json() for one in found], "moments": rows}, allow_nan=False))
@@ -129,7 +131,7 @@ def _print_card(name: str, arrays: str, found: Sequence["Finding"], rows: Sequen
     broken = [one for one in found if one.status == "violated"]
     for one in broken:
         _print_violation(console, one, laws[one.law].universal)
-    for problem in dict.fromkeys(row["problem"] for row in rows):
+    for problem in dict.fromkeys(row["problem"] for row in rows if row["mine"]):
         console.print(_standing([row for row in rows if row["problem"] == problem]), markup=False, highlight=False)
     claimed = sum(one.status in STYLES for one in found)
     verdict = f"breaks {len(broken)} of the {claimed} laws it must keep" if broken else f"keeps all {claimed} laws"

@@ -58,7 +58,7 @@ def variance_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         mse = np.array([_or_nan(row["mse"]) for row in rows])
         ax.barh(at, variance, color=ACCENT, label="variance of the mean")
         ax.barh(at, np.maximum(mse - variance, 0), left=variance, color=ALARM, label="squared bias")
-        ax.set_yticks(at, [f"{row['weighting']}, {row['baseline']}" for row in rows])
+        ax.set_yticks(at, [row.get("estimator") or f"{row['weighting']}, {row['baseline']}" for row in rows])
         ax.set_xlabel("MSE of the gradient estimate")
         ax.set_title("Error of the gradient, by estimator")
         ax.legend(loc="best")

@@ -3,7 +3,10 @@
 import argparse
 import json
 import math
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -15,8 +18,20 @@ from vcposim.catalogue import WEIGHTINGS
 from vcposim.commands.output import add_output_options, save_figure, wants_figure
 from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
-from vcposim.replay import LAYOUTS, Ranking, Replay, Slice, parse_columns, read_dump, replay, summary, to_json, verdict
-from vcposim.replay.containers import Progress
+from vcposim.replay import (
+    LAYOUTS,
+    Ranking,
+    Replay,
+    Slice,
+    first_alarms,
+    parse_columns,
+    read_dump,
+    replay,
+    summary,
+    to_json,
+    verdict,
+)
+from vcposim.replay.containers import Progress, find_inputs
 from vcposim.replay.dumps import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
 from vcposim.results import Interval
@@ -76,6 +91,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="slice by step, lag, version, task or any column; repeatable",
     )
+    how.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="read again whenever the files change, and print the summary"
+    )
     how.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples of the groups (default 2000)")
     how.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     add_output_options(p, FIGURE)
@@ -89,7 +107,50 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.file = [str(SAMPLE), *arguments.file]
     if not arguments.file:
         raise InputError("FILE: missing; name a file or folder of rollouts, - for a pipe, or --sample")
+    if arguments.watch is not None:
+        return _watch(arguments)
     drawing = wants_figure(arguments, FIGURE)
+    found = _found(arguments)
+    path = None
+    if drawing:
+        from vcposim.commands.figures import replay_figure  # here because matplotlib is slow to load
+
+        path = save_figure(replay_figure(found), arguments.figure, FIGURE)
+    if arguments.json:
+        print(json.dumps(to_json(found), allow_nan=False))
+        return None
+    render(found, Console())
+    if path is not None:
+        print(f"figure: {path}")
+    return None
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    """The five lines again whenever the files have changed, until interrupted."""
+    if not 0 < arguments.watch < math.inf:
+        raise InputError(f"--watch: {arguments.watch} is not a number of seconds above 0")
+    before: Any = None
+    while True:
+        files = find_inputs(arguments.file)[0]
+        if "-" in files:
+            raise InputError("--watch: a pipe cannot be read again; name files or a folder")
+        now = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
+        if now != before:
+            found = _found(arguments)
+            print(time.strftime("%H:%M:%S"), f"{found.n} trajectories in {len(files)} files")
+            for line in summary(found):
+                print(" ", line)
+            for one in found.findings:
+                print(f"  CHECK {one.check}: {one.evidence}")
+            for name, slices in found.slices.items():
+                for gauge, value in first_alarms(slices).items():
+                    print(f"  first alarm of {gauge}: {name} {value}")
+            sys.stdout.flush()
+            before = now
+        time.sleep(arguments.watch)
+
+
+def _found(arguments: argparse.Namespace) -> Replay:
     dump = read_dump(
         arguments.file,
         parse_columns(arguments.column),
@@ -102,7 +163,7 @@ def run(arguments: argparse.Namespace) -> None:
         skip_bad=arguments.skip_bad,
         progress=Progress(),
     )
-    found = replay(
+    return replay(
         dump,
         baselines=arguments.baseline,
         weighting=arguments.weighting,
@@ -114,17 +175,6 @@ def run(arguments: argparse.Namespace) -> None:
         by=arguments.by,
         corrections=not arguments.no_corrections,
     )
-    path = None
-    if drawing:
-        from vcposim.commands.figures import replay_figure  # here because matplotlib is slow to load
-
-        path = save_figure(replay_figure(found), arguments.figure, FIGURE)
-    if arguments.json:
-        print(json.dumps(to_json(found), allow_nan=False))
-        return
-    render(found, Console())
-    if path is not None:
-        print(f"figure: {path}")
 
 
 def _layouts(console: Console) -> None:
@@ -152,6 +202,10 @@ def render(found: Replay, console: Console) -> None:
             console.print(f"ALARM {gauge.name}: {gauge.meaning}", markup=False)
     for name, slices in found.slices.items():
         console.print(_slices(name, slices, found))
+        alarms = first_alarms(slices)
+        if alarms and len(slices) > 1:
+            told = ", ".join(f"{gauge} at {name} {value}" for gauge, value in alarms.items())
+            console.print(f"first alarms: {told}", markup=False)
     if found.rows:
         console.print(_groups(found))
         console.print(_baselines(found))

@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vcposim.baselines import BASELINES
-from vcposim.catalogue import WEIGHTINGS, weighting
+from vcposim.catalogue import CATALOGUE, WEIGHTINGS, weighting
+from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.completion import complete_files, complete_with
 from vcposim.commands.output import add_output_options, print_whole, save_figure, wants_figure
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import NORMALIZERS, Estimator
+from vcposim.estimators import NORMALIZERS, Estimator, Resolved
 from vcposim.laboratory import exact, monte_carlo
 from vcposim.moments import SCALARS, Moments
 from vcposim.problems.problem_file import load as load_problem
@@ -30,6 +31,17 @@ METHODS = ("exact", "monte-carlo")
 FIGURE = "vcposim-variance.png"
 RANDOM, ARMS, DRIFT = "bandit", 10, 0.5
 DEFAULT = f"a random bandit of {ARMS} arms, as with --problem {RANDOM}"
+PARTS: dict[str, Any] = {
+    "--weighting": ["importance"],
+    "--level": "sequence",
+    "--baseline": ["zero", "group_mean", "opob"],
+    "--normalizer": "none",
+    "--cap": None,
+    "--floor": None,
+}
+"""options that put estimators together, and their defaults"""
+Key = str | tuple[str, str]
+"""a named estimator, or a weighting and a baseline"""
 Row = dict[str, Any]
 
 
@@ -48,15 +60,22 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     problem.add_argument("--arms", type=int, help=f"arms of the random bandit (default {ARMS})")
     problem.add_argument("--drift", type=float, help=f"sd of its behavior minus target logits (default {DRIFT})")
     problem.add_argument("--problem-seed", type=int, metavar="SEED", help="seed of the random bandit (default 0)")
-    what = p.add_argument_group("estimators: every weighting with every baseline")
+    named = p.add_argument_group("estimators by name")
+    says = "catalogue names, path/to/file.py:function, or module:function (a function of a vcposim.Batch)"
+    complete_with(named.add_argument("--estimator", nargs="+", metavar="E", help=says), CATALOGUE)
+    says = "fields of Batch that functions read, as in: tokens (or write it beside the function: mine.needs = ...)"
+    named.add_argument("--needs", nargs="+", default=[], metavar="FIELD", help=says)
+    what = p.add_argument_group("or estimators of parts: every weighting with every baseline")
     offered: dict[str, tuple[Any, dict[str, Any]]] = {
-        "--weighting": (WEIGHTINGS, {"nargs": "+", "default": ["importance"], "metavar": "W"}),
-        "--level": (LEVELS, {"default": "sequence"}),
-        "--baseline": (BASELINES, {"nargs": "+", "default": ["zero", "group_mean", "opob"], "metavar": "B"}),
-        "--normalizer": (NORMALIZERS, {"default": "none"}),
+        "--weighting": (WEIGHTINGS, {"nargs": "+", "metavar": "W"}),
+        "--level": (LEVELS, {}),
+        "--baseline": (BASELINES, {"nargs": "+", "metavar": "B"}),
+        "--normalizer": (NORMALIZERS, {}),
     }
     for flag, (names, options) in offered.items():
-        complete_with(what.add_argument(flag, help=", ".join(names), **options), names)
+        usual = PARTS[flag] if isinstance(PARTS[flag], str) else " ".join(PARTS[flag])
+        says = f"{', '.join(names)} (default {usual})"
+        complete_with(what.add_argument(flag, help=says, **options), names)
     what.add_argument("--cap", type=float, help="largest weight, for truncate, clip and mask")
     what.add_argument("--floor", type=float, help="smallest weight, for clip and mask")
     what.add_argument("--group-size", type=int, default=8, metavar="N", help="responses per prompt (default 8)")
@@ -101,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def compute(
     problem: Problem,
-    estimators: dict[tuple[str, str], Estimator],
+    estimators: Mapping[Key, Resolved],
     group_size: int,
     *,
     method: str = "exact",
@@ -123,13 +142,13 @@ def compute(
 
 def _monte_carlo(
     problem: Problem,
-    estimators: dict[tuple[str, str], Estimator],
+    estimators: Mapping[Key, Resolved],
     group_size: int,
     samples: int,
     seed: int,
     workers: int,
 ) -> Any:
-    named = {f"{w} {b}": estimator for (w, b), estimator in estimators.items()}
+    named = {_name(key): estimator for key, estimator in estimators.items()}
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("drawing", total=1.0)
@@ -142,11 +161,17 @@ def _monte_carlo(
             workers=workers,
             progress=lambda fraction: bar.update(task, completed=fraction),
         )
-    return {(w, b): (estimates[f"{w} {b}"].moments, estimates[f"{w} {b}"].standard_error) for w, b in estimators}
+    found = {key: estimates[_name(key)] for key in estimators}
+    return {key: (one.moments, one.standard_error) for key, one in found.items()}
 
 
-def _row(key: tuple[str, str], size: int, moments: Moments, standard_error: dict[str, Any] | None) -> Row:
-    row: Row = {"weighting": key[0], "baseline": key[1], "group_size": size}
+def _name(key: Key) -> str:
+    return key if isinstance(key, str) else " ".join(key)
+
+
+def _row(key: Key, size: int, moments: Moments, standard_error: dict[str, Any] | None) -> Row:
+    row: Row = {"estimator": key} if isinstance(key, str) else {"weighting": key[0], "baseline": key[1]}
+    row["group_size"] = size
     row["mean"] = [_number(x) for x in moments.mean]
     row.update({name: _number(getattr(moments, name)) for name in SCALARS})
     if standard_error is not None:
@@ -198,15 +223,34 @@ def _softmax(logit: np.ndarray) -> np.ndarray:
     return weight / weight.sum()
 
 
-def _estimators(arguments: argparse.Namespace) -> dict[tuple[str, str], Estimator]:
+def _estimators(arguments: argparse.Namespace) -> Mapping[Key, Resolved]:
+    parts = {option: getattr(arguments, option.removeprefix("--")) for option in PARTS}
+    if arguments.estimator:
+        for option, value in parts.items():
+            if value is not None:
+                raise InputError(f"{option}: {_name_of(value)} is for estimators of parts; drop it, or --estimator")
+        return {name: estimator_named(name, arguments.needs) for name in _unique("--estimator", arguments.estimator)}
+    if arguments.needs:
+        raise InputError(f"--needs: {_name_of(arguments.needs)} is for functions; name one with --estimator")
+    parts = {option: PARTS[option] if value is None else value for option, value in parts.items()}
+
     def limits(name: str) -> dict[str, float | None]:
         return {"cap": arguments.cap, "floor": arguments.floor} if name in ("truncate", "clip", "mask") else {}
 
     return {
-        (w, b): Estimator(weighting(w, level=arguments.level, **limits(w)), b, arguments.normalizer)
-        for w in _unique("--weighting", arguments.weighting)
-        for b in _unique("--baseline", arguments.baseline)
+        (w, b): Estimator(weighting(w, level=parts["--level"], **limits(w)), b, parts["--normalizer"])
+        for w in _unique("--weighting", parts["--weighting"])
+        for b in _unique("--baseline", parts["--baseline"])
     }
+
+
+def _name_of(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def label(row: Row) -> str:
+    """What a row is called: the estimator's name, or its baseline above its weighting."""
+    return row["estimator"] if "estimator" in row else f"{row['baseline']}\n({row['weighting']})"
 
 
 def _unique(option: str, names: Iterable[str]) -> list[str]:
@@ -226,11 +270,11 @@ def _print_table(
     )
     console.print(f"Moments of the gradient estimate, {how}", style="bold")
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column("baseline\n(weighting)", no_wrap=True)
+    table.add_column("estimator" if "estimator" in rows[0] else "baseline\n(weighting)", no_wrap=True)
     for name in SCALARS:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(Text(f"{row['baseline']}\n({row['weighting']})"), *(Text(_cell(row, name)) for name in SCALARS))
+        table.add_row(Text(label(row)), *(Text(_cell(row, name)) for name in SCALARS))
     print_whole(console, table)
     for name, says in SCALARS.items():
         console.print(f"{name.replace('_', ' ')}: {says}", style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
 from vcposim.replay.dumps import Dump, parse_columns, read_dump
 from vcposim.replay.layouts import LAYOUTS, Layout
-from vcposim.replay.replay import Replay, Slice, replay, summary, to_json, verdict
+from vcposim.replay.replay import Replay, Slice, first_alarms, replay, summary, to_json, verdict
 
 __all__ = [
     "LAYOUTS",
@@ -15,6 +15,7 @@ __all__ = [
     "Ranking",
     "Replay",
     "Slice",
+    "first_alarms",
     "parse_columns",
     "rank",
     "read_dump",

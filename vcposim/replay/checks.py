@@ -22,9 +22,9 @@ from vcposim.diagnostics import log_mean_weight
 
 ENOUGH = 200
 """tokens without which no pattern of tokens is claimed"""
-SAMPLED = 2048
+SAMPLED = 1024
 """tokens of each flush that are looked at one by one"""
-ALL_OF, ONE_OF = 16, 8
+ALL_OF, ONE_OF = 64, 8
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
@@ -73,7 +73,7 @@ class TokenSums:
                 far = other[at][other[at] < -FAR]
                 self.zero[name] += far.size
                 self.zero_other[name] += float(np.maximum(far, -1e4).sum())
-            deep = one[one < DEEP]
+            deep = one[one < DEEP] if one.min() < DEEP else one[:0]
             if deep.size and len(self.deep[name]) < 10_000:
                 self.deep[name].update(deep[np.isfinite(deep)].tolist())
         if self.pieces > ALL_OF and self.pieces % ONE_OF:
@@ -89,7 +89,7 @@ class TokenSums:
         self.moments["sampler later"] += _moments(p[:-1][pair], q[1:][pair])
         real = np.isfinite(learner)
         self.moments["logs"] += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
-        if len(self.sample) < 64:
+        if len(self.sample) < 128:
             self.sample.append(np.stack([learner[:SAMPLED], sampler[:SAMPLED]]))
 
 
@@ -123,8 +123,8 @@ def _identical(evidence: str) -> Finding:
     return Finding(
         "identical columns",
         f"{evidence} have the same log-probability under both policies",
-        "nothing was measured: one column was copied to the other (or a trainer without rollout log-probabilities put "
-        "its own in their place); dump the sampler's as the sampler returned them",
+        "nothing was measured: one column was copied to the other (as verl does in bypass_mode, and "
+        "PipelineRL without a reference model); dump the sampler's as the sampler returned them",
     )
 
 
@@ -182,9 +182,9 @@ def _sentinels(sums: TokenSums) -> list[Finding]:
                     Finding(
                         "sentinel",
                         f"{value:g} stands {hits:,} times in {name}",
-                        "a placeholder for a missing value, not a log-probability: one such token makes its "
-                        "trajectory's weight 0 or infinite; mask these tokens or leave the records out (--skip-bad "
-                        "does not: they are finite)",
+                        "a placeholder, not a log-probability (OpenAI-style servers write -9999 outside the top 20, "
+                        "NeMo-RL for -inf): one such token makes its trajectory's weight 0 or infinite; mask these "
+                        "tokens or leave the records out (--skip-bad does not: they are finite)",
                     )
                 )
     return found

@@ -13,6 +13,7 @@ which infers one type a column and would turn a stray string into a null); `simu
 orjson knows no NaN and no Infinity, so a line that it refuses goes to the standard library before it is called broken.
 """
 
+import bisect
 import contextlib
 import glob
 import io
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 
 from vcposim.errors import InputError
@@ -38,6 +40,7 @@ VALUE_LIMIT = 128 << 20
 BATCH_BYTES = 4 << 20
 """bytes of columnar data that are turned into records at a time"""
 CHUNK = 1 << 20
+DTYPES = [getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
 
 SUFFIXES = ("jsonl", "json", "ndjson", "parquet", "arrow", "feather", "ipc", "pt", "pth")
 PACKED = ("gz", "zst", "zstd", "bz2", "xz", "lz4")
@@ -75,6 +78,8 @@ class Wanted:
     """The columns a columnar file has to deliver; None until the reader has seen the first record and decides."""
 
     names: set[str] | None = None
+    seen: set[tuple[Any, Any]] = field(default_factory=set)
+    """(step, sample) already read, where ranks write the same samples"""
 
 
 @dataclass
@@ -85,6 +90,8 @@ class Progress:
     bytes: int = 0
     records: int = 0
     total: int = 0
+    position: Callable[[], int] | None = None
+    """where the file being read is, if it can say"""
     _next: float = field(default_factory=lambda: time.monotonic() + 1)
     _drawn: bool = False
 
@@ -92,6 +99,9 @@ class Progress:
         """One more record."""
         self.records += 1
         if self.shown and not self.records % 64 and time.monotonic() > self._next:
+            if self.position is not None:
+                with contextlib.suppress(ValueError):  # it was closed
+                    self.bytes = self.position()
             of = f" of {self.total / 1e6:,.0f}" if self.total else ""
             sys.stderr.write(f"\r{self.records:,} rollouts, {self.bytes / 1e6:,.0f}{of} MB")
             sys.stderr.flush()
@@ -132,6 +142,10 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     return files, notes
 
 
+NO_ROLLOUTS = re.compile(r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.")
+"""files that trainers put beside their rollouts: what the run was, its metrics, its evaluations"""
+
+
 def _folder(path: Path) -> tuple[list[str], list[str]]:
     splits = path / "dataset_dict.json"
     if splits.is_file():
@@ -144,7 +158,12 @@ def _folder(path: Path) -> tuple[list[str], list[str]]:
     saved = {f.parent for f in path.rglob("state.json") if list(f.parent.glob("*.arrow"))}
     found: list[str] = []
     passed: list[str] = []
-    for f in sorted((f for f in path.rglob("*") if f.is_file()), key=_natural):
+    details = (path / "train_data").is_dir() and (path / "rollout_data").is_dir()
+    inside = path / "train_data" if details else path  # slime's --dump-details: the other half is joined to it
+    for f in sorted((f for f in inside.rglob("*") if f.is_file()), key=_natural):
+        if NO_ROLLOUTS.search(f.name):
+            passed.append(str(f))
+            continue
         hidden = any(part.startswith((".", "_")) for part in f.relative_to(path).parts)
         parts = f.name.lower().split(".")
         kind = parts[-2] if parts[-1] in PACKED and len(parts) > 2 else parts[-1]
@@ -216,7 +235,14 @@ class _Stream(io.RawIOBase):
 
 def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bool = False) -> Iterator[Any]:
     head = _head(name, raw)
-    stream = io.BufferedReader(_Stream(name, head, raw.read, None if packed else progress), CHUNK)
+    stream: Any
+    if isinstance(raw, io.FileIO) and raw.seekable():  # a file needs nobody between it and its buffer
+        raw.seek(0)
+        progress.position = raw.tell
+        stream = io.BufferedReader(raw, CHUNK)
+    else:
+        source: Any = _Stream(name, head, raw.read, None if packed else progress)
+        stream = io.BufferedReader(source, CHUNK)
     unpacked = _unpacked(head, stream)
     if unpacked is not None:
         if packed:
@@ -229,7 +255,7 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
     elif head.startswith(b"\xff\xff\xff\xff"):
         yield from _arrow(name, stream, wanted, stream=True)
     elif head.startswith(b"PK\x03\x04"):
-        yield from _torch(name, _seekable(name, stream, packed))
+        yield from _torch(name, _seekable(name, stream, packed), wanted)
     else:
         for magic, what, remedy in UNREADABLE:
             if head.startswith(magic):
@@ -529,7 +555,7 @@ def _number(t: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------ torch
 
 
-def _torch(name: str, source: Any) -> Iterator[tuple[str, Any]]:
+def _torch(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
     import zipfile
 
     try:
@@ -547,8 +573,12 @@ def _torch(name: str, source: Any) -> Iterator[tuple[str, Any]]:
         ) from None
     if not isinstance(source, str):
         source.seek(0)
+    # arrays and numbers of NumPy are what custom rewards are made of; an allow-list of constructors runs nothing else
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    plain = [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *DTYPES]
     try:
-        value = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(plain):
+            value = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         text = one_line(error)
         if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
@@ -557,7 +587,21 @@ def _torch(name: str, source: Any) -> Iterator[tuple[str, Any]]:
                 "write tensors, lists and numbers alone, or JSON lines"
             ) from None
         raise InputError(f"{name}: not a readable PyTorch file ({text[:120]}); dump it again") from None
-    yield from _unfolded(name, _plain(value))
+    value = _plain(value)
+    other = Path(name).parents[1] / "rollout_data" / Path(name).name if len(Path(name).parents) > 1 else None
+    if Path(name).parent.name == "train_data" and other is not None and other.is_file() and isinstance(value, dict):
+        _join(value, [record for _, record in _torch(str(other), str(other), Wanted())])
+    yield from _unfolded(name, value, wanted)
+
+
+def _join(train: dict[str, Any], rollouts: list[Any]) -> None:
+    """slime's training dump has no groups: they are in the rollout dump of the same step, by position."""
+    for sample in train.get("samples", []):
+        at = sample.get("rollout_position")
+        if isinstance(at, int) and 0 <= at < len(rollouts) and isinstance(rollouts[at], dict):
+            for name in ("group_index", "weight_versions"):
+                if name in rollouts[at]:
+                    sample.setdefault(name, rollouts[at][name])
 
 
 def _plain(value: Any) -> Any:
@@ -568,8 +612,37 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _unfolded(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _ranked(name: str, value: dict[str, Any], wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    """miles' training dump of one rank: columns of the rank's samples, and lists of the whole batch."""
+    if value.get("cp_size", 1) != 1:
+        raise InputError(
+            f"{name}: was written under context parallelism (cp_size {value['cp_size']}): its lists are slices of "
+            "sequences; dump with a context-parallel size of 1"
+        )
+    columns = value["rollout_data"]
+    count = len(columns.get("response_lengths", []))
+    partition = columns.get("partition")
+    ends = list(itertools.accumulate(columns.get("prompt_group_sizes") or []))
+    for k in range(count):
+        sample = {c: v[k] for c, v in columns.items() if isinstance(v, list) and len(v) == count}
+        sample["step"] = value.get("rollout_id")
+        if isinstance(partition, list) and len(partition) == count:
+            at = partition[k]
+            raw = columns.get("raw_reward")
+            sample |= {"raw_reward": raw[at]} if isinstance(raw, list) and at < len(raw) else {}
+            sample |= {"group_index": bisect.bisect_right(ends, at)} if ends else {}
+        number = sample.pop("sample_indices", None)
+        if number is not None and (sample["step"], number) in wanted.seen:
+            continue  # tensor- and pipeline-parallel ranks write the same samples
+        wanted.seen.add((sample["step"], number))
+        yield f"sample {k + 1}", sample
+
+
+def _unfolded(name: str, value: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
     """Samples in a list, alone or under `samples` beside what they share, or one dict of columns."""
+    if isinstance(value, dict) and isinstance(value.get("rollout_data"), dict):
+        yield from _ranked(name, value, wanted)
+        return
     if isinstance(value, dict) and isinstance(value.get("samples"), list):
         samples = value["samples"]
         shared = {k: v for k, v in value.items() if k != "samples" and not isinstance(v, dict | list)}

@@ -102,7 +102,15 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "sample_mask": ("sample_loss_mask",),
     "trajectory": ("rollout_id", "rollout_ids", "trajectory_id", "trajectory_ids", "traj_id", "traj_uid", "episode_id"),
     "step": ("global_step", "global_steps", "training_step", "train_step", "iteration"),
-    "version": ("policy_version", "model_version", "weight_version", "weight_versions", "head_version", "versions"),
+    "version": (
+        "policy_version",
+        "model_version",
+        "weight_version",
+        "weight_versions",
+        "head_version",
+        "versions",
+        "min_global_steps",
+    ),
     "learner_version": ("trainer_version", "current_version"),
     "lag": ("staleness", "off_policyness", "policy_lag"),
     "score_sq_norm": ("grad_sq_norm", "score_norm_sq", "squared_grad_norm"),
@@ -124,6 +132,8 @@ AMBIGUOUS: dict[str, str] = {
     "old_log_prob": "the learner's before its update in verl, the sampler's elsewhere",
     "old_per_token_logps": "the learner's before its update in TRL and ms-swift",
     "ref_logprobs": "those of the KL penalty's reference, neither policy's",
+    "rewards": "raw in OpenRLHF and NeMo-RL, minus the group's mean in slime and miles",
+    "index": "a group in exports, the row's position in OpenRLHF and the sample's number in slime",
     "uid": "names the prompt in verl, a single response elsewhere: as a group, every value must come up several times",
 }
 """names that mean different things in different frameworks; said, never guessed"""
@@ -132,7 +142,8 @@ ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
 LARGEST = 1e100
 """no reward, norm or log-probability is larger than this; squares must stay finite"""
-TOKENS_AT_ONCE = 1 << 16
+TOKENS_AT_ONCE = 1 << 14
+"""tokens that are looked at together: few enough to stay in the cache"""
 TOKENS_KEPT = 1_500_000
 """tokens of the first groups that are kept for the estimators that look at tokens"""
 
@@ -419,6 +430,10 @@ class _Reader:
                 self.notes.append(
                     f"layout {self.layout.name} ({self.layout.what}), {how}: {said or 'every field is named already'}"
                 )
+        for name in ("score_sq_norm", "logit_proxy", "length"):
+            if mapping.get(name) == name and name not in self.explicit and record[name] is None:
+                del mapping[name]  # a schema with the column, and nothing in it
+                self.notes.append(f"{name} is null in the first record: not used")
         if "log_ratio" in mapping and {"log_prob", "behavior_log_prob"} <= set(mapping):
             del mapping["log_ratio"]
         self._take_others(record, names, mapping, refused)
@@ -427,7 +442,7 @@ class _Reader:
         if self.layout is not None and self.layout.missing and needed:
             raise InputError(
                 f"{where}: this is {self.layout.what}: it holds {self.layout.missing}, and a replay needs those of "
-                f"both policies. {self._more(names)}To write them, {self.layout.change}"
+                f"both policies. {self._more(names)}To write them (read at its source, not run): {self.layout.change}"
             )
         for name in ("group", "reward"):
             grouped = name == "group" and (self.group_columns or self.group_size)
@@ -462,7 +477,7 @@ class _Reader:
                 self.notes.append(f"no {name} in the file: the gauges of the weights are read, baselines are not")
 
     def _more(self, names: list[str]) -> str:
-        likely = [n for n in names if n in AMBIGUOUS or n in OTHER_NAMES["log_prob"]]
+        likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
         told = [f"{n}: {AMBIGUOUS[n]}" for n in likely if n in AMBIGUOUS]
         return f"({'; '.join(told)}; name the learner's with --column log_prob=NAME if it is there.) " if told else ""
 
@@ -515,7 +530,7 @@ class _Reader:
         for name in OF_THE_RUN:
             if name in self.mapping:
                 self.slice_columns[name] = (self.mapping[name], True)
-        for last in ("last_version", "tail_version"):
+        for last in ("last_version", "tail_version", "max_global_steps"):
             if last in names and "version" in self.mapping:
                 self.slice_columns["last_version"] = (last, True)
         task = next((n for n in TASKS if n in names), None)
@@ -556,7 +571,7 @@ class _Reader:
                     options.append(f"--column {name}={sure[0]}")
                     taken.add(sure[0])
             # an ambiguous log-probability is what is left over, once the other policy's is known
-            unsure = [n for n in names if n in AMBIGUOUS and n not in taken and n != "uid"]
+            unsure = [n for n in names if n in AMBIGUOUS and n not in taken and n not in ("uid", "rewards", "index")]
             for name in ("log_prob", "behavior_log_prob"):
                 if name in needed and not any(f"{name}=" in o for o in options):
                     other = "behavior_log_prob" if name == "log_prob" else "log_prob"
@@ -565,8 +580,9 @@ class _Reader:
                         left = next(n for n in unsure if not n.startswith("ref_"))
                         options.append(f"--column {name}={left}")
             told += [f"{n}: {AMBIGUOUS[n]}" for n in unsure]
-            if any(option.endswith("=uid") for option in options):
-                told.append(f"uid: {AMBIGUOUS['uid']}")
+            for name in ("uid", "rewards", "index"):
+                if any(option.endswith(f"={name}") for option in options):
+                    told.append(f"{name}: {AMBIGUOUS[name]}")
             if "log_prob" in needed and "log_ratio" not in mapping:
                 ratio = self._candidates("log_ratio", names)
                 if ratio:
@@ -608,7 +624,9 @@ class _Reader:
                 raise self._bad(
                     source, norm, "is negative; it is a squared norm, dump it again or leave it out", "a negative norm"
                 )
-        trajectory = _key(self._get(record, "trajectory")) if "trajectory" in mapping else None
+        trajectory = self._get(record, "trajectory") if "trajectory" in mapping else None
+        if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
+            trajectory = ("row", self.records) if trajectory is None else _key(trajectory)
         marks = {name: self._mark(record, name, column) for name, (column, _) in self.slice_columns.items()}
 
         row = len(self.number["reward"])
@@ -636,7 +654,7 @@ class _Reader:
         value = self._value(record, name)
         if value is _MISSING:
             raise self._bad(name, "absent", "is missing, other records have it", "is missing")
-        if value is None and name != "mask":
+        if value is None and name not in ("mask", "trajectory"):
             raise self._bad(name, value, "is no value; fill it in or drop the record", "null")
         if isinstance(value, list | np.ndarray) and len(value) == 1 and name not in LISTS:
             return value[0]  # a batch of one, as NeMo-RL writes
@@ -658,6 +676,8 @@ class _Reader:
         value = self._get(record, "group")
         if isinstance(value, float) and value != value:
             raise self._bad("group", value, "cannot name a group; use a number, a string, or any JSON value", "NaN")
+        if self.layout is not None and self.layout.group_suffixes and isinstance(value, str):
+            return value.rsplit("_", self.layout.group_suffixes)[0]
         return _key(value)
 
     def _reward(self, record: Mapping[str, Any]) -> float:
@@ -711,6 +731,13 @@ class _Reader:
     def _weights(self, record: Mapping[str, Any]) -> tuple[float, float, tuple[Any, Any] | None]:
         """log-ratio, length, and the two lists of tokens if there are two."""
         names = ("log_ratio",) if "log_ratio" in self.mapping else ("log_prob", "behavior_log_prob")
+        choices = record.get("choices")
+        if (
+            isinstance(choices, list)
+            and len(choices) > 1
+            and any(self.mapping[n].startswith("choices.") for n in names)
+        ):
+            raise self._bad("choices", f"{len(choices)} answers", "in one record; write one answer a record", "choices")
         values = [_bare(self._get(record, name)) for name in names]
         kinds = tuple(isinstance(v, list | np.ndarray) for v in values)
         if self.kinds is None:
@@ -810,7 +837,8 @@ class _Reader:
             try:
                 x = np.frombuffer(array.array("d", value))
                 # an array takes false for 0: look at what stands where it found a 0
-                if any(value[i] is False and (keep is None or keep[i]) for i in np.flatnonzero(x == 0)):
+                zero = np.flatnonzero(x == 0 if keep is None else (x == 0) & keep).tolist()
+                if bool in set(map(type, map(value.__getitem__, zero))):
                     raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
                 x = x if keep is None else x[keep]
             except (TypeError, OverflowError):

@@ -34,21 +34,30 @@ class Layout:
     missing: str = ""
     """what a stock file lacks"""
     change: str = ""
-    """what makes the trainer write it"""
+    """what makes the trainer write it: read at the source, not run"""
+    group_suffixes: int = 0
+    """parts after `_` at the end of a group's name that tell its responses apart"""
 
 
 _SEEN = "2026-11-28"
 
 _VERL_CHANGE = (
-    "set actor_rollout_ref.rollout.calculate_log_probs=True, and in RayPPOTrainer.fit after old_log_probs: f = open("
-    'f"rollouts_{self.global_steps}.jsonl", "w"); [f.write(json.dumps({"uid": u} | {k: batch.batch[k][i].tolist() '
-    'for k in ("token_level_scores", "response_mask", "rollout_log_probs", "old_log_probs")}) + "\\n") '
-    'for i, u in enumerate(batch.non_tensor_batch["uid"])]'
+    "set actor_rollout_ref.rollout.calculate_log_probs=True, and in ray_trainer.py, _log_rollout_data, before the "
+    'dump: reward_extra_infos_to_dump["uid"] = batch.non_tensor_batch["uid"].tolist(); '
+    'for k in ("rollout_log_probs", "old_log_probs"): reward_extra_infos_to_dump[k] = [r[m.bool()].tolist() for r, m '
+    'in zip(batch.batch[k].cpu(), batch.batch["response_mask"].cpu())]'
+)
+_VERL_V1_CHANGE = (
+    "set actor_rollout_ref.rollout.calculate_log_probs=True, and in v1/trainer_base.py, _log_rollout_data, add "
+    '"rollout_log_probs", "old_log_probs", "response_mask" to the fields, and after reward_extra_infos_dict: '
+    'for k in ("rollout_log_probs", "old_log_probs"): reward_extra_infos_dict[k] = '
+    '[data[k][i][data["response_mask"][i].bool()].tolist() for i in sorted_indices]'
 )
 _TRL_CHANGE = (
-    "with use_vllm, in a subclass of GRPOTrainer: out = super()._generate_and_score_completions(inputs); "
-    'then for log, key in (("log_prob", "old_per_token_logps"), ("behavior_log_prob", "sampling_per_token_logps"), '
-    '("mask", "completion_mask")): self._logs["extra"][log].extend(out[key].tolist()); return out'
+    "with use_vllm and vllm_importance_sampling_correction, in _generate_and_score_completions after "
+    'output["sampling_per_token_logps"]: m = completion_mask if tool_mask is None else completion_mask * tool_mask; '
+    'for k in ("sampling_per_token_logps", "old_per_token_logps"): '
+    'self._logs["extra"][k].extend(gather_object([r[i.bool()].tolist() for r, i in zip(output[k], m)]))'
 )
 _OWN = "write both log-probabilities a token beside it, as behavior_log_prob (sampler) and log_prob (learner)"
 
@@ -56,11 +65,11 @@ _SLIME_TRAIN = Layout(
     "slime_train",
     "slime's training dump (--save-debug-train-data)",
     "THUDM/slime: slime/observability/train_data_utils.py",
-    "d92cb5d",
+    "624b824a",
     frozenset({"rollout_log_probs", "log_probs", "loss_masks", "response_lengths"}),
     {
         "group": ("group_index", "group_indices"),
-        "reward": ("raw_reward", "rewards"),
+        "reward": ("local_raw_reward", "raw_reward"),
         "log_prob": ("log_probs",),
         "behavior_log_prob": ("rollout_log_probs",),
         "mask": ("loss_masks",),
@@ -71,7 +80,7 @@ _SLIME_ROLLOUT = Layout(
     "slime_rollout",
     "slime's rollout dump (--save-debug-rollout-data)",
     "THUDM/slime: slime/utils/types.py (Sample), slime/observability/rollout_data_utils.py",
-    "0d234f3",
+    "624b824a",
     frozenset({"group_index", "response_length", "rollout_log_probs", "weight_versions"}),
     {
         "group": ("group_index",),
@@ -82,7 +91,7 @@ _SLIME_ROLLOUT = Layout(
         "version": ("weight_versions",),
     },
     missing="the sampler's log-probabilities alone, none of the learner",
-    change="start it with --save-debug-train-data PATH: that dump holds both (rollout_log_probs and log_probs)",
+    change="start it with --dump-details DIR: DIR/train_data holds both, and vcposim replay DIR joins the two",
 )
 
 LAYOUTS: dict[str, Layout] = {
@@ -98,18 +107,40 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "verl_rollout",
             "verl's rollout dump (trainer.rollout_data_dir)",
-            "volcengine/verl: verl/trainer/ppo/ray_trainer.py, _dump_generations",
-            _SEEN,
+            "verl-project/verl: verl/trainer/ppo/ray_trainer.py, _write_generations",
+            "1dda039b",
             frozenset({"input", "output", "score", "step"}),
-            {"group": ("uid", "input"), "reward": ("score",)},
+            {
+                "group": ("uid", "input"),
+                "reward": ("score",),
+                "log_prob": ("old_log_probs",),
+                "behavior_log_prob": ("rollout_log_probs",),
+            },
             missing="texts and scores, no log-probabilities",
             change=_VERL_CHANGE,
         ),
         Layout(
+            "verl_v1",
+            "the rollout dump of verl's v1 trainer",
+            "verl-project/verl: verl/trainer/ppo/v1/trainer_base.py, _write_generations",
+            "1dda039b",
+            frozenset({"input", "output", "score", "step", "uid"}),
+            {
+                "group": ("uid",),
+                "reward": ("score",),
+                "log_prob": ("old_log_probs",),
+                "behavior_log_prob": ("rollout_log_probs",),
+                "version": ("min_global_steps",),
+            },
+            missing="texts and scores, no log-probabilities",
+            change=_VERL_V1_CHANGE,
+            group_suffixes=2,
+        ),
+        Layout(
             "verl_dataproto",
             "rows of verl's DataProto",
-            "volcengine/verl: verl/trainer/ppo/ray_trainer.py, RayPPOTrainer.fit",
-            _SEEN,
+            "verl-project/verl: verl/trainer/ppo/ray_trainer.py, RayPPOTrainer.fit",
+            "1dda039b",
             frozenset({"old_log_probs", "rollout_log_probs"}),
             {
                 "group": ("uid",),
@@ -124,9 +155,13 @@ LAYOUTS: dict[str, Layout] = {
             "trl_completions",
             "TRL's completions table (log_completions)",
             "huggingface/trl: trl/trainer/grpo_trainer.py, GRPOTrainer.log",
-            _SEEN,
+            "f2cd5771",
             frozenset({"step", "prompt", "completion", "advantage"}),
-            {"group": ("prompt",)},
+            {
+                "group": ("prompt",),
+                "log_prob": ("old_per_token_logps",),
+                "behavior_log_prob": ("sampling_per_token_logps",),
+            },
             missing="texts, rewards and advantages, no log-probabilities",
             change=_TRL_CHANGE,
         ),
@@ -134,27 +169,29 @@ LAYOUTS: dict[str, Layout] = {
             "trl_async",
             "samples of TRL's AsyncGRPO",
             "huggingface/trl: trl/experimental/async_grpo/async_rollout_worker.py, RolloutSample",
-            "00c802b",
+            "f2cd5771",
             frozenset({"input_ids", "completion_mask", "old_log_probs", "advantage", "model_version"}),
             {
+                "group": ("group_id",),
                 "behavior_log_prob": ("old_log_probs",),
                 "log_prob": ("log_probs", "trainer_logprobs"),
                 "mask": ("completion_mask",),
-                "reward": ("reward",),
+                "reward": ("metrics.reward", "reward"),
                 "version": ("model_version",),
             },
             missing="the sampler's log-probabilities (old_log_probs) and advantages, none of the learner, no rewards",
-            change='in AsyncGRPOTrainer._compute_loss, beside the loss: add "log_prob": log_probs[i].tolist(), and '
-            "keep reward and group_id in RolloutSample",
+            change="in compute_loss, after log_ratio, write the row as JSON: completion_mask[0].tolist(), "
+            "old_log_probs[0].tolist() and log_probs[0].tolist() under these names; groups and rewards are gone there, "
+            "so the gauges of the weights are what can be read",
         ),
         Layout(
             "openrlhf",
             "OpenRLHF's Experience",
             "OpenRLHF/OpenRLHF: openrlhf/trainer/ppo_utils/experience.py",
-            "12bb036",
+            "3c3be623",
             frozenset({"action_log_probs", "rollout_log_probs"}),
             {
-                "group": ("index", "prompts"),
+                "group": ("group", "prompts", "index"),
                 "reward": ("rewards", "scores"),
                 "log_prob": ("action_log_probs",),
                 "behavior_log_prob": ("rollout_log_probs",),
@@ -165,7 +202,7 @@ LAYOUTS: dict[str, Layout] = {
             "prime_rl",
             "prime-rl's token export (enable_token_export)",
             "PrimeIntellect-ai/prime-rl: src/prime_rl/trainer/rl/token_export.py",
-            "004274e",
+            "559b4477",
             frozenset({"inference_logprobs", "trainer_logprobs", "loss_mask"}),
             {
                 "group": ("group_id", "group", "example_id", "problem_id", "prompt_id"),
@@ -177,21 +214,34 @@ LAYOUTS: dict[str, Layout] = {
             reward_rule="same",
         ),
         Layout(
+            "prime_rl_traces",
+            "prime-rl's episode traces (rollouts/step_N/.../traces.jsonl)",
+            "PrimeIntellect-ai/prime-rl: src/prime_rl/monitors/file.py",
+            "559b4477",
+            frozenset({"traces", "env", "run"}),
+            {"group": ("group.id",)},
+            missing="the sampler's log-probabilities alone (in traces.*.nodes), none of the learner",
+            change="set trainer.enable_token_export = true: its token_exports/step_N/rank_K.jsonl hold both, without "
+            "rewards and groups, which never reach that trainer; the gauges of the weights can be read from them",
+        ),
+        Layout(
             "areal_rollout",
             "AReaL's trajectory dump (dump_to_file)",
             "inclusionAI/AReaL: areal/infra/workflow_executor.py, _dump_trajectory",
-            "0f6fba3",
+            "4aef98d8",
             frozenset({"task_id", "seqlen", "prompt_len", "head_version", "tail_version"}),
             {"group": ("task_id",), "reward": ("reward",), "version": ("head_version",)},
             missing="texts, rewards and versions, no log-probabilities",
-            change="after actor.compute_logp, write the batch: [json.dumps({k: batch[k][i].tolist() for k in "
-            '("logprobs", "prox_logp", "loss_mask", "rewards", "versions")}) for i in range(len(batch["rewards"]))]',
+            change="in areal/trainer/rl_trainer.py, where prox_logps are zipped with the batch: "
+            'm = traj["loss_mask"][:, 1:].bool(); lp, blp = logp[:, :-1], traj["logprobs"][:, 1:]; then write a line '
+            'dict(group=id(traj), reward=float(traj["rewards"][i]), log_prob=lp[i][m[i]].tolist(), '
+            'behavior_log_prob=blp[i][m[i]].tolist(), versions=traj["versions"][i, 1:][m[i]].tolist()) for each i',
         ),
         Layout(
             "areal_batch",
             "rows of AReaL's training batch",
             "inclusionAI/AReaL: areal/infra/workflow_executor.py and the PPO actor's compute_logp",
-            "0f6fba3",
+            "4aef98d8",
             frozenset({"logprobs", "prox_logp", "loss_mask"}),
             {
                 "group": ("task_id", "group_id", "qid"),
@@ -208,21 +258,23 @@ LAYOUTS: dict[str, Layout] = {
             _SLIME_TRAIN,
             name="miles_train",
             what="miles' training dump (slime's format)",
-            source="radixark/miles: by its fork of slime",
+            source="radixark/miles: miles/utils/train_dump_utils.py",
+            read_on="31f1ca96",
             sight=frozenset(),
         ),
         replace(
             _SLIME_ROLLOUT,
             name="miles_rollout",
             what="miles' rollout dump (slime's format)",
-            source="radixark/miles: by its fork of slime",
+            source="radixark/miles: miles/ray/rollout/debug_data.py",
+            read_on="31f1ca96",
             sight=frozenset(),
         ),
         Layout(
             "skyrl_batch",
             "rows of SkyRL's TrainingInputBatch",
-            "NovaSky-AI/SkyRL: skyrl_train/training_batch.py",
-            _SEEN,
+            "NovaSky-AI/SkyRL: skyrl/backends/skyrl_train/training_batch.py",
+            "a9564572",
             frozenset({"rollout_logprobs", "action_log_probs", "loss_mask"}),
             {
                 "group": ("uid", "uids", "trajectory_ids"),
@@ -236,8 +288,8 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "skyrl_generator",
             "SkyRL's GeneratorOutput",
-            "NovaSky-AI/SkyRL: skyrl_train/generators/base.py",
-            _SEEN,
+            "NovaSky-AI/SkyRL: skyrl/train/generators/base.py",
+            "a9564572",
             frozenset({"response_ids", "loss_masks", "rollout_logprobs", "rewards"}),
             {
                 "group": ("uids", "trajectory_ids"),
@@ -248,14 +300,16 @@ LAYOUTS: dict[str, Layout] = {
             },
             reward_rule="sum",
             missing="the sampler's log-probabilities alone, none of the learner",
-            change="dump the TrainingInputBatch after fwd_logprobs_values_reward instead: rollout_logprobs, "
-            "action_log_probs, loss_mask, rewards and uids, as JSON lines (its own .pkl is a pickle)",
+            change="in skyrl/train/trainer.py, before rewards are popped from training_input: "
+            'keep = ("rewards", "loss_mask", "rollout_logprobs", "action_log_probs"); torch.save({"step": '
+            'self.global_step, "uids": list(training_input.metadata["uids"]), **{k: training_input[k] for k in keep}}, '
+            'f"skyrl_step_{self.global_step}.pt") (its own .pkl is a pickle, and is never loaded)',
         ),
         Layout(
             "nemo_rl",
             "NeMo-RL's training data (train_data_step*.jsonl)",
             "NVIDIA-NeMo/RL: nemo_rl/algorithms/grpo.py, log_batched_dict_as_jsonl",
-            _SEEN,
+            "7ea279ab",
             frozenset({"generation_logprobs", "prev_logprobs"}),
             {
                 "reward": ("rewards",),
@@ -269,7 +323,7 @@ LAYOUTS: dict[str, Layout] = {
             "open_instruct",
             "open-instruct's rollout shards (save_traces)",
             "allenai/open-instruct: open_instruct/rl_utils.py, RolloutRecord",
-            _SEEN,
+            "e6c3044a",
             frozenset({"sample_idx", "prompt_idx", "logprobs"}),
             {
                 "group": ("prompt_idx",),
@@ -279,14 +333,16 @@ LAYOUTS: dict[str, Layout] = {
                 "step": ("step",),
             },
             missing="the sampler's log-probabilities (logprobs) alone, none of the learner",
-            change="in grpo_fast's training step, where the local log-probabilities are computed, keep them: add "
-            "trainer_logprobs: list[float] to RolloutRecord and fill it with local_logprobs[i].tolist()",
+            change="the learner computes its own on packed rows: in grpo_fast.py, after new_logprobs_BT, write lines "
+            "dict(logprobs=data_BT.vllm_logprobs[i][0, 1:].tolist(), trainer_logprobs=local_logprobs_BT[0].tolist(), "
+            "response_mask=data_BT.response_masks[i][0, 1:].long().tolist()); groups and rewards are gone there, so "
+            "the gauges of the weights are what can be read",
         ),
         Layout(
             "pipelinerl",
             "PipelineRL's TrainingText stream",
             "ServiceNow/PipelineRL: pipelinerl/rollouts.py, TrainingText",
-            "0cdb95b",
+            "58d39345",
             frozenset({"n_predicted", "logprobs", "ref_logprobs", "group_id"}),
             {
                 "group": ("group_id",),
@@ -294,44 +350,79 @@ LAYOUTS: dict[str, Layout] = {
                 "behavior_log_prob": ("logprobs",),
                 "log_prob": ("new_logprobs", "trainer_logprobs"),
                 "version": ("metadata.model_version",),
+                "trajectory": ("metadata.rollout_index",),
             },
             missing="the sampler's log-probabilities (logprobs) and those of the reference policy of the KL penalty "
             "(ref_logprobs, which are not the learner's), none of the learner",
-            change="in pipelinerl/finetune/rl/__init__.py, rl_step, after new_logprobs: write "
-            'json.dumps({"group_id": g, "reward": r, "logprobs": old[i].tolist(), "new_logprobs": new[i].tolist()})',
+            change="in pipelinerl/finetune/rl/__init__.py, after new_logprobs, write lines "
+            "dict(behavior_log_prob=old_logprobs[0].tolist(), log_prob=new_logprobs[0].tolist(), "
+            "mask=(batch.labels[0, 1:] != -100).long().tolist()); groups and rewards are gone there, so the gauges of "
+            "the weights are what can be read",
         ),
         Layout(
             "roll",
             "ROLL's rollout dump (rollout_dump_dir)",
             "alibaba/ROLL: roll/pipeline/rlvr/utils.py, dump_rollout_to_specific_path",
-            _SEEN,
+            "8eb27cc2",
             frozenset({"responses", "scores", "global_step"}),
             {"group": ("prompt", "id"), "reward": ("scores",), "step": ("global_step",)},
             missing="texts and scores, no log-probabilities",
-            change='in dump_rollout_to_specific_path: for k in ("old_log_probs", "infer_logprobs", "response_mask"): '
-            "write_data[k] = data.batch[k].tolist(); and name these three in the columns that are written",
+            change='set save_logging_board_dir, and in save_metrics before res_dict["prompt"]: '
+            'res_dict["infer_logprobs"] = remove_leading_zeros(batch.batch["infer_logprobs"], '
+            'batch.batch["response_mask"][:, 1:]); its data_*.jsonl then hold both',
+        ),
+        Layout(
+            "roll_board",
+            "ROLL's logging board (save_logging_board_dir)",
+            "alibaba/ROLL: roll/pipeline/rlvr/rlvr_pipeline.py, save_metrics",
+            "8eb27cc2",
+            frozenset({"logprobs", "log_probs2", "new_response_mask"}),
+            {
+                "group": ("prompt",),
+                "reward": ("reward",),
+                "log_prob": ("logprobs",),
+                "behavior_log_prob": ("infer_logprobs",),
+                "mask": ("new_response_mask",),
+                "step": ("step",),
+            },
+            missing="the learner's log-probabilities (logprobs, which are the sampler's elsewhere) alone",
+            change='in save_metrics before res_dict["prompt"]: res_dict["infer_logprobs"] = remove_leading_zeros('
+            'batch.batch["infer_logprobs"], batch.batch["response_mask"][:, 1:])',
         ),
         Layout(
             "ms_swift",
             "ms-swift's completions.jsonl (log_completions)",
-            "modelscope/ms-swift: swift/trainers/rlhf_trainer/grpo_trainer.py",
-            _SEEN,
-            frozenset({"prompt", "completion", "step", "advantages"}),
-            {"group": ("prompt",)},
+            "modelscope/ms-swift: swift/rlhf_trainers/grpo_trainer.py",
+            "3602360a",
+            frozenset({"prompt", "completion", "advantages"}),
+            {
+                "group": ("prompt",),
+                "log_prob": ("old_per_token_logps",),
+                "behavior_log_prob": ("rollout_per_token_logps",),
+            },
             missing="texts, rewards and advantages, no log-probabilities",
-            change='in log: for key in ("old_per_token_logps", "rollout_per_token_logps", "completion_mask"): '
-            "table[key] = gather_object(self._logs[key]), filled in _generate_and_score_completions",
+            change='after grpo_batch.old_per_token_logps is set: for k in ("rollout_per_token_logps", '
+            '"old_per_token_logps"): self._logs.setdefault(k, deque(maxlen=self.args.generation_batch_size)).extend('
+            "gather_object([r[i.bool()].tolist() for r, i in zip(getattr(grpo_batch, k), grpo_batch.completion_mask)"
+            "]))",
         ),
         Layout(
             "tinker_cookbook",
             "tinker-cookbook's rollout summaries",
             "thinking-machines-lab/tinker-cookbook: tinker_cookbook/rl/rollout_logging.py",
-            "08ee6ea",
+            "9dfcc3a2",
             frozenset({"group_idx", "traj_idx", "total_reward", "sampling_client_step"}),
-            {"group": ("group_idx",), "reward": ("total_reward",), "version": ("sampling_client_step",)},
+            {
+                "group": ("group_idx",),
+                "step": ("iteration",),
+                "reward": ("total_reward",),
+                "version": ("sampling_client_step",),
+            },
             missing="rewards and lengths, no log-probabilities",
-            change='in serialize_rollout_summaries, to each step: "ac_logprobs": transition.ac.maybe_logprobs; and in '
-            "the training loop write the logprobs that forward_backward returns, as log_prob",
+            change="in train.py, where compute_kl_sample_train(data_D, training_logprobs_D) is called, write lines "
+            'dict(mask=d.loss_fn_inputs["mask"].to_torch().tolist(), '
+            'behavior_log_prob=d.loss_fn_inputs["logprobs"].to_torch().tolist(), log_prob=t.tolist()) for d, t in '
+            "zip(data_D, training_logprobs_D)",
         ),
         Layout(
             "openai_chat",
@@ -379,7 +470,12 @@ def recognized(names: Iterable[str]) -> Layout | None:
     """
     have = set(names)
     fits = [one for one in LAYOUTS.values() if one.sight and one.sight <= have]
-    return max(fits, key=lambda one: (one.name == "vcposim", not one.missing, len(one.sight)), default=None)
+
+    def both(one: Layout) -> bool:
+        fields = [one.columns.get(name, ()) for name in ("log_prob", "behavior_log_prob")]
+        return all(any(n.split(".")[0] in have for n in options) for options in fields)
+
+    return max(fits, key=lambda one: (one.name == "vcposim", both(one), len(one.sight)), default=None)
 
 
 def look_up(record: Mapping[str, Any], path: str) -> Any:

@@ -291,6 +291,7 @@ def to_json(found: Replay) -> dict[str, Any]:
         "summary": summary(found),
         "findings": [one._asdict() for one in found.findings],
         "slices": {name: [_slice_json(one) for one in slices] for name, slices in found.slices.items()},
+        "first_alarms": {name: first_alarms(slices) for name, slices in found.slices.items()},
         "corrections": None if found.ranking is None else _ranking_json(found.ranking),
         "skipped": found.skipped,
         "notes": found.notes,
@@ -302,6 +303,19 @@ def _levels(diagnostics: dict[str, Diagnostic]) -> dict[str, Any]:
     prefix = "ess_fraction_"
     levels = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
     return {"ess_fraction": levels, **{n: v for n, v in values.items() if not n.startswith(prefix)}}
+
+
+def first_alarms(slices: Sequence[Slice]) -> dict[str, Any]:
+    """gauge -> the first value of a column, in its order, at which it alarms; gauges that never do are left out.
+
+    What a slice is too small to tell (fewer samples than the gauge requires) is no alarm.
+    """
+    found: dict[str, Any] = {}
+    for one in slices:
+        for name, gauge in one.diagnostics.items():
+            if gauge.alarming and not math.isnan(gauge.value) and one.n >= gauge.required:
+                found.setdefault(name, one.value)
+    return found
 
 
 def _slice_json(one: Slice) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from vcposim.testing.kit import (
     Bandit,
     Case,
     Law,
+    Strings,
     Trial,
     Violation,
     bandits,
@@ -19,6 +20,7 @@ from vcposim.testing.kit import (
     ratio,
     reproduce,
     reward,
+    strings,
     subject_of,
     trials,
 )
@@ -28,6 +30,7 @@ __all__ = [
     "Bandit",
     "Case",
     "Law",
+    "Strings",
     "Trial",
     "Violation",
     "bandits",
@@ -42,6 +45,7 @@ __all__ = [
     "ratio",
     "reproduce",
     "reward",
+    "strings",
     "subject_of",
     "trials",
 ]

@@ -27,24 +27,27 @@ mine breaks 'unbiased': E[(1/n) sum c s] over every batch of n draws is the exac
 `vcposim check path/to/file.py:mine` does the same at the command line, and draws its bias against its variance.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, configuration, given, settings
 from hypothesis.errors import Flaky
 
 from vcposim.catalogue import Unbiased, entry
 from vcposim.catalogue.loading import load
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, estimator_of
 from vcposim.testing.laws import LAWS, Broken, Coefficients, Law, Subject
 from vcposim.testing.strategies import (
     Bandit,
     Case,
     Library,
+    Strings,
     bandit_of,
     bandits,
     case_of,
@@ -55,6 +58,8 @@ from vcposim.testing.strategies import (
     probability,
     ratio,
     reward,
+    strings,
+    strings_of,
 )
 
 __all__ = [
@@ -62,6 +67,7 @@ __all__ = [
     "Bandit",
     "Case",
     "Law",
+    "Strings",
     "Trial",
     "Violation",
     "bandits",
@@ -76,6 +82,7 @@ __all__ = [
     "ratio",
     "reproduce",
     "reward",
+    "strings",
     "subject_of",
     "trials",
 ]
@@ -105,7 +112,8 @@ class Violation(AssertionError):
 
 
 def _violation(law: str, subject: Subject, case: Any, saw: str) -> Violation:
-    size = f"{case.reward.size} samples" if isinstance(case, Case) else f"{len(case.reward)} arms"
+    kinds = {Case: "samples", Bandit: "arms", Strings: "strings"}
+    size = f"{case.reward.size} {kinds[type(case)]}"
     call = f"vcposim.testing.reproduce({law!r}, {subject.name}{subject.settings}, {case.text()})"
     return Violation(law, subject.name, size, case.text(), saw, call)
 
@@ -169,12 +177,17 @@ def trials(
     prompts); an `Estimator` knows its own. `convert` makes the arrays it works on, as in `convert=torch.tensor`, or
     names their library, as in `convert="torch"`. A law is tried on `examples` cases.
 
-    Raises `InputError` for an unknown claim, name or library.
+    Raises `InputError` for an unknown claim, name or library, and for a claim that cannot be tried on this estimator:
+    a claim that nobody looked at is not kept.
     """
     subject, known = subject_of(estimator, needs, host, dominates, convert)
-    claimed, dropped = known | set(claims), set(without)
+    asked = set(claims)
+    claimed, dropped = known | asked, set(without)
     for name in sorted((claimed | dropped) - LAWS.keys()):
         raise unknown_name("claims", name, LAWS)
+    for name in sorted(asked):
+        if not LAWS[name].fits(subject):
+            raise InputError(f"claims: {name!r} does not apply to {subject.name}: {LAWS[name].otherwise}")
 
     def status(name: str, law: Law) -> str:
         if name in dropped or not (law.universal or name in claimed):
@@ -203,7 +216,7 @@ def subject_of(
         named_host = named_host or known.host
         claims |= {"shift"} if known.shift_invariant else set()
         claims |= {"unbiased"} if known.unbiased is Unbiased.ALWAYS else set()
-    own = judged.needs if isinstance(judged, Estimator) else frozenset[str]()
+    own = judged.needs if isinstance(judged, Estimator) else estimator_of(_function(judged)).needs
     subject = Subject(
         name=_name(estimator),
         coefficients=_function(judged),
@@ -279,9 +292,26 @@ def check_law(name: str, subject: Subject, examples: int = 30, *, shrink: bool =
             raise
 
     try:
-        trial()
+        with _nothing_left_behind():
+            trial()
     except (Violation, Flaky):  # flaky: an estimator that answers differently when asked again
         raise found[-1] from found[-1].__cause__
+
+
+@contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """Hypothesis writes what it has learned of the code into a folder `.hypothesis` of the working directory; not here.
+
+    Its own home stays untouched: these cases are derandomized and kept nowhere.
+    """
+    name = "__hypothesis_home_directory"
+    before = getattr(configuration, name, None)
+    with tempfile.TemporaryDirectory() as folder:
+        configuration.set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(before)
 
 
 def _try(name: str, subject: Subject, case: Any) -> None:
@@ -311,4 +341,5 @@ def reproduce(
     if law not in LAWS:
         raise unknown_name("law", law, LAWS)
     subject, _ = subject_of(estimator, needs, host, dominates, convert)
-    _try(law, subject, bandit_of(**case) if "target" in case else case_of(**case))
+    made = strings_of if "stops" in case else bandit_of if "target" in case else case_of
+    _try(law, subject, made(**case))

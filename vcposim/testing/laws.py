@@ -24,12 +24,16 @@ from vcposim.testing.strategies import (
     Bandit,
     Case,
     Library,
+    Strings,
     as_float,
     bandits,
     cases,
     exact,
     extreme_log_ratio,
     language_cases,
+    log,
+    nearly_equal,
+    strings,
 )
 
 
@@ -51,6 +55,10 @@ SINGLE = 2.0**15 * float(np.finfo(np.float32).eps)
 
 BRAIN = 4 * 2.0**-6
 """the same for log-probabilities that bfloat16 held: below 8 nats it is off by up to 2^-6, half a last place"""
+
+
+EXPLOSION = 10
+"""how many times n and the largest reward a coefficient may be on policy; advantages in sds are at most sqrt(n - 1)"""
 
 
 class Broken(Exception):
@@ -126,6 +134,8 @@ class Law:
     """whether every estimator must obey it, or only those that claim to"""
     fits: Callable[[Subject], bool] = lambda subject: True
     """whether it can be tried on this estimator at all"""
+    otherwise: str = ""
+    """where it does not fit: what is missing, and the remedy"""
 
 
 def _same(got: np.ndarray, want: np.ndarray, size: float = 0.0, tolerance: float = ROUNDING) -> None:
@@ -231,6 +241,12 @@ def _one_token(f: Subject, case: Case) -> None:
 
 def _levels(f: Subject, case: Case) -> None:
     real: Any = case.token_mask
+    if f.per_token:
+        merged = _merged(case, real)
+        c, want = f.of(case), f.of(merged)
+        want = want if want.ndim > case.reward.ndim else want[..., None]
+        _same(over_tokens(c, case), want * as_float(real), _size(f, merged))
+        return
     whole = replace(
         case,
         ratio=(case.ratio * real + 1 - real).prod(axis=-1),
@@ -239,6 +255,52 @@ def _levels(f: Subject, case: Case) -> None:
         token_mask=None,
     )
     _same(f.of(case), f.of(whole), _size(f, whole))
+
+
+def _merged(case: Case, real: Any) -> Case:
+    """The case with every trajectory one token, whose ratio is their product: nothing else a sequence weight reads."""
+
+    def product(x: Any) -> Any:
+        return None if x is None else np.where(real > 0, x, exact(1)).prod(axis=-1, keepdims=True)
+
+    return replace(
+        case,
+        ratio=product(case.ratio),
+        token_probability=product(case.token_probability),
+        anchor_ratio=product(case.anchor_ratio),
+        score=case.score.sum(axis=-2, keepdims=True),
+        token_mask=real[..., :1] * 0 + 1,
+        length=case.length * 0 + 1,
+    )
+
+
+def _nan(f: Subject, case: Case) -> None:
+    x = log(case.ratio)
+
+    def first_with(value: float) -> float:
+        changed = x.copy()
+        changed[(0,) * x.ndim] = value
+        c = f.of(replace(case, log_ratio=changed))
+        return float(c[(0,) * c.ndim])
+
+    try:
+        made_up = first_with(float("nan"))
+    except (Broken, InputError):
+        return  # it says so aloud
+    if made_up == 0 or not np.isfinite(made_up):
+        return
+    known = {value: first_with(value) for value in (-3.0, -0.5, 0.0, 0.5, 3.0)}
+    if any(c != made_up for c in known.values()):
+        like = ", ".join(f"{value:g} gives {c:.6g}" for value, c in known.items())
+        raise Broken(f"with NaN for the first log-ratio its coefficient is {made_up:.6g}; {like}")
+
+
+def _bounded(f: Subject, case: Case) -> None:
+    anchor = None if case.anchor_ratio is None else case.anchor_ratio * 0 + 1
+    c = f.of(replace(case, ratio=case.ratio * 0 + 1, anchor_ratio=anchor))
+    most = EXPLOSION * case.size * max(1.0, float(np.abs(as_float(case.reward)).max()))
+    if not np.all(np.abs(c) <= most):
+        raise Broken(f"got {_short(c)} on policy, beyond {most:.4g}")
 
 
 def _no_leak(f: Subject, case: Case) -> None:
@@ -282,14 +344,20 @@ def over_tokens(c: np.ndarray, case: Case) -> np.ndarray:
     return (c if c.ndim > case.reward.ndim else c[..., None]) * mask
 
 
-def _unbiased(f: Subject, bandit: Bandit) -> None:
-    for n in (2, 3) if len(bandit.target) < 3 else (2,):
-        batch, probability = bandit.all_batches(n, f.library)
-        mass = (f(batch) * as_numpy(batch.measure) * as_numpy(probability)[:, None])[..., None]
-        term = mass * as_numpy(batch.scored().score)  # type: ignore[attr-defined]
-        reward_free = float((as_float(bandit.target)[:, None] * np.abs(as_float(bandit.score))).sum())
-        size = float(np.abs(term).sum()) + reward_free * float(np.abs(as_float(bandit.reward)).max())
-        _same(term.sum(axis=(0, 1)), as_float(bandit.gradient), size)
+def _unbiased(f: Subject, problem: Bandit | Strings) -> None:
+    largest = 1.0 + float(np.abs(as_float(problem.reward)).max())
+    for n in (2,) if isinstance(problem, Strings) or len(problem.target) > 2 else (2, 3):
+        if isinstance(problem, Strings):
+            batch, probability = problem.all_batches(n, f.library, per_token=f.per_token, grouped=f.per_prompt)
+        else:
+            batch, probability = problem.all_batches(n, f.library)
+        score = as_numpy(batch.scored().score)  # type: ignore[attr-defined]
+        c, chance = f(batch), np.asarray(as_numpy(probability), dtype=float)
+        mass = as_numpy(batch.measure) * chance.reshape(-1, *[1] * (batch.reward.ndim - 1))
+        c, mass = (x.reshape(*x.shape, *[1] * (score.ndim - x.ndim)) for x in (c, mass))
+        term = (c * mass * score).reshape(-1, score.shape[-1])
+        size = float(np.abs(term).sum()) + largest * float(np.abs(mass * score).sum())
+        _same(term.sum(axis=0), as_float(problem.gradient), size)
 
 
 def _variance(f: Coefficients, bandit: Bandit, library: Library) -> float:
@@ -334,6 +402,14 @@ def _small_bandits(f: Subject) -> Given:
     return bandits(largest=3)
 
 
+def _small_problems(f: Subject) -> Given:
+    return _small_bandits(f) if _reads_bandits(f) else strings()
+
+
+def _near_ties(f: Subject) -> Given:
+    return f.cases(smallest=3).flatmap(nearly_equal)
+
+
 def _reads_bandits(f: Subject) -> bool:
     return not f.per_token and not f.per_prompt
 
@@ -342,9 +418,8 @@ LAWS: dict[str, Law] = {
     "unbiased": Law(
         "E[(1/n) sum c s] over every batch of n draws is the exact gradient",
         source="claims C2 and C7",
-        given=_small_bandits,
+        given=_small_problems,
         check=_unbiased,
-        fits=_reads_bandits,
     ),
     "shift": Law(
         "c(R + d) = c(R): only differences of rewards matter",
@@ -365,6 +440,7 @@ LAWS: dict[str, Law] = {
         given=_one_group,
         check=_lag_zero,
         fits=lambda f: f.host is not None,
+        otherwise="it needs the on-policy estimator to compare with; name one as host",
     ),
     "one_token": Law(
         "trajectories of one token have one level: token ratios and trajectory ratios agree",
@@ -372,13 +448,13 @@ LAWS: dict[str, Law] = {
         given=_one_group,
         check=_one_token,
         fits=lambda f: not f.per_token,
+        otherwise="it compares token with trajectory ratios, and this reads token ratios alone; claim levels instead",
     ),
     "levels": Law(
         "token ratios give what their product gives: one coefficient a trajectory",
         source="w = prod_t r_t; masked tokens are none of them",
-        given=lambda f: f.cases(per_token=True),
+        given=lambda f: f.cases() if f.per_token else f.cases(per_token=True),
         check=_levels,
-        fits=lambda f: not f.per_token,
     ),
     "no_leak": Law(
         "the gradient of sum c log pi is c: it flows through log pi only, not through the weights",
@@ -386,6 +462,7 @@ LAWS: dict[str, Law] = {
         given=_one_group,
         check=_no_leak,
         fits=lambda f: hasattr(f.library.floats(0.0), "requires_grad"),
+        otherwise="it follows gradients, and these arrays have none; judge it on torch's (convert='torch')",
     ),
     "least_variance": Law(
         "no constant baseline has less variance per sample, in the population",
@@ -393,6 +470,7 @@ LAWS: dict[str, Law] = {
         given=_small_bandits,
         check=_least_variance,
         fits=_reads_bandits,
+        otherwise="it is tried on bandits, where trajectories have one ratio and prompts stand alone; drop the claim",
     ),
     "dominance": Law(
         "its variance per sample, in the population, is no larger than that of what it dominates",
@@ -400,6 +478,7 @@ LAWS: dict[str, Law] = {
         given=_small_bandits,
         check=_dominance,
         fits=lambda f: bool(f.dominates) and _reads_bandits(f),
+        otherwise="it needs rivals to compare with (dominates), on bandits: trajectories of one ratio, one prompt",
     ),
     "permutation": Law(
         "permuting the samples permutes the coefficients",
@@ -415,6 +494,7 @@ LAWS: dict[str, Law] = {
         given=lambda f: f.cases(groups=2, largest=2),
         check=_groups,
         fits=lambda f: not f.per_prompt,
+        otherwise="it spans prompts, as its need of `grouped` says; drop the claim",
     ),
     "padding": Law(
         "a sample of measure 0 changes nothing, whatever it holds",
@@ -430,6 +510,7 @@ LAWS: dict[str, Law] = {
         given=_one_group,
         check=_token_mask,
         fits=lambda f: f.per_token,
+        otherwise="it hides tokens, and this reads one ratio a trajectory; if it reads tokens, pass needs=['tokens']",
     ),
     "finite": Law(
         "log-ratios of +-10^4 and -inf give finite coefficients",
@@ -437,6 +518,20 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_extreme,
         check=_finite,
+    ),
+    "nan": Law(
+        "a log-ratio that is NaN gives NaN, 0 or an error, unless no log-ratio matters: nothing is made up for it",
+        source="a brake fails closed; frameworks that read NaN as a ratio of 1 train on what they do not know",
+        universal=True,
+        given=_one_group,
+        check=_nan,
+    ),
+    "bounded": Law(
+        f"on policy, rewards that differ by 1e-4 give no coefficient above {EXPLOSION} n max(1, |R|)",
+        source="a spread left of nearly equal rewards is noise; the population std bounds it by sqrt(n - 1)",
+        universal=True,
+        given=_near_ties,
+        check=_bounded,
     ),
     "float32": Law(
         "float32 gives the same up to its rounding",

@@ -110,6 +110,14 @@ def _probe(subject: Subject) -> Case:
     return case_of(**given)
 
 
+def measured(mine: Subject) -> tuple[list[CardRow], str]:
+    """`beside_the_catalogue`, and what went wrong if it could not be asked there: then without it."""
+    try:
+        return beside_the_catalogue(mine), ""
+    except Broken as error:
+        return beside_the_catalogue(None), f"{mine.name} does not answer the standard problems: {error}"
+
+
 def beside_the_catalogue(mine: Subject | None) -> list[CardRow]:
     """Exact moments on every standard problem, of an estimator and of all of the catalogue that can be asked.
 

@@ -4,7 +4,8 @@ Everything finite is generated as exact `Fraction`s on a small grid. They shrink
 through the kernel without rounding, and become floats for any array library, so one case serves all of them. Extreme
 log-ratios, which have no Fraction, are generated as floats.
 
-A `Case` is a batch with the library still open; a `Bandit` is a problem small enough to enumerate.
+A `Case` is a batch with the library still open; a `Bandit` is a problem small enough to enumerate, and so are
+`Strings`, which are drawn token by token.
 """
 
 import math
@@ -330,6 +331,99 @@ class Bandit:
 def bandit_of(**given: Any) -> Bandit:
     """A bandit from lists of numbers and texts like "1/3"."""
     return Bandit(**{k: exact(x) for k, x in given.items()})
+
+
+@dataclass(frozen=True)
+class Strings:
+    """Strings of up to two tokens out of two, drawn by tabular softmax policies: what token ratios are judged on.
+
+    Rows of the policies: the first token, the second after "0", the second after "1". Where `stops`, "1" is the last
+    token, and responses differ in length.
+    """
+
+    target: Exact
+    """(3, 2)"""
+    behavior: Exact
+    reward: Exact
+    """one a string: (4,), or (3,) where `stops`; in the order 00, 01, 10, 11 or 00, 01, 1"""
+    stops: bool
+
+    @property
+    def _tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(strings, 2) each: the row that drew a token, the token, whether it is one."""
+        row, token = [[0, 1], [0, 1], [0, 2], [0, 2]], [[0, 0], [0, 1], [1, 0], [1, 1]]
+        keep = [0, 1, 2] if self.stops else [0, 1, 2, 3]
+        real = np.ones((len(keep), 2), dtype=int)
+        real[2:, 1] = int(not self.stops)
+        return np.array(row)[keep], np.array(token)[keep], real
+
+    def _of_tokens(self, policy: Exact) -> Exact:
+        row, token, real = self._tokens
+        return np.where(real > 0, policy[row, token], exact(1))
+
+    @property
+    def score(self) -> Exact:
+        """(strings, 2, 6), zero on padding"""
+        row, token, real = self._tokens
+        out = exact(np.zeros((*row.shape, 3, 2), dtype=int))
+        for index in np.ndindex(row.shape):
+            if real[index]:
+                out[(*index, row[index])] = exact(np.eye(2, dtype=int))[token[index]] - self.target[row[index]]
+        return out.reshape(*row.shape, 6)
+
+    @property
+    def gradient(self) -> Exact:
+        """E_pi[R s], exactly: (6,)"""
+        return (self._of_tokens(self.target).prod(axis=-1) * self.reward) @ self.score.sum(axis=-2)
+
+    def all_batches(
+        self, n: int, library: Library, *, per_token: bool = True, grouped: bool = False
+    ) -> tuple[Batch, Exact]:
+        """Every batch of n draws, as replications, and its probability: (K^n, n) or (K^n, 1, n), (K^n,)."""
+        drawn = np.indices((len(self.reward),) * n).reshape(n, -1).T
+        mass = self._of_tokens(self.behavior).prod(axis=-1)[drawn].prod(axis=-1)
+        at = drawn[:, None] if grouped else drawn
+        p, q, real = as_float(self._of_tokens(self.target)), as_float(self._of_tokens(self.behavior)), self._tokens[2]
+        log_ratio, row = np.log(p / q), self._tokens[0]
+        if not per_token:
+            scores = DenseScores(library(self.score.sum(axis=-2)[at]))
+            given = {"log_ratio": log_ratio.sum(axis=-1), "length": real.sum(axis=-1)}
+        else:
+            scores = DenseScores(library(self.score[at]), per_token=True)
+            given = {"log_ratio": log_ratio, "log_prob": np.log(p), "anchor_log_ratio": log_ratio, "token_mask": real}
+            given |= {"collision": (as_float(self.target)[row] ** 2).sum(axis=-1)}
+            given |= {"reference_log_ratio": log_ratio.sum(axis=-1)}
+        arrays = {name: library.floats(x[at]) for name, x in given.items()}
+        return Batch(reward=library(self.reward[at]), scores=scores, grouped=grouped, **arrays), mass
+
+    def text(self) -> str:
+        """The strings as the arguments that make them again with `strings_of`."""
+        return ", ".join(f"{f.name}={written(getattr(self, f.name))}" for f in fields(self))
+
+
+def strings_of(**given: Any) -> Strings:
+    """Strings from lists of numbers and texts like "1/3"."""
+    parts: dict[str, Any] = {k: x if k == "stops" else exact(x) for k, x in given.items()}
+    return Strings(**parts)
+
+
+@st.composite
+def strings(draw: st.DrawFn) -> Strings:
+    """Strings with every kind of policy pair and reward, on grids coarse enough to read."""
+    ours = arrays_of(st.integers(1, 4).map(lambda k: Fraction(k, 5)), (3,))
+    first, other, stops = draw(ours), draw(ours), draw(st.booleans())
+    behavior = first if draw(st.booleans()) else other
+    target, behavior = (np.stack([x, 1 - x], axis=-1) for x in (first, behavior))
+    return Strings(target, behavior, draw(reward((3 if stops else 4,))), stops)
+
+
+@st.composite
+def nearly_equal(draw: st.DrawFn, case: Case) -> Case:
+    """The case with rewards that differ by thousandths, but for one sample; non-negative."""
+    base, shape = draw(grid(0, 1, 10)), case.reward.shape
+    near = base + draw(arrays_of(st.integers(0, 2).map(lambda k: Fraction(k, 10_000)), shape))
+    near[..., 0] += draw(st.sampled_from([Fraction(0), Fraction(1)]))
+    return replace(case, reward=near)
 
 
 @st.composite

@@ -19,11 +19,13 @@ from vcposim.catalogue import CATALOGUE, STEP_RULES, Unbiased, cite, entries
 from vcposim.catalogue.references import SOURCES
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
+from vcposim.surrogates import Penalized
 from vcposim.weights import Weighting
 
 HOSTS = {
     "sequence_is": "reinforce",
     "topr": "reinforce",
+    "prefix_is": "reinforce",
     "sequence_is_leave_one_out": "rloo",
     "sequence_is_opob_leave_one_out": "on_policy_optimal_leave_one_out",
     "vcpo_leave_one_out": "on_policy_optimal_leave_one_out",
@@ -41,6 +43,8 @@ HOSTS = {
             *("ppo_clip", "clip_higher", "dual_clip", "decoupled_ppo", "topr_centered"),
             *("dppo_binary_tv", "dppo_binary_kl", "dppo_binary_kl_anchor", "dppo_symmetric_tv"),
             *("gipo", "vespo", "vespo_docstring"),
+            *("sapo", "luspo", "drpo", "prime_rl_ipo", "kimi_k15", "kimi_k15_token", "ctpo", "ctpo_released"),
+            *("cppo", "kpo", "max_k3_mask", "p3o", "p3o_released", "p4o", "bapo"),
         ],
         "dr_grpo",
     ),
@@ -68,6 +72,7 @@ ON_POLICY_METHODS = {
     *("shrinkage", "shrinkage_in_sample"),
     *("reinforce_plus_plus", "reinforce_plus_plus_baseline"),
     *("reinforce_plus_plus_token", "reinforce_plus_plus_baseline_token", "asymre", "tba"),
+    *("delta_l", "maxrl"),
 }
 """estimators that ignore the ratio"""
 
@@ -138,6 +143,8 @@ def test_under_lag_a_rival_is_not_its_host(name):
     if name == "pareto_smoothed":  # too few samples to fit a tail: it is self-effacing, and then equals sequence IS
         hosted = per_token(Estimator(Weighting("importance"), "group_mean").coefficients(batch), batch)
         assert_near(rival, hosted, scale=0)
+    elif name == "kpo":  # at its released noise the filter passes next to nothing of five tokens
+        assert 0 < np.abs(rival - hosted).max() < 1e-3
     else:
         assert np.abs(rival - hosted).max() > 1e-3
 
@@ -262,7 +269,7 @@ def test_a_group_of_equal_rewards_and_padding_of_any_kind(name):
     equal = sample.batch(reward=np.full((PROMPTS, GROUP), 0.7), reference_log_ratio=np.zeros((PROMPTS, GROUP)))
     c = estimator.coefficients(equal)
     assert np.isfinite(c).all()
-    if CATALOGUE[name].shift_invariant and name != "asymre":
+    if CATALOGUE[name].shift_invariant and name != "asymre" and not isinstance(estimator.surrogate, Penalized):
         assert np.abs(c).max() < 1e-11  # grpo divides rounding of the mean by its epsilon of 1e-4
 
 
@@ -516,7 +523,7 @@ def test_what_the_entry_says_of_its_mean_holds_exactly(name):
     )
     if entry.unbiased is Unbiased.ALWAYS:
         assert_near(off, gradient)
-    else:
+    elif name != "prefix_is":  # which is sequence_is for responses of one token; of two it is not, see test_surrogates
         assert np.abs(off - gradient).max() > 1e-3
     if entry.unbiased in (Unbiased.ALWAYS, Unbiased.ON_POLICY):
         assert_near(on, gradient)

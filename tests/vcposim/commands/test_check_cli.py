@@ -25,6 +25,17 @@ def own_sample(batch):
 def per_token(batch):
     return np.exp(np.minimum(batch.log_ratio, 0)) * np.sign(batch.token_mask) * batch.reward[..., None]
 
+def by_length(batch):
+    return np.exp(np.minimum(batch.on_tokens(batch.log_ratio).sum(-1) / batch.token_length(), 300)) * batch.reward
+
+def over_all_axes(batch):
+    return batch.reward if batch.reward.ndim == 1 else batch.reward[:3] * np.ones(5)
+
+def only_small(batch):
+    if batch.reward.shape[0] > 100:
+        raise ValueError("too many")
+    return np.exp(np.minimum(batch.log_ratio, 300)) * batch.reward
+
 def total(batch):
     return batch.reward.sum()
 
@@ -93,6 +104,32 @@ def test_the_card_for_a_reader(folder: Path, capsys: pytest.CaptureFixture[str],
     assert "very stale: bias 0.25 |g|" in text  # (1 - 1/n) of the gradient, n = 4, whatever the lag
     assert "breaks 1 of the" in text
     assert (folder / "vcposim-check.png").stat().st_size > 10_000
+
+
+def test_claims_on_token_ratios_are_tried_and_what_cannot_be_tried_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, found = card(capsys, "my_estimators.py:by_length", "--claims", "unbiased", "levels", "--needs", "tokens")
+    assert (code, found["passed"]) == (1, False)
+    assert {name for name in ("unbiased", "levels") if found["by_law"][name]["status"] == "violated"} == {
+        "unbiased",
+        "levels",
+    }
+    assert check("my_estimators.py:by_length", "--claims", "one_token", "--needs", "tokens") == 2
+    assert "claims: 'one_token' does not apply to 'my_estimators.py:by_length'" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {"my_estimators.py", "broken.py", "lacks.py"}
+
+
+def test_an_estimator_that_fails_on_the_standard_problems_is_no_traceback(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, found = card(
+        capsys, "my_estimators.py:over_all_axes", "--claims", "unbiased", "--without", "groups", "padding"
+    )
+    assert code == 1
+    assert not any(row["mine"] for row in found["moments"])
+    assert check("my_estimators.py:only_small", "--without", "groups", "padding") == 2
+    assert "does not answer the standard problems: it raised ValueError: too many" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def _slime_train(b: list[Rollout]) -> list[Record]:
             "response_lengths": len(r.sampler),
             "total_lengths": len(r.sampler) + 9,
             "rewards": r.reward - 0.5,
-            "raw_reward": r.reward,
+            "local_raw_reward": r.reward,
             "rollout_ids": i,
             "loss_masks": [1] * len(r.sampler),
             "rollout_log_probs": r.sampler,
@@ -272,6 +272,13 @@ FIXTURES: dict[str, Fixture] = {
         _texts(input=_name, output=lambda r: "7", gts=lambda r: "7", score=lambda r: r.reward, step=lambda r: 12),
         stock=True,
     ),
+    "verl_v1": Fixture(
+        lambda b: [
+            {"input": _name(r), "output": "7", "score": r.reward, "step": 12, "uid": f"ab_{r.prompt}_{i}_0"}
+            for i, r in enumerate(b)
+        ],
+        stock=True,
+    ),
     "verl_dataproto": Fixture(_verl),
     "trl_completions": Fixture(
         _texts(
@@ -299,6 +306,19 @@ FIXTURES: dict[str, Fixture] = {
     ),
     "openrlhf": Fixture(_openrlhf),
     "prime_rl": Fixture(_prime, {"group_size": 4}),
+    "prime_rl_traces": Fixture(
+        lambda b: [
+            {
+                "id": str(i),
+                "env": {"id": "arith"},
+                "group": {"id": str(r.prompt)},
+                "run": {"name": "x"},
+                "traces": [{"nodes": [{"sampled": True, "logprobs": r.sampler}], "rewards": {}}],
+            }
+            for i, r in enumerate(b)
+        ],
+        stock=True,
+    ),
     "areal_rollout": Fixture(
         _texts(
             task_id=lambda r: r.prompt,
@@ -346,6 +366,21 @@ FIXTURES: dict[str, Fixture] = {
         ),
         stock=True,
     ),
+    "roll_board": Fixture(
+        lambda b: [
+            {
+                "prompt": _name(r),
+                "response": "7",
+                "reward": r.reward,
+                "step": 3,
+                "logprobs": padded(r.learner, 40, 0.0),
+                "log_probs2": padded(r.learner, 40, 0.0),
+                "new_response_mask": mask_of(r.sampler, 40),
+            }
+            for r in b
+        ],
+        stock=True,
+    ),
     "ms_swift": Fixture(
         _texts(
             step=lambda r: "7",
@@ -383,7 +418,20 @@ FIXTURES: dict[str, Fixture] = {
 }
 """layout -> fixture"""
 
+
+def _roll_board(b: list[Rollout]) -> list[Record]:
+    rows = FIXTURES["roll_board"].rows(b)
+    return [{**row, "infer_logprobs": padded(r.sampler, 40, -1.0)} for row, r in zip(rows, b, strict=True)]
+
+
+def _verl_v1(b: list[Rollout]) -> list[Record]:
+    rows = FIXTURES["verl_v1"].rows(b)
+    return [{**row, "rollout_log_probs": r.sampler, "old_log_probs": r.learner} for row, r in zip(rows, b, strict=True)]
+
+
 CHANGED: dict[str, Fixture] = {
+    "roll_board": Fixture(_roll_board),
+    "verl_v1": Fixture(_verl_v1),
     "open_instruct": Fixture(_with(_open_instruct, "trainer_logprobs")),
     "pipelinerl": Fixture(_with(_pipelinerl, "new_logprobs")),
     "slime_rollout": Fixture(_with(_slime_rollout, "log_probs")),

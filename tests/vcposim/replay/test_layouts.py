@@ -178,7 +178,7 @@ def test_torch_files_are_read_without_executing_them(tmp_path: Path) -> None:
     samples = FIXTURES["slime_train"].rows(b)
     for sample in samples:
         sample["log_probs"] = torch.tensor(sample["log_probs"], dtype=torch.float64)
-        del sample["raw_reward"]
+        del sample["local_raw_reward"]
     shared = {"rollout_id": 3, "rank": 0, "samples": samples, "raw_reward": [r.reward for r in b], "dp_shards": []}
     torch.save(shared, tmp_path / "train_3.pt")
     dump = read_dump(tmp_path / "train_3.pt")
@@ -195,6 +195,9 @@ def test_torch_files_are_read_without_executing_them(tmp_path: Path) -> None:
     }
     torch.save(columns, tmp_path / "columns.pt")
     assert_same(read_dump(tmp_path / "columns.pt"), b)
+    # numbers of NumPy are what custom reward functions leave behind
+    torch.save({**shared, "raw_reward": [np.float64(r.reward) for r in b]}, tmp_path / "numpy.pt")
+    assert_same(read_dump(tmp_path / "numpy.pt"), b)
     torch.save({"samples": [Path("/")]}, tmp_path / "objects.pt")
     with pytest.raises(InputError, match="never loaded"):
         read_dump(tmp_path / "objects.pt")
@@ -241,3 +244,40 @@ def test_the_answer_does_not_depend_on_the_container(tmp_path: Path) -> None:
     first = answer("jsonl")
     for name in ("gz", "array", "parquet", "arrow stream", "dataset folder"):
         assert answer(name) == first, name
+
+
+def test_slime_details_are_joined_and_ranks_of_miles_are_not_counted_twice(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    b = batch(seed=7)
+    train = [{k: v for k, v in row.items() if k != "group_index"} for row in FIXTURES["slime_train"].rows(b)]
+    for k, row in enumerate(train):
+        row["rollout_position"] = k
+    (tmp_path / "train_data").mkdir()
+    (tmp_path / "rollout_data").mkdir()
+    torch.save({"rollout_id": 3, "samples": FIXTURES["slime_rollout"].rows(b)}, tmp_path / "rollout_data" / "3.pt")
+    torch.save({"format_version": 2, "rollout_id": 3, "samples": train}, tmp_path / "train_data" / "3.pt")
+    dump = read_dump(tmp_path)
+    assert_same(dump, b)
+    assert dump.slices["version"][1] == ["3"]
+
+    order = list(reversed(range(len(b))))  # a rank's samples are a permutation of the batch
+    columns = {
+        "sample_indices": order,
+        "partition": order,
+        "response_lengths": [len(b[i].sampler) for i in order],
+        "loss_masks": [[1] * len(b[i].sampler) for i in order],
+        "rollout_log_probs": [b[i].sampler for i in order],
+        "log_probs": [b[i].learner for i in order],
+        "rewards": [b[i].reward - 0.5 for i in order],
+        "raw_reward": [r.reward for r in b],
+        "prompt_group_sizes": [4, 4, 4, 4],
+    }
+    folder = tmp_path / "miles"
+    folder.mkdir()
+    for rank in (0, 1):
+        saved = {"rollout_id": 3, "rank": rank, "rollout_data": columns, "cp_rank": 0, "cp_size": 1}
+        torch.save(saved, folder / f"3_{rank}.pt")
+    assert_same(read_dump(folder), [b[i] for i in order])
+    torch.save({"rollout_id": 3, "rollout_data": columns, "cp_size": 2}, folder / "3_0.pt")
+    with pytest.raises(InputError, match="context parallelism"):
+        read_dump(folder)

@@ -1,5 +1,6 @@
 """The kit judges: the catalogue passes, planted wrong estimators die by the law named for them, messages reproduce."""
 
+import os
 import pickle
 import re
 import subprocess
@@ -17,6 +18,7 @@ from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.testing import LAWS, Violation, check_estimator, laws_of, reproduce
 from vcposim.testing.laws import bfloat16
+from vcposim.testing.strategies import NUMPY, strings_of
 from vcposim.weights import Weighting
 
 
@@ -143,9 +145,43 @@ def mean_baseline_called_optimal(batch):
     return w(batch) * (batch.reward - (batch.measure * batch.reward).sum(-1, keepdims=True))
 
 
+def nan_means_on_policy(batch):
+    return np.exp(np.minimum(np.nan_to_num(batch.log_ratio, nan=0.0), 300)) * batch.reward
+
+
+def nan_is_masked_in_place_of_the_weight(batch):
+    """where(ratio out of band, 1, ratio): a NaN is in no band, so it counts in full"""
+    return np.where((batch.log_ratio > -2) & (batch.log_ratio < 2), w(batch), 1.0) * batch.reward
+
+
+def std_of_the_others(batch):
+    """Leave-one-out mean over leave-one-out std in float32, guarded by std > 0 (NeMo-RL#4161)."""
+    x = batch.reward.astype(np.float32)
+    others = x.shape[-1] - 1
+    total, squares = x.sum(-1, keepdims=True), (x * x).sum(-1, keepdims=True)
+    center = (total - x) / max(others, 1)
+    std = np.sqrt(np.maximum((squares - x * x) / max(others, 1) - center * center, 0))
+    return np.where(std > 0, (x - center) / np.where(std > 0, std, 1), 0.0).astype(float)
+
+
+def sum_of_token_ratios(batch):
+    """unsloth-zoo#870"""
+    return (
+        np.exp(np.minimum(batch.on_tokens(batch.log_ratio), 300) * 1.0).sum(-1, where=batch.token_mask > 0)
+        * batch.reward
+    )
+
+
+def length_normalised(batch):
+    """TRL#5814"""
+    return np.exp(np.minimum(batch.on_tokens(batch.log_ratio).sum(-1) / batch.token_length(), 300)) * batch.reward
+
+
 def wrong_shape(batch):
     return batch.reward.sum(axis=-1)
 
+
+TOKENS = {"needs": ["tokens"]}
 
 WRONG: list[tuple[Any, str, dict[str, Any]]] = [
     (leave_one_out_that_includes_itself, "unbiased", {}),
@@ -172,6 +208,13 @@ WRONG: list[tuple[Any, str, dict[str, Any]]] = [
     (padded_tokens_count, "levels", {"without": ["padding"]}),
     (weight_not_detached, "no_leak", {"convert": "torch", "without": ["padding"]}),
     (token_mask_forgotten, "token_mask", {"needs": ["tokens"]}),
+    (nan_means_on_policy, "nan", {}),
+    (nan_is_masked_in_place_of_the_weight, "nan", {}),
+    (std_of_the_others, "bounded", {"without": ["permutation", "groups", "padding"]}),
+    (sum_of_token_ratios, "unbiased", TOKENS),
+    (sum_of_token_ratios, "levels", TOKENS),
+    (length_normalised, "unbiased", TOKENS),
+    (length_normalised, "levels", TOKENS),
     (wrong_shape, "permutation", {}),
 ]
 
@@ -184,7 +227,7 @@ def test_a_wrong_estimator_dies_by_the_law_named_for_it(wrong: Any, killer: str,
     message = str(caught.value)
     assert message.startswith(f"{wrong.__name__} breaks {killer!r}: {LAWS[killer].statement}")
     assert f"source: {LAWS[killer].source}" in message
-    size = re.search(r"counterexample \((\d+) (samples|arms)\)", message)
+    size = re.search(r"counterexample \((\d+) (samples|arms|strings)\)", message)
     assert size, message
     assert 1 <= int(size[1]) <= 4
     if wrong is not draws_its_own_noise:  # which never repeats itself
@@ -281,6 +324,61 @@ def test_a_correct_estimator_passes_and_the_report_says_what_it_does_not_claim()
     assert report["unbiased"] == report["groups"] == "holds"
     assert report["padding"] == report["lag_zero"] == "not claimed"
     assert report["token_mask"] == "does not apply"
+
+
+@pytest.mark.parametrize("shape", ["a trajectory", "a token"])
+def test_a_correct_sequence_weight_keeps_its_claims_on_token_ratios(shape: str):
+    def by_hand(batch):
+        c = np.exp(np.minimum(batch.on_tokens(batch.log_ratio).sum(-1), 300)) * batch.reward
+        return c if shape == "a trajectory" else c[..., None] * batch.token_mask
+
+    report = check_estimator(by_hand, ["unbiased", "levels"], **TOKENS)
+    assert report["unbiased"] == report["levels"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("claim", "setting", "remedy"),
+    [
+        ("one_token", TOKENS, "claim levels instead"),
+        ("lag_zero", {}, "name one as host"),
+        ("dominance", {}, "it needs rivals to compare with"),
+        ("no_leak", {}, "judge it on torch's"),
+        ("least_variance", TOKENS, "drop the claim"),
+        ("token_mask", {}, "pass needs"),
+        ("groups", {"needs": ["grouped"]}, "it spans prompts"),
+    ],
+)
+def test_a_claim_that_cannot_be_tried_is_no_claim_kept(claim: str, setting: dict[str, Any], remedy: str):
+    with pytest.raises(InputError, match=f"claims: '{claim}' does not apply to correct: .*{remedy}"):
+        check_estimator(correct, [claim], **setting)
+
+
+def test_every_law_that_may_not_apply_says_what_it_takes():
+    assert {name for name, law in LAWS.items() if law.otherwise} == {
+        *("one_token", "lag_zero", "dominance", "no_leak", "least_variance", "token_mask", "groups")
+    }
+
+
+def test_strings_know_their_gradient():
+    """Over every batch of one draw, w R s has the gradient as its mean; and a sampler that is the learner weighs 1."""
+    third = ["1/3", "2/3"]
+    for stops, reward in ((False, [0, 1, 2, 5]), (True, [3, 1, -1])):
+        problem = strings_of(
+            target=[["1/2", "1/2"], third, ["1/5", "4/5"]], behavior=[third, ["1/2", "1/2"], third], reward=reward,
+            stops=stops,
+        )  # fmt: skip
+        batch, mass = problem.all_batches(1, NUMPY)
+        assert mass.sum() == 1
+        c = np.exp(batch.log_ratio.sum(-1)) * batch.reward
+        got = (c[..., None, None] * batch.scored().score * mass.astype(float)[:, None, None, None]).sum((0, 1, 2))
+        np.testing.assert_allclose(got, problem.gradient.astype(float), atol=1e-15)
+
+
+def test_judging_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    line = "from vcposim.testing import check_estimator; check_estimator('rloo', examples=3)"
+    environment = {k: v for k, v in os.environ.items() if k != "HYPOTHESIS_STORAGE_DIRECTORY"}
+    subprocess.run([sys.executable, "-c", line], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_opob_has_the_least_variance_and_dominates():
