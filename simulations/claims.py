@@ -43,7 +43,8 @@ CLAIMS = (
     Claim(
         "C1",
         "Lag fattens the ratios",
-        "The spread of log-ratios, their tail index and the share of the heaviest 1% grow with lag, step size and length.",
+        "The spread of log-ratios, their tail index and the share of the heaviest 1% grow with lag, "
+        "step size and length.",
         f"{PAPER}, motivation",
         "A concordance (Somers' D) with lag, step size or length that is surely below 0.1.",
     ),
@@ -126,7 +127,8 @@ CLAIMS = (
     Claim(
         "C11",
         "Square root for Adam, linear for SGD",
-        "Scaling the step by ESS^(1/2) with Adam and ESS with SGD is the best power, and beats controls that do not look "
+        "Scaling the step by ESS^(1/2) with Adam and ESS with SGD is the best power, and beats controls "
+        "that do not look "
         "at the batch.",
         f"{PAPER}, step rule",
         "A better power, or a matched constant that does as well.",
@@ -135,14 +137,16 @@ CLAIMS = (
     Claim(
         "C12",
         "ESS and gradient norm foretell collapse",
-        "ESS and the gradient norm predict collapse within 30 updates with an AUROC above 0.55, better than other numbers.",
+        "ESS and the gradient norm predict collapse within 30 updates with an AUROC above 0.55, better "
+        "than other numbers.",
         f"{PAPER}, predictive signals",
         "An AUROC surely below 0.55, or another number surely better by 0.05.",
     ),
     Claim(
         "C13",
         "Rivals collapse, VCPO does not",
-        "Under large lag every rival collapses more often, or learns less, than VCPO, at one and at each's best step size.",
+        "Under large lag every rival collapses more often, or learns less, than VCPO, at one and at "
+        "each's best step size.",
         f"{PAPER}, main comparison",
         "A rival or simple control that is as good within the margin.",
     ),
@@ -156,7 +160,8 @@ CLAIMS = (
     Claim(
         "C15",
         "Matches synchronous training",
-        "VCPO under lag is at most 0.02 below synchronous training with the mean and with OPOB, at the end and on the way.",
+        "VCPO under lag is at most 0.02 below synchronous training with the mean and with OPOB, at the "
+        "end and on the way.",
         f"{PAPER}, headline",
         "A loss surely above 0.02.",
     ),
@@ -316,7 +321,8 @@ def markdown() -> str:
     lines = [
         "# Claims",
         "",
-        "Made by `python -m simulations claims --markdown` from `simulations/claims.py`; what came out, with numbers, is",
+        "Made by `python -m simulations claims --markdown` from `simulations/claims.py`; what came out, "
+        "with numbers, is",
         "printed by `python -m simulations claims`.",
         "",
     ]

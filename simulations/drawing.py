@@ -233,14 +233,16 @@ def _vega_panel(one: dict[str, Any], number: int) -> dict[str, Any]:
     names = [part["name"] for part in one["series"]]
     x: dict[str, Any] = {"field": "x", "type": "quantitative", "title": one["xlabel"]}
     y: dict[str, Any] = {"field": "y", "type": "quantitative", "title": one["ylabel"]}
-    x["scale"] = {"type": one.get("xscale", "linear"), "zero": False}
-    y["scale"] = {"type": one.get("yscale", "linear"), "zero": False}
+    for axis, kind in ((x, one.get("xscale", "linear")), (y, one.get("yscale", "linear"))):
+        axis["scale"] = {"type": kind} if kind == "log" else {"type": kind, "zero": False}
     if "xlim" in one:
         x["scale"] |= {"domain": one["xlim"], "clamp": False}
     if "ylim" in one:
         y["scale"]["domain"] = one["ylim"]
+    beside: dict[str, Any] = {}
     if rank:
         y = {"field": "y", "type": "nominal", "title": None, "sort": one["order"]}
+        beside = {"yOffset": {"field": "series", "type": "nominal"}} if len(rows) > len(one["order"]) else {}
     picked = {"condition": {"param": f"pick{number}", "value": 1, "empty": True}, "value": 0.08}
     colors = [f"series{part['color'] % 7}" for part in one["series"]]  # the page puts in its own colors
     color = {"field": "series", "type": "nominal", "title": None, "scale": {"domain": names, "range": colors}}
@@ -248,7 +250,7 @@ def _vega_panel(one: dict[str, Any], number: int) -> dict[str, Any]:
     tip = [{"field": "series", "title": "series"}] if len(names) > 1 else []
     tip += [{"field": "y", "title": "name" if rank else one["ylabel"]}, {"field": "x", "title": one["xlabel"]}]
     tip += [{"field": "low", "title": "from"}, {"field": "high", "title": "to"}] if "low" in rows[0] else []
-    encoding = {"x": x, "y": y, "color": color, "opacity": picked, "tooltip": tip}
+    encoding = {"x": x, "y": y, "color": color, "opacity": picked, "tooltip": tip, **beside}
     pick = {"name": f"pick{number}", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"}
     layers: list[dict[str, Any]] = []
     if any(part["line"] for part in one["series"]) and not rank:

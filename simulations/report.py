@@ -490,6 +490,7 @@ document.addEventListener('click', async event => {
   const show = () => {
     for (const p of spec.concat) for (const l of p.layer) if (l.encoding.y && l.encoding.y.scale) {
       l.encoding.y.scale.type = box.checked ? 'log' : 'linear';
+      if (box.checked) delete l.encoding.y.scale.zero;
       if (box.checked) delete l.encoding.y.scale.domain;
     }
     return vegaEmbed(view, tinted(spec, dark), {actions: false, renderer: 'svg', ast: false});

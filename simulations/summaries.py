@@ -1,7 +1,7 @@
 """What a reader needs of a run without its records: verdicts, numbers, provenance and the data behind each figure.
 
-A full run writes `summary.json` beside its records; `python -m simulations keep DIR` copies it to `simulations/results/`,
-which is committed, and from which report and claims are rebuilt without a run.
+A full run writes `summary.json` beside its records; `python -m simulations keep DIR` copies it to
+`simulations/results/`, which is committed, and from which report and claims are rebuilt without a run.
 """
 
 import base64

@@ -159,7 +159,7 @@ def judge(questions: Sequence[Question]) -> list[Verdict]:
 
 def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
     judged = [_judged(q.rule, c, adjusted.get((q.key, i))) for i, c in enumerate(q.comparisons)]
-    about = {
+    about: dict[str, Any] = {
         "key": q.key,
         "witness": q.witness,
         "rule": {**vars(q.rule), "boundary": q.rule.boundary, "text": str(q.rule)},

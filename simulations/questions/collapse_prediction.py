@@ -138,7 +138,8 @@ def analyse(records: list[Record]) -> Analysis:
     caption = (
         f"How well each number, seen now, tells which runs collapse within {HORIZON} updates: AUROC with 95% interval "
         f"(seeds resampled; 0.5 is guessing), over all configurations and within one. {len(records)} runs of {seeds} "
-        f"seeds, {lost} collapsed. Step size times lag knows nothing but the configuration, low reward the reward alone."
+        f"seeds, {lost} collapsed. Step size times lag knows nothing but the configuration, low reward "
+        f"the reward alone."
     )
     asked = [_predicts(found, name, seeds) for name in ("low_ess", "gradient_norm")]
     asked += [_best(found, seeds), _alarm(records)]

@@ -163,7 +163,8 @@ def analyse(records: list[Record]) -> Analysis:
         "Gray: synchronous training with the mean baseline (solid) and OPOB (dashed)."
     )
     ranks = (
-        "Success rate averaged over training, all methods at the common step size (first) and those with two step sizes "
+        "Success rate averaged over training, all methods at the common step size (first) and those "
+        "with two step sizes "
         "each at its own best: mean over tasks and seeds with 95% interval; how many runs collapsed stands beside."
     )
     figures = [
