@@ -711,7 +711,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "kl_cov": _gated(
         surrogate=CovariancePenalty(),
-        formula="r_t (R - mean) - 0.1 sign(log r_t) on the tokens of largest (A - mean A)(log pi - mean log pi), 0.02% of them",
+        formula="r_t (R - mean) - 0.1 sign(log r_t) on the 0.02% of tokens of largest covariance of A and log pi",
         references=("kl_cov",),
         note="at least one token of a pool; as verl ships it: the gradient of |log r|, not of a KL divergence",
     ),
