@@ -25,10 +25,10 @@ from simulations.stats import (
 from vcposim.arrays import Array
 from vcposim.catalogue import entry
 from vcposim.estimators import Estimator
-from vcposim.learning.collapse import NEVER, collapse_step
+from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
 from vcposim.learning.lags import Lag
 from vcposim.learning.learner import Learner
-from vcposim.learning.run_records import Record, Run
+from vcposim.learning.run_records import Run, UpdateRecord
 from vcposim.learning.step_rules import Control
 from vcposim.learning.tables import Family
 from vcposim.learning.tasks import Task, network, task
@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
 }
 """name -> method: the paper's comparison, its hosts, and the simple controls"""
 
-REFERENCES = ("synchronous, mean", "synchronous, OPOB", "synchronous, no baseline")
+SYNCHRONOUS = ("synchronous, mean", "synchronous, OPOB", "synchronous, no baseline")
 
 
 def run_of(method: Method, lag: Lag, **options: Any) -> Run:
@@ -102,7 +102,7 @@ def trace(
     problem = task(problem) if isinstance(problem, str) else problem
     options = {"groups": GROUPS, "group_size": GROUP_SIZE, **options}
     learner = Learner(problem, runs, family=family or network(problem), **options)
-    kept: dict[str, list[Array]] = {f.name: [] for f in fields(Record) if f.name != "step"}
+    kept: dict[str, list[Array]] = {f.name: [] for f in fields(UpdateRecord) if f.name != "step"}
     for record in learner.updates(updates):
         for name, held in kept.items():
             seen = getattr(record, name)
@@ -126,7 +126,7 @@ def outcome(found: dict[str, Array], i: int) -> dict[str, Any]:
     return {
         "final": float(value[-LAST:].mean()),
         "average": float(value.mean()),
-        "collapse": None if lost == NEVER else lost,
+        "collapse": None if lost == NOT_COLLAPSED else lost,
         "hit": int((value >= TARGET).argmax()) if (value >= TARGET).any() else None,
         "ess": float(found["ess_fraction"][:, i].mean()),
         "scale": float(found["step_scale"][:, i].mean()),
@@ -175,7 +175,7 @@ def value_ranking(
     alarms = {name: f"{lost_of(records, name)} lost" for name in names if lost(records, name)}
     rows = {f"{n}  @ {step_sizes_of(records, n)}" if step_sizes else n: value_of(records, n) for n in names}
     label = dict(zip(names, rows, strict=True))
-    lines = [e.value for n in REFERENCES[:2] if n in label and (e := rows[label[n]]) is not None]
+    lines = [e.value for n in SYNCHRONOUS[:2] if n in label and (e := rows[label[n]]) is not None]
     return ranking(
         title,
         "value averaged over training (lines: synchronous, mean and OPOB)",

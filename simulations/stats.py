@@ -9,26 +9,16 @@ that resamples seeds). Quantities with bounds get intervals within them: they ar
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap, norm, t
+
+from vcposim.results import Interval
 
 LEVEL = 0.05
 """intervals are 1 - LEVEL; comparisons of one page are wrong together with at most this probability (Holm)"""
 POWER = 0.8
 """of the number of seeds that would decide"""
-
-
-class Interval(NamedTuple):
-    """A value with a 95% interval."""
-
-    low: float
-    value: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 @dataclass(frozen=True)
@@ -81,10 +71,10 @@ class Estimate:
     def interval(self) -> Interval:
         """95%, within the bounds."""
         if self.exact:
-            return Interval(self.value, self.value, self.value)
+            return Interval(value=self.value, low=self.value, high=self.value)
         half = float(t.ppf(1 - LEVEL / 2, self.df)) * self.error
         at = self.onto(self.value)
-        return Interval(self.back(at - half), self.value, self.back(at + half))
+        return Interval(value=self.value, low=self.back(at - half), high=self.back(at + half))
 
     def distance(self, boundary: float) -> float:
         """From a boundary, in standard errors; infinite for what is exact."""
@@ -238,10 +228,10 @@ def median_interval(values: Iterable[float], seed: int = 0) -> Interval:
     """Median and its 95% percentile-bootstrap interval; of fewer than three repeats, the range."""
     x = np.asarray(list(values), dtype=float)
     if x.size < 3 or np.ptp(x) == 0:
-        return Interval(float(x.min()), float(np.median(x)), float(x.max()))
+        return Interval(value=float(np.median(x)), low=float(x.min()), high=float(x.max()))
     rng = np.random.default_rng(seed)
     found = bootstrap((x,), np.median, method="percentile", n_resamples=2000, rng=rng).confidence_interval
-    return Interval(float(found.low), float(np.median(x)), float(found.high))
+    return Interval(value=float(np.median(x)), low=float(found.low), high=float(found.high))
 
 
 def share(flags: Iterable[bool]) -> str:

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from tests.kit.statistical import assert_near
+from vcposim.baselines import BASELINES, Monomial, leave_one_out, mean
+from vcposim.batch import Batch
+from vcposim.catalogue import CATALOGUE, Entry, Unbiased
 from vcposim.control import STEP_RULES, StepRule
+from vcposim.estimators import Estimator
+from vcposim.laboratory import exact
 from vcposim.learning.lags import Lag
 from vcposim.learning.learner import Learner
 from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
 from vcposim.learning.tasks import task
+from vcposim.problems.rollouts import bandit_problem
+from vcposim.weights import Weighting
 
 # --- a step rule: an entry of `vcposim.control.STEP_RULES` ------------------------------------------------------------
 
@@ -61,3 +68,40 @@ def test_a_step_rule_that_nobody_knows_is_refused_by_both() -> None:
     for make in (lambda: Control("toy"), lambda: TrainConfig(step_rule="toy")):
         with pytest.raises(ValueError, match="rule: unknown name 'toy'"):
             make()
+
+
+# --- a baseline: an entry of `vcposim.baselines.BASELINES` ------------------------------------------------------------
+
+
+def test_a_baseline_acts_in_moments_and_has_its_held_out_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = bandit_problem([0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [1.0, 0.0, 2.0], [1.0, 2.0, 4.0])
+    toy = Monomial(score=2, length=1)  # L ||s||^2
+    monkeypatch.setitem(BASELINES, "toy", mean(toy))
+    monkeypatch.setitem(BASELINES, "toy_others", leave_one_out(toy))
+    assert Estimator(baseline="toy").needs == {"scores", "length"}
+    biased, unbiased = (exact.moments(problem, Estimator(baseline=name), 3) for name in ("toy", "toy_others"))
+    assert float(biased.relative_bias) > 1e-3
+    assert_near(unbiased.bias, np.zeros(3))
+    with pytest.raises(ValueError, match="group_size: 1 leaves nobody for baseline 'toy_others'"):
+        exact.moments(problem, Estimator(baseline="toy_others"), 1)
+
+
+# --- an estimator: an entry of the catalogue, or a function of a batch ------------------------------------------------
+
+
+def test_an_estimator_learns_by_its_name_as_it_does_as_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That an entry passes every test of the catalogue: test_rivals.py, with the docstring's."""
+    mine = Entry(
+        estimator=Estimator(Weighting("truncate", cap=3.0), baseline="group_mean"),
+        formula="min(w, 3) (R - mean)",
+        unbiased=Unbiased.ON_POLICY_SHRUNK,
+        references=("reinforce",),
+    )
+    monkeypatch.setitem(CATALOGUE, "toy", mine)
+
+    def function(batch: Batch) -> Any:
+        w = np.minimum(np.exp(batch.log_ratio), 3.0)
+        return w * (batch.reward - batch.reward.mean(axis=-1, keepdims=True))
+
+    *_, last = Learner(task("contextual_bandit"), [Run(e, lag=Lag(2)) for e in ("toy", function)]).updates(5)
+    assert_near(last.value[1], last.value[0])

@@ -247,7 +247,7 @@ class StepRule:
     needs: frozenset[str] = frozenset()
     """costly fields of `Seen` it looks at: `group_gradient`; and `ess_fraction`, whose reference it reads"""
     references: tuple[str, ...] = ()
-    """keys of `vcposim.catalogue.references.REFERENCES`; empty for standard practice"""
+    """keys of `vcposim.catalogue.references.SOURCES`; empty for standard practice"""
 
 
 _ESS = frozenset({"ess_fraction"})

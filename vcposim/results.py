@@ -9,7 +9,18 @@ Formulas know no table library, so a table is a list of dicts, and its HTML is w
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Interval(NamedTuple):
+    """A value with its 95% interval; NaN where it does not exist. Build it by keywords: the order is nobody's habit."""
+
+    low: float
+    value: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 class Records(list[dict[str, Any]]):

@@ -9,7 +9,7 @@ method that beats stale rivals may owe it to its baseline, which synchronous tra
 from simulations.drawing import Plot, plot
 from simulations.methods import (
     METHODS,
-    REFERENCES,
+    SYNCHRONOUS,
     TARGET,
     chosen,
     gain,
@@ -67,14 +67,14 @@ def analyse(records: list[Record]) -> Analysis:
         f"Exact success probability averaged over training, one step size ({STEP_SIZE:g}) for all methods, lag {lag}: "
         "mean over seeds with 95% interval; at least one run collapsed where the count stands beside."
     )
-    asked = [_rivals(records, lag), _both(records), *(_synchronous(records, n, lag) for n in REFERENCES[:2])]
+    asked = [_rivals(records, lag), _both(records), *(_synchronous(records, n, lag) for n in SYNCHRONOUS[:2])]
     return Analysis(
         judge([*asked, _std(records)]), [Figure("value_of_every_method", figure(records), caption, caption)]
     )
 
 
 def _rivals(records: list[Record], lag: int) -> Question:
-    rivals = [name for name in METHODS if name not in REFERENCES and name not in OURS]
+    rivals = [name for name in METHODS if name not in SYNCHRONOUS and name not in OURS]
     counts = "; ".join(f"{name} {lost_of(records, name)}" for name in ("VCPO", *rivals))
     return Question(
         "rivals_collapse",
@@ -103,7 +103,7 @@ def _both(records: list[Record]) -> Question:
 def _synchronous(records: list[Record], name: str, lag: int) -> Question:
     fields = {"final": "final values", "average": "on the way there"}
     return Question(
-        f"matches_{'mean' if name == REFERENCES[0] else 'opob'}",
+        f"matches_{'mean' if name == SYNCHRONOUS[0] else 'opob'}",
         "C15",
         f"VCPO at lag {lag} matches {name}",
         Rule("success probability, VCPO minus synchronous", ">", 0.0, -MARGIN),

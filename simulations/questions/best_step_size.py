@@ -8,7 +8,7 @@ and the other way round, so that no run helps to choose its own.
 from simulations.drawing import Plot, plot
 from simulations.methods import (
     METHODS,
-    REFERENCES,
+    SYNCHRONOUS,
     best_of,
     gain,
     improvements,
@@ -25,7 +25,7 @@ from vcposim.learning.lags import Lag
 
 OURS = ("VCPO", "VCPO as released", "VCPO with GRPO std", "ESS only", "OPOB only")
 FEW = (
-    *REFERENCES,
+    *SYNCHRONOUS,
     "no correction",
     "no correction, no baseline",
     "sequence IS",
@@ -83,7 +83,7 @@ def analyse(records: list[Record]) -> Analysis:
         "Performance profiles: share of runs whose value is above each threshold, with the interquartile mean; and the "
         "probability that a run of VCPO is above one of each other method (95% interval, seeds resampled)."
     )
-    asked = [_rivals(best), _both(best), *(_synchronous(best, name) for name in REFERENCES[:2]), _std(best)]
+    asked = [_rivals(best), _both(best), *(_synchronous(best, name) for name in SYNCHRONOUS[:2]), _std(best)]
     figures = [
         Figure("value_at_own_best_step_size", figure(best), caption, alt=caption),
         Figure("profiles", profile_figure(best), profiles, alt=profiles),
@@ -92,7 +92,7 @@ def analyse(records: list[Record]) -> Analysis:
 
 
 def _rivals(best: list[Record]) -> Question:
-    rivals = [r for r in dict.fromkeys(r["method"] for r in best) if r not in REFERENCES and r not in OURS]
+    rivals = [r for r in dict.fromkeys(r["method"] for r in best) if r not in SYNCHRONOUS and r not in OURS]
     return Question(
         "beats_rivals",
         "C13",
@@ -112,7 +112,7 @@ def _both(best: list[Record]) -> Question:
         "ESS scaling and OPOB together do better than neither, and than either alone (each at its own best step size)",
         Rule("value averaged over training, VCPO minus the other", ">", 0.0, MARGIN),
         [Comparison(f"VCPO minus {name}", gain(best, "VCPO", name)) for name in parts],
-        note=f"values: {told(best, (*parts, 'VCPO', *REFERENCES))}; minus sequence TIS: {alone}",
+        note=f"values: {told(best, (*parts, 'VCPO', *SYNCHRONOUS))}; minus sequence TIS: {alone}",
     )
 
 
@@ -131,7 +131,7 @@ def _std(best: list[Record]) -> Question:
 def _synchronous(best: list[Record], name: str) -> Question:
     fields = {"final": "final values", "average": "on the way there"}
     return Question(
-        f"matches_{'mean' if name == REFERENCES[0] else 'opob'}",
+        f"matches_{'mean' if name == SYNCHRONOUS[0] else 'opob'}",
         "C15",
         f"VCPO under lag matches {name}, each at its own best step size",
         Rule("success probability, VCPO minus synchronous", ">", 0.0, -MARGIN),
@@ -149,7 +149,7 @@ def figure(best: list[Record]) -> Plot:
 
 def profile_figure(best: list[Record]) -> Plot:
     """Aggregates as in rliable."""
-    few = ("VCPO", "sequence TIS", "ESS only", "OPOB only", *REFERENCES[:2], "no correction, no baseline")
+    few = ("VCPO", "sequence TIS", "ESS only", "OPOB only", *SYNCHRONOUS[:2], "no correction, no baseline")
     names = list(dict.fromkeys(r["method"] for r in best))
     panels = profile("performance profiles", best, few), improvements("probability of improvement", best, "VCPO", names)
     return plot(*panels, width=4.8, height=4.4)

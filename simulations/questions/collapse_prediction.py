@@ -16,7 +16,7 @@ from simulations.stats import DIFFERENCE, UNIT, Estimate, of_replicates, of_seed
 from vcposim.arrays import Array
 from vcposim.learning.collapse import (
     DETECTORS,
-    NEVER,
+    NOT_COLLAPSED,
     Auroc,
     Cases,
     auroc,
@@ -79,7 +79,7 @@ def run(setting: Setting) -> list[Record]:
     return [
         {
             **{"lag": setting["lag"], "method": m, "step_size": e, "seed": s, "updates": setting["updates"]},
-            "collapse": None if lost[i] == NEVER else int(lost[i]),
+            "collapse": None if lost[i] == NOT_COLLAPSED else int(lost[i]),
             "detectors": {name: [round(float(x), 6) for x in score[:, i]] for name, score in seen.items()},
         }
         for i, (m, e, s) in enumerate(keys)
@@ -93,7 +93,7 @@ def usable_khat(khat: Array) -> Array:
 
 def scores(records: list[Record]) -> tuple[Array, Array, dict[str, Array]]:
     """Collapse (run,), configuration (run,), and detectors (landmark, run)."""
-    collapse = np.array([NEVER if r["collapse"] is None else r["collapse"] for r in records])
+    collapse = np.array([NOT_COLLAPSED if r["collapse"] is None else r["collapse"] for r in records])
     names = [f"{r['method']} {r['lag']} {r['step_size']}" for r in records]
     configuration = np.unique(names, return_inverse=True)[1]
     return collapse, configuration, {n: np.array([r["detectors"][n] for r in records]).T for n in DETECTORS}
@@ -119,7 +119,7 @@ def aurocs(records: list[Record]) -> dict[str, dict[str, Auroc | None]]:
 def detections(records: list[Record], name: str) -> dict[int, float]:
     """Share of collapses that an alarm announces, for each odd seed; its threshold is set on the even ones."""
     collapse, _, seen = scores(records)
-    coarse = np.where(collapse == NEVER, NEVER, collapse // EVERY)
+    coarse = np.where(collapse == NOT_COLLAPSED, NOT_COLLAPSED, collapse // EVERY)
     seed = np.array([r["seed"] for r in records])
     found = {}
     for s in sorted({int(s) for s in seed if s % 2}):

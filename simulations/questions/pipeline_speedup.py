@@ -47,7 +47,7 @@ PRINTED = {
     "AIME25": (420.2 / 300, 168.9 / 220),
 }
 """GPU hours a step, synchronous and VCPO, in the table of the README of mit-han-lab/vcpo"""
-NEVER = 10.0
+UNREACHED = 10.0
 """stands for a ratio with a run that never arrives, and bounds all others"""
 FASTER = 0.05
 """a speedup that matters"""
@@ -224,7 +224,9 @@ def speedups(pipeline: Record, learned: list[Record], method: str, reference: st
     """
     keys = ("task", "tail", "admission", "max_lag")
     # the references belong to all pipelines of their task
-    mine = [r for r in learned if all(r[k] == pipeline[k] for k in keys[: 1 if r["method"] in REFERENCES else None])]
+    mine = [
+        r for r in learned if all(r[k] == pipeline[k] for k in keys[: 1 if r["method"] in REFERENCES else None])
+    ]
     first, second = (_hits(mine, name, own=own) for name in (method, reference))
     longest = mine[0]["updates"] if mine else 0
     return {
@@ -259,8 +261,8 @@ def _place(p: Record, own: bool) -> str:
 
 
 def _clipped(ratio: float) -> float:
-    # a ratio with a run that never arrives stands at NEVER times, either way
-    return min(max(ratio, 1 / NEVER), NEVER)
+    # a ratio with a run that never arrives stands at UNREACHED times, either way
+    return min(max(ratio, 1 / UNREACHED), UNREACHED)
 
 
 def _speed(p: Record, learned: list[Record], method: str, reference: str, own: bool) -> Estimate | None:
@@ -331,7 +333,7 @@ def _against(pipelines: list[Record], learned: list[Record], control: str) -> Qu
             mine, rival = (speedups(p, learned, m, REFERENCES[0], own=own) for m in (OURS, control))
             # never arriving is slowest; if neither arrives there is nothing to choose between them
             gain = [
-                (s, 1.0 if mine[s] == rival[s] else _clipped(mine[s] / rival[s]) if rival[s] else NEVER)
+                (s, 1.0 if mine[s] == rival[s] else _clipped(mine[s] / rival[s]) if rival[s] else UNREACHED)
                 for s in mine
                 if s in rival
             ]
@@ -350,7 +352,7 @@ def _matches(pipelines: list[Record], learned: list[Record]) -> Question:
     comparisons = []
     for p in _paths(pipelines):
         found = speedups(p, learned, OURS, REFERENCES[1], own=True)
-        loss = [(seed, _clipped(p["speed"] / s) if s else NEVER) for seed, s in found.items()]
+        loss = [(seed, _clipped(p["speed"] / s) if s else UNREACHED) for seed, s in found.items()]
         comparisons.append(Comparison(_place(p, True), of_seeds(loss, scale="log")))
     return Question(
         "steps_match",
@@ -426,7 +428,7 @@ def speedup_figure(records: list[Record]) -> Plot:
                 parts.append(of_intervals(method, list(known), list(known.values()), number))
             axes = panel(f"{tail} tail, over {reference}", "nominal lag k", "speedup to target", parts, xscale="log")
             panels.append({**axes, "ticks": lags, "hlines": [1.0]})
-    return plot(*({**axes, "ylim": [0, min(highest, NEVER) * 1.05]} for axes in panels), width=4.4, height=3.0)
+    return plot(*({**axes, "ylim": [0, min(highest, UNREACHED) * 1.05]} for axes in panels), width=4.4, height=3.0)
 
 
 def lag_figure(records: list[Record]) -> Plot:

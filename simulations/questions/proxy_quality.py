@@ -19,10 +19,9 @@ from simulations.drawing import Plot, panel, plot, ranking, series
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.stats import Estimate, of_seeds
 from vcposim.arrays import Array
-from vcposim.baselines import baseline, weighted_mean_of_others
+from vcposim.baselines import Evidence, baseline, weighted_mean_of_others
 from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import entry
-from vcposim.estimators import evidence
 from vcposim.replay.contributions import second_moment
 
 EXACT = "exact norm"
@@ -125,7 +124,7 @@ def moments(group: Record, name: str) -> Array:
     norm = np.ones_like(exact) if name == "mean" else np.asarray(group[name], dtype=float)
     batch = Batch(reward=np.asarray(group["reward"]), log_ratio=np.asarray(group["log_ratio"]), scores=ScoreNorms(norm))
     weight = WEIGHTING(batch)
-    e = evidence(batch, weight)
+    e = Evidence(batch, weight)
     share = e.reward * 0 + 1 if name == "mean" else e.weighted_sq_norm()
     inside = baseline("group_mean" if name == "mean" else "opob")(e)
     outside = weighted_mean_of_others(e.reward, share, e.measure, e.unit)

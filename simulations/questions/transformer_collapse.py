@@ -20,7 +20,7 @@ import numpy as np
 from simulations.drawing import MUTED, Plot, panel, plot, series
 from simulations.methods import (
     METHODS,
-    REFERENCES,
+    SYNCHRONOUS,
     Method,
     at_own_best,
     chosen,
@@ -31,20 +31,20 @@ from simulations.methods import (
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.stats import of_seeds
 from vcposim.control import matched_constant
-from vcposim.learning.collapse import NEVER, collapse_step
+from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
 
 TASKS = {"math": ("addition", 5), "reasoning": ("shortest_path", 8), "tool use": ("calculator", 24)}
 """kind -> the task that stands for it, and the tokens of a trajectory"""
 COMPARED: dict[str, Method] = {
-    **{name: METHODS[name] for name in (*REFERENCES[:2], "no correction", "sequence TIS", "sequence MIS", "GSPO")},
+    **{name: METHODS[name] for name in (*SYNCHRONOUS[:2], "no correction", "sequence TIS", "sequence MIS", "GSPO")},
     **{name: METHODS[name] for name in ("leverage-damped mean", "ESS only", "OPOB only", "VCPO")},
     "leave-one-out OPOB": Method("vcpo_leave_one_out"),
 }
 PARTS = ("sequence TIS", "ESS only", "OPOB only")
 """what VCPO is made of"""
-TUNED = (*REFERENCES[:2], *PARTS, "VCPO")
+TUNED = (*SYNCHRONOUS[:2], *PARTS, "VCPO")
 """methods that have both step sizes; the others have the common one"""
-RIVALS = tuple(name for name in COMPARED if name not in (*REFERENCES, *PARTS[1:], "VCPO"))
+RIVALS = tuple(name for name in COMPARED if name not in (*SYNCHRONOUS, *PARTS[1:], "VCPO"))
 STEP_SIZES = (0.0003, 0.0006)
 COMMON = STEP_SIZES[-1]
 LASTING = 2
@@ -139,7 +139,7 @@ def outcome(value: list[float], every: int) -> Record:
         "value": value,
         "final": float(rate[-LASTING:].mean()),
         "average": float(rate.mean()),
-        "collapse": None if gone == NEVER else gone * every,
+        "collapse": None if gone == NOT_COLLAPSED else gone * every,
         "hit": int((rate >= target).argmax()) * every if (rate >= target).any() else None,
     }
 
@@ -156,7 +156,7 @@ def analyse(records: list[Record]) -> Analysis:
     """All claims, at the common step size and at each method's own best; C16 as the throughput it takes."""
     common, best = chosen(records, step_size=COMMON), own_best(records)
     lag = records[0]["lag"] if records else 0
-    asked = [_rivals(common, lag), *_parts(common, best), *(_synchronous(best, name, lag) for name in REFERENCES[:2])]
+    asked = [_rivals(common, lag), *_parts(common, best), *(_synchronous(best, name, lag) for name in SYNCHRONOUS[:2])]
     asked += [_sooner(best), _kinds(common), _brake(common)]
     caption = (
         f"Held-out success rate while learning, lag {lag}, step size {COMMON:g}: mean over seeds. "
@@ -217,7 +217,7 @@ def _parts(common: list[Record], best: list[Record]) -> list[Question]:
 def _synchronous(best: list[Record], name: str, lag: int) -> Question:
     fields = {"final": "final values", "average": "on the way there"}
     return Question(
-        f"matches_{'mean' if name == REFERENCES[0] else 'opob'}",
+        f"matches_{'mean' if name == SYNCHRONOUS[0] else 'opob'}",
         "C15",
         f"transformers: VCPO at lag {lag} matches {name} (each at its own best step size)",
         Rule("success rate, VCPO minus synchronous", ">", 0.0, -MARGIN),
@@ -230,10 +230,10 @@ def _synchronous(best: list[Record], name: str, lag: int) -> Question:
 def _sooner(best: list[Record]) -> Question:
     """Updates alone: what a pipeline gives on top is the business of `pipeline_speedup`."""
     hits = {
-        name: {(r["kind"], r["seed"]): r["hit"] for r in chosen(best, method=name)} for name in ("VCPO", REFERENCES[0])
+        name: {(r["kind"], r["seed"]): r["hit"] for r in chosen(best, method=name)} for name in ("VCPO", SYNCHRONOUS[0])
     }
-    both = [key for key, hit in hits["VCPO"].items() if hit and hits[REFERENCES[0]].get(key)]
-    ratio = of_seeds(((key[1], hits["VCPO"][key] / hits[REFERENCES[0]][key]) for key in both), scale="log")
+    both = [key for key, hit in hits["VCPO"].items() if hit and hits[SYNCHRONOUS[0]].get(key)]
+    ratio = of_seeds(((key[1], hits["VCPO"][key] / hits[SYNCHRONOUS[0]][key]) for key in both), scale="log")
     return Question(
         "as_few_updates",
         "C16",
@@ -283,7 +283,7 @@ def curve_figure(records: list[Record]) -> Plot:
     panels = []
     for kind in dict.fromkeys(r["kind"] for r in records):
         parts = []
-        names = [(name, {"color": MUTED, "dashed": i == 1}) for i, name in enumerate(REFERENCES[:2])]
+        names = [(name, {"color": MUTED, "dashed": i == 1}) for i, name in enumerate(SYNCHRONOUS[:2])]
         names += [(name, {"color": number}) for number, name in enumerate(CURVES)]
         for name, style in names:
             runs = chosen(records, kind=kind, method=name)

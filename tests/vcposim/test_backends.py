@@ -94,8 +94,8 @@ def test_coefficients_equal_their_slow_twin(treatment: str, level: str):
         lead = data.draw(st.sampled_from([(), (2,), (1, 2)]))
         ragged = data.draw(st.booleans())
         case = data.draw(cases(lead=lead, per_token=level != "sequence", ragged=ragged, smallest=1 if ragged else 2))
-        for baseline in BASELINES:
-            for normalizer in NORMALIZERS:
+        for baseline in (name for name, b in BASELINES.items() if b.ordinary):
+            for normalizer in (name for name, x in NORMALIZERS.items() if "grouped" not in x.needs):
                 check(case, {"treatment": treatment, **LIMITS[treatment]}, level, baseline, normalizer)
 
     trial()

@@ -1,6 +1,8 @@
 """Baselines: what is subtracted, and what that does and does not change."""
 
+from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,23 +10,26 @@ from hypothesis import given
 
 from tests.kit.backends import NUMPY
 from tests.kit.properties import Law, laws_of, mean_over_all_batches, small_bandits
-from tests.kit.statistical import assert_rounding_only
+from tests.kit.rivals import GROUP, PROMPTS, TIME, draw
+from tests.kit.statistical import assert_rounding_only, near
 from tests.kit.strategies import Bandit, as_float, bandits, exact
 from vcposim.baselines import (
     BASELINES,
-    INDEPENDENT,
-    NEEDS_TWO,
-    SPECIAL_BASELINES,
+    Evidence,
+    Monomial,
     baseline,
     leverage,
     weighted_mean,
     weighted_mean_of_others,
 )
-from vcposim.batch import Batch, DenseScores
+from vcposim.batch import Batch, DenseScores, ScoreNorms
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.moments import batch_sums, moments
 from vcposim.weights import Weighting
+
+ORDINARY = {name for name, b in BASELINES.items() if b.ordinary}
+INDEPENDENT = {name for name in ORDINARY if BASELINES[name].independent}
 
 
 @pytest.mark.parametrize("law", laws_of("baselines"), ids=lambda x: x.name)
@@ -61,7 +66,7 @@ def test_worked_example():
         assert list(Estimator(baseline=name).baseline_value(batch)) == value, name
     # ws = (1, -2, 4): E ws = 1, E (ws)^2 = 7; E (ws)^2 R = 52/3, <E wsR, E ws> = 10/3
     assert list(Estimator(baseline="opob_truncated").baseline_value(batch)) == [Fraction(42, 3) / 6]
-    assert want.keys() | {"opob_truncated"} == BASELINES.keys()
+    assert want.keys() | {"opob_truncated"} == ORDINARY
 
 
 @given(small_bandits)
@@ -74,7 +79,7 @@ def test_independent_baselines_are_exactly_unbiased(case: tuple[Bandit, int]):
 def test_the_other_baselines_are_biased_in_batch():
     """C7: for each in-batch baseline there is a bandit whose gradient it misses. So INDEPENDENT is not too small."""
     bandit = Bandit(exact(["1/2", "1/3", "1/6"]), exact(["1/6", "1/3", "1/2"]), exact([1, 0, 2]))
-    for name in BASELINES.keys() - INDEPENDENT:
+    for name in ORDINARY - INDEPENDENT:
         batch, probability = bandit.all_batches(2)
         batch = Batch(**{**vars(batch), "length": batch.reward + 1})
         sums = batch_sums(batch, Estimator(baseline=name).coefficients(batch), probability)
@@ -131,7 +136,7 @@ def test_damping_turns_the_leave_one_out_baseline_into_the_in_batch_one(bandit: 
 
 @pytest.mark.parametrize("n", range(1, 10))
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, -7.7, 0.0])
-@pytest.mark.parametrize("name", sorted(BASELINES.keys() - {"zero", "population"}))
+@pytest.mark.parametrize("name", sorted(ORDINARY - {"zero", "population"}))
 def test_draws_of_one_arm_carry_no_signal(name: str, reward: float, n: int):
     """All draws alike: the baseline is the reward, up to rounding, never a 0/0 that rounding decides."""
     batch = Batch(
@@ -170,7 +175,7 @@ def test_no_weight_at_all_gives_coefficients_of_zero():
     batch = Batch(
         reward=np.array([1.0, 2.0]), log_ratio=np.array([-np.inf, -np.inf]), scores=DenseScores(np.ones((2, 2)))
     )
-    for name in BASELINES.keys() - {"population", "length_weighted"}:
+    for name in ORDINARY - {"population", "length_weighted"}:
         assert Estimator(baseline=name).coefficients(batch).tolist() == [0, 0], name
 
 
@@ -192,11 +197,74 @@ def test_unknown_baseline_suggests_the_nearest():
         baseline("opobb")
 
 
-def test_names_are_consistent():
-    assert BASELINES.keys() >= INDEPENDENT
-    assert {"leave_one_out", "opob_leave_one_out"} == INDEPENDENT & NEEDS_TWO
-    assert not SPECIAL_BASELINES.keys() & BASELINES.keys()
-    assert BASELINES.keys() | SPECIAL_BASELINES.keys() >= NEEDS_TWO
+def test_what_the_table_says_of_a_baseline_is_what_it_does():
+    """Shape, independence of the own reward, equivariance, and the twin without sample i, for every entry."""
+    batch = draw(0).batch(population_baseline=np.full((PROMPTS, 1), 0.3))
+    estimators = {name: Estimator(Weighting("none"), name) for name in BASELINES}
+    shapes = {"group": (PROMPTS, 1), "sample": (PROMPTS, GROUP), "token": (PROMPTS, 1, TIME)}
+    for name, entry in BASELINES.items():
+        b = estimators[name].baseline_value(batch)
+        if name == "batch_mean":
+            assert b.shape == (1, 1)
+        elif name != "zero":
+            assert b.shape == shapes[entry.per], name
+        moved = estimators[name].baseline_value(replace(batch, reward=batch.reward + 2.5))
+        follows = near(b + 2.5) == moved
+        assert follows == entry.equivariant, name
+        if entry.per == "token":
+            continue
+        moves = 0.0
+        for i, change in product(range(GROUP), (-4.0, 4.0)):
+            reward = batch.reward.copy()
+            reward[0, i] += change
+            other = np.broadcast_to(estimators[name].baseline_value(replace(batch, reward=reward)), reward.shape)
+            moves = max(moves, abs(other[0, i] - np.broadcast_to(b, reward.shape)[0, i]))
+        assert moves < 1e-13 if entry.independent else moves > 1e-3, name
+        weight = Weighting("none")(batch)
+        if not entry.has_held_out:
+            with pytest.raises(InputError, match="no weighted mean"):
+                entry.held_out(Evidence(batch, weight))
+            continue
+        held = np.broadcast_to(entry.held_out(Evidence(batch, weight)), reward.shape)
+        after = np.broadcast_to(entry.held_out(Evidence(replace(batch, reward=reward), weight)), reward.shape)
+        assert held[0, -1] == after[0, -1]
+        if entry.independent:
+            np.testing.assert_array_equal(held, np.broadcast_to(b, held.shape))
+
+
+def test_which_baselines_the_norms_alone_make_known():
+    assert {name for name, b in BASELINES.items() if b.one_unknown} == {
+        *("on_policy_optimal", "opob", "opob_released", "opob_released_median", "opob_released_winsorized")
+    }
+    assert {name for name, b in BASELINES.items() if b.needs_two} == {
+        "leave_one_out",
+        "opob_leave_one_out",
+        "shrinkage",
+    }
+    assert {name for name, b in BASELINES.items() if b.constant} == {"zero", "population"}
+
+
+@pytest.mark.parametrize("weight", [b.weight for b in BASELINES.values() if b.weight is not None], ids=str)
+def test_the_logarithm_of_a_weight_is_that_of_the_weight(weight: Monomial):
+    rng = np.random.default_rng(4)
+    norm, length, log_ratio = (
+        rng.uniform(0.5, 2, (3, 6)),
+        rng.integers(1, 9, (3, 6)).astype(float),
+        rng.normal(size=(3, 6)),
+    )
+    flat = Batch(reward=log_ratio * 0, log_ratio=log_ratio, scores=ScoreNorms(norm**2), length=length)
+    log_w = np.minimum(log_ratio, 0.2)
+    e = Evidence(flat, Weighting("truncate", cap=float(np.exp(0.2)))(flat))
+    want = weight.log(log_w, np.log(norm), log_ratio, np.log(length)) + np.zeros(log_w.shape)
+    found = np.log(weight.of(e))
+    # both up to one factor a group
+    assert_rounding_only(found - found[:, :1], want - want[:, :1], ulp=2**8, scale=10.0)
+
+
+def test_other_exponents_are_refused():
+    for wrong in ({"weight": 2}, {"score": 1}, {"ratio": 4, "score": 2}, {"length": 2}):
+        with pytest.raises(InputError, match="exponents: Monomial"):
+            Monomial(**wrong)
 
 
 @given(bandits())

@@ -301,7 +301,7 @@ def _read(paragraph: str) -> Reference:
 
 _SOURCES = tuple(_read(paragraph) for paragraph in _TABLE.strip().split("\n\n"))
 
-REFERENCES: dict[str, Reference] = {source.key: source for source in _SOURCES}
+SOURCES: dict[str, Reference] = {source.key: source for source in _SOURCES}
 """key -> source, in the order of the keys"""
 
 _ESCAPES = str.maketrans(
@@ -325,9 +325,9 @@ def escape(text: str) -> str:
 
 def reference(key: str) -> Reference:
     """The source of that key; `InputError` with the nearest key otherwise."""
-    if key not in REFERENCES:
-        raise unknown_name("reference", key, REFERENCES)
-    return REFERENCES[key]
+    if key not in SOURCES:
+        raise unknown_name("reference", key, SOURCES)
+    return SOURCES[key]
 
 
 def short(key: str) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vcposim.catalogue import ALWAYS, CATALOGUE, Entry, entry
+from vcposim.catalogue import CATALOGUE, Entry, Unbiased, entry
 from vcposim.catalogue.references import short
 from vcposim.commands.completion import complete_with
 from vcposim.errors import InputError, unknown_name
@@ -34,7 +34,7 @@ def families(one: Entry) -> list[str]:
     e = one.estimator
     kind = "surrogate" if e.surrogate is not None else "on_policy" if e.weighting.treatment == "none" else "weighted"
     level = "token" if "tokens" in e.needs else "sequence"
-    return [kind, level, *(["unbiased"] if str(one.unbiased) == ALWAYS else [])]
+    return [kind, level, *(["unbiased"] if one.unbiased is Unbiased.ALWAYS else [])]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def as_json(one: Entry) -> dict[str, Any]:
     """Everything known about an entry, in plain values; the estimator as the Python that makes it."""
     return {
         "formula": one.formula,
-        "unbiased": str(one.unbiased),
+        "unbiased": one.validity,
         "shift_invariant": one.shift_invariant,
         "families": families(one),
         "needs": sorted(one.estimator.needs),
@@ -137,7 +137,7 @@ def print_table(chosen: dict[str, Entry]) -> None:
     table.add_column("coefficient", overflow="fold")
     table.add_column("unbiased", overflow="fold")
     for name, one in chosen.items():
-        table.add_row(Text(name), Text(one.formula), Text(str(one.unbiased)))
+        table.add_row(Text(name), Text(one.formula), Text(one.validity))
     console.print(table)
     console.print(
         Text(f"{len(chosen)} estimators; vcposim catalogue NAME shows one in full, vcposim cite NAME its sources")

@@ -32,9 +32,9 @@ from vcposim.replay import (
     verdict,
 )
 from vcposim.replay.containers import Progress, find_inputs
-from vcposim.replay.contributions import Interval
 from vcposim.replay.dumps import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
+from vcposim.results import Interval
 
 FIGURE = "vcposim-replay.png"
 SAMPLE = Path(__file__).parents[1] / "replay" / "sample.jsonl"

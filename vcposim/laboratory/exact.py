@@ -27,10 +27,11 @@ from math import comb, log10
 import numpy as np
 
 from vcposim.arrays import Array, expectation
+from vcposim.baselines import baseline
 from vcposim.batch import Batch, DenseScores
 from vcposim.diagnostics import chi2_of_weights, kl_behavior_target
 from vcposim.errors import InputError
-from vcposim.estimators import AnyEstimator, Estimator, FunctionEstimator, Resolved, estimator_of
+from vcposim.estimators import NORMALIZERS, AnyEstimator, Estimator, FunctionEstimator, Resolved, estimator_of
 from vcposim.laboratory import enumeration
 from vcposim.laboratory.enumeration import CHUNK, count_vectors, multinomial
 from vcposim.moments import Moments, Sums, batch_sums, sq_norm
@@ -38,9 +39,6 @@ from vcposim.moments import moments as moments_of_sums
 from vcposim.problems.rollouts import Problem, require_problem
 from vcposim.weights import Weighting
 
-CONSTANT_BASELINES = frozenset({"zero", "population"})
-SAMPLE_TREATMENTS = frozenset({"none", "importance", "truncate", "clip", "mask"})
-SAMPLE_NORMALIZERS = frozenset({"none", "length"})
 PER_TOKEN = ("log_prob", "collision", "token_mask")
 
 LARGEST_ENUMERATION = 2 * 10**8
@@ -94,10 +92,9 @@ def reads_counts(estimator: Estimator) -> bool:
 
 def sees_one_sample(estimator: Estimator) -> bool:
     """Whether the coefficient of a sample is a function of that sample alone."""
-    constant = not isinstance(estimator.baseline, str) or estimator.baseline in CONSTANT_BASELINES
-    per_sample = estimator.weighting.treatment in SAMPLE_TREATMENTS and estimator.normalizer in SAMPLE_NORMALIZERS
-    plain = estimator.surrogate is None and not estimator.reference_penalty
-    return constant and per_sample and plain and estimator.weighting.smooth is None
+    constant = not isinstance(estimator.baseline, str) or baseline(estimator.baseline).constant
+    per_sample = NORMALIZERS[estimator.normalizer].per_sample and not estimator.weighting.of_group
+    return constant and per_sample and estimator.surrogate is None and not estimator.reference_penalty
 
 
 def constant_baseline(problem: Problem, estimator: Estimator) -> Array:

@@ -29,6 +29,7 @@ class Leaf(NamedTuple):
 
     @property
     def block(self) -> int:
+        """Which of the `BLOCKS` of the jackknife it belongs to."""
         return self.number % BLOCKS
 
 

@@ -25,13 +25,13 @@ from vcposim.arrays import Array
 from vcposim.errors import InputError, unknown_name
 
 Trace = Mapping[str, Array]
-"""fields of `learning.Record`, stacked over updates: (update, run); `step_size` (run,)"""
+"""fields of `learning.run_records.UpdateRecord`, stacked over updates: (update, run); `step_size` (run,)"""
 
-NEVER = -1
+NOT_COLLAPSED = -1
 
 
 def collapse_step(value: Array, *, fraction: float = 0.5, stay: int = 20) -> Array:
-    """The update at which each run collapsed, `NEVER` if it did not: (update, run) -> (run,) integers.
+    """The update at which each run collapsed, `NOT_COLLAPSED` if it did not: (update, run) -> (run,) integers.
 
     Raises `InputError` for a fraction outside (0, 1) or fewer updates than `stay`.
     """
@@ -42,7 +42,7 @@ def collapse_step(value: Array, *, fraction: float = 0.5, stay: int = 20) -> Arr
     below = value < fraction * np.maximum.accumulate(value, axis=0)
     # updates since which a run has been below without interruption, counted from the end
     lasting = np.cumprod(below[::-1], axis=0).sum(axis=0)
-    return np.where(lasting >= stay, value.shape[0] - lasting, NEVER)
+    return np.where(lasting >= stay, value.shape[0] - lasting, NOT_COLLAPSED)
 
 
 def variation(x: Array, window: int) -> Array:
@@ -100,8 +100,8 @@ def cases(collapse: Array, landmarks: Sequence[int], horizon: int) -> Cases:
     """Runs at risk at each landmark, that is not yet collapsed: (run,) -> (case,)."""
     found = []
     for landmark in landmarks:
-        run = np.flatnonzero((collapse == NEVER) | (collapse > landmark))
-        soon = (collapse[run] != NEVER) & (collapse[run] <= landmark + horizon)
+        run = np.flatnonzero((collapse == NOT_COLLAPSED) | (collapse > landmark))
+        soon = (collapse[run] != NOT_COLLAPSED) & (collapse[run] <= landmark + horizon)
         found.append((run, soon, np.full(run.shape, landmark)))
     return Cases(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
@@ -170,7 +170,7 @@ def lead_time(
     The threshold lets `false_alarm` of the healthy calibration runs through. Updates before `start` raise no alarm.
     None where a side has no healthy or no collapsing run.
     """
-    healthy = collapse == NEVER
+    healthy = collapse == NOT_COLLAPSED
     judged_healthy, judged_lost = healthy & ~calibrate, ~healthy & ~calibrate
     if not (np.any(healthy & calibrate) and judged_healthy.any() and judged_lost.any()):
         return None

@@ -38,8 +38,8 @@ from vcposim.errors import InputError
 from vcposim.estimators import Resolved
 from vcposim.gauges.tails import tail_index
 from vcposim.learning.lags import History
-from vcposim.learning.optimizers import Moments, adam_direction, stepped
-from vcposim.learning.run_records import Record, Run
+from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
+from vcposim.learning.run_records import Run, UpdateRecord
 from vcposim.learning.streams import START, Numbers, cumulative, generator, invert
 from vcposim.learning.tables import Family, TableScores, Tabular, gradient, time_first, time_last
 from vcposim.learning.tasks import Task
@@ -61,7 +61,7 @@ class State:
 
     step: int
     theta: Array
-    moments: Moments
+    moments: AdamMoments
     prob: Array
     """of the current policy (run, rows, V)"""
     history: History
@@ -96,7 +96,7 @@ class Learner:
     """Runs in lock-step on one task.
 
     Each update draws `groups` groups of `group_size` for each run; prompts take turns. `khat_every` and `truth_every`
-    say on which updates (multiples; 0 for never) the costly fields of `Record` are filled.
+    say on which updates (multiples; 0 for never) the costly fields of `UpdateRecord` are filled.
 
     Raises `InputError` without runs, or for a group too small for an estimator.
     """
@@ -144,7 +144,7 @@ class Learner:
         """Updates made so far."""
         return self.state.step
 
-    def updates(self, count: int) -> Iterator[Record]:
+    def updates(self, count: int) -> Iterator[UpdateRecord]:
         """Make `count` more updates, yielding a record of each. Stop and call again at will: nothing is lost."""
         for _ in range(count):
             yield self.update()
@@ -153,7 +153,7 @@ class Learner:
         """A copy of the state; assign it to `state` of a learner of the same runs to resume there."""
         return copy.deepcopy(self.state)
 
-    def update(self) -> Record:
+    def update(self) -> UpdateRecord:
         """One update of every run."""
         state, drawn = self.state, self._draw()
         scores = TableScores(self.family, state.theta, state.prob, drawn.cell)
@@ -185,7 +185,7 @@ class Learner:
         return State(
             step=0,
             theta=theta,
-            moments=Moments.zeros(theta.shape),
+            moments=AdamMoments.zeros(theta.shape),
             prob=prob,
             history=History(log_prob, max_lag + 1),  # one more for the anchor
             cumulative=History(cumulative(prob), max_lag + 1),
@@ -278,12 +278,12 @@ class Learner:
 
     def _record(
         self, drawn: Drawn, scores: TableScores, weights: "_Weights", seen: Seen, scale: Array, found: Array
-    ) -> Record:
+    ) -> UpdateRecord:
         prob, measure = self.state.prob, weights.measure
         row_entropy = -np.einsum("rtv,rtv->rt", prob, self.state.history.newest)[..., None]
         # where every trajectory passes every row, all rows count the same
         entropy = row_entropy.mean(axis=(1, 2)) if self._open_loop else scores.at(row_entropy).mean(axis=(1, 2, 3))
-        record = Record(
+        record = UpdateRecord(
             step=seen.step,
             value=self.task.value(prob),
             reward=drawn.reward.mean(axis=(1, 2)),
@@ -351,14 +351,14 @@ class Learner:
         state.cumulative.push(cumulative(state.prob))
         state.step += 1
 
-    def _as_given(self, record: Record) -> Record:
+    def _as_given(self, record: UpdateRecord) -> UpdateRecord:
         if self._in_order:
             return record
         ordered: dict[str, Any] = {
             f.name: x[self._restore_order] if isinstance(x := getattr(record, f.name), np.ndarray) else x
             for f in fields(record)
         }
-        return Record(**ordered)
+        return UpdateRecord(**ordered)
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

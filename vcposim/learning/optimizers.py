@@ -14,7 +14,7 @@ OPTIMIZERS = ("adam", "sgd")
 
 
 @dataclass
-class Moments:
+class AdamMoments:
     """Running moments of the gradient, and the number of updates behind them."""
 
     first: Array
@@ -22,13 +22,13 @@ class Moments:
     count: Array = field(default_factory=lambda: np.zeros(()))
 
     @classmethod
-    def zeros(cls, shape: tuple[int, int]) -> "Moments":
+    def zeros(cls, shape: tuple[int, int]) -> "AdamMoments":
         """The state before the first update: (run, p)."""
         return cls(np.zeros(shape), np.zeros(shape), np.zeros((shape[0], 1)))
 
 
 def adam_direction(
-    moments: Moments, gradient: Array, *, beta: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
+    moments: AdamMoments, gradient: Array, *, beta: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
 ) -> Array:
     """m_hat / (sqrt(v_hat) + epsilon), moving the moments in place (arXiv 1412.6980): (run, p) -> (run, p)."""
     moments.count += 1

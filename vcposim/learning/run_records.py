@@ -1,4 +1,4 @@
-"""What goes into a learner and what comes out: the `Run`s asked for, and a `Record` of each update of all of them."""
+"""What goes into a learner and what comes out: the `Run`s asked for, an `UpdateRecord` of each update of them all."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Record:
+class UpdateRecord:
     """What one update of all runs looked like; arrays are (run,), in the order the runs were given."""
 
     step: int

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.learning.optimizers import Moments, adam_direction
+from vcposim.learning.optimizers import AdamMoments, adam_direction
 from vcposim.problems.policies import log_and_softmax, log_softmax
 
 
@@ -134,7 +134,7 @@ class TwoLayer:
         if not self.fit:
             return np.concatenate([first.reshape(-1), second.reshape(-1)])
         theta = np.concatenate([first.reshape(-1), 0 * second.reshape(-1)])[None]
-        wanted, memory = log_and_softmax(logit)[1][None], Moments.zeros(theta.shape)
+        wanted, memory = log_and_softmax(logit)[1][None], AdamMoments.zeros(theta.shape)
         for _ in range(self.fit):
             uphill = self.pull_back(theta, wanted - log_and_softmax(self.logit(theta))[1])
             theta = theta + FIT_STEP * adam_direction(memory, uphill)

@@ -67,7 +67,7 @@ def contribution_moments(problem: "ChainProblem", estimator: Estimator, baseline
     product over tokens, or 1/L is not a constant.
     """
     factor, fixed_length = factors(problem, estimator.weighting), not np.any(problem.chain.done)
-    if factor is None or not (estimator.normalizer == "none" or fixed_length):
+    if factor is None or not (estimator.normalizer == "none" or (estimator.normalizer == "length" and fixed_length)):
         return None
     scale = 1 / problem.chain.shape[0] if estimator.normalizer == "length" else 1.0
     advantage = scale * (problem.chain.reward - baseline[:, None])

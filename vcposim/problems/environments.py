@@ -17,7 +17,7 @@ from vcposim.problems.policies import Policy
 
 
 @dataclass(frozen=True)
-class Bandit:
+class BanditEnvironment:
     """A contextual bandit: `reward` (G, K) of choice k in context g, which comes up with `group_probability` (G,).
 
     One context is the plain K-armed bandit. Raises `InputError` if shapes do not match or values are not finite.

@@ -18,7 +18,7 @@ from vcposim.batch import Batch, Scores
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.problems.bandits import BanditProblem, require_support
-from vcposim.problems.environments import Bandit, place, require_finite, require_probability
+from vcposim.problems.environments import BanditEnvironment, place, require_finite, require_probability
 from vcposim.problems.policies import LinearSoftmax, Policy
 from vcposim.weights import Weighting
 
@@ -148,7 +148,7 @@ def contextual_bandit_problem(
 
 
 def bandit_problem_of(
-    environment: Bandit,
+    environment: BanditEnvironment,
     target: Policy,
     behaviors: Sequence[Policy],
     version_probability: Sequence[float] | None = None,

@@ -14,14 +14,14 @@ from vcposim.estimators import Estimator
 from vcposim.moments import batch_sums
 from vcposim.problems.bandits import BanditProblem
 from vcposim.problems.chains import ChainProblem, chain_problem
-from vcposim.problems.environments import Bandit
+from vcposim.problems.environments import BanditEnvironment
 from vcposim.problems.policies import Policy, moved
 from vcposim.problems.rollouts import bandit_problem_of
 from vcposim.problems.staleness import LagLaw, PolicyHistory, in_flight, whole_trajectory
 from vcposim.problems.token_chains import TokenChain
 from vcposim.weights import Weighting
 
-Environment = Bandit | TokenChain
+Environment = BanditEnvironment | TokenChain
 ON_POLICY = Estimator(Weighting("none"), "leave_one_out")
 
 
@@ -57,7 +57,7 @@ def policies_of_a_run(
 
 def problem_of(environment: Environment, target: Policy, behaviors: list[Policy]) -> BanditProblem | ChainProblem:
     """The problem of an environment, a target policy and the policies that sample, each as often."""
-    if isinstance(environment, Bandit):
+    if isinstance(environment, BanditEnvironment):
         return bandit_problem_of(environment, target, behaviors)
     return chain_problem(environment, target, behaviors)
 
@@ -81,7 +81,7 @@ def stale_problem(
     versions = tuple(mismatch(policy) for policy in history.policies) if mismatch else history.policies
     sampler = PolicyHistory(versions, history.version, history.capacity)
     believed = sampler if recorded_by_sampler else history
-    if isinstance(environment, Bandit):
+    if isinstance(environment, BanditEnvironment):
         if tokens_per_update is not None:
             raise InputError("tokens_per_update: a bandit has one token; leave it out, or use a token chain")
         lags = np.flatnonzero(law.probability).tolist()

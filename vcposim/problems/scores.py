@@ -22,8 +22,13 @@ from vcposim.arrays import Array
 class SummableScores(Protocol):
     """Scores that reduce without writing one gradient for each group."""
 
-    def combine(self, weight: Array) -> Array: ...
-    def sq_norm(self, weight: Array) -> Array: ...
+    def combine(self, weight: Array) -> Array:
+        """sum_i weight_i s_i of each group: (..., n) -> (..., p)."""
+        ...
+
+    def sq_norm(self, weight: Array) -> Array:
+        """||weight_i s_i||^2: (..., n) -> (..., n)."""
+        ...
 
     def combine_total(self, weight: Array) -> Array:
         """sum over all groups of `combine(weight)`: -> (p,)."""

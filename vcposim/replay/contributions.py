@@ -7,40 +7,22 @@ Groups of one size are evaluated together: ragged groups need no padding, and no
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vcposim.baselines import NEEDS_TWO, Evidence, baseline, weighted_mean_of_others
+from vcposim.baselines import Evidence, baseline
 from vcposim.batch import Batch, ScoreNorms
 from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, evidence
+from vcposim.estimators import Estimator
 from vcposim.replay.dumps import Dump
+from vcposim.results import Interval
 from vcposim.weights import Weight, Weighting
 
 SCALE_FREE = frozenset({"importance", "self_normalize", "pareto_smooth"})
 """treatments that commute with a factor on all ratios, which may then be chosen free of overflow"""
-
-HELD_OUT: dict[str, Callable[[Evidence], Any]] = {
-    "group_mean": lambda e: e.reward * 0 + 1,
-    "leave_one_out": lambda e: e.reward * 0 + 1,
-    "length_weighted": lambda e: e.length(),
-    "on_policy_optimal": lambda e: e.score_sq_norm(),
-    "opob": lambda e: e.weighted_sq_norm(),
-    "opob_leave_one_out": lambda e: e.weighted_sq_norm(),
-    "opob_released": lambda e: e.weighted_sq_norm() * e.ratio_sq(),
-}
-"""the weight of each weighted mean, to take it without one sample; damping is no weighted mean and has no such twin"""
-
-
-class Interval(NamedTuple):
-    """A value with its 95% bootstrap interval; NaN where it does not exist."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Table(NamedTuple):
@@ -98,7 +80,7 @@ def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting) 
         table.ess_fraction[groups[weighty]] = ess_fraction(log_ratio[weighty]) if weighty.any() else 0.0
         table.max_leverage[groups] = Estimator(weighting).leverage(batch).max(axis=-1)
         weight = weighting(batch)
-        mean = baseline("group_mean")(evidence(batch, weight))
+        mean = baseline("group_mean")(Evidence(batch, weight))
         table.group_mean[groups] = second_moment(weight.value, batch.reward - mean, sq_norm[index])
         for i, name in enumerate(names):
             _fill(table, i, groups, batch, weight, name, sq_norm[index])
@@ -106,8 +88,8 @@ def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting) 
 
 
 def _fill(table: Table, i: int, groups: Any, batch: Batch, weight: Weight, name: str, sq_norm: Any) -> None:
-    n, e = batch.reward.shape[-1], evidence(batch, weight)
-    if n < 2 and name in NEEDS_TWO:
+    n, e = batch.reward.shape[-1], Evidence(batch, weight)
+    if n < 2 and baseline(name).needs_two:
         table.per_group[i, groups] = math.nan
         return
 
@@ -125,10 +107,8 @@ def _fill(table: Table, i: int, groups: Any, batch: Batch, weight: Weight, name:
 
 
 def _without(name: str, e: Evidence) -> Any:
-    """The baseline of sample i computed without it: (g, n)."""
-    if name not in HELD_OUT:
-        return e.reward * 0
-    return weighted_mean_of_others(e.reward, HELD_OUT[name](e), e.measure, e.unit)
+    """The baseline of sample i computed without it: (g, n); nothing is shown of those that have none."""
+    return baseline(name).held_out(e) if baseline(name).has_held_out else e.reward * 0
 
 
 def second_moment(weight: Any, advantage: Any, sq_norm: Any) -> Any:
@@ -154,11 +134,11 @@ def bootstrap_ratios(pair: Any, resamples: int, seed: int) -> list[Interval]:
 def _interval(pair: Any, drawn: Any) -> Interval:
     total, informative = pair.sum(axis=-1), int((pair[1] > 0).sum())
     if informative == 0:
-        return Interval(math.nan, math.nan, math.nan)
+        return Interval(value=math.nan, low=math.nan, high=math.nan)
     value = float(total[0] / total[1])
     if informative < 2:
-        return Interval(value, math.nan, math.nan)
+        return Interval(value=value, low=math.nan, high=math.nan)
     usable = drawn[drawn.sum(axis=-1) > 0]
     with np.errstate(divide="ignore"):  # a numerator alone: that resample's ratio is infinite
         low, high = np.quantile(usable[:, 0] / usable[:, 1], (0.025, 0.975), method="inverted_cdf")
-    return Interval(value, float(low), float(high))
+    return Interval(value=value, low=float(low), high=float(high))

@@ -30,8 +30,8 @@ from vcposim.batch import Batch, ScoreNorms, sample_measure
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
-from vcposim.replay.contributions import Interval
 from vcposim.replay.dumps import Dump
+from vcposim.results import Interval
 from vcposim.weights import Weighting
 
 CELLS = 300_000
@@ -267,7 +267,7 @@ def _measured(
             held = None
     return Correction(
         name=name,
-        risk=Interval(bias**2 + spread, float(low), float(high)),
+        risk=Interval(value=bias**2 + spread, low=float(low), high=float(high)),
         bias=bias,
         spread=spread,
         kept=float(np.mean(c[live] != 0)) if live.any() else math.nan,

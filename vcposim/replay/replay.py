@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from vcposim.baselines import NEEDS_TWO, baseline
+from vcposim.baselines import baseline
 from vcposim.catalogue import weighting as named_weighting
 from vcposim.control import step_scale
 from vcposim.diagnostics import Diagnostic, WeightSums
@@ -31,10 +31,10 @@ from vcposim.errors import InputError
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.gauges.tails import MIN_SAMPLES
 from vcposim.replay.checks import Finding
-from vcposim.replay.contributions import HELD_OUT, Interval, Table, bootstrap_ratios, tabulate
+from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate
 from vcposim.replay.corrections import Ranking, rank
 from vcposim.replay.dumps import Dump, pooled
-from vcposim.results import Records, Result
+from vcposim.results import Interval, Records, Result
 from vcposim.weights import Weighting
 
 DEFAULT_BASELINES = (
@@ -178,7 +178,7 @@ def replay(
         table = tabulate(dump, size, names, weigh)
         ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
         rows = [
-            Row(name, table.per_group[k], ratio[k], ratio[len(names) + k] if name in (*HELD_OUT, "zero") else None)
+            Row(name, table.per_group[k], ratio[k], ratio[len(names) + k] if baseline(name).has_held_out else None)
             for k, name in enumerate(names)
         ]
         diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
@@ -410,7 +410,7 @@ def _explanations(dump: Dump, size: Any, table: Table, rows: Sequence[Row], weig
         notes.append(f"every {dump.norm_source} is 0: no contribution has a size, ratios are undefined")
     alone = int((size < 2).sum())
     if alone:
-        short = [row.baseline for row in rows if row.baseline in NEEDS_TWO]
+        short = [row.baseline for row in rows if baseline(row.baseline).needs_two]
         skipped = f", {', '.join(short)} skip them" if short else ""
         notes.append(f"{alone} groups have a single response: the group mean leaves them no advantage{skipped}")
     equal = len(size) - table.informative
@@ -437,7 +437,7 @@ def verdict(found: Replay) -> str:
         return "Would OPOB have helped here? It cannot be told: the file has no groups or no rewards."
     if row is None or row.held_out_ratio is None:
         return "Would OPOB have helped here? Not asked: add opob to the baselines."
-    value, low, high = row.held_out_ratio
+    low, value, high = row.held_out_ratio
     if math.isnan(value):
         why = "no group has rewards that differ" if not found.informative else "every weight is 0"
         return f"Would OPOB have helped here? It cannot be told: {why}."

@@ -38,7 +38,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, configuration, given, settings
 from hypothesis.errors import Flaky
 
-from vcposim.catalogue import ALWAYS, entry
+from vcposim.catalogue import Unbiased, entry
 from vcposim.catalogue.loading import load
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Estimator, estimator_of
@@ -215,7 +215,7 @@ def subject_of(
         known = entry(estimator)
         named_host = named_host or known.host
         claims |= {"shift"} if known.shift_invariant else set()
-        claims |= {"unbiased"} if known.unbiased == ALWAYS else set()
+        claims |= {"unbiased"} if known.unbiased is Unbiased.ALWAYS else set()
     own = judged.needs if isinstance(judged, Estimator) else estimator_of(_function(judged)).needs
     subject = Subject(
         name=_name(estimator),

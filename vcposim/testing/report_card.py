@@ -19,7 +19,7 @@ from vcposim.testing.laws import LAWS, Broken, Subject
 from vcposim.testing.strategies import Case, case_of
 
 VIOLATED = "violated"
-Row = dict[str, Any]
+CardRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Finding:
     """the smallest counterexample; of a law that is not claimed, any: the reason not to"""
     tried: bool = True
 
-    def to_json(self) -> Row:
+    def to_json(self) -> CardRow:
         """Every field, and what the law says."""
         seen = self.violation
         found = None if seen is None else {"size": seen.size, "case": seen.case, "saw": seen.saw}
@@ -96,7 +96,11 @@ def library_for(estimator: Judged, needs: Iterable[str] = ()) -> str:
 def _probe(subject: Subject) -> Case:
     reward, length = [1, 0], [2, 1]
     if subject.per_token:
-        given: Row = {"ratio": [["1/2", 2], [1, 1]], "score": [[[1], [1]], [[-1], [0]]], "token_mask": [[1, 1], [1, 0]]}
+        given: CardRow = {
+            "ratio": [["1/2", 2], [1, 1]],
+            "score": [[[1], [1]], [[-1], [0]]],
+            "token_mask": [[1, 1], [1, 0]],
+        }
         given |= {"token_probability": [["1/2", "1/3"], ["1/2", "1/2"]], "anchor_ratio": [[1, 1], [1, 1]]}
     else:
         given = {"ratio": [2, "1/2"], "score": [[1], [-1]]}
@@ -106,7 +110,7 @@ def _probe(subject: Subject) -> Case:
     return case_of(**given)
 
 
-def measured(mine: Subject) -> tuple[list[Row], str]:
+def measured(mine: Subject) -> tuple[list[CardRow], str]:
     """`beside_the_catalogue`, and what went wrong if it could not be asked there: then without it."""
     try:
         return beside_the_catalogue(mine), ""
@@ -114,7 +118,7 @@ def measured(mine: Subject) -> tuple[list[Row], str]:
         return beside_the_catalogue(None), f"{mine.name} does not answer the standard problems: {error}"
 
 
-def beside_the_catalogue(mine: Subject | None) -> list[Row]:
+def beside_the_catalogue(mine: Subject | None) -> list[CardRow]:
     """Exact moments on every standard problem, of an estimator and of all of the catalogue that can be asked.
 
     Rows hold `problem`, `estimator`, `mine`, and relative to the squared norm of the gradient, `squared_bias`,
@@ -130,7 +134,7 @@ def beside_the_catalogue(mine: Subject | None) -> list[Row]:
     ]
 
 
-def _row(problem: str, subject: Subject, mine: bool) -> Row:
+def _row(problem: str, subject: Subject, mine: bool) -> CardRow:
     with np.errstate(all="ignore"):
         found = exact_moments(
             subject.raw,

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from vcposim.catalogue.references import REFERENCES, Reference, _bibtex_entry, bibtex, escape, reference, short
+from vcposim.catalogue.references import SOURCES, Reference, _bibtex_entry, bibtex, escape, reference, short
 from vcposim.errors import InputError
 
-KEYS = list(REFERENCES)
+KEYS = list(SOURCES)
 SPECIALS = "&%$#_{}~^\\"
 
 
@@ -50,7 +50,7 @@ def test_keys_are_sorted_and_unique_in_the_source():
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_entry_is_complete(key):
-    entry = REFERENCES[key]
+    entry = SOURCES[key]
     assert re.fullmatch(r"[a-z][a-z0-9_]*", key)
     assert entry.title == entry.title.strip() != ""
     assert entry.authors
@@ -62,7 +62,7 @@ def test_every_entry_is_complete(key):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_an_arxiv_number_is_well_formed_and_not_later_than_the_year(key):
-    scheme, _, number = REFERENCES[key].id.partition(":")
+    scheme, _, number = SOURCES[key].id.partition(":")
     assert scheme
     if scheme != "arXiv":
         return
@@ -70,25 +70,25 @@ def test_an_arxiv_number_is_well_formed_and_not_later_than_the_year(key):
     month = int(number[2:4])
     assert 1 <= month <= 12
     if key != "weaver_tao":  # proceedings of 2001, put on arXiv in 2013
-        assert 2000 + int(number[:2]) <= REFERENCES[key].year
+        assert 2000 + int(number[:2]) <= SOURCES[key].year
 
 
 def test_no_source_is_listed_twice():
     for field in ("title", "id"):
-        values = [getattr(entry, field).lower() for entry in REFERENCES.values()]
+        values = [getattr(entry, field).lower() for entry in SOURCES.values()]
         assert len(set(values)) == len(values)
 
 
 def test_an_entry_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        REFERENCES["vcpo"].year = 1999
+        SOURCES["vcpo"].year = 1999
 
 
 def test_bibtex_of_everything_reads_back_as_it_was_written():
     entries = parse(bibtex(KEYS))
     assert [key for _, key, _ in entries] == KEYS
     for kind, key, fields in entries:
-        source = REFERENCES[key]
+        source = SOURCES[key]
         assert kind == "misc"
         assert unescape(fields["title"][1:-1]) == source.title
         assert tuple(unescape(name) for name in fields["author"].split(" and ")) == source.authors
@@ -149,5 +149,5 @@ def test_every_key_the_catalogue_cites_exists():
     from vcposim.catalogue import CATALOGUE, cite
 
     cited = {key for entry in CATALOGUE.values() for key in entry.references}
-    assert cited <= set(REFERENCES)
+    assert cited <= set(SOURCES)
     assert next(key for _, key, _ in parse(cite("vcpo", "sequence_tis"))) == "vcpo"

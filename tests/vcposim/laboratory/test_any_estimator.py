@@ -30,7 +30,6 @@ from vcposim.problems.rollouts import (
 from vcposim.surrogates import Clip, Product
 from vcposim.weights import Weight, Weighting
 
-TOLERANCE = 1e-9  # what is asked of exact values; rounding here is below 1e-13
 Function = Callable[[Batch], Array]
 
 

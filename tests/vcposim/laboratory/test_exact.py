@@ -9,12 +9,12 @@ import pytest
 
 from tests.kit import slow_exact
 from tests.kit.statistical import assert_near, near
-from vcposim.baselines import BASELINES, NEEDS_TWO
+from vcposim.baselines import BASELINES
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.laboratory import exact
 from vcposim.problems.bandits import BanditProblem
-from vcposim.problems.environments import Bandit
+from vcposim.problems.environments import BanditEnvironment
 from vcposim.problems.policies import drifted, random_linear, random_tabular
 from vcposim.problems.rollouts import bandit_problem, bandit_problem_of, contextual_bandit_problem
 from vcposim.weights import TREATMENTS, Weighting
@@ -83,7 +83,7 @@ def test_the_lists_below_hold_every_baseline_and_treatment_of_a_bandit() -> None
         (baseline, k, size)
         for baseline in SAMPLE_BASELINES
         for k, size in [(2, 1), (2, 4), (3, 2), (3, 3), (4, 3)]
-        if size > 1 or baseline not in NEEDS_TWO
+        if size > 1 or not BASELINES[baseline].needs_two
     ],
 )
 @pytest.mark.parametrize("treatment", TREATMENT_NAMES)
@@ -147,7 +147,7 @@ def test_versions_mix_and_linear_scores_agree_with_all_ordered_batches() -> None
     rng = np.random.default_rng(5)
     policy = random_linear(rng, (1, 3), d=2)
     behaviors = [drifted(policy, rng, 0.5) for _ in range(2)]
-    environment = Bandit(rng.normal(size=(1, 3)), np.ones(1))
+    environment = BanditEnvironment(rng.normal(size=(1, 3)), np.ones(1))
     problem = bandit_problem_of(environment, policy, behaviors, [0.3, 0.7])
     outcomes = [
         {
@@ -166,7 +166,7 @@ def test_versions_mix_and_linear_scores_agree_with_all_ordered_batches() -> None
 
 
 def test_recorded_behavior_changes_ratios_but_not_what_is_sampled() -> None:
-    environment = Bandit(np.array([[1.0, 0.0]]), np.ones(1))
+    environment = BanditEnvironment(np.array([[1.0, 0.0]]), np.ones(1))
     rng = np.random.default_rng(0)
     target, sampler, believed = (random_tabular(rng, (1, 2)) for _ in range(3))
     problem = bandit_problem_of(environment, target, [sampler], recorded=[believed])

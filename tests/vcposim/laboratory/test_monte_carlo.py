@@ -14,7 +14,7 @@ from vcposim.estimators import Estimator
 from vcposim.laboratory import exact, monte_carlo
 from vcposim.laboratory.leaves import BLOCKS, generator, jackknife, leaves, tasks
 from vcposim.moments import batch_sums
-from vcposim.problems.environments import Bandit
+from vcposim.problems.environments import BanditEnvironment
 from vcposim.problems.policies import drifted, random_linear
 from vcposim.problems.rollouts import bandit_problem, bandit_problem_of, contextual_bandit_problem
 from vcposim.weights import Weighting
@@ -40,7 +40,7 @@ def contextual() -> Any:
 def versions() -> Any:
     rng = np.random.default_rng(5)
     policy = random_linear(rng, (2, 3), d=2)
-    environment = Bandit(rng.normal(size=(2, 3)), np.array([0.4, 0.6]))
+    environment = BanditEnvironment(rng.normal(size=(2, 3)), np.array([0.4, 0.6]))
     return bandit_problem_of(environment, policy, [drifted(policy, rng, 0.5) for _ in range(2)], [0.3, 0.7])
 
 

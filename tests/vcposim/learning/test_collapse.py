@@ -10,7 +10,7 @@ from tests.kit.statistical import SEARCHED, assert_mean_equals, assert_near, nea
 from vcposim.errors import InputError
 from vcposim.learning.collapse import (
     DETECTORS,
-    NEVER,
+    NOT_COLLAPSED,
     Cases,
     auroc,
     cases,
@@ -30,13 +30,13 @@ def curve(*parts: tuple[float, int]) -> np.ndarray:
     ("value", "step"),
     [
         (curve((0.1, 30), (0.9, 30), (0.2, 40)), 60),
-        (curve((0.1, 100)), NEVER),  # never rose, never fell
-        (curve((0.9, 30), (0.2, 40), (0.9, 30)), NEVER),  # recovered
+        (curve((0.1, 100)), NOT_COLLAPSED),  # never rose, never fell
+        (curve((0.9, 30), (0.2, 40), (0.9, 30)), NOT_COLLAPSED),  # recovered
         (curve((0.9, 30), (0.2, 20), (0.6, 10), (0.2, 40)), 60),  # the last fall counts
-        (curve((0.9, 85), (0.2, 15)), NEVER),  # too short to call
+        (curve((0.9, 85), (0.2, 15)), NOT_COLLAPSED),  # too short to call
         (curve((0.9, 80), (0.2, 20)), 80),
         (curve((0.03, 10), (0.0, 90)), 10),  # lost what it was given
-        (curve((0.9, 30), (0.45, 70)), NEVER),  # exactly half is not below half
+        (curve((0.9, 30), (0.45, 70)), NOT_COLLAPSED),  # exactly half is not below half
     ],
 )
 def test_collapse_is_what_it_says(value: np.ndarray, step: int) -> None:
@@ -45,15 +45,15 @@ def test_collapse_is_what_it_says(value: np.ndarray, step: int) -> None:
 
 def test_collapse_is_judged_run_by_run() -> None:
     both = np.hstack([curve((0.9, 30), (0.2, 70)), curve((0.1, 100))])
-    assert collapse_step(both).tolist() == [30, NEVER]
+    assert collapse_step(both).tolist() == [30, NOT_COLLAPSED]
 
 
 def test_an_absolute_threshold_is_another_definition() -> None:
     """Mutant: below one half of 1 instead of one half of its own best; it calls a run collapsed that only rose."""
     rising = np.linspace(0.05, 0.4, 100)[:, None]
-    mutant = np.where((rising < 0.5).all(axis=0), 0, NEVER)
+    mutant = np.where((rising < 0.5).all(axis=0), 0, NOT_COLLAPSED)
     assert mutant.tolist() == [0]
-    assert collapse_step(rising).tolist() == [NEVER]
+    assert collapse_step(rising).tolist() == [NOT_COLLAPSED]
 
 
 @pytest.mark.parametrize(("change", "message"), [({"fraction": 1.0}, "fraction: 1.0"), ({"stay": 101}, "stay: 101")])
@@ -134,7 +134,7 @@ def test_intervals_cover() -> None:
 
 
 def test_cases_are_runs_at_risk() -> None:
-    case = cases(np.array([NEVER, 15, 40, 5]), landmarks=(10, 20), horizon=10)
+    case = cases(np.array([NOT_COLLAPSED, 15, 40, 5]), landmarks=(10, 20), horizon=10)
     assert case.run.tolist() == [0, 1, 2, 0, 2]
     assert case.positive.tolist() == [False, True, False, False, False]
 
@@ -143,10 +143,10 @@ def test_lead_time_judges_on_other_runs() -> None:
     score = np.zeros((50, 8))
     score[10:, 0] = score[20:, 1] = 5.0  # alarms in the two collapsing runs of the judged half
     score[:, 2] = 1.0
-    collapse = np.array([30, 25, NEVER, NEVER, 40, NEVER, NEVER, NEVER])
+    collapse = np.array([30, 25, NOT_COLLAPSED, NOT_COLLAPSED, 40, NOT_COLLAPSED, NOT_COLLAPSED, NOT_COLLAPSED])
     calibrate = np.arange(8) >= 4
     found = lead_time(score, collapse, calibrate)
     assert found is not None
     assert found.lead.tolist() == [20, 5]
     assert (found.detected, found.false_alarm) == (1.0, 0.5)  # run 2 is above the threshold of the calibration half
-    assert lead_time(score, np.full(8, NEVER), calibrate) is None
+    assert lead_time(score, np.full(8, NOT_COLLAPSED), calibrate) is None

@@ -16,7 +16,7 @@ from vcposim.estimators import Estimator
 from vcposim.learning import learner as learning
 from vcposim.learning.lags import LAG_LAWS, History, Lag
 from vcposim.learning.learner import Learner
-from vcposim.learning.optimizers import Moments, adam_direction, stepped
+from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
 from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
 from vcposim.learning.streams import CHUNK, Numbers
@@ -389,7 +389,7 @@ def test_adam_and_weight_decay_are_pytorchs() -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(6)
     theta, grads = rng.normal(size=(2, 5)), rng.normal(size=(12, 2, 5))
-    moments, mine = Moments.zeros(theta.shape), theta.copy()
+    moments, mine = AdamMoments.zeros(theta.shape), theta.copy()
     theirs = torch.tensor(theta, requires_grad=True)
     optimizer = torch.optim.AdamW([theirs], lr=0.03, weight_decay=0.2)
     for g in grads:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.statistical import SEARCHED, assert_near, near
 from vcposim.errors import InputError
-from vcposim.problems.environments import Bandit
+from vcposim.problems.environments import BanditEnvironment
 from vcposim.problems.policies import Policy, drifted, random_linear, random_tabular
 from vcposim.problems.token_chains import TokenChain, any_match, exact_match, modular_sum, partial_credit, with_end
 
@@ -101,7 +101,7 @@ def test_prompts_are_averaged() -> None:
 @pytest.mark.parametrize("linear", [False, True], ids=["tabular", "linear"])
 def test_value_and_gradient_of_a_contextual_bandit(linear: bool) -> None:
     rng = np.random.default_rng(2)
-    bandit = Bandit(rng.normal(size=(3, 4)), np.array([0.2, 0.5, 0.3]))
+    bandit = BanditEnvironment(rng.normal(size=(3, 4)), np.array([0.2, 0.5, 0.3]))
     policy: Policy = random_linear(rng, (3, 4), 5) if linear else random_tabular(rng, (3, 4))
     expected = sum(
         bandit.group_probability[g] * np.exp(policy.log_prob[g, k]) * bandit.reward[g, k]
@@ -114,14 +114,14 @@ def test_value_and_gradient_of_a_contextual_bandit(linear: bool) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(InputError, match=r"reward: shape \(3,\) with group_probability"):
-        Bandit(np.zeros(3), np.ones(1))
+        BanditEnvironment(np.zeros(3), np.ones(1))
     with pytest.raises(InputError, match=r"reward\[0\]\[1\]: nan is not a finite"):
-        Bandit(np.array([[0.0, np.nan]]), np.ones(1))
+        BanditEnvironment(np.array([[0.0, np.nan]]), np.ones(1))
     with pytest.raises(InputError, match=r"group_probability: sums to 0.9, not 1"):
-        Bandit(np.zeros((2, 2)), np.array([0.5, 0.4]))
+        BanditEnvironment(np.zeros((2, 2)), np.array([0.5, 0.4]))
     policy = random_tabular(np.random.default_rng(0), (1, 2))
     with pytest.raises(InputError, match="divergence: 'tv' is neither"):
-        Bandit(np.zeros((1, 2)), np.ones(1)).divergence(policy, policy, "tv")
+        BanditEnvironment(np.zeros((1, 2)), np.ones(1)).divergence(policy, policy, "tv")
     with pytest.raises(InputError, match=r"target: token 3 is outside 0..2"):
         exact_match([0, 3], 3)
     with pytest.raises(InputError, match="target: empty"):

@@ -5,7 +5,7 @@ import pytest
 
 from tests.kit.statistical import SEARCHED, assert_mean_equals, assert_near
 from vcposim.errors import InputError
-from vcposim.problems.environments import Bandit
+from vcposim.problems.environments import BanditEnvironment
 from vcposim.problems.policies import (
     LinearSoftmax,
     Policy,
@@ -81,7 +81,7 @@ def test_a_choice_of_probability_zero_is_never_sampled() -> None:
 
 @pytest.mark.parametrize(("kind", "value"), [("chi2", 1e-6), ("chi2", 0.5), ("chi2", 1e6), ("kl", 1e-6), ("kl", 0.5)])
 def test_drift_reaches_the_divergence_asked_for(kind: str, value: float) -> None:
-    policy, environment = POLICIES[0], Bandit(np.zeros((2, 3)), np.array([0.3, 0.7]))
+    policy, environment = POLICIES[0], BanditEnvironment(np.zeros((2, 3)), np.array([0.3, 0.7]))
     direction = np.random.default_rng(8).normal(size=6)
     behavior = drifted_to(policy, direction, lambda mu: environment.divergence(policy, mu, kind), value)
     pi, mu = np.exp(policy.log_prob), np.exp(behavior.log_prob)
@@ -110,7 +110,7 @@ def test_refusals() -> None:
         LinearSoftmax(np.zeros((2, 3, 4)), np.zeros(3))
     with pytest.raises(InputError, match="divergence: 0 is not a positive"):
         drifted_to(POLICIES[0], np.ones(6), lambda mu: 1.0, 0)
-    environment = Bandit(np.zeros((2, 3)), np.array([0.3, 0.7]))
+    environment = BanditEnvironment(np.zeros((2, 3)), np.array([0.3, 0.7]))
     with pytest.raises(InputError, match="is not reached along this direction"):
         # the same number on every logit moves no probability
         drifted_to(POLICIES[0], np.ones(6), lambda mu: environment.divergence(POLICIES[0], mu), 0.5)

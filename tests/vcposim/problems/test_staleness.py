@@ -9,7 +9,7 @@ from tests.kit.statistical import assert_mean_equals, assert_near, near
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.laboratory import exact
-from vcposim.problems.environments import Bandit
+from vcposim.problems.environments import BanditEnvironment
 from vcposim.problems.policies import TabularSoftmax, random_tabular
 from vcposim.problems.runs import policies_of_a_run, problem_of, stale_problem
 from vcposim.problems.staleness import (
@@ -156,7 +156,7 @@ def test_a_run_follows_the_exact_gradient_and_learns() -> None:
 
 @pytest.mark.slow
 def test_a_sampled_run_goes_along_the_gradient_on_average() -> None:
-    bandit = Bandit(np.array([[1.0, 0.0, 0.5]]), np.ones(1))
+    bandit = BanditEnvironment(np.array([[1.0, 0.0, 0.5]]), np.ones(1))
     start = random_tabular(np.random.default_rng(0), (1, 3))
     rng = np.random.default_rng(1)
     step = np.array(
@@ -185,9 +185,11 @@ def test_a_lag_is_a_problem_with_the_old_policy() -> None:
     assert exact.diagnostics(mixed)["chi2"] == near(np.mean(parts))
 
 
-@pytest.mark.parametrize("environment", [Bandit(np.array([[1.0, 0.0, 0.5]]), np.ones(1)), modular_sum(2, 3, 3, 1)])
-def test_a_mismatch_is_corrected_only_if_it_is_recorded(environment: Bandit) -> None:
-    shape = (1, 3) if isinstance(environment, Bandit) else environment.shape
+@pytest.mark.parametrize(
+    "environment", [BanditEnvironment(np.array([[1.0, 0.0, 0.5]]), np.ones(1)), modular_sum(2, 3, 3, 1)]
+)
+def test_a_mismatch_is_corrected_only_if_it_is_recorded(environment: BanditEnvironment) -> None:
+    shape = (1, 3) if isinstance(environment, BanditEnvironment) else environment.shape
     history = PolicyHistory.of_run([random_tabular(np.random.default_rng(0), shape)])
 
     def at(recorded: bool) -> float:
@@ -223,7 +225,7 @@ def test_refusals() -> None:
         tempered(random_tabular(np.random.default_rng(0), (1, 2)), 0)
     with pytest.raises(InputError, match="version: 0 with 2 policies"):
         PolicyHistory((random_tabular(np.random.default_rng(0), (1, 2)),) * 2, 0)
-    bandit = Bandit(np.array([[1.0, 0.0]]), np.ones(1))
+    bandit = BanditEnvironment(np.array([[1.0, 0.0]]), np.ones(1))
     policy = random_tabular(np.random.default_rng(0), (1, 2))
     with pytest.raises(InputError, match="tokens_per_update: a bandit has one token"):
         stale_problem(bandit, PolicyHistory.of_run([policy]), fixed_lag(0), tokens_per_update=2)
