@@ -29,7 +29,11 @@ TRANSFORMERS = {
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 
 OPTIONAL = {
-    "simulations.report": {"vl_convert"},  # the module of vl-convert-python; without it the page has no script"simulations.runner": {"distributed"}, "vcposim.replay.containers": {"torch"}, **TRANSFORMERS}
+    "simulations.report": {"vl_convert"},  # of vl-convert-python; without it a page has still figures only
+    "simulations.runner": {"distributed"},
+    "vcposim.replay.containers": {"torch"},
+    **TRANSFORMERS,
+}
 """libraries that a module uses if they are there and has an error message for if not"""
 
 KERNEL = (
