@@ -28,7 +28,12 @@ TRANSFORMERS = {
 }
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 
-OPTIONAL = {"simulations.runner": {"distributed"}, "vcposim.replay.containers": {"torch"}, **TRANSFORMERS}
+OPTIONAL = {
+    "simulations.report": {"vl_convert"},  # of vl-convert-python; without it a page has still figures only
+    "simulations.runner": {"distributed"},
+    "vcposim.replay.containers": {"torch"},
+    **TRANSFORMERS,
+}
 """libraries that a module uses if they are there and has an error message for if not"""
 
 KERNEL = (

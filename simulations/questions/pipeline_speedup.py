@@ -224,9 +224,7 @@ def speedups(pipeline: Record, learned: list[Record], method: str, reference: st
     """
     keys = ("task", "tail", "admission", "max_lag")
     # the references belong to all pipelines of their task
-    mine = [
-        r for r in learned if all(r[k] == pipeline[k] for k in keys[: 1 if r["method"] in REFERENCES else None])
-    ]
+    mine = [r for r in learned if all(r[k] == pipeline[k] for k in keys[: 1 if r["method"] in REFERENCES else None])]
     first, second = (_hits(mine, name, own=own) for name in (method, reference))
     longest = mine[0]["updates"] if mine else 0
     return {
