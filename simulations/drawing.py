@@ -44,7 +44,9 @@ def series(
 ) -> dict[str, Any]:
     """Points of one name; `low` and `high` are intervals of y (of x in a ranking), `notes` are words for each point."""
     columns: dict[str, Any] = {"x": x, "y": y, "low": low, "high": high, "notes": notes}
-    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int)) if len(x) else []
+    keep: list[int] = (
+        np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int)).tolist() if len(x) else []
+    )
     data = {k: [_short(v[i]) for i in keep] for k, v in columns.items() if v is not None}
     return {"name": name, "color": color, "line": line, "dashed": dashed, "hollow": hollow, **data}
 
@@ -223,8 +225,8 @@ def _vega_panel(one: dict[str, Any], number: int) -> dict[str, Any]:
     rank = "order" in one
     rows = []
     for part in one["series"]:
-        for i, (x, y) in enumerate(zip(part["x"], part["y"], strict=True)):
-            row = {"series": part["name"], "x": x, "y": y}
+        for i, (at, value) in enumerate(zip(part["x"], part["y"], strict=True)):
+            row = {"series": part["name"], "x": at, "y": value}
             if "low" in part:
                 row |= {"low": part["low"][i], "high": part["high"][i]}
             if part.get("notes") and part["notes"][i]:
@@ -245,7 +247,12 @@ def _vega_panel(one: dict[str, Any], number: int) -> dict[str, Any]:
         beside = {"yOffset": {"field": "series", "type": "nominal"}} if len(rows) > len(one["order"]) else {}
     picked = {"condition": {"param": f"pick{number}", "value": 1, "empty": True}, "value": 0.08}
     colors = [f"series{part['color'] % 7}" for part in one["series"]]  # the page puts in its own colors
-    color = {"field": "series", "type": "nominal", "title": None, "scale": {"domain": names, "range": colors}}
+    color: dict[str, Any] = {
+        "field": "series",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": names, "range": colors},
+    }
     color["legend"] = {"orient": "bottom", "columns": 2, "labelLimit": 260} if len(names) > 1 else None
     tip = [{"field": "series", "title": "series"}] if len(names) > 1 else []
     tip += [{"field": "y", "title": "name" if rank else one["ylabel"]}, {"field": "x", "title": one["xlabel"]}]

@@ -194,7 +194,9 @@ def profile(title: str, records: list[dict[str, Any]], names: Iterable[str]) -> 
     for number, name in enumerate(n for n in names if chosen(records, method=n)):
         values = np.array([r["average"] for r in chosen(records, method=name)])
         label = f"{name} (IQM {interquartile_mean(values):.3f})"
-        parts.append(series(label, at, [float(np.mean(values > x)) for x in at], color=number, dashed=number > 3))
+        parts.append(
+            series(label, at.tolist(), [float(np.mean(values > x)) for x in at], color=number, dashed=number > 3)
+        )
     return panel(title, "value averaged over training", "share of runs above it", parts)
 
 

@@ -188,7 +188,7 @@ def bundle() -> str:
         import vl_convert
     except ImportError:
         return ""
-    code: str = vl_convert.javascript_bundle()
+    code: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
@@ -211,7 +211,7 @@ def _prose(text: str) -> str:
     out = escape(text)
     for term, words in GLOSSARY.items():
         pattern = rf"(?<![\w>-]){re.escape(term)}(?![\w-])(?![^<]*</abbr>)(?![^<]*>)"
-        out = re.sub(pattern, lambda m, w=words: f'<abbr title="{escape(w)}">{m.group()}</abbr>', out, count=1)
+        out = re.sub(pattern, rf'<abbr title="{escape(words)}">\g<0></abbr>', out, count=1)
     return out
 
 

@@ -22,7 +22,7 @@ the margin that matters, so a gain too small to matter does not hold, and a loss
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -227,7 +227,7 @@ def _places(judged: list[dict[str, Any]], which: list[int]) -> str:
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
 
 
-def shown(comparison: dict[str, Any]) -> str:
+def shown(comparison: Mapping[str, Any]) -> str:
     """A judged comparison's value with its interval."""
     if "value" not in comparison:
         return "nothing to compare"

@@ -283,7 +283,9 @@ def curve_figure(records: list[Record]) -> Plot:
     panels = []
     for kind in dict.fromkeys(r["kind"] for r in records):
         parts = []
-        names = [(name, {"color": MUTED, "dashed": i == 1}) for i, name in enumerate(SYNCHRONOUS[:2])]
+        names: list[tuple[str, dict[str, Any]]] = [
+            (name, {"color": MUTED, "dashed": i == 1}) for i, name in enumerate(SYNCHRONOUS[:2])
+        ]
         names += [(name, {"color": number}) for number, name in enumerate(CURVES)]
         for name, style in names:
             runs = chosen(records, kind=kind, method=name)
