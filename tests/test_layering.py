@@ -48,7 +48,7 @@ KERNEL = (
     "pooled",
     "moments",
 )
-KERNEL += ("diagnostics", "control")
+KERNEL += ("vocabulary", "diagnostics", "control")
 """runs on any array library, so it may know none (and nothing of the project that does)"""
 
 BESIDE = ("errors", "results")

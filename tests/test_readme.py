@@ -60,6 +60,7 @@ def test_questions_are_answered_as_typed(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_experiments_of_the_readme_exist(tmp_path: Path) -> None:
     listed = shell("python -m simulations list", tmp_path)
     assert listed.returncode == 0, listed.stderr

@@ -22,7 +22,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     >>> print(unknown_name("baseline", "oppb", ["zero", "opob"]))
     baseline: unknown name 'oppb'; did you mean 'opob'? known: opob, zero
     >>> print(unknown_name("letter", "ab", [x + y for x in "abc" for y in "vwxyz"]))
-    letter: unknown name 'ab'; did you mean 'av', 'aw' or 'ax'? (15 are known)
+    letter: unknown name 'ab'; did you mean 'bz', 'by' or 'bx'? (15 are known)
     """
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)

@@ -90,8 +90,8 @@ class KalmanClip:
     """KPO: PPO's clip on exp(xhat_t), xhat a scalar Kalman filter of the log-ratios (arXiv 2602.10609).
 
     K_t = (K_{t-1} + q) / (K_{t-1} + q + 1) with K_0 = 0, xhat_t = (1 - K_t) xhat_{t-1} + K_t log r_t; q is the noise of
-    the state over that of the observation. At the released q = 1e-6 the gain after 1,000 tokens is still 1e-3: the
-    filter all but ignores the ratios, which is why its clip can be 3e-4.
+    the state over that of the observation. At the released q = 1e-6 no gain exceeds 1e-3: of one token's log-ratio at
+    most that passes, and of a constant drift 0.5% after 100 tokens, which is why its clip can be 3e-4.
     """
 
     noise: float = 1e-6

@@ -177,6 +177,9 @@ OPERATION = 1e-6
 SINGLE = 1e-5
 """a forward pass in single precision"""
 
+HALF = 0.1
+"""a norm in float16 or bfloat16, summed over the tensors of a network"""
+
 TRAINED = 2e-4
 """after a few updates in single precision"""
 

@@ -45,6 +45,7 @@ def test_pieces_are_joined_or_refused_by_name(tmp_path: Path):
         join(tmp_path / "carry", tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch):
     order = runs_of(["addition"], [0, 2], [0])
     whole = run(order, SMALL, model, tmp_path / "a", tmp_path / "a", 1e6, 1)

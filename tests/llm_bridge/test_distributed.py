@@ -99,11 +99,13 @@ def test_ranks_with_the_same_trajectories_count_them_once(ranks: list[dict[str, 
         assert float((2 * twice["coefficient"] - expected["coefficient"]).abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_rows_of_different_number_and_length_are_gathered(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["rows"]["rows"].tolist() == [[1.0, 1.0, 1.0], [2.0, 2.0, 0.0], [2.0, 2.0, 0.0], [2.0, 2.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["nan"]["scale"] == 0.0
@@ -111,6 +113,7 @@ def test_a_nan_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
         assert rank["nan"]["parameters"].tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_foreign_process_group_is_refused(ranks: list[dict[str, Any]]) -> None:
     for index, rank in enumerate(ranks):
         assert rank["not a member"]["error"] == (

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llm_bridge.dumps import SCHEMA_VERSION, RolloutDump
+from tests.kit.statistical import OPERATION, assert_near
 from vcposim.errors import InputError
 from vcposim.replay import read_dump
 
@@ -32,7 +33,7 @@ def test_a_dump_is_read_back(tmp_path: Path) -> None:
     assert pq.read_schema(path).metadata[b"vcposim.rollouts"] == SCHEMA_VERSION.encode()
     found = read_dump(path)
     ratio = torch.where(batch["mask"] > 0, batch["log_prob"] - batch["behavior_log_prob"], 0.0).double().sum(-1)
-    np.testing.assert_allclose(found.log_ratio, [*ratio, *ratio], atol=1e-6)
+    assert_near(found.log_ratio, [*ratio, *ratio], allow=OPERATION)
     np.testing.assert_array_equal(found.length, [*batch["mask"].sum(-1), *batch["mask"].sum(-1)])
     assert len(found.labels) == 4  # two prompts at two steps
     assert found.slices["lag"][1] == [2]

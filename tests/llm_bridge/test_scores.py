@@ -43,7 +43,7 @@ from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_nor
 from llm_bridge.scores.routes import Affine, Line
 from simulations.bench import score_records
 from simulations.bench import scores as bench
-from tests.kit.statistical import OPERATION, assert_near, assert_rounding_only
+from tests.kit.statistical import OPERATION, SUMMED, assert_near, assert_rounding_only
 from tests.llm_bridge.models import (
     KINDS,
     double_rms_norm,
@@ -482,7 +482,7 @@ def test_positions_shared_by_the_batch() -> None:
     twin = weighted_gradient_loop(log_prob, batch.mask, c, list(model.parameters()))
     with ScoreTape(model) as tape_:
         log_prob = _default_positions(model, batch)
-        torch.testing.assert_close(tape_.score_sq_norms(log_prob, batch.mask), norm, rtol=1e-10, atol=0)
+        assert_near(tape_.score_sq_norms(log_prob, batch.mask), norm, allow=SUMMED, scale=0)
         tape_.backward(c)
     assert relative([p.grad for p in model.parameters()], twin) < RELATIVE
 
@@ -502,7 +502,7 @@ def test_a_head_in_chunks_inside_the_loss(tied: bool, affine: bool) -> None:
 
     logits = model(input_ids=batch.token, attention_mask=batch.attention_mask).logits
     whole = log_prob_of(logits, batch.token)
-    torch.testing.assert_close(forward(), whole, rtol=1e-12, atol=1e-12)
+    assert_near(forward(), whole)
     u, v, c = coefficients(5)
     params = list(model.parameters())
     norm = score_sq_norms_loop(whole, batch.mask, params)
@@ -510,7 +510,7 @@ def test_a_head_in_chunks_inside_the_loss(tied: bool, affine: bool) -> None:
     with ScoreTape(model, verify="always") as tape_:
         ours = tape_.score_sq_norms(forward(), batch.mask, affine=(u, v) if affine else None)
         tape_.backward(c)
-    torch.testing.assert_close(ours, norm, rtol=1e-10, atol=0)
+    assert_near(ours, norm, allow=SUMMED, scale=0)
     assert relative([p.grad for p in params], twin) < RELATIVE
 
 
@@ -521,7 +521,7 @@ def test_another_forward_before_the_norms_does_not_matter() -> None:
         log_prob = token_log_prob(model, batch)
         token_log_prob(model, padded_batch(seed=1))
         ours = tape_.score_sq_norms(log_prob, batch.mask, keep=False)
-    torch.testing.assert_close(ours, exact, rtol=1e-10, atol=0)
+    assert_near(ours, exact, allow=SUMMED, scale=0)
 
 
 def _norms(tape_: ScoreTape, **options: object) -> Tensor:

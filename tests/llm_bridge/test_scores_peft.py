@@ -8,6 +8,7 @@ from torch import nn
 
 from llm_bridge.logprobs import log_prob_of, token_log_prob
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
+from tests.kit.statistical import SINGLE, SUMMED, assert_near
 from tests.llm_bridge.models import padded_batch, tiny_model
 from vcposim.errors import InputError
 
@@ -46,7 +47,7 @@ def test_adapters_are_exact(kind: str) -> None:
         assert torch.equal(again, log_prob)
         ours = tape.score_sq_norms(again, batch.mask)
         tape.backward(c)
-    torch.testing.assert_close(ours, norm, rtol=1e-5, atol=0)
+    assert_near(ours, norm, allow=SINGLE, scale=0)
     for p, right in zip(params, gradient, strict=True):
         assert float((p.grad - right).abs().max()) <= 1e-6 * scale
 
@@ -65,7 +66,7 @@ def test_prompt_tuning_takes_the_whole_loop_as_the_refusal_says() -> None:
         tape.score_sq_norms(forward(), batch.mask)
     norm = score_sq_norms_loop(forward(), batch.mask, model.parameters())
     with ScoreTape(model, method="loop") as tape:
-        torch.testing.assert_close(tape.score_sq_norms(forward(), batch.mask), norm, rtol=1e-12, atol=0)
+        assert_near(tape.score_sq_norms(forward(), batch.mask), norm, allow=SUMMED, scale=0)
 
 
 class Quantised(nn.Module):
@@ -90,4 +91,4 @@ def test_a_quantised_frozen_base() -> None:
     norm = score_sq_norms_loop(log_prob, batch.mask, model.parameters())
     with ScoreTape(model, verify="always") as tape:
         ours = tape.score_sq_norms(token_log_prob(model, batch), batch.mask, keep=False)
-    torch.testing.assert_close(ours, norm, rtol=1e-5, atol=0)
+    assert_near(ours, norm, allow=SINGLE, scale=0)

@@ -13,6 +13,8 @@ from simulations.bench.score_records import half_spread
 from tests.kit.statistical import near
 from vcposim.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 CASE = "tiny:4:16"
 METHODS = {*gpu.FIRST, *gpu.SECOND}
 

@@ -43,7 +43,7 @@ from vcposim.catalogue.references import bibtex
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import WHITENINGS, Estimator
 from vcposim.gauges.tails import pareto_smooth
-from vcposim.pooled import BalancedClip, EssCap, LengthPower, SuccessRate
+from vcposim.pooled import BalancedClip, CovariancePenalty, EssCap, LengthPower, SuccessRate
 from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign
 from vcposim.surrogates import (
@@ -586,7 +586,7 @@ CATALOGUE: dict[str, Entry] = {
         KalmanClip(),
         "exp(xhat_t) 1[not clipped at 1 - 3e-4, 1 + 4e-4] (R - mean), xhat the filtered log r_t",
         "kpo",
-        note="released q = 1e-6: within 1,000 tokens the filter passes at most 0.1% of a log-ratio",
+        note="released q = 1e-6: it passes at most 0.1% of one log-ratio, 0.5% of a constant one after 100 tokens",
     ),
     "max_k3_mask": _gated(
         LargestK3(0.1),
@@ -631,6 +631,12 @@ CATALOGUE: dict[str, Entry] = {
         "r_t 1[not clipped at low, high; dual clip 3] (R - mean), low 0.6 to 0.8, then high 1.2 to 2, until pos >= neg",
         "bapo",
         note="configuration of the released code; its README states other bounds, and target as another ratio",
+    ),
+    "kl_cov": _gated(
+        CovariancePenalty(),
+        "r_t (R - mean) - 0.1 sign(log r_t) on the tokens of largest (A - mean A)(log pi - mean log pi), 0.02% of them",
+        "kl_cov",
+        note="at least one token of a pool; as verl ships it: the gradient of |log r|, not of a KL divergence",
     ),
     "otb": Entry(
         Estimator(_TOKEN_TIS, "otb"),

@@ -167,6 +167,10 @@ kish | 1965 | ISBN 9780471109495 | John Wiley & Sons
   Survey Sampling
   Leslie Kish
 
+kl_cov | 2025 | https://github.com/PRIME-RL/Entropy-Mechanism-of-RL | software, of arXiv 2505.22617
+  Code of: The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models
+  {PRIME-RL}
+
 kong | 1992 | Technical Report 348 | Department of Statistics, University of Chicago
   A note on importance sampling using standardized weights
   Augustine Kong

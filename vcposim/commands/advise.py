@@ -46,6 +46,8 @@ CATALOGUE_NAMES = {
 }
 """baseline / ratio -> the catalogue's name where it has one"""
 VCPO = "OPOB / TIS / ESS step"
+NOTES = {"GSPO": "its band at 0.2 for responses of 8 tokens", "M2PO": "its threshold 0.04", "TIS": "cap 8"}
+"""what the name of a ratio leaves open"""
 Cell = dict[str, Any]
 
 
@@ -248,7 +250,10 @@ def render(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     say("Success probability averaged over training, ± 95% over seeds; lost: of runs over the whole grid.")
     named = next(r["catalogue"] for r in found["rows"] if r["method"] == found["choice"])
-    say(f"Take: {found['choice']}{f' (catalogue: {named})' if named else ''}.")
+    notes = [f"catalogue: {named}"] if named else []
+    notes += [note for ratio, note in NOTES.items() if f"/ {ratio} /" in found["choice"]]
+    aside = f" ({'; '.join(notes)})" if notes else ""
+    say(f"Take: {found['choice']}{aside}.")
     if found["any_reward"] != found["choice"]:
         say(f"If failures may ever pay anything but 0: {found['any_reward']}.")
     say(f"If the step size cannot be tuned: {found['step_size_unknown']}, the best mean over step sizes.")

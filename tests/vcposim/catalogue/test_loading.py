@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.kit.statistical import LOST
+from tests.kit.statistical import assert_near, near
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import entry
 from vcposim.catalogue.loading import InLibrary, estimator_named
@@ -91,9 +91,9 @@ def test_named_estimators_have_the_moments_of_brute_force(folder: Path, capsys: 
     assert all("weighting" not in row and "baseline" not in row for row in found)
     for name, row in zip(names, found, strict=True):
         mean, variance = brute_force(estimator_named(name).coefficients, n)
-        np.testing.assert_allclose(row["mean"], mean, rtol=0, atol=LOST)
-        assert row["variance_of_mean"] == pytest.approx(variance, abs=LOST)
-    assert found[2]["mse"] == pytest.approx(found[4]["mse"], abs=LOST)  # NumPy and torch
+        assert_near(row["mean"], mean)
+        assert row["variance_of_mean"] == near(variance)
+    assert found[2]["mse"] == near(found[4]["mse"])  # NumPy and torch
 
 
 def test_functions_of_a_file_travel_to_worker_processes(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -115,7 +115,7 @@ def test_a_torch_function_says_on_numpy_arrays_what_it_says_on_its_own(folder: P
     torch_made, numpy_made = (estimator_named(f"newcomer.py:{name}") for name in ("in_torch", "soft"))
     assert isinstance(torch_made.function, InLibrary)  # type: ignore[union-attr]
     batch = Batch(reward=np.array([1.0, 0.0, 2.0]), log_ratio=np.array([0.3, -1.0, 60.0]))
-    np.testing.assert_allclose(torch_made.coefficients(batch), numpy_made.coefficients(batch), rtol=1e-12)
+    assert_near(torch_made.coefficients(batch), numpy_made.coefficients(batch), scale=0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kit.statistical import assert_near
 from vcposim.arrays import Array
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import CATALOGUE, entry
@@ -136,9 +137,9 @@ def written_out(problem: Problem, function: Function, n: int) -> tuple[Array, fl
 
 
 def assert_same(found: Any, want: tuple[Array, float, float]) -> None:
-    np.testing.assert_allclose(found.mean, want[0], rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(found.variance_per_sample, want[1], rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(found.variance_of_mean, want[2], rtol=0, atol=TOLERANCE)
+    assert_near(found.mean, want[0])
+    assert_near(found.variance_per_sample, want[1])
+    assert_near(found.variance_of_mean, want[2])
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -191,8 +192,8 @@ def test_tokens_of_a_chain_equal_all_batches() -> None:
         p = known.measure[at].prod()
         mean, square = mean + p * x.mean(0), square + p * (x.mean(0) ** 2).sum()
     found = exact.moments(problem, token_clip, 3)
-    np.testing.assert_allclose(found.mean, mean, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(found.variance_of_mean, square - (mean**2).sum(), rtol=0, atol=TOLERANCE)
+    assert_near(found.mean, mean)
+    assert_near(found.variance_of_mean, square - (mean**2).sum())
 
 
 def test_multisets_are_enough_for_who_promises_and_keeps_it() -> None:

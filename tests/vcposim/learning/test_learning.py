@@ -66,7 +66,9 @@ def shifted(problem: Task, by: float) -> Task:
 
 
 NOT_SHIFT_INVARIANT = ("reinforce", "sequence_is", "topr")
-LEARNABLE = [n for n in CATALOGUE if n not in NOT_SHIFT_INVARIANT]
+ALONE = "otb_on_policy_zero_tail"
+"""not invariant where one response outlives the others, which these tasks of one length do not have"""
+LEARNABLE = [n for n in CATALOGUE if n not in (*NOT_SHIFT_INVARIANT, ALONE)]
 
 
 @pytest.mark.parametrize("name", LEARNABLE)
@@ -216,7 +218,7 @@ def test_norms_by_gram_matrices_equal_vectors(per_token: bool) -> None:
     scores = TableScores(learner.family, learner.state.theta, learner.state.prob, cell)
     weight = np.random.default_rng(4).normal(size=cell.shape if per_token else cell.shape[:-1])
     slow = np.sum(scores._vectors(weight) ** 2, axis=-1)
-    np.testing.assert_allclose(scores.sq_norm(weight), slow, rtol=1e-11)
+    assert_near(scores.sq_norm(weight), slow, scale=0)
 
 
 def test_each_of_many_prompts_pays_for_its_own_string_alone() -> None:
@@ -226,16 +228,16 @@ def test_each_of_many_prompts_pays_for_its_own_string_alone() -> None:
         sure = np.where(np.arange(5) == favored[:, None], 1.0, 0.0)
         assert problem.value(sure[None])[0] == 1
         sure[2 * 3 + g] = np.eye(5)[(favored[2 * 3 + g] + 1) % 5]  # one wrong token in one prompt
-        assert problem.value(sure[None])[0] == pytest.approx(2 / 3)
+        assert problem.value(sure[None])[0] == near(2 / 3)
     start = np.exp(table_log_prob(Tabular(12, 5), problem.logit.reshape(1, -1)))
-    assert problem.value(start)[0] == pytest.approx(0.7**4)
+    assert problem.value(start)[0] == near(0.7**4)
 
 
 def test_a_fitted_start_is_near_what_was_asked_for() -> None:
     problem = many_prompts(16)
     family = network(problem)
     prob = np.exp(table_log_prob(family, family.parameters(problem.logit)[None]))
-    assert problem.value(prob)[0] == pytest.approx(0.8**8, rel=0.3)
+    assert 0.7 < problem.value(prob)[0] / 0.8**8 < 1.3
     unfitted = replace(family, fit=0)  # least squares in the second layer alone is far off
     other = np.exp(table_log_prob(unfitted, unfitted.parameters(problem.logit)[None]))
     assert problem.value(other)[0] < 0.5 * 0.8**8

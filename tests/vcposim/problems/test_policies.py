@@ -86,7 +86,7 @@ def test_drift_reaches_the_divergence_asked_for(kind: str, value: float) -> None
     behavior = drifted_to(policy, direction, lambda mu: environment.divergence(policy, mu, kind), value)
     pi, mu = np.exp(policy.log_prob), np.exp(behavior.log_prob)
     each = np.sum(pi**2 / mu, axis=1) - 1 if kind == "chi2" else np.sum(mu * np.log(mu / pi), axis=1)
-    assert_near([0.3, 0.7] @ each, value, scale=0)
+    assert_near([0.3, 0.7] @ each, value, allow=SEARCHED, scale=0)
     offset = behavior.parameter - policy.parameter
     assert_near(offset / offset[0], direction / direction[0], scale=0)
     assert offset[0] * direction[0] > 0

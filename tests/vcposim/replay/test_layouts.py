@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kit.statistical import assert_near
 from tests.vcposim.replay.fixtures import (
     CHANGED,
     COLUMNS,
@@ -29,7 +30,7 @@ REPLAYABLE = [name for name, one in FIXTURES.items() if not one.stock]
 
 def assert_same(dump: Dump, b: list[Rollout]) -> None:
     """The numbers that were written, in their order; groups as a partition, whatever their names."""
-    np.testing.assert_allclose(dump.log_ratio, [r.log_ratio for r in b], rtol=0, atol=1e-12)
+    assert_near(dump.log_ratio, [r.log_ratio for r in b])
     np.testing.assert_array_equal(dump.reward, [r.reward for r in b])
     np.testing.assert_array_equal(dump.length, [len(r.sampler) for r in b])
     prompts = np.array([r.prompt for r in b])
