@@ -300,7 +300,7 @@ def _section(section: Section, figures: Sequence[str]) -> str:
     if section.beside:
         words = "; ".join(f"{v.key or v.claim}: {v.verdict}" for v in section.beside.verdicts)
         also = f"<p><small>The reduced run says: {escape(words)}.</small></p>"
-    verdicts = "".join(_verdict(v) for v in sorted(section.verdicts, key=lambda v: int(v.claim[1:])))
+    verdicts = "".join(_verdict(v, section.name) for v in sorted(section.verdicts, key=lambda v: int(v.claim[1:])))
     anchors = ", ".join(f'<a href="#{c}">{escape(c)}</a>' for c in section.claims)
     return (
         f'<section id="{_anchor(section)}"><h2>{escape(section.name)}</h2>\n'
@@ -311,7 +311,7 @@ def _section(section: Section, figures: Sequence[str]) -> str:
     )
 
 
-def _verdict(v: Verdict) -> str:
+def _verdict(v: Verdict, where: str) -> str:
     """A verdict with its rule and every comparison that it rests on."""
     rows = "".join(
         f'<tr><th scope="row">{escape(c["name"])}</th><td>{_badge(c["word"])}</td><td>{escape(shown(c))}</td>'
@@ -324,7 +324,7 @@ def _verdict(v: Verdict) -> str:
     )
     more = (
         f"<details><summary>{len(v.comparisons)} comparisons</summary>{rule}"
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(v.key)}"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(f"{where}, {v.key}")}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{f'<p><small>{escape(v.note)}</small></p>' if v.note else ''}</details>"
         if v.comparisons
         else ""
