@@ -16,7 +16,6 @@ leaves most of a GPU idle while the host launches kernels.
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import sys
@@ -26,6 +25,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, str]] = {
 """estimator and step rule: no correction; truncated ratios; VCPO; the on-policy optimal baseline without any ratio,
 and the ESS for the step alone"""
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "addition": ("addition", {"style": "instruct", "digits": 3}),
+    "addition": ("addition", {"style": "instruct", "digits": 2}),
     "chain_sum": ("chain_sum", {"style": "instruct", "terms": 3}),
 }
 """name and options"""
@@ -142,7 +142,7 @@ class Plan:
 def pack(source: Path, out: Path, size: int = PIECE) -> list[Path]:
     """A file in pieces of at most `size` bytes and a manifest with SHA-256 of each and of the whole."""
     out.mkdir(parents=True, exist_ok=True)
-    pieces = []
+    pieces: list[Path] = []
     with source.open("rb") as file:
         while block := file.read(size):
             path = out / f"{source.name}.{len(pieces):03d}"
@@ -295,9 +295,7 @@ class Runner:
         load_weights(self.lm.model, self.start)
         self.lm.model.zero_grad(set_to_none=True)
 
-        def sampler(*arguments: Any) -> FastSampler:
-            return FastSampler(*arguments, decoders=self.decoders)
-
+        sampler = partial(FastSampler, decoders=self.decoders)
         trainer = Trainer(config, lm=self.lm, accelerator=self.accelerator, sampler=sampler)
         clock = Clock(self.accelerator.device)
         trainer.phase = clock
@@ -350,7 +348,10 @@ def _worker(model: str, plan: Plan, state: Path, log: Path, queue: Any, deadline
             cell = queue.get()
             if cell is None:
                 break
-            runner.run(cell, deadline, say)
+            try:
+                runner.run(cell, deadline, say)
+            except InputError as error:  # a damaged checkpoint, say: the other runs can go on
+                say(f"{cell.name}: {error}")
             if _cuda():
                 say(f"memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
     except Exception:
@@ -376,8 +377,7 @@ def run(plan: Plan, *, model: str, out: Path, state: Path, budget_s: float, proc
     elif todo:
         _spread(plan, model, state, log, todo, deadline, processes, out)
     _write(plan, state, out, time.time() - began)
-    left = sum(not finished(state, cell) for cell in plan.cells())
-    return left
+    return sum(not finished(state, cell) for cell in plan.cells())
 
 
 def _spread(
@@ -540,21 +540,22 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
 def cost(plan: Plan, measured: Mapping[str, Any] | None, processes: int) -> str:
     """Runs in order, and seconds from a measured profile."""
-    lines, total = [], 0.0
-    for cell in plan.cells():
-        updates = plan.config(cell).updates
-        took = math.nan if measured is None else measured["profile"].get(cell.method, {}).get("seconds", math.nan)
-        total += took * updates
-        lines.append(f"{cell.name}: {updates} updates, {took * updates:.0f} s")
+    cells = plan.cells()
+    updates = [plan.config(cell).updates for cell in cells]
     if measured is None:
-        return "\n".join(re_nan(lines)) + f"\n{len(lines)} runs; give --profile for their expected cost"
-    name = measured["device"]["name"]
-    return "\n".join([*lines, f"{len(lines)} runs: {total:.0f} s of runs, {total / max(processes, 1):.0f} s with "
-                      f"{processes} at once, if they see what was measured on {name}"])  # fmt: skip
-
-
-def re_nan(lines: list[str]) -> list[str]:
-    return [line.replace(", nan s", "") for line in lines]
+        lines = [f"{cell.name}: {count} updates" for cell, count in zip(cells, updates, strict=True)]
+        return "\n".join([*lines, f"{len(cells)} runs; give --profile for their expected cost"])
+    seen = {method: one["seconds"] for method, one in measured["profile"].items()}
+    for method in plan.methods:
+        if method not in seen:
+            raise InputError(f"--profile: nothing measured for {method!r}; run it for a few updates first")
+    took = [seen[cell.method] * count for cell, count in zip(cells, updates, strict=True)]
+    lines = [f"{c.name}: {count} updates, {x:.0f} s" for c, count, x in zip(cells, updates, took, strict=True)]
+    total = (
+        f"{len(cells)} runs: {sum(took):.0f} s of runs, {sum(took) / max(processes, 1):.0f} s with {processes} at "
+        f"once, if each sees what was measured on {measured['device']['name']}"
+    )
+    return "\n".join([*lines, total])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

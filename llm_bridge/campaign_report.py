@@ -19,7 +19,7 @@ def read(path: Path) -> dict[str, Any]:
     """A campaign's JSON. Raises InputError if it is none."""
     try:
         found = json.loads(path.read_text())
-        found["runs"], found["device"]["name"]  # noqa: B018
+        found["runs"], found["device"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: no campaign.json of {__package__}.campaign") from None
     return found
@@ -47,17 +47,18 @@ def table(found: Mapping[str, Any]) -> str:
     device, problems = found["device"], found["settings"]["evaluate_problems"]
     done = [run for run in found["runs"] if run["finished"]]
     head = (
-        f"SmolLM2-135M-Instruct on {device['name']} (torch {device['torch']}, transformers {device['transformers']}); "
+        f"{found['settings']['model']} on {device['name']} (torch {device['torch']}, "
+        f"transformers {device['transformers']}); "
         f"{len(done)} finished runs of {found['settings']['updates']} updates, "
-        f"{found['settings']['groups']} prompts x {found['settings']['group_size']} responses; held-out success rate on "
-        f"{problems} problems, means over seeds, standard error of one measurement at most {0.5 / math.sqrt(problems):.3f}."
+        f"{found['settings']['groups']} prompts x {found['settings']['group_size']} responses; held-out success rate "
+        f"on {problems} problems, means over seeds, standard error of one measurement at most "
+        f"{0.5 / math.sqrt(problems):.3f}."
     )
-    lines = [
-        head,
-        "",
-        "| task | lag | step size | method | seeds | start | end | best | worst after best | mean of ESS fraction | mean step scale |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    names = (
+        "task", "lag", "step size", "method", "seeds", "start", "end", "best", "worst after best", "ESS fraction",
+        "step scale",
+    )  # fmt: skip
+    lines = [head, "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for key, runs in _grouped(done).items():
         task, lag, lr, method = key
         rates = [[rate for _, rate in held_out(run)] for run in runs]
@@ -123,7 +124,7 @@ def figure(found: Mapping[str, Any], path: Path) -> None:
     if len(styles) > 1:
         handles += [plt.Line2D([], [], color="k", ls=ls, label=f"step size {lr:g}") for lr, ls in styles.items()]
     fig.legend(handles=handles, loc="lower center", ncol=max(1, len(handles)), frameon=False, fontsize=9)
-    fig.suptitle(f"SmolLM2-135M-Instruct, {found['device']['name']}; a line a seed", fontsize=10)
+    fig.suptitle(f"{found['settings']['model']}, {found['device']['name']}; a line a seed", fontsize=10)
     fig.tight_layout(rect=(0, 0.06, 1, 1))
     fig.savefig(path, dpi=130)
     plt.close(fig)
