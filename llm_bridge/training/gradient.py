@@ -25,14 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from llm_bridge.distributed import Gathered, gather_batch, gathered_rows, sum_gradients, world_size
-from llm_bridge.logprobs import log_prob_of
 from llm_bridge.loss import mean_coefficient, surrogate
 from llm_bridge.ratios import present, trajectory_batch
 from llm_bridge.rollouts import Rollouts
 from llm_bridge.scores import ScoreTape, tape_for
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.queue import picked
-from llm_bridge.training.reading import Reading, policy_logits, read
+from llm_bridge.training.reading import Reading, first_read, policy_log_prob, policy_logits, read
 from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
@@ -100,7 +99,8 @@ class GradientMaker:
 
     def log_prob(self, model: nn.Module, rollouts: Rollouts) -> Tensor:
         """(n, t) log pi of each token, nats."""
-        return log_prob_of(policy_logits(model, rollouts, self.config.temperature), rollouts.token)
+        logits = policy_logits(model, rollouts, self.config.temperature, first_read(rollouts))
+        return policy_log_prob(logits, rollouts)
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
@@ -143,8 +143,8 @@ class GradientMaker:
         return made
 
     def _read(self, rollouts: Rollouts, tape: ScoreTape | None, keep: bool) -> tuple[Tensor, Reading]:
-        logits = policy_logits(self.model, rollouts, self.config.temperature)
-        log_prob = log_prob_of(logits, rollouts.token)
+        logits = policy_logits(self.model, rollouts, self.config.temperature, first_read(rollouts))
+        log_prob = policy_log_prob(logits, rollouts)
         norm = None if tape is None else tape.score_sq_norms(log_prob, rollouts.mask, keep=keep)
         proxy = self.want_proxy or self._norm_kind == "logit"
         reading = read(logits, log_prob, rollouts, proxy=proxy, score_sq_norm=norm)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm_bridge.logprobs import next_token_logits
+from llm_bridge.logprobs import log_prob_of, next_token_logits
 from llm_bridge.rollouts import Rollouts
 from llm_bridge.scores import logit_sq_norms
 
@@ -45,21 +45,36 @@ class Reading:
         return cls(**columns)
 
 
-def policy_logits(model: nn.Module, rollouts: Rollouts, temperature: float) -> Tensor:
-    """Logits (n, t, vocabulary) of the tempered policy; entry j is the distribution of token j + 1."""
-    logits = next_token_logits(model, rollouts)
+def first_read(rollouts: Rollouts) -> int:
+    """The column before any row's first own token. Nothing is asked of earlier ones, and logits are the largest array
+    of an update: those of the prompts are never made."""
+    own = (rollouts.mask > 0).any(0)
+    return max(int(own.long().argmax()) - 1, 0) if bool(own.any()) else 0
+
+
+def policy_logits(model: nn.Module, rollouts: Rollouts, temperature: float, first: int = 0) -> Tensor:
+    """Logits (n, t - first, vocabulary) of the tempered policy; entry j is the distribution of token j + 1."""
+    logits = next_token_logits(model, rollouts, first)
     return logits if temperature == 1 else logits / temperature
+
+
+def policy_log_prob(logits: Tensor, rollouts: Rollouts) -> Tensor:
+    """(n, t) log pi of each token, nats, from the logits of the last columns; 0 before them."""
+    first = rollouts.token.shape[1] - logits.shape[1]
+    return F.pad(log_prob_of(logits, rollouts.token[:, first:]), (first, 0))
 
 
 @torch.no_grad()
 def read(
     logits: Tensor, log_prob: Tensor, rollouts: Rollouts, *, proxy: bool = False, score_sq_norm: Tensor | None = None
 ) -> Reading:
-    """Everything that is read off the logits, in at least float32; `proxy` also asks for the logit proxy."""
+    """Everything that is read off the logits of the last columns, in at least float32; `proxy` also asks for the logit
+    proxy."""
     rows = max(1, AT_ONCE // logits[0].numel())
+    first = rollouts.token.shape[1] - logits.shape[1]
     spread = [_spread(part) for part in logits.detach().split(rows)]
-    entropy, collision = (F.pad(torch.cat(x)[:, :-1], (1, 0)) for x in zip(*spread, strict=True))
-    norm = logit_sq_norms(logits, rollouts.token, rollouts.mask) if proxy else None
+    entropy, collision = (F.pad(torch.cat(x)[:, :-1], (first + 1, 0)) for x in zip(*spread, strict=True))
+    norm = logit_sq_norms(logits, rollouts.token[:, first:], rollouts.mask[:, first:]) if proxy else None
     return Reading(log_prob.detach(), entropy, collision, norm, score_sq_norm)
 
 

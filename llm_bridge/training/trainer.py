@@ -15,8 +15,8 @@ any token, and whatever is no number, is no step, a warning, and a record with `
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,9 @@ PRECISION = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.f
 class Trainer:
     """Trains one policy as configured. `task` and `lm` replace what the configuration names, for those who bring their
     own; a model is trained in place. `report` is told the steps and success rates of a warm-up, the first time.
+    `sampler`: `Sampler`, or the equal but faster one of `llm_bridge.decoding`.
+
+    `phase(name)` is entered around the parts of an update, for who measures them.
 
     After an update, `rollouts` and `made` hold what this rank has just learned from. Under torchrun every rank makes
     the same calls and gets the same records; each samples and reads its own groups.
@@ -69,8 +72,10 @@ class Trainer:
         lm: LanguageModel | None = None,
         accelerator: Accelerator | None = None,
         report: Report = lambda step, rate: None,
+        sampler: Callable[..., Sampler] = Sampler,
     ) -> None:
         self.config = config
+        self.phase: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext()
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
         mine = self._own_groups()
         self._refuse_what_cannot_be()
@@ -83,7 +88,7 @@ class Trainer:
         self.older = self._older_models()
         self.maker = GradientMaker(self.model, self.trained, config, self.older)
         schedule = Schedule(config.law, config.groups, config.seed, None if config.extend else config.updates)
-        self.sampler = Sampler(self.task, config.group_size, config.max_new_tokens, config.seed, config.temperature)
+        self.sampler = sampler(self.task, config.group_size, config.max_new_tokens, config.seed, config.temperature)
         self.queue = RolloutQueue(self.sampler, schedule, mine)
         self.version = 0
         self.rollouts: Rollouts | None = None
@@ -103,11 +108,15 @@ class Trainer:
     def update(self) -> TrainingRecord:
         """Sample what is due, take what was sampled for this update, and learn from it."""
         with self._precision():
-            self.queue.generate(self.lm, self.version)
+            with self.phase("sampling"):
+                self.queue.generate(self.lm, self.version)
             rollouts = moved(self.queue.take(self.version), self.accelerator.device)
-            made = self.maker(rollouts, self.version)
-            record = update_record(self.version, rollouts, made)
-            stepped = self._step(rollouts, made, record["lag"])
+            with self.phase("gradient"):
+                made = self.maker(rollouts, self.version)
+            with self.phase("record"):
+                record = update_record(self.version, rollouts, made)
+            with self.phase("step"):
+                stepped = self._step(rollouts, made, record["lag"])
         self.rollouts, self.made = rollouts, made
         self.version += 1
         record |= {
@@ -115,7 +124,8 @@ class Trainer:
             "step_scale": stepped.step_scale,
             "lr": self.config.lr * stepped.step_scale,
         }
-        return record | self._held_out()
+        with self.phase("evaluation"):
+            return record | self._held_out()
 
     def evaluate(self, problems: int = 256) -> TrainingRecord:
         """Means of reward, success (a reward of 1) and length on held-out problems, one response each.

@@ -1,124 +1,170 @@
-"""The campaign, dry: pieces with checksums, runs that stop and go on to the bit, the table, the command line."""
+"""The campaign, dry: pieces of weights, order of runs, chunks that go on to the bit, the report."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+from llm_bridge import campaign
+from llm_bridge.campaign import Plan, join, main, pack
+from llm_bridge.campaign_report import held_out, report
+from vcposim.errors import InputError
 
-from llm_bridge import campaign  # noqa: E402
-from llm_bridge.campaign import METHODS, Plan, collect, draw, join, main, pack, run, runs_of, table  # noqa: E402
-from tests.llm_bridge.training.toys import Letters, tiny  # noqa: E402
-from vcposim.errors import InputError  # noqa: E402
-
-SMALL = Plan(
-    updates=4, groups=2, group_size=4, max_new_tokens=4, lr=3e-3, dtype="float32", evaluate_every=2, evaluate_problems=4
-)
+SMALL: dict[str, Any] = {
+    "model": "char", "dtype": "float32", "updates": 4, "groups": 2, "group_size": 4, "max_new_tokens": 4,
+    "evaluate_every": 2, "evaluate_problems": 8,
+}  # fmt: skip
 
 
-@pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(campaign, "TASKS", {"addition": {}})
-    monkeypatch.setattr(
-        "llm_bridge.training.trainer.load_task", lambda *_, **__: Letters()
-    )  # one it learns in four updates
-    tiny().save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task for a model without words."""
+    monkeypatch.setitem(campaign.TASKS, "letters", ("letter_counting", {"style": "short", "words": 1}))
 
 
-def test_pieces_are_joined_or_refused_by_name(tmp_path: Path):
-    source = tmp_path / "weights.gguf"
-    source.write_bytes(bytes(range(256)) * 400 + torch.randn(500).numpy().tobytes())
-    files = pack(source, tmp_path / "carry", piece=1000)
-    assert len(files) > 3
-    assert max(path.stat().st_size for path in files[:-1]) <= 1000
-    (tmp_path / "here").mkdir()
-    assert join(tmp_path / "carry", tmp_path / "here").read_bytes() == source.read_bytes()
-    body = files[1].read_bytes()
-    files[1].write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
-    with pytest.raises(InputError, match=r"piece-01: damaged .* carry it again"):
-        join(tmp_path / "carry", tmp_path / "here")
-    files[1].unlink()
-    with pytest.raises(InputError, match=r"piece-01: missing; carry all of piece-00, piece-01"):
-        join(tmp_path / "carry", tmp_path / "here")
+def dry(**changes: Any) -> Plan:
+    chosen: dict[str, Any] = {
+        "tasks": ("letters",),
+        "methods": ("vcpo",),
+        "lags": (2,),
+        "seeds": (0,),
+        "lrs": (1e-2,),
+    } | changes
+    return Plan(**chosen, settings=SMALL)
+
+
+def run(plan: Plan, folder: Path, budget_s: float = 1e6, processes: int = 0) -> dict[str, Any]:
+    campaign.run(plan, model="char", out=folder / "out", state=folder / "state", budget_s=budget_s, processes=processes)
+    return json.loads((folder / "out" / campaign.RESULT).read_text())
+
+
+def numbers(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything but seconds."""
+    timed = ("seconds", *(f"s_{part}" for part in campaign.PHASES))
+    return [{name: x for name, x in one["columns"].items() if name not in timed} for one in result["runs"]]
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_come_together_again(tmp_path: Path) -> None:
+    source = tmp_path / "weights"
+    source.write_bytes(bytes(range(256)) * 5)
+    pieces = pack(source, tmp_path / "pieces", size=500)
+    assert [path.stat().st_size for path in pieces] == [500, 500, 280]
+    assert join(tmp_path / "pieces", tmp_path / "joined").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "drop", "manifest"])
+def test_a_damaged_piece_is_one_clear_line(tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "weights").write_bytes(bytes(1000))
+    piece = pack(tmp_path / "weights", tmp_path / "pieces", size=400)[1]
+    if harm == "flip":
+        piece.write_bytes(b"\1" + piece.read_bytes()[1:])
+    elif harm == "cut":
+        piece.write_bytes(piece.read_bytes()[:-1])
+    elif harm == "drop":
+        piece.unlink()
+    else:
+        (tmp_path / "pieces" / "manifest.json").unlink()
+    assert main(["unpack", str(tmp_path / "pieces"), "--cache", str(tmp_path / "cache")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert ("manifest.json" if harm == "manifest" else piece.name) in said[0]
+    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_whatever_is_finished_is_balanced() -> None:
+    """After any whole number of blocks, all methods and lags have equally many seeds of a task."""
+    plan = Plan()
+    cells, block = plan.cells(), len(plan.methods) * len(plan.lags)
+    assert len(set(cells)) == len(cells) == block * len(plan.seeds) * len(plan.tasks)
+    for i in range(0, len(cells), block):
+        part = cells[i : i + block]
+        assert len({(c.task, c.seed) for c in part}) == 1
+        assert {(c.method, c.lag) for c in part} == {(m, k) for m in plan.methods for k in plan.lags}
+    assert [(c.task, c.seed) for c in cells[::block]] == [(t, s) for t in plan.tasks for s in plan.seeds]
+
+
+def test_what_does_not_exist_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="vcpo"):
+        Plan(methods=("vcppo",))
+    with pytest.raises(InputError, match="seeds"):
+        Plan(seeds=())
+    with pytest.raises(InputError, match="no folder"):
+        campaign.run(dry(), model=str(tmp_path / "x"), out=tmp_path, state=tmp_path / "s", budget_s=1, processes=0)
+
+
+def test_expected_cost_comes_from_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {"device": {"name": "a GPU"}, "profile": {"vcpo": {"seconds": 0.5}}}
+    (tmp_path / "c.json").write_text(json.dumps(measured))
+    flags = ["--tasks", "addition", "--methods", "vcpo", "--seeds", "0", "--set", "updates=10"]
+    assert main(["plan", *flags, "--processes", "3", "--profile", str(tmp_path / "c.json")]) == 0
+    said = capsys.readouterr().out
+    assert "3 runs: 15 s of runs, 5 s with 3 at once" in said
+    assert "a GPU" in said
+    assert main(["plan", *flags, "--methods", "tis", "--profile", str(tmp_path / "c.json")]) == 2
+    assert "nothing measured for 'tis'" in capsys.readouterr().err
+    assert main(["plan", *flags]) == 0
+    assert "3 runs; give --profile" in capsys.readouterr().out
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_go_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that ends after every update, and a whole one, write the same numbers."""
+    plan = dry(methods=("vcpo", "none"))
+    whole = run(plan, tmp_path / "whole")
+    assert all(one["finished"] for one in whole["runs"])
+    clock = iter(range(10**6))
+    monkeypatch.setattr(campaign.time, "time", lambda: float(next(clock)))
+    parts: dict[str, Any] = {"runs": []}
+    chunks = 0
+    while len(parts["runs"]) < 2 or not all(one["finished"] for one in parts["runs"]):
+        parts, chunks = run(plan, tmp_path / "parts", budget_s=4), chunks + 1
+        assert chunks < 30
+    assert chunks > 3
+    assert numbers(parts) == numbers(whole)
+
+
+def test_columns_say_what_happened(tmp_path: Path) -> None:
+    (one,) = run(dry(), tmp_path)["runs"]
+    columns = one["columns"]
+    assert columns["step"] == [-1, 0, 1, 2, 3]
+    assert columns["lag"] == [None, 0, 1, 2, 2]
+    assert [made for made, _ in held_out(one)] == [0, 2, 4]
+    assert all(0 < x <= 1 for x in columns["ess_fraction_sequence"][1:])
+
+
+def test_settings_may_not_change_under_way(tmp_path: Path) -> None:
+    run(dry(), tmp_path)
+    other = Plan(("letters",), ("vcpo",), (2,), (0,), (1e-2,), SMALL | {"updates": 5})
+    with pytest.raises(InputError, match="was begun with"):
+        run(other, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch):
-    order = runs_of(["addition"], [0, 2], [0])
-    whole = run(order, SMALL, model, tmp_path / "a", tmp_path / "a", 1e6, 1)
-    assert [r["key"] for r in whole["runs"]] == [r.key for r in order]
-    assert all(r["finished"] and r["updates"] == 4 for r in whole["runs"])
-    ticks = iter(range(10**6))
-    monkeypatch.setattr(campaign.time, "time", lambda: float(next(ticks)))
-    calls = 0
-    while True:
-        data = run(order, SMALL, model, tmp_path / "b", tmp_path / "b", 4.5, 1)
-        calls += 1
-        if len(data["runs"]) == len(order) and all(r["finished"] for r in data["runs"]):
-            break
-        assert calls < 60
-    assert calls > 3
-    for one, other in zip(whole["runs"], data["runs"], strict=True):
-        for columns in (one["columns"], other["columns"]):
-            columns.pop("seconds")
-        assert one == other
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    settings = SMALL | {"task_options": {"style": "short"}}  # other processes know no monkeypatch
+    plan = Plan(("addition",), ("vcpo", "none"), (1,), (0,), (1e-2,), settings)
+    assert numbers(run(plan, tmp_path / "one")) == numbers(run(plan, tmp_path / "two", processes=2))
 
 
-def test_stale_runs_differ_and_gauges_say_so(tmp_path: Path, model: str):
-    data = run(runs_of(["addition"], [2], [0]), SMALL, model, tmp_path, tmp_path, 1e6, 1)
-    by_method = {r["method"]: r for r in data["runs"]}
-    assert set(by_method) == set(METHODS)
-    assert all(r["columns"]["lag"][-1] == 2 for r in data["runs"])
-    full = ("no correction", "sequence TIS")
-    assert all(r["columns"]["step_scale"][-1] == 1 for r in data["runs"] if r["method"] in full)
-    assert all(r["columns"]["ess_fraction_sequence"][0] > 0.999 for r in data["runs"])
-    assert all(max(r["columns"]["reward"]) > 0 for r in data["runs"])
-    assert by_method["VCPO"]["columns"]["step_scale"][-1] < 1
-    draw(data, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 5000
-    text = table(data)
-    assert "4 runs of 4 updates, 0 unfinished" in text
-    assert text.count("\n| addition | 2 |") == 4
+def test_report_renders(tmp_path: Path) -> None:
+    run(dry(methods=("vcpo", "none"), seeds=(0, 1)), tmp_path)
+    text = report(tmp_path / "out" / campaign.RESULT, tmp_path / "report")
+    assert text.count("| letters | 2 | 0.01 |") == 2
+    assert "char on CPU" in text
+    assert (tmp_path / "report" / "campaign.png").stat().st_size > 10_000
+    assert (tmp_path / "report" / "campaign.md").read_text().strip() == text.strip()
 
 
-def test_at_the_command_line(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
-    shared = [
-        "--task",
-        "addition",
-        "--lag",
-        "0",
-        "--seeds",
-        "1",
-        "--updates",
-        "2",
-        "--groups",
-        "2",
-        "--group-size",
-        "2",
-        "--max-new-tokens",
-        "2",
-    ]
-    shared += ["--evaluate-every", "1", "--evaluate-problems", "2", "--dtype", "float32"]
-    assert main(["plan", *shared, "--seconds-per-update", "0.5", "--processes", "2"]) == 0
-    assert "4 runs, 1 s each, 0.0 minutes" in capsys.readouterr().out
-    places = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
-    assert main(["run", *shared, *places, "--model", model]) == 0
-    assert "4 runs of 2 updates, 0 unfinished" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "campaign.json").read_text())["device"]
-    assert main(["report", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "campaign.png").exists()
-    assert main(["unpack", str(tmp_path), "--model", str(tmp_path / "new")]) == 2
-    assert "pieces.json: missing or unreadable" in capsys.readouterr().err
-
-
-def test_an_unfinished_run_is_counted_and_not_in_the_table(tmp_path: Path, model: str):
-    order = runs_of(["addition"], [0], [0])[:1]
-    (tmp_path / "partial-00.json").write_text(
-        json.dumps({"key": order[0].key, "task": "addition", "method": order[0].method, "lag": 0, "seed": 0,
-                    "finished": False, "before": 0.0, "updates": 1, "columns": {"held_out_success_rate": [None]}})
-    )  # fmt: skip
-    data = collect(order, SMALL, tmp_path, tmp_path)
-    assert "0 runs of 4 updates, 1 unfinished" in table(data)
+def test_no_result_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.json").write_text("{}")
+    assert main(["report", str(tmp_path / "c.json")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
