@@ -68,7 +68,7 @@ PREDICTORS = ("negative share", "self push", "baseline below mean", "cosine", "n
 
 @dataclass(frozen=True)
 class Watch:
-    """An estimator that writes down what its coefficients look like, and is otherwise the one it watches."""
+    """A function of a batch that writes down what an estimator's coefficients look like, and returns them."""
 
     inner: Estimator
     seen: list[dict[str, Array]] = field(default_factory=list, compare=False, repr=False)
@@ -78,11 +78,7 @@ class Watch:
         """The inner estimator's, and scores to weigh pushes with."""
         return self.inner.needs
 
-    def require(self, group_size: int) -> None:
-        """See `Estimator`."""
-        self.inner.require(group_size)
-
-    def coefficients(self, batch: Batch) -> Array:
+    def __call__(self, batch: Batch) -> Array:
         """Those of the inner estimator: (run, group, n) or (run, group, n, t)."""
         c = self.inner.coefficients(batch)
         whole = c.mean(axis=-1) if c.ndim == 4 else c  # of tokens: their mean
