@@ -41,7 +41,7 @@ from vcposim.control import EXPONENTS, step_scale
 from vcposim.diagnostics import WeightSums, weight_sums
 from vcposim.errors import InputError, unknown_name
 
-REFERENCES = ("first", "running")
+MOVING_REFERENCES = ("first", "running")
 ADAM_LIKE = ("adam", "adafactor", "rmsprop")
 """parts of class names: optimizers that divide the gradient by a running estimate of its size"""
 LOW_REFERENCE = 0.5
@@ -90,8 +90,8 @@ class EssStepScale:
         reference: float | str = 1.0,
         process_group: ProcessGroup = None,
     ) -> None:
-        if isinstance(reference, str) and reference not in REFERENCES:
-            raise unknown_name("reference", reference, REFERENCES)
+        if isinstance(reference, str) and reference not in MOVING_REFERENCES:
+            raise unknown_name("reference", reference, MOVING_REFERENCES)
         self.optimizer, self.reference, self.process_group = optimizer, reference, process_group
         self.exponent = family_exponent(optimizer) if exponent is None else exponent
         one = torch.ones((), dtype=torch.float64)

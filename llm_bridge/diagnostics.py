@@ -1,4 +1,4 @@
-"""One call, and a logger has every gauge of a batch: `vcposim.panel` for torch batches, as a flat dict of floats.
+"""One call, and a logger has every gauge of a batch: `vcposim.gauges.panel` on torch, as a flat dict of floats.
 
     for name, value in diagnose(batch).items():
         writer.add_scalar(name, value, step)
@@ -20,7 +20,7 @@ from vcposim.arrays import LOG
 from vcposim.batch import Batch, DenseScores, ScoreNorms
 from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
-from vcposim.panel import panel
+from vcposim.gauges.panel import panel
 from vcposim.weights import at_level
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vcposim.errors import InputError
 
@@ -75,6 +76,33 @@ def log_prob_of(logits: Tensor, token: Tensor, segment: Tensor | None = None) ->
     logits = logits if logits.dtype == torch.float64 else logits.float()
     loss = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none", ignore_index=ignore)
     return F.pad(-loss.view_as(token)[:, :-1], (1, 0))
+
+
+def chunked_log_prob(
+    hidden: Tensor, head: nn.Module, token: Tensor, segment: Tensor | None = None, *, chunk: int = 128
+) -> Tensor:
+    """`log_prob_of(head(hidden), token, segment)` with the logits of only `chunk` time steps alive at a time.
+
+    hidden (row, time, d), what the head reads; head: the module itself, called inside the loss, so that a `ScoreTape`
+    sees it (a fused cross-entropy that takes the head's weight instead is refused there by name). The logits are
+    computed again in the backward.
+    """
+    if chunk < 1:
+        raise InputError(f"chunk: {chunk} time steps; give at least 1")
+    ignore = -100
+    label = F.pad(token[:, 1:], (0, 1), value=ignore)
+    if segment is not None:
+        label = label.masked_fill(F.pad(segment[:, 1:] != segment[:, :-1], (0, 1), value=True), ignore)
+
+    def part(hidden: Tensor, label: Tensor) -> Tensor:
+        logits = head(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none", ignore_index=ignore)
+        return -loss.view_as(label)
+
+    pairs = zip(hidden.split(chunk, 1), label.split(chunk, 1), strict=True)
+    parts = [checkpoint(part, h, y, use_reentrant=False) for h, y in pairs]
+    return F.pad(torch.cat(parts, 1)[:, :-1], (1, 0))
 
 
 def segment_of(cu_seqlens: Tensor, length: int | None = None) -> Tensor:

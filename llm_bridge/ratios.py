@@ -18,7 +18,7 @@ from llm_bridge.groups import Groups
 from vcposim.arrays import LOG
 from vcposim.batch import Batch, ScoreNorms, sample_measure
 from vcposim.errors import InputError, unknown_name
-from vcposim.weights import LEVELS, OF_TRAJECTORIES, TREATMENTS, Weighting, at_level
+from vcposim.weights import LEVELS, TREATMENTS, Weighting, at_level
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def log_weight(weighting: Weighting, batch: Batch) -> Tensor:
 
     Raises `InputError` for treatments that compare trajectories: their weights are no function of one of them.
     """
-    if weighting.smooth is not None or weighting.treatment in OF_TRAJECTORIES:
+    if weighting.of_group:
         raise InputError(
             f"weighting: {weighting.treatment!r} compares trajectories; gather them first (`gather_batch`)"
         )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_bridge.language_model import LanguageModel
+from llm_bridge.models.language_model import LanguageModel
 from llm_bridge.tasks.base import Problem, Task
 from vcposim.errors import InputError
 

@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vcposim.commands.logs import quiet_libraries
 from vcposim.errors import InputError
 
 PROGRAM = "python -m llm_bridge.train"
@@ -38,8 +39,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, with the nearest flag for a misspelled one."""
         unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
-        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1) if unknown else []
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=3) if unknown else []
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         sys.stderr.write(f"{PROGRAM}: error: {message}{hint} (see --help)\n")
         raise SystemExit(2)
 
@@ -127,6 +128,8 @@ def _option(text: str) -> tuple[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start or resume, and train; returns the exit code."""
+    given = settings(arguments)  # before torch is loaded: what cannot be read is said at once
+
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
@@ -134,7 +137,6 @@ def run(arguments: argparse.Namespace) -> int:
     from llm_bridge.training.session import Session, accelerator_for
 
     disable_progress_bar()  # one bar is enough
-    given = settings(arguments)
     place = Path(arguments.output or default_folder(given))
     accelerator = accelerator_for(place, arguments.report_to)
     ready = folder.check_resume if arguments.resume else folder.check_new
@@ -171,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 130 when interrupted before training."""
     arguments = parser().parse_args(argv)
     try:
-        return run(arguments)
+        with quiet_libraries(PROGRAM):
+            return run(arguments)
     except InputError as error:
         sys.stderr.write(f"{PROGRAM}: error: {error}\n")
         return 2

@@ -38,6 +38,7 @@ FAMILIES = tuple(
         "t12_merge",
         "t13_group_std",
         "t14_control_variates",
+        "t15_descent",
     ]
 )
 

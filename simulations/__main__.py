@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from pathlib import Path
@@ -19,8 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from simulations import claims
 from simulations.protocol import SIZES, Experiment, discover, select, settings_of
-from simulations.report import Findings, is_report, load, load_section, page, verdict_json, verdict_table
+from simulations.report import (
+    Findings,
+    claim_rows,
+    claim_table,
+    gathered,
+    is_report,
+    load,
+    page,
+    verdict_json,
+    verdict_table,
+)
 from simulations.runner import (
     Failure,
     RunFolder,
@@ -30,9 +42,12 @@ from simulations.runner import (
     sweep,
     write_atomically,
 )
+from simulations.summaries import Section, committed, dump, load_section, numbers_without_a_source, read
+from vcposim.commands.logs import quiet_libraries
 from vcposim.errors import InputError
 
 PROGRAM = "python -m simulations"
+DEFAULT = Path("results")
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,7 +84,7 @@ def parser() -> Parser:
     run.add_argument(
         "--resume",
         action="store_true",
-        help="keep a complete run instead of refusing; an incomplete one is resumed without being asked",
+        help="no longer needed: an incomplete run is resumed, a complete one kept, without being asked",
     )
 
     report = commands.add_parser("report", help="verdict table and one HTML page from finished runs")
@@ -77,13 +92,23 @@ def parser() -> Parser:
         "dir",
         nargs="?",
         type=Path,
-        default=Path("results"),
+        default=DEFAULT,
         metavar="DIR",
-        help="a run, or a folder of runs (default: %(default)s)",
+        help="a run, or a folder of runs (default: %(default)s; the committed summaries where it holds none)",
     )
     report.add_argument("--out", type=Path, metavar="FILE", help="the page (default: DIR/report.html)")
-    report.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    report.add_argument("--force", action="store_true", help="replace FILE even if it is not a page of this program")
     report.add_argument("--json", action="store_true", help="print the verdicts as JSON; write a page only with --out")
+
+    told = commands.add_parser("claims", help="one line a claim: its verdict over proofs and committed summaries")
+    told.add_argument("--json", action="store_true", help="print a list of claims for machines")
+    told.add_argument("--markdown", action="store_true", help="print the claims themselves, as simulations/CLAIMS.md")
+
+    keep = commands.add_parser("keep", help="copy the summary of a full run to simulations/results/, to be committed")
+    keep.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="complete full runs")
+
+    check = commands.add_parser("check", help="numbers in a text that no committed summary holds; 1 if there are any")
+    check.add_argument("file", type=Path, metavar="FILE", help="such as simulations/LOG.md")
     return root
 
 
@@ -107,7 +132,14 @@ def main(arguments: Sequence[str] | None = None, experiments: Mapping[str, Exper
             return list_command(known)
         if options.command == "report":
             return report_command(options, known)
-        return run_command(options, known, [*PROGRAM.split(), *arguments])
+        if options.command == "claims":
+            return claims_command(options, known)
+        if options.command == "keep":
+            return keep_command(options, known)
+        if options.command == "check":
+            return check_command(options, known)
+        with quiet_libraries(PROGRAM):
+            return run_command(options, known, [*PROGRAM.split(), *arguments])
     except InputError as error:
         say(f"error: {error}")
     except OSError as error:
@@ -175,9 +207,11 @@ def run_command(options: argparse.Namespace, experiments: Mapping[str, Experimen
     target = root / "report.html" if "quick" in options.ids else None
     if target and target.exists() and not is_report(target):
         raise InputError(f"--out: {target} is not a report of this program; move it or choose another --out")
-    finished = all(state == "complete" for state in states) and (target is None or target.exists())
-    if finished and not options.resume:
-        raise InputError(f"--out: {root} holds a complete run; choose another --out, delete it, or keep it (--resume)")
+    if all(state == "complete" for state in states) and not options.resume:
+        age = time.time() - max(folder.results.stat().st_mtime for folder in folders)
+        place = f"report at {target}" if target else f"a page of it: {PROGRAM} report {root}"
+        say(f"complete, {age:,.0f} s ago; {place}; nothing to compute in {root} (delete it to start over)")
+        return conclude(root, folders, target, experiments)
     with contextlib.ExitStack() as stack:
         for folder, state in zip(folders, states, strict=True):
             open_folder(folder, state, command, stack)
@@ -199,7 +233,7 @@ def run_command(options: argparse.Namespace, experiments: Mapping[str, Experimen
             "the same command tries them again"
         )
     complete = [folder for folder in folders if folder.results.exists()]
-    return max(1 if failures else 0, conclude(root, complete, target) if complete else 0)
+    return max(1 if failures else 0, conclude(root, complete, target, experiments) if complete else 0)
 
 
 def open_folder(folder: RunFolder, state: str, command: Sequence[str], stack: contextlib.ExitStack) -> None:
@@ -256,15 +290,27 @@ def progress(count: int) -> Iterator[Callable[[RunFolder, int], None]]:
         yield lambda folder, number: bar.update(task, advance=1, description=folder.experiment.id)
 
 
-def conclude(root: Path, complete: Sequence[RunFolder], target: Path | None) -> int:
-    """Analyse the complete runs of this command, print their verdicts, write the report if there is a target."""
+def conclude(
+    root: Path, complete: Sequence[RunFolder], target: Path | None, experiments: Mapping[str, Experiment]
+) -> int:
+    """Analyse the complete runs of this command, print their verdicts, write summaries of full runs and the report."""
     known = {folder.experiment.id: folder.experiment for folder in complete}
-    findings = Findings([load_section(folder.path, known) for folder in complete])
-    code = tell(findings)
+    sections = [load_section(folder.path, known) for folder in complete]
+    for section in sections:
+        if section.size == "full" and section.path and not section.error:
+            write_atomically(section.path / "summary.json", dump(section))
+    own = gathered(sections, {s.id: s for s in committed(known).values() if s.id not in full_ids(sections)})
+    # the terminal shows what was run; the page also what the committed full runs found
+    code = tell(Findings([s.beside if s.beside and s.path is None else s for s in own.sections]))
     if target:
-        code = max(code, write_page(findings, target))
+        code = max(code, write_page(gathered(sections, committed(experiments)), target))
     print(f"records: {root}" if target else f"records: {root}; a page of them: {PROGRAM} report {root}")
     return code
+
+
+def full_ids(sections: Sequence[Section]) -> set[str]:
+    """Experiments with a full run among these."""
+    return {s.id for s in sections if s.size == "full"}
 
 
 def tell(findings: Findings) -> int:
@@ -280,7 +326,9 @@ def save_tracebacks(findings: Findings) -> int:
     for section in findings.sections:
         if section.source_changed:
             say(f"note: the source of {section.name} has changed since its records were made")
-        file = section.folder.path / "analysis-error.txt"
+        if section.path is None:  # a committed summary
+            continue
+        file = section.path / "analysis-error.txt"
         if not section.error:
             file.unlink(missing_ok=True)  # of an analysis that has been mended
         else:
@@ -293,11 +341,16 @@ def save_tracebacks(findings: Findings) -> int:
 
 
 def report_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
-    """Write the page and print the verdicts."""
+    """Write the page and print the verdicts; its own page is replaced, another file only by force."""
     target = options.out or (None if options.json else options.dir / "report.html")
-    if target and target.exists() and not options.force:
-        raise InputError(f"--out: {target} exists; choose another --out, or --force to replace it")
-    findings = load(options.dir, experiments)
+    if target and target.exists() and not options.force and not (target.is_file() and is_report(target)):
+        raise InputError(f"--out: {target} exists and is not a page of this program; choose another, or --force")
+    summaries = committed(experiments)
+    if options.dir == DEFAULT and summaries and not any(options.dir.glob("**/results.jsonl")):
+        findings = gathered([], summaries)  # nothing was run here: what is committed
+        target.parent.mkdir(exist_ok=True) if target and not options.out else None
+    else:
+        findings = load(options.dir, experiments, summaries)
     if target and not target.parent.is_dir():
         raise InputError(f"--out: {target.parent} is not a folder; create it or choose another --out")
     if options.json:
@@ -310,7 +363,7 @@ def report_command(options: argparse.Namespace, experiments: Mapping[str, Experi
 
 def write_page(findings: Findings, target: Path) -> int:
     """Write the HTML page; 1 if a figure could not be drawn."""
-    text, problems = page(findings)
+    text, problems = page(findings, claims.proof_results())
     try:
         write_atomically(target, text.encode())
     except OSError as error:
@@ -319,6 +372,45 @@ def write_page(findings: Findings, target: Path) -> int:
         say(f"failed: {name}: {trace.strip().splitlines()[-1]} (noted on the page)")
     print(f"report: {target}", file=sys.stderr)
     return int(bool(problems))
+
+
+# --- claims, and what is committed --------------------------------------------------------------------------------
+
+
+def claims_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
+    """One line a claim."""
+    if options.markdown:
+        print(claims.markdown(), end="")
+        return 0
+    rows = claim_rows(list(committed(experiments).values()), claims.proof_results())
+    if options.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        show(claim_table(rows))
+    return 0
+
+
+def keep_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
+    """Analyse full runs and put their summaries where they are committed."""
+    for path in options.dirs:
+        section = load_section(path, experiments)
+        if section.size != "full" or section.error:
+            raise InputError(f"DIR: {path} is a {section.size} run {section.error}; only full runs settle anything")
+        target = claims.RESULTS / f"{section.id}.json"
+        claims.RESULTS.mkdir(exist_ok=True)
+        write_atomically(target, dump(section))
+        read(target)
+        print(f"{target}: {target.stat().st_size:,} bytes, {len(section.verdicts)} verdicts")
+    return 0
+
+
+def check_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
+    """Numbers that nothing committed holds."""
+    missing = numbers_without_a_source(options.file.read_text(), committed(experiments).values())
+    for number in missing:
+        print(number)
+    say(f"{options.file}: {len(missing)} numbers with two decimals or more are in no committed summary")
+    return int(bool(missing))
 
 
 if __name__ == "__main__":

@@ -9,19 +9,29 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
-from simulations.stats import Interval
+from simulations.drawing import panel, ranking, series
+from simulations.stats import (
+    DIFFERENCE,
+    UNIT,
+    Estimate,
+    improvement,
+    interquartile_mean,
+    of_replicates,
+    of_seeds,
+    over_seeds,
+    rate_difference,
+)
 from vcposim.arrays import Array
 from vcposim.catalogue import entry
-from vcposim.collapse import NEVER, collapse_step
 from vcposim.estimators import Estimator
-from vcposim.learning import Learner
-from vcposim.run_records import Record, Run
-from vcposim.step_rules import Control
-from vcposim.tables import Family
-from vcposim.tasks import Task, network, task
-from vcposim.versions import Lag
+from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
+from vcposim.learning.lags import Lag
+from vcposim.learning.learner import Learner
+from vcposim.learning.run_records import Run, UpdateRecord
+from vcposim.learning.step_rules import Control
+from vcposim.learning.tables import Family
+from vcposim.learning.tasks import Task, network, task
 
 FULL_STEP = Control()
 ESS = Control("ess")
@@ -74,7 +84,7 @@ METHODS: dict[str, Method] = {
 }
 """name -> method: the paper's comparison, its hosts, and the simple controls"""
 
-REFERENCES = ("synchronous, mean", "synchronous, OPOB", "synchronous, no baseline")
+SYNCHRONOUS = ("synchronous, mean", "synchronous, OPOB", "synchronous, no baseline")
 
 
 def run_of(method: Method, lag: Lag, **options: Any) -> Run:
@@ -92,12 +102,12 @@ def trace(
     problem = task(problem) if isinstance(problem, str) else problem
     options = {"groups": GROUPS, "group_size": GROUP_SIZE, **options}
     learner = Learner(problem, runs, family=family or network(problem), **options)
-    kept: dict[str, list[Array]] = {f.name: [] for f in fields(Record) if f.name != "step"}
+    kept: dict[str, list[Array]] = {f.name: [] for f in fields(UpdateRecord) if f.name != "step"}
     for record in learner.updates(updates):
-        for name, series in kept.items():
+        for name, held in kept.items():
             seen = getattr(record, name)
-            series.append(seen if seen is not None else series[-1] if series else None)
-    found = {name: np.stack(series) for name, series in kept.items() if series[0] is not None}
+            held.append(seen if seen is not None else held[-1] if held else None)
+    found = {name: np.stack(held) for name, held in kept.items() if held[0] is not None}
     found["step_size"] = np.array([run.step_size for run in runs])
     found["max_lag"] = np.array([float(run.lag.k) for run in runs])
     return found
@@ -116,7 +126,7 @@ def outcome(found: dict[str, Array], i: int) -> dict[str, Any]:
     return {
         "final": float(value[-LAST:].mean()),
         "average": float(value.mean()),
-        "collapse": None if lost == NEVER else lost,
+        "collapse": None if lost == NOT_COLLAPSED else lost,
         "hit": int((value >= TARGET).argmax()) if (value >= TARGET).any() else None,
         "ess": float(found["ess_fraction"][:, i].mean()),
         "scale": float(found["step_scale"][:, i].mean()),
@@ -129,58 +139,86 @@ def chosen(records: Iterable[dict[str, Any]], **where: Any) -> list[dict[str, An
     return [r for r in records if all(r[k] == v for k, v in where.items())]
 
 
-def mean_interval(values: Iterable[float]) -> Interval:
-    """Mean and its 95% Student interval.
-
-    A mean, not a median: of runs that either learn or collapse, the median hides up to half of the collapses. Student's
-    interval, because the bootstrap's is too narrow for five or eight runs; of one run, no interval but the value.
-    """
-    x = np.asarray(list(values), dtype=float)
-    mean = float(x.mean())
-    if x.size < 2:
-        return Interval(mean, mean, mean)
-    half = float(t.ppf(0.975, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
-    return Interval(mean - half, mean, mean + half)
+def gain(records: list[dict[str, Any]], first: str, second: str, field: str = "average") -> Estimate | None:
+    """Mean difference first - second over seeds, of runs that share everything but the method (same random numbers)."""
+    a, b = ({key_of(r): r for r in chosen(records, method=name)} for name in (first, second))
+    return of_seeds(((a[k]["seed"], a[k][field] - b[k][field]) for k in a if k in b), bounds=DIFFERENCE)
 
 
-UNDECIDED = "these runs do not decide it: the interval spans both answers"
+def lost_more(records: list[dict[str, Any]], first: str, second: str) -> Estimate | None:
+    """How much more often runs of the first collapse than those of the second: difference of rates."""
+    a, b = ({key_of(r): r for r in chosen(records, method=name)} for name in (first, second))
+    return rate_difference(
+        (a[k]["seed"], a[k]["collapse"] is not None, b[k]["collapse"] is not None) for k in a if k in b
+    )
 
 
-def at_least(difference: Interval, margin: float) -> tuple[str, str]:
-    """Verdict and condition for "not worse than by `margin`"."""
-    if difference.low > -margin:
-        return "holds", ""
-    return ("fails", "") if difference.high < -margin else ("holds if", UNDECIDED)
+def value_of(records: list[dict[str, Any]], method: str, field: str = "average") -> Estimate | None:
+    """Mean value of a method's runs over seeds, a probability."""
+    return of_seeds(((r["seed"], r[field]) for r in chosen(records, method=method)), bounds=UNIT)
 
 
-def matches(final: Interval, average: Interval, margin: float) -> tuple[str, str]:
-    """Verdict and condition for "matches": in its final values, and on the way there."""
-    at_end, on_the_way = at_least(final, margin)[0], at_least(average, margin)[0]
-    if at_end == "holds":
-        return (
-            ("holds", "")
-            if on_the_way == "holds"
-            else ("holds if", "only final values are compared, not the way there")
+def told(records: list[dict[str, Any]], names: Iterable[str]) -> str:
+    """Values of methods, and how many of their runs are lost, as words."""
+    return "; ".join(
+        f"{name} {value_of(records, name)} ({lost_of(records, name)} lost)"
+        for name in names
+        if chosen(records, method=name)
+    )
+
+
+def value_ranking(
+    title: str, records: list[dict[str, Any]], names: Iterable[str], accent: Sequence[str], *, step_sizes: bool = False
+) -> dict[str, Any]:
+    """A panel of methods by their value; beside each, how many runs collapsed and, if asked, its step size."""
+    names = [name for name in names if chosen(records, method=name)]
+    alarms = {name: f"{lost_of(records, name)} lost" for name in names if lost(records, name)}
+    rows = {f"{n}  @ {step_sizes_of(records, n)}" if step_sizes else n: value_of(records, n) for n in names}
+    label = dict(zip(names, rows, strict=True))
+    lines = [e.value for n in SYNCHRONOUS[:2] if n in label and (e := rows[label[n]]) is not None]
+    return ranking(
+        title,
+        "value averaged over training (lines: synchronous, mean and OPOB)",
+        rows,
+        alarms={label[n]: words for n, words in alarms.items()},
+        accent=[label[n] for n in accent if n in label],
+        xlim=[0, 1],
+        vlines=lines,
+    )
+
+
+def profile(title: str, records: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+    """Performance profiles (Agarwal et al. 2021, arXiv 2108.13264): share of a method's runs above each value."""
+    at = np.linspace(0, 1, 41)
+    parts = []
+    for number, name in enumerate(n for n in names if chosen(records, method=n)):
+        values = np.array([r["average"] for r in chosen(records, method=name)])
+        label = f"{name} (IQM {interquartile_mean(values):.3f})"
+        parts.append(
+            series(label, at.tolist(), [float(np.mean(values > x)) for x in at], color=number, dashed=number > 3)
         )
-    return ("fails", "") if "fails" in (at_end, on_the_way) else ("holds if", UNDECIDED)
+    return panel(title, "value averaged over training", "share of runs above it", parts)
 
 
-def better(gains: Iterable[Interval], margin: float = 0.02) -> tuple[str, str]:
-    """Verdict and condition for "better than each": fails where a gain is surely below `margin`."""
-    gains = list(gains)
-    if all(gain.low > 0 for gain in gains):
-        return "holds", ""
-    return ("fails", "") if any(gain.high < margin for gain in gains) else ("holds if", UNDECIDED)
+def improvements(title: str, records: list[dict[str, Any]], ours: str, names: Iterable[str]) -> dict[str, Any]:
+    """Probability that a run of ours is above one of each other method, seeds resampled (same paper)."""
+    rows = {}
+    mine = {r["seed"]: [] for r in chosen(records, method=ours)}  # type: dict[Any, list[float]]
+    for r in chosen(records, method=ours):
+        mine[r["seed"]].append(r["average"])
+    for name in names:
+        theirs: dict[Any, list[float]] = {}
+        for r in chosen(records, method=name):
+            theirs.setdefault(r["seed"], []).append(r["average"])
+        seeds = [s for s in mine if s in theirs]
+        if name == ours or not seeds:
+            continue
 
+        def probability(some: Sequence[Any], theirs: dict[Any, list[float]] = theirs) -> float:
+            return improvement([v for s in some for v in mine[s]], [v for s in some for v in theirs[s]])
 
-def paired(records: list[dict[str, Any]], first: str, second: str, field: str) -> Interval:
-    """Mean difference first - second over the runs that share everything but the method (same random numbers)."""
-
-    def by_run(name: str) -> dict[str, float]:
-        return {key_of(r): r[field] for r in records if r["method"] == name}
-
-    a, b = by_run(first), by_run(second)
-    return mean_interval(a[key] - b[key] for key in a if key in b)
+        rows[name] = of_replicates(probability(seeds), over_seeds(seeds, probability), len(seeds), bounds=UNIT)
+    return ranking(title, f"probability that a run of {ours} is better", rows, xlim=[0, 1], vlines=[0.5])
 
 
 def key_of(record: dict[str, Any]) -> str:

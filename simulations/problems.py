@@ -7,10 +7,10 @@ are small where it is right and large where it is wrong. Conclusions drawn on th
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.bandits import BanditProblem
-from vcposim.environments import Bandit
-from vcposim.policies import TabularSoftmax, drifted_to, moved, random_tabular
-from vcposim.rollouts import bandit_problem_of
+from vcposim.problems.bandits import BanditProblem
+from vcposim.problems.environments import BanditEnvironment
+from vcposim.problems.policies import TabularSoftmax, drifted_to, moved, random_tabular
+from vcposim.problems.rollouts import bandit_problem_of
 
 POLICIES = ("random", "trained")
 
@@ -23,7 +23,7 @@ def stale_bandit(rng: np.random.Generator, policy: str, arms: int, chi2: float) 
     behind it on the line from its start.
     """
     if policy == "random":
-        environment = Bandit(rng.normal(size=(1, arms)), np.ones(1))
+        environment = BanditEnvironment(rng.normal(size=(1, arms)), np.ones(1))
         target = random_tabular(rng, (1, arms))
         behind = rng.normal(size=arms)
     else:
@@ -33,7 +33,7 @@ def stale_bandit(rng: np.random.Generator, policy: str, arms: int, chi2: float) 
     return bandit_problem_of(environment, target, [behavior])
 
 
-def stale(environment: Bandit, target: TabularSoftmax, direction: Array, chi2: float) -> TabularSoftmax:
+def stale(environment: BanditEnvironment, target: TabularSoftmax, direction: Array, chi2: float) -> TabularSoftmax:
     """The policy at that divergence behind the target."""
     unit = direction / np.linalg.norm(direction)
     return drifted_to(target, unit, lambda behavior: environment.divergence(target, behavior), chi2)
@@ -41,10 +41,10 @@ def stale(environment: Bandit, target: TabularSoftmax, direction: Array, chi2: f
 
 def trained(
     rng: np.random.Generator, arms: int, *, success: float = 0.8, step: float = 0.5, group_size: int = 8
-) -> tuple[Bandit, TabularSoftmax, TabularSoftmax]:
+) -> tuple[BanditEnvironment, TabularSoftmax, TabularSoftmax]:
     """(environment, start, end) of an on-policy REINFORCE run with the group mean, until it succeeds often enough."""
     paying = rng.permutation(arms) < rng.integers(1, 3)
-    environment = Bandit(paying[None].astype(float), np.ones(1))
+    environment = BanditEnvironment(paying[None].astype(float), np.ones(1))
     start = policy = random_tabular(rng, (1, arms))
     while environment.value(start) > success / 2:
         start = policy = random_tabular(rng, (1, arms))
@@ -53,7 +53,9 @@ def trained(
     return environment, start, policy
 
 
-def reinforce(rng: np.random.Generator, environment: Bandit, policy: TabularSoftmax, group_size: int) -> Array:
+def reinforce(
+    rng: np.random.Generator, environment: BanditEnvironment, policy: TabularSoftmax, group_size: int
+) -> Array:
     """One on-policy estimate with the group mean: sum_k (n_k / N) (R_k - mean) s_k."""
     share = rng.multinomial(group_size, np.exp(policy.log_prob[0])) / group_size
     reward = environment.reward[0]

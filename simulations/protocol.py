@@ -13,7 +13,15 @@ Setting number 3 of `variance_vs_lag` is called `variance_vs_lag/3`, everywhere.
         ...
         return [{"lag": setting["lag"], "variance_per_sample": value}]
 
-    def analyse(records: list[Record]) -> Analysis: ...
+    def analyse(records: list[Record]) -> Analysis:
+        growth = of_seeds((r["seed"], r["variance_per_sample"]) for r in records if r["lag"] == 4)
+        rule = Rule("variance per sample at lag 4", ">", 0.0, margin=0.1)
+        asked = [Question("grows", "C1", "it grows", rule, [Comparison("lag 4", growth)])]
+        return Analysis(judge(asked), [Figure("variance", plot, "Variance against lag.")])
+
+Verdicts are not written but judged: `simulations.verdicts` has the rule and the five words, `simulations.stats` makes
+estimates with intervals over seeds, `simulations.drawing` says what a plot is. `tests/simulations/worlds.py` gives
+every question records in which it is true, false and pure noise: add yours there, the test of tampering asks for it.
 
     EXPERIMENT = Experiment("variance_vs_lag", "How does ...?", ("C1", "C4"), settings, run, analyse)
 
@@ -36,13 +44,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simulations.verdicts import WITNESSES, WORDS, Comparison, Question, Rule, Verdict, judge
 from vcposim.errors import InputError, unknown_name
+
+__all__ = [
+    "WITNESSES",
+    "WORDS",
+    "Analysis",
+    "Comparison",
+    "Experiment",
+    "Figure",
+    "Question",
+    "Record",
+    "Rule",
+    "Setting",
+    "Verdict",
+    "judge",
+]
 
 Setting = dict[str, Any]
 Record = dict[str, Any]
 
 SIZES = ("reduced", "full")
-VERDICTS = ("holds", "holds if", "fails")
 SETTING_ID = "setting_id"  # the runner adds this field to every record; `run` must not
 EXTRAS = {"llm": ("torch", "transformers", "reasoning_gym")}
 """optional extra of the project -> the modules that an experiment which needs it imports, inside its functions only"""
@@ -53,33 +76,9 @@ def _is_claim(claim: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the records say about one claim: a sentence, a word, the number, and the condition it holds under.
-
-    Raises:
-        InputError: if the word is not one of `VERDICTS`, if `number` is empty, or if "holds if" names no condition.
-    """
-
-    claim: str
-    statement: str
-    verdict: str
-    number: str
-    condition: str = ""
-
-    def __post_init__(self) -> None:
-        if not _is_claim(self.claim):
-            raise InputError(f"Verdict.claim: {self.claim!r} is not a claim of the project; write it like 'C4'")
-        if self.verdict not in VERDICTS:
-            raise InputError(f"Verdict.verdict: {self.verdict!r} is not a verdict; use one of {', '.join(VERDICTS)}")
-        if not self.number:
-            raise InputError(f"Verdict.number: empty for {self.claim}; a verdict comes with its number")
-        if self.verdict == "holds if" and not self.condition:
-            raise InputError(f"Verdict.condition: empty for {self.claim}; 'holds if' says under which condition")
-
-
-@dataclass(frozen=True)
 class Figure:
-    """A picture of the records: a matplotlib figure, or a function that draws one from the records.
+    """A picture of the records: a plot as data (`simulations.drawing.plot`), which is shown in light and dark and to be
+    explored; or a matplotlib figure, or a function that draws one from the records, which is shown as it is.
 
     `alt` is what a reader who cannot see the picture needs: what is on the axes and what they show. Without it the
     caption serves.
@@ -221,7 +220,7 @@ def records_in_process(experiment: Experiment, size: str) -> list[Record]:
     return [json.loads(line) for line in body.splitlines()]
 
 
-def discover(package: str = "simulations") -> dict[str, Experiment]:
+def discover(package: str = "simulations.questions") -> dict[str, Experiment]:
     """Every `EXPERIMENT` in the modules of `package`, by id, in alphabetical order.
 
     Raises:
@@ -234,12 +233,14 @@ def discover(package: str = "simulations") -> dict[str, Experiment]:
         try:
             experiment = getattr(importlib.import_module(f"{package}.{info.name}"), "EXPERIMENT", None)
         except Exception as error:
-            where = f"{package}/{info.name}.py"
+            where = f"{package.replace('.', '/')}/{info.name}.py"
             raise InputError(f"{where}: cannot be imported ({one_line(error)}); mend or remove it") from error
         if experiment is None:
             continue
         if experiment.id != info.name:
-            raise InputError(f"{package}/{info.name}.py: its id is {experiment.id!r}; name both alike")
+            raise InputError(
+                f"{package.replace('.', '/')}/{info.name}.py: its id is {experiment.id!r}; name both alike"
+            )
         found[experiment.id] = experiment
     return found
 

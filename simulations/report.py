@@ -1,12 +1,14 @@
 """What the records say, for a reader: the verdict table on the terminal, as JSON, and one self-contained HTML page.
 
-The page needs nothing but itself: style inside, figures as data URIs, no script. Equal records give equal bytes, so
-it shows of the provenance what determines the records, not when or where they were made. Everything that comes from
-an experiment is escaped.
+The page needs nothing but itself: style, figures for light and dark screens, and Vega-Lite, which draws a figure's data
+to be explored once a reader asks for it. Vega-Lite because its plots are data (the same that the static figures are
+drawn from), so that one library, embedded once, serves every figure; its bundle (0.9 MB) comes with `vl-convert-python`.
+Where that is not installed the page has the static figures only. Equal sections give equal bytes: the page shows of the
+provenance what determines the records, not when or where they were made. Everything from an experiment is escaped.
 """
 
-import base64
-import io
+import json
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,42 +19,45 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from simulations.protocol import VERDICTS, Analysis, Experiment, Figure, Record, Verdict, one_line, source_hash
-from simulations.runner import RunFolder, read_provenance
-from vcposim.errors import InputError, unknown_name
+from simulations import claims
+from simulations.drawing import COLORS, vega
+from simulations.protocol import WITNESSES, WORDS, Experiment, Verdict, one_line
+from simulations.summaries import Section, against_full, load_section, once_each, pictures
+from simulations.verdicts import shown
+from vcposim.errors import InputError
 
 GENERATOR = "vcposim simulations"
-COLOR = {"holds": "green", "holds if": "yellow", "fails": "red"}
-VECTOR_LIMIT = 300_000  # bytes; a figure of many points is smaller, and faster to show, as pixels
-
-
-@dataclass(frozen=True)
-class Section:
-    """One complete run and its analysis; `error` and `traceback` if the analysis raised."""
-
-    folder: RunFolder
-    provenance: dict[str, Any]
-    records: list[Record]
-    analysis: Analysis
-    error: str = ""
-    traceback: str = ""
-    source_changed: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.folder.experiment.id} ({self.folder.size})"
+COLOR = {"holds": "green", "holds if": "yellow", "fails": "red", "undecided": "blue", "not judged": "dim"}
+FIRST = ("best_step_size", "async_learning", "baselines_under_lag")
+"""whose figure stands beside the claims, the first that is there"""
+GLOSSARY = {
+    "ESS": "effective sample size of the importance weights, (sum w)^2 / sum w^2",
+    "OPOB": "off-policy optimal baseline: mean reward weighted by w^2 times the squared score norm",
+    "VCPO": "ESS-scaled step and OPOB together",
+    "TIS": "truncated importance sampling: weights min(w, cap)",
+    "AUROC": "probability that a run that collapses soon scores above one that does not; 0.5 is guessing",
+    "IQM": "interquartile mean: mean of the middle half of the runs",
+    "chi2": "chi-squared divergence of target from behavior policy, E[w^2] - 1",
+    "k-hat": "Pareto tail index of the weights; above 0.7 their mean cannot be trusted",
+    "lag": "learner updates between the policy that sampled the data and the one that learns",
+    "lost": "collapsed: from some update to its end the run stays below half of its own best",
+    "seeds": "the unit that was randomised; intervals resample it",
+    "Holm": "correction for several comparisons: together they are wrong with probability at most 5%",
+}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything found under a folder: sections of complete runs, paths of incomplete ones."""
+    """Everything found under a folder, an experiment once; paths of incomplete runs."""
 
     sections: list[Section]
     incomplete: list[Path] = field(default_factory=list)
 
 
-def load(root: Path, experiments: Mapping[str, Experiment]) -> Findings:
-    """Analyse every complete run in `root` and up to two folders below.
+def load(root: Path, experiments: Mapping[str, Experiment], summaries: Mapping[str, Section]) -> Findings:
+    """Analyse every complete run in `root` and up to two folders below; what was run only in part is summarised.
+
+    A full run takes the place of the committed summary; reduced ones say only what the full one says.
 
     Raises:
         InputError: if there is no complete run, a run is of an unknown experiment, or a record file is damaged.
@@ -63,28 +68,18 @@ def load(root: Path, experiments: Mapping[str, Experiment]) -> Findings:
     if not complete:
         what = "only incomplete runs" if paths else "no run"
         raise InputError(f"DIR: {root} holds {what}; start with: python -m simulations run quick")
-    sections = [load_section(path, experiments) for path in complete]
-    return Findings(sections, [path for path in paths if path not in complete])
+    return gathered(
+        [load_section(path, experiments) for path in complete], summaries, [p for p in paths if p not in complete]
+    )
 
 
-def load_section(path: Path, experiments: Mapping[str, Experiment]) -> Section:
-    """Read one complete run back from its record files, and analyse it."""
-    provenance = read_provenance(path)
-    try:
-        name, size, settings = (provenance[key] for key in ("experiment", "size", "settings"))
-    except KeyError as error:
-        raise InputError(f"{path / 'provenance.json'}: has no {error}; choose another folder") from None
-    if not isinstance(settings, list):
-        raise InputError(f"{path / 'provenance.json'}: its settings are no list; choose another folder")
-    if name not in experiments:
-        raise unknown_name(f"{path / 'provenance.json'}: experiment", str(name), experiments)
-    folder = RunFolder(path, experiments[name], size, settings)
-    changed = provenance.get("source_sha256") != source_hash(folder.experiment)
-    records = folder.records()
-    try:
-        return Section(folder, provenance, records, folder.experiment.analyse(records), source_changed=changed)
-    except Exception as error:
-        return Section(folder, provenance, records, Analysis([]), one_line(error), traceback.format_exc(), changed)
+def gathered(
+    sections: Sequence[Section], summaries: Mapping[str, Section], incomplete: Sequence[Path] = ()
+) -> Findings:
+    """Sections of runs and committed summaries together, an experiment once."""
+    full = {**summaries, **{s.id: s for s in sections if s.size == "full" and not s.error}}
+    settled = [against_full(s, full.get(s.id)) for s in sections]
+    return Findings(once_each([*settled, *summaries.values()]), list(incomplete))
 
 
 # --- the verdict table --------------------------------------------------------------------------------------------
@@ -92,62 +87,109 @@ def load_section(path: Path, experiments: Mapping[str, Experiment]) -> Section:
 
 def verdict_rows(sections: Sequence[Section]) -> list[tuple[Verdict, Section]]:
     """All verdicts, by number of the claim, then by experiment."""
-    rows = [(verdict, section) for section in sections for verdict in section.analysis.verdicts]
+    rows = [(verdict, section) for section in sections for verdict in section.verdicts]
     return sorted(rows, key=lambda row: (int(row[0].claim[1:]), row[1].name))
 
 
 def verdict_json(sections: Sequence[Section]) -> dict[str, Any]:
     """The verdict table for machines."""
-    rows = [
-        vars(verdict) | {"experiment": section.folder.experiment.id, "size": section.folder.size}
-        for verdict, section in verdict_rows(sections)
-    ]
-    errors = {section.name: section.error for section in sections if section.error}
-    return {"verdicts": rows, "errors": errors}
+    rows = [vars(v) | {"experiment": section.id, "size": section.size} for v, section in verdict_rows(sections)]
+    return {"verdicts": rows, "errors": {s.name: s.error for s in sections if s.error}}
 
 
 def verdict_table(sections: Sequence[Section]) -> Table:
     """The verdict table for a terminal."""
     table = Table(title="Verdicts", title_justify="left", show_lines=True)
-    for heading, ratio in (("Claim", 2), ("Verdict", 2), ("Statement", 8), ("Number", 5), ("Experiment", 4)):
+    for heading, ratio in (("Claim", 2), ("Verdict", 3), ("Statement", 8), ("Number", 5), ("Experiment", 4)):
         table.add_column(heading, ratio=ratio, no_wrap=heading in ("Claim", "Verdict"), overflow="fold")
     for verdict, section in verdict_rows(sections):
         statement = Text(verdict.statement)
         if verdict.condition:
-            statement.append(f"\n{condition_text(verdict)}", style="italic")
+            statement.append(f"\nif: {verdict.condition}", style="italic")
         word = Text(verdict.verdict, style=f"bold {COLOR[verdict.verdict]}")
         table.add_row(Text(verdict.claim), word, statement, Text(verdict.number), Text(section.name))
     return table
 
 
-def condition_text(verdict: Verdict) -> str:
-    """The condition as a phrase: "if ..." for a verdict that depends on it, "for ..." for where it was measured."""
-    return f"{'if' if verdict.verdict == 'holds if' else 'where'}: {verdict.condition}"
+def claim_rows(sections: Sequence[Section], proofs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a claim, as `python -m simulations claims --json` prints them."""
+    return claims.table([(s.id, v) for s in sections for v in s.verdicts], proofs)
+
+
+def claim_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The claims for a terminal, one line each."""
+    table = Table(title="Claims", title_justify="left")
+    for heading in ("Claim", "Verdict", "", "Number that decides", "Decided by", *WITNESSES):
+        table.add_column(heading, no_wrap=heading in ("Claim", "Verdict"))
+    short = {"holds": "+", "fails": "-", "holds if": "+/-", "undecided": "?", "not judged": "."}
+    for row in rows:
+        words = {kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind] for kind in WITNESSES}
+        cells = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
+        cells += [claims.BY_ID[row["claim"]].title, row["number"], row["decided_by"] or ""]
+        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells), *(" ".join(words[k]) for k in WITNESSES))
+    table.caption = "witnesses: + holds, - fails, +/- holds if, ? undecided, . not judged"
+    return table
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
-def page(findings: Findings) -> tuple[str, dict[str, str]]:
+def page(findings: Findings, proofs: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, str]]:
     """The HTML page, and the tracebacks of figures that could not be drawn, by section and figure name."""
     problems: dict[str, str] = {}
-    body = "".join(_section(section, problems) for section in findings.sections)
-    links = "".join(
-        f'<li><a href="#{_anchor(section)}">{escape(section.name)}</a></li>' for section in findings.sections
+    specs: dict[str, Any] = {}
+    library = bundle()
+    sections = findings.sections
+    drawn = {s.id: [_figure(s, f, problems, specs if library else None) for f in s.figures] for s in sections}
+    rows = claim_rows(sections, proofs)
+    first = next((s for name in FIRST for s in sections if s.id == name and drawn[name]), None)
+    first = first or next((s for s in sections if drawn[s.id]), None)
+    reduced = [s.id for s in sections if s.size != "full"]
+    banner = (
+        f'<p class="note">Reduced runs only, which settle nothing: {escape(", ".join(reduced))}. '
+        "Their verdicts read undecided unless a full run says the same.</p>"
+        if reduced
+        else ""
     )
-    rows = verdict_rows(findings.sections)
-    count = ", ".join(f"{sum(v.verdict == word for v, _ in rows)} {word}" for word in VERDICTS)
+    count = ", ".join(f"{n} {w}" for w in WORDS if (n := sum(r["verdict"] == w for r in rows)))
+    links = "".join(f'<li><a href="#{_anchor(s)}">{escape(s.id)}</a></li>' for s in sections)
+    data = json.dumps(specs, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    script = (
+        f'<script type="application/json" id="specs">{data}</script>\n'
+        f'<script type="text/plain" id="vega">{library}</script>\n'
+        if specs
+        else ""
+    )
     text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="generator" content="{GENERATOR}">\n<title>vcposim: verdicts</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><main>\n<h1>What the simulations say</h1>\n"
-        f"<p>{len(rows)} verdicts from {len(findings.sections)} runs: {count}. "
-        "Every number below was computed from the records of the run named beside it.</p>\n"
-        f"{_table(rows)}\n<nav aria-label='Experiments'><h2>Experiments</h2><ul>{links}</ul></nav>\n"
-        f"{body}</main></body></html>\n"
+        f'<meta name="generator" content="{GENERATOR}">\n<link rel="icon" href="data:,">\n'
+        f"<title>vcposim: verdicts</title>\n"
+        f"<style>{STYLE}</style></head>\n<body>\n"
+        f'<nav aria-label="Sections"><a href="#top"><strong>vcposim</strong></a><ul><li><a href="#claims">claims</a></li>'
+        f"{links}</ul></nav>\n"
+        f'<main id="top">\n<h1>What is true of stable asynchrony</h1>\n'
+        f"<p>20 claims: {count}. Every word and number was computed from checks and records; bars are 95% intervals that "
+        f"resample seeds, the upright line is the boundary (reference and margin). The comparisons of one experiment are "
+        f"corrected together (Holm, 5%).</p>\n{banner}"
+        f'<div class="first"><section id="claims" aria-labelledby="claims-title"><h2 id="claims-title">Claims</h2>\n'
+        f"{_filters()}{''.join(_claim(row, sections) for row in rows)}"
+        f'<p id="none" hidden>No claim matches.</p></section>\n'
+        f"{_aside(first, drawn)}</div>\n"
+        f"{''.join(_section(s, drawn[s.id]) for s in sections)}"
+        f"{_glossary()}</main>\n{script}<script>{SCRIPT}</script></body></html>\n"
     )
     return text, problems
+
+
+def bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one script; empty where vl-convert-python is not installed."""
+    try:
+        import vl_convert
+    except ImportError:
+        return ""
+    code: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def is_report(path: Path) -> bool:
@@ -157,111 +199,305 @@ def is_report(path: Path) -> bool:
 
 
 def _anchor(section: Section) -> str:
-    return f"{section.folder.experiment.id}-{section.folder.size}"
+    return f"{section.id}-{section.size}"
 
 
-def _table(rows: list[tuple[Verdict, Section]]) -> str:
-    """The verdict table; the roles keep it a table for screen readers when a narrow screen shows rows as cards."""
-    headings = ("Claim", "Statement", "Verdict", "Number", "Condition", "Experiment")
-    head = "".join(f'<th scope="col" role="columnheader">{heading}</th>' for heading in headings)
-    lines = []
-    for verdict, section in rows:
-        badge = f'<span class="{verdict.verdict.replace(" ", "-")}">{verdict.verdict}</span>'
-        link = f'<a href="#{_anchor(section)}">{escape(section.name)}</a>'
-        cells = (escape(verdict.statement), badge, escape(verdict.number), escape(verdict.condition) or "none", link)
-        named = zip(headings[1:], cells, strict=True)
-        row = "".join(f'<td role="cell" data-label="{heading}">{cell}</td>' for heading, cell in named)
-        lines.append(f'<tr role="row"><th scope="row" role="rowheader">{escape(verdict.claim)}</th>{row}</tr>\n')
+def _badge(word: str) -> str:
+    return f'<span class="badge {word.replace(" ", "-")}">{word}</span>'
+
+
+def _prose(text: str) -> str:
+    """Escaped text, the first use of each term of the glossary explained on hover."""
+    out = escape(text)
+    for term, words in GLOSSARY.items():
+        pattern = rf"(?<![\w>-]){re.escape(term)}(?![\w-])(?![^<]*</abbr>)(?![^<]*>)"
+        out = re.sub(pattern, rf'<abbr title="{escape(words)}">\g<0></abbr>', out, count=1)
+    return out
+
+
+def _filters() -> str:
+    words = "".join(
+        f'<label><input type="checkbox" name="word" value="{w.replace(" ", "-")}" checked> {w}</label>' for w in WORDS
+    )
+    kinds = "".join(f'<option value="{k}">{k}</option>' for k in WITNESSES)
     return (
-        '<table role="table"><caption>Verdicts</caption>\n<thead role="rowgroup">'
-        f'<tr role="row">{head}</tr></thead>\n<tbody role="rowgroup">{"".join(lines)}</tbody></table>'
+        f'<form id="filters" role="search" aria-label="Filter claims"><fieldset><legend>Verdict</legend>{words}</fieldset>'
+        f'<label>Witness <select id="witness"><option value="">any</option>{kinds}</select></label>'
+        f'<label>Search <input type="search" id="search" autocomplete="off"></label></form>\n'
     )
 
 
-def _section(section: Section, problems: dict[str, str]) -> str:
-    experiment = section.folder.experiment
+def _bar(c: Mapping[str, Any], boundary: float) -> str:
+    """An interval against its boundary, small enough for a line of text."""
+    low, value, high = c["low"], c["value"], c["high"]
+    left, right = min(low, boundary), max(high, boundary)
+    span = (right - left) or abs(right) or 1.0
+    left, span = left - 0.08 * span, 1.16 * span
+
+    def x(v: float) -> str:
+        return f"{2 + 106 * (v - left) / span:.1f}"
+
+    label = escape(f"{shown(c)}; boundary {boundary:.3g}")
+    return (
+        f'<svg class="bar" viewBox="0 0 110 16" width="110" height="16" role="img" aria-label="{label}">'
+        f'<line class="edge" x1="{x(boundary)}" x2="{x(boundary)}" y1="0" y2="16"/>'
+        f'<line class="span" x1="{x(low)}" x2="{x(high)}" y1="8" y2="8"/>'
+        f'<circle cx="{x(value)}" cy="8" r="3"/></svg>'
+    )
+
+
+def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    """One claim: a line, and what is behind it."""
+    claim = claims.BY_ID[row["claim"]]
+    by_source = {f"{s.id}/{v.key}": (v, s) for s in sections for v in s.verdicts}
+    bar = ""
+    number = row["number"]
+    if row["decided_by"] in by_source:
+        v = by_source[row["decided_by"]][0]
+        c = claims.comparison(v)
+        if "value" in c and v.rule:
+            bar, number = _bar(c, v.rule["boundary"]), shown(c)
+    elif row["decided_by"]:
+        number = f"{row['decided_by']}, proved"
+    kinds = {w["kind"] for w in row["witnesses"] if w["word"] != "not judged"}
+    items = []
+    for w in row["witnesses"]:
+        source = escape(w["source"])
+        if w["source"] in by_source:
+            source = f'<a href="#{_anchor(by_source[w["source"]][1])}">{source}</a>'
+        items.append(
+            f"<li>{_badge(w['word'])} <em>{w['kind']}</em> {source}: {_prose(w['statement'])}"
+            f"{': ' + escape(w['number']) if w['number'] else ''}</li>"
+        )
+    word = row["verdict"]
+    return (
+        f'<details class="claim" id="{claim.id}" data-word="{word.replace(" ", "-")}" data-kinds="{" ".join(sorted(kinds))}">'
+        f'<summary><b>{claim.id}</b><span class="title">{escape(claim.title)}</span>{_badge(word)}'
+        f'<span class="cell">{bar}</span><span class="number">{escape(number)}</span></summary>\n'
+        f"<p>{_prose(claim.statement)}</p><p><small>Source: {escape(claim.source)}. Refuted by: "
+        f"{escape(claim.refuted_by)}</small></p><p>{escape(row['number'])}</p><ul>{''.join(items)}</ul></details>\n"
+    )
+
+
+def _aside(first: Section | None, drawn: Mapping[str, Sequence[str]]) -> str:
+    if first is None:
+        return ""
+    figure = re.sub(r'<button.*?</button>|<div class="live".*?</div>', "", drawn[first.id][0])
+    return f'<aside aria-label="A figure"><p><a href="#{_anchor(first)}">{escape(first.question)}</a></p>{figure}</aside>\n'
+
+
+def _section(section: Section, figures: Sequence[str]) -> str:
     notes = []
+    if section.size != "full":
+        notes.append("A reduced run: it can agree with the full one or be undecided; it settles nothing.")
     if section.error:
         notes.append(f"The analysis failed: {section.error}")
     if section.source_changed:
         notes.append("The source has changed since these records were made.")
     note = "".join(f'<p class="note">{escape(text)}</p>\n' for text in notes)
-    figures = "".join(_figure(section, figure, problems) for figure in section.analysis.figures)
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in _facts(section))
+    also = ""
+    if section.beside:
+        words = "; ".join(f"{v.key or v.claim}: {v.verdict}" for v in section.beside.verdicts)
+        also = f"<p><small>The reduced run says: {escape(words)}.</small></p>"
+    verdicts = "".join(_verdict(v) for v in sorted(section.verdicts, key=lambda v: int(v.claim[1:])))
+    anchors = ", ".join(f'<a href="#{c}">{escape(c)}</a>' for c in section.claims)
     return (
         f'<section id="{_anchor(section)}"><h2>{escape(section.name)}</h2>\n'
-        f"<p><strong>{escape(experiment.question)}</strong></p>\n{note}"
-        f"<p>{len(section.folder.settings)} settings, {len(section.records)} records; "
-        f"claims {escape(', '.join(experiment.claims))}.</p>\n{figures}"
+        f"<p><strong>{_prose(section.question)}</strong> {section.settings} settings, {section.records} records; claims "
+        f"{anchors}.</p>\n{note}{also}"
+        f'<div class="pair"><div>{verdicts}</div><div>{"".join(figures)}</div></div>'
         f"<details><summary>Provenance</summary><dl>{facts}</dl></details></section>\n"
     )
+
+
+def _verdict(v: Verdict) -> str:
+    """A verdict with its rule and every comparison that it rests on."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(c["name"])}</th><td>{_badge(c["word"])}</td><td>{escape(shown(c))}</td>'
+        f"<td>{c.get('seeds', '')}</td><td>{_decimal(c.get('power'))}</td><td>{c.get('needed') or ''}</td></tr>"
+        for c in v.comparisons
+    )
+    head = "".join(f'<th scope="col">{h}</th>' for h in ("comparison", "word", "95%", "seeds", "power", "seeds needed"))
+    rule = (
+        f"<p><small>Rule: {escape(v.rule['text'])}. Interval: {escape(v.rule['method'])}.</small></p>" if v.rule else ""
+    )
+    more = (
+        f"<details><summary>{len(v.comparisons)} comparisons</summary>{rule}"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(v.key)}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{f'<p><small>{escape(v.note)}</small></p>' if v.note else ''}</details>"
+        if v.comparisons
+        else ""
+    )
+    condition = f"<p><em>if: {escape(v.condition)}</em></p>" if v.condition else ""
+    return (
+        f'<div class="verdict"><p><a href="#{v.claim}">{v.claim}</a> {_badge(v.verdict)} {_prose(v.statement)}</p>'
+        f'<p class="number">{escape(v.number)}</p>{condition}{more}</div>\n'
+    )
+
+
+def _decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _facts(section: Section) -> Iterator[tuple[str, str]]:
     """What determines the records."""
     about, git = section.provenance, section.provenance.get("git")
     yield "Reproduce", str(about.get("reproduce"))
-    yield (
-        "Commit",
-        f"{git['commit']}{' with local changes' if git['dirty'] else ''}" if git else "not in a git checkout",
-    )
+    changed = " with local changes" if git and git["dirty"] else ""
+    yield "Commit", f"{git['commit']}{changed}" if git else "not in a git checkout"
     yield "Source SHA-256", str(about.get("source_sha256"))
     yield "Settings SHA-256", str(about.get("settings_sha256"))
     yield "Python", f"{about.get('python')} on {about.get('platform')}"
-    yield "Packages", ", ".join(f"{name} {version}" for name, version in about.get("packages", {}).items())
+    yield "Packages", ", ".join(f"{name} {version}" for name, version in (about.get("packages") or {}).items())
 
 
-def _figure(section: Section, figure: Figure, problems: dict[str, str]) -> str:
-    """An <img> with its picture inside, or a note that it could not be drawn."""
+def _figure(section: Section, figure: Mapping[str, Any], problems: dict[str, str], specs: dict[str, Any] | None) -> str:
+    """A picture for light and dark screens inside the page, or a note that it could not be drawn."""
+    name = f"{section.id}-{figure['name']}"
+    live = ""
     try:
-        image = f'<img src="{picture(figure, section.records)}" alt="{escape(figure.alt or figure.caption)}">'
+        if "error" in figure:
+            raise RuntimeError(figure["error"])
+        light, dark = pictures(figure)
+        source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">' if dark != light else ""
+        image = f'<picture>{source}<img src="{light}" alt="{escape(figure["alt"])}" loading="lazy"></picture>'
+        if specs is not None and "plot" in figure:
+            specs[name] = vega(figure["plot"])
+            live = (
+                f'<button type="button" class="explore" data-figure="{escape(name)}">Explore'
+                f'<span class="hidden"> {escape(figure["name"].replace("_", " "))}</span></button>'
+                f'<div class="live" id="live-{escape(name)}" hidden></div>'
+            )
     except Exception as error:
-        problems[f"{section.name}, figure {figure.name}"] = traceback.format_exc()
-        image = f'<p class="note">{escape(f"The figure {figure.name!r} could not be drawn: {one_line(error)}")}</p>'
-    return f"<figure>{image}<figcaption>{escape(figure.caption)}</figcaption></figure>\n"
+        problems[f"{section.name}, figure {figure['name']}"] = figure.get("traceback") or traceback.format_exc()
+        failed = f"The figure {figure['name']!r} could not be drawn: {figure.get('error') or one_line(error)}"
+        image = f'<p class="note">{escape(failed)}</p>'
+    return f"<figure>{image}{live}<figcaption>{_prose(figure['caption'])}</figcaption></figure>\n"
 
 
-def picture(figure: Figure, records: list[Record]) -> str:
-    """The figure as a data URI: vector if small, pixels if not; the same figure always gives the same bytes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    drawn = figure.draw(records) if callable(figure.draw) else figure.draw
-    svg, png = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "vcposim"}):
-        drawn.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
-    if svg.tell() <= VECTOR_LIMIT:
-        kind, data = "svg+xml", svg
-    else:
-        drawn.savefig(png, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
-        kind, data = "png", png
-    pyplot.close(drawn)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+def _glossary() -> str:
+    terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(words)}</dd>" for t, words in GLOSSARY.items())
+    return f'<section id="glossary"><h2>Glossary</h2><details><summary>Terms</summary><dl>{terms}</dl></details></section>\n'
 
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --soft: #f3f5f7; --link: #0550ae;
-  --good: #11632a; --mixed: #7d4e00; --bad: #a40e26 }
+  --good: #11632a; --mixed: #7d4e00; --bad: #a40e26; --open: #0550ae; --mute: #57606a }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0f1318; --line: #3a424c; --soft: #1a2027;
-  --link: #7cb7ff; --good: #6fdd8b; --mixed: #eac54f; --bad: #ff9a93 } }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 70rem; margin: 0 auto; padding: 1rem }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem; overflow-wrap: anywhere } a { color: var(--link) }
-table { border-collapse: collapse; width: 100% }
-caption { text-align: left; font-weight: 600; padding: .5rem 0 }
-th, td { text-align: left; vertical-align: top; padding: .5rem .6rem; border-bottom: 1px solid var(--line);
-  overflow-wrap: break-word }
-thead th { background: var(--soft) } td[data-label=Statement] { min-width: 15rem }
-td[data-label=Verdict] { white-space: nowrap }
-.holds, .holds-if, .fails { font-weight: 600; border: 1.5px solid; border-radius: .4rem; padding: .05rem .45rem }
+  --link: #7cb7ff; --good: #6fdd8b; --mixed: #eac54f; --bad: #ff9a93; --open: #7cb7ff; --mute: #9aa4ae } }
+* { box-sizing: border-box }
+html { scroll-padding-top: 3.2rem }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif }
+nav { position: sticky; top: 0; z-index: 2; background: var(--soft); border-bottom: 1px solid var(--line);
+  padding: .3rem 1rem; display: flex; gap: 1rem; overflow-x: auto; white-space: nowrap; font-size: .85rem }
+nav ul { display: flex; gap: .9rem; margin: 0; padding: 0; list-style: none }
+main { max-width: 86rem; margin: 0 auto; padding: .5rem 1rem }
+h1 { font-size: 1.5rem; margin: .4rem 0 } h2 { font-size: 1.15rem; margin: 1.6rem 0 .4rem; overflow-wrap: anywhere }
+.first h2 { margin-top: .3rem } h1, h2 { line-height: 1.2 } a { color: var(--link) } p { margin: .35rem 0 }
+abbr { text-decoration-style: dotted; cursor: help }
+.first { display: grid; grid-template-columns: minmax(0, 1.6fr) minmax(0, 1fr); gap: 1.5rem }
+.first aside { font-size: .85rem } .first aside img { max-height: 33rem }
+.pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.1fr); gap: 1.5rem }
+form { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: center; font-size: .85rem; margin-bottom: .3rem }
+fieldset { border: 0; padding: 0; margin: 0; display: flex; flex-wrap: wrap; gap: .1rem .7rem } legend { float: left;
+  padding: 0 .6rem 0 0 }
+input, select, button { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--mute);
+  border-radius: .3rem; padding: .1rem .35rem } button { cursor: pointer } #search { width: 11rem }
+summary { cursor: pointer; padding: .17rem .2rem }
+.claim { border-top: 1px solid var(--line); font-size: .88rem } .claim[open] { background: var(--soft) }
+.claim > summary { display: grid; grid-template-columns: 2.2rem minmax(8rem, 1fr) 5.9rem 7.2rem 10.5rem; gap: .5rem;
+  align-items: center; list-style: none } .claim > summary::-webkit-details-marker { display: none }
+.claim > :not(summary) { margin-left: 2.9rem } .claim ul { padding-left: 1rem }
+.badge { font-weight: 600; font-size: .8rem; border: 1.5px solid; border-radius: .4rem; padding: 0 .35rem;
+  white-space: nowrap; justify-self: start }
 .holds { color: var(--good) } .holds-if { color: var(--mixed) } .fails { color: var(--bad) }
-.note { border-left: 4px solid var(--bad); background: var(--soft); padding: .5rem .8rem }
-figure { margin: 1.2rem 0 } figcaption { max-width: 45rem; font-size: .95rem }
-img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem }
-details { margin: 1rem 0 } dt { font-weight: 600 } dd { margin: 0 0 .5rem; overflow-wrap: anywhere }
-@media (max-width: 45rem) { table, tbody, tr, td, tbody th { display: block } thead { position: absolute;
-  left: -10000px } tr { border: 1px solid var(--line); border-radius: .5rem; margin: 0 0 1rem; padding: .5rem }
-  th, td { border: 0; padding: .15rem .3rem } td::before { content: attr(data-label) ": "; font-weight: 600 } }
+.undecided { color: var(--open); border-style: dashed } .not-judged { color: var(--mute); border-style: dotted }
+.bar { display: block } .bar .edge { stroke: var(--bad); stroke-width: 1.5 } .bar .span { stroke: var(--ink);
+  stroke-width: 2 } .bar circle { fill: var(--ink) }
+.number { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+.verdict { border-left: 3px solid var(--line); padding-left: .7rem; margin: 0 0 .8rem } .verdict .number { font-size: .9rem }
+.note { border-left: 4px solid var(--bad); background: var(--soft); padding: .4rem .8rem }
+table { border-collapse: collapse; font-size: .85rem } th, td { text-align: left; padding: .15rem .5rem;
+  border-bottom: 1px solid var(--line); vertical-align: top } .wide { overflow-x: auto }
+figure { margin: 0 0 1.2rem } figcaption { font-size: .88rem; color: var(--mute) }
+img { max-width: 100%; height: auto; display: block } .live { overflow-x: auto } .hidden { position: absolute;
+  clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden }
+details { margin: .1rem 0 } dt { font-weight: 600 } dd { margin: 0 0 .4rem; overflow-wrap: anywhere }
+@media (max-width: 62rem) { .first, .pair { grid-template-columns: minmax(0, 1fr) } .first aside { order: 2 } }
+@media (max-width: 40rem) { .claim > summary { grid-template-columns: 2.2rem minmax(0, 1fr) auto }
+  .claim .cell { grid-column: 2 } .claim .number { grid-column: 3; text-align: right; max-width: 9rem }
+  .claim > :not(summary) { margin-left: .3rem } }
+@media print { nav, form, button { display: none } body { font-size: 10px } .first, .pair { grid-template-columns: 1fr 1fr }
+  figure img { max-height: 14rem } section { break-inside: auto } .claim > summary { padding: 0 }
+  .verdict, figure { break-inside: avoid } }
 """
+
+SCRIPT = (
+    """
+const rows = [...document.querySelectorAll('.claim')], form = document.getElementById('filters');
+function filter() {
+  const words = new Set([...form.querySelectorAll('[name=word]:checked')].map(box => box.value));
+  const kind = document.getElementById('witness').value;
+  const asked = document.getElementById('search').value.trim().toLowerCase();
+  let shown = 0;
+  for (const row of rows) {
+    const keep = words.has(row.dataset.word) && (!kind || row.dataset.kinds.split(' ').includes(kind))
+      && (!asked || row.textContent.toLowerCase().includes(asked));
+    row.hidden = !keep;
+    shown += keep;
+  }
+  document.getElementById('none').hidden = shown > 0;
+}
+form.addEventListener('input', filter);
+form.addEventListener('submit', event => event.preventDefault());
+addEventListener('hashchange', () => { const to = document.getElementById(location.hash.slice(1));
+  if (to && to.tagName === 'DETAILS') to.open = true; });
+const COLORS = """
+    + json.dumps(COLORS)
+    + """;
+function tinted(spec, dark) {
+  const text = JSON.stringify(spec).replace(/"series(\\d)"/g, (_, i) => JSON.stringify(COLORS[dark ? 'dark' : 'light'][i]));
+  const ink = dark ? '#e6edf3' : '#1b1f24', out = JSON.parse(text);
+  out.config = {...out.config, background: 'transparent', title: {color: ink}, rule: {color: ink},
+    axis: {...out.config.axis, labelColor: ink, titleColor: ink, gridColor: dark ? '#2a313a' : '#e6e9ec'},
+    legend: {labelColor: ink}};
+  return out;
+}
+let vegaReady = false;
+document.addEventListener('click', async event => {
+  const button = event.target.closest('.explore');
+  if (!button) return;
+  const place = document.getElementById('live-' + button.dataset.figure), picture = button.parentElement.querySelector('picture');
+  if (!place.hidden) { place.hidden = true; picture.hidden = false; button.firstChild.data = 'Explore'; return; }
+  if (!vegaReady) {
+    const code = document.createElement('script');
+    code.type = 'module';
+    code.textContent = document.getElementById('vega').textContent + ';window.dispatchEvent(new Event("vega"));';
+    await new Promise(done => { addEventListener('vega', done, {once: true}); document.head.append(code); });
+    vegaReady = true;
+  }
+  const spec = JSON.parse(document.getElementById('specs').textContent)[button.dataset.figure];
+  const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+  place.replaceChildren();
+  const log = document.createElement('label'), box = document.createElement('input');
+  box.type = 'checkbox';
+  box.checked = spec.concat.every(p => p.layer[0].encoding.y.scale && p.layer[0].encoding.y.scale.type === 'log');
+  log.append(box, ' logarithmic y');
+  const view = document.createElement('div');
+  if (spec.concat.every(p => p.layer[0].encoding.y.scale)) place.append(log);
+  place.append(view);
+  const show = () => {
+    for (const p of spec.concat) for (const l of p.layer) if (l.encoding.y && l.encoding.y.scale) {
+      l.encoding.y.scale.type = box.checked ? 'log' : 'linear';
+      if (box.checked) delete l.encoding.y.scale.zero;
+      if (box.checked) delete l.encoding.y.scale.domain;
+    }
+    return vegaEmbed(view, tinted(spec, dark), {actions: false, renderer: 'svg', ast: false});
+  };
+  box.addEventListener('change', show);
+  await show();
+  place.hidden = false; picture.hidden = true; button.firstChild.data = 'Static figure';
+});
+"""
+)

@@ -1,8 +1,7 @@
 """Imports point one way, and heavy libraries stay where they belong. Read from the source files.
 
-A new module fails here until it has a place in `LAYERS`: the question which layer it belongs to is asked once, on the
-day it is written. A module may import from earlier layers and from its own, never from a later one, and never in a
-circle.
+A module may import from earlier rooms and from its own, never from a later one, and never in a circle. A new module
+needs no entry here, a new room does: its place is decided once, on the day it is built.
 """
 
 import ast
@@ -18,43 +17,42 @@ from simulations.protocol import discover
 
 ROOT = Path(__file__).parents[1]
 
-LAYERS: dict[str, tuple[str, ...]] = {
-    "ground": ("errors", "loading", "arrays", "batch", "alias", "scores", "leaves", "streams"),
-    "problems": ("policies", "environments", "bandits", "token_chains", "chain_scores", "tables", "tasks"),
-    "staleness": ("staleness",),
-    "rollouts": ("chains", "rollouts"),
-    "weights": ("weights",),
-    "baselines": ("baselines", "surrogates", "second_moment"),
-    "estimators": ("estimators",),
-    "moments": ("moments",),
-    "diagnostics": ("diagnostics",),
-    "control": ("control",),
-    "judgement": ("tails", "panel", "references", "catalogue"),
-    "laboratory": ("second_moments", "chain_moments", "exact", "monte_carlo", "standard_problems"),
-    "learning": ("optimizers", "step_rules", "learning", "versions", "run_records", "collapse", "runs", "problem_file"),
-    "pipeline": ("lengths", "pipeline", "plan", "theory"),
-    "replay": ("dumps", "contributions", "replay"),
-    "kit": ("strategies", "laws", "testing", "report_card"),
-    "figures": ("figures",),
-    "commands": ("variance_cli", "replay_cli", "plan_cli", "check_cli", "cli"),
+ROOMS = ("problems", "gauges", "catalogue", "laboratory", "learning", "pipeline", "replay", "testing", "commands")
+"""The folders of vcposim, in the order in which they may import; the formulas lie on top and import no room."""
+
+KIT = "vcposim.testing"
+"""the one room of vcposim that needs Hypothesis"""
+
+TRANSFORMERS = {
+    f"simulations.questions.{name}": {"llm_bridge", "torch"} for name in ("transformer_collapse", "proxy_quality")
 }
-"""vcposim, from the ground up"""
-
-DEBTS: set[tuple[str, str]] = set()
-"""Known imports of a later layer, inside a function: (module, imported). One that is gone must leave this list."""
-
-KIT = {"vcposim.strategies", "vcposim.laws", "vcposim.testing", "vcposim.report_card"}
-"""the one part of vcposim that needs Hypothesis"""
-
-TRANSFORMERS = {f"simulations.{name}": {"llm_bridge", "torch"} for name in ("transformer_collapse", "proxy_quality")}
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 
-OPTIONAL = {"simulations.runner": {"distributed"}, **TRANSFORMERS}
+OPTIONAL = {
+    "simulations.report": {"vl_convert"},  # of vl-convert-python; without it a page has still figures only
+    "simulations.runner": {"distributed"},
+    "vcposim.replay.containers": {"torch"},
+    **TRANSFORMERS,
+}
 """libraries that a module uses if they are there and has an error message for if not"""
 
-KERNEL = ("arrays", "batch", "weights", "baselines", "surrogates", "second_moment", "estimators", "moments")
-KERNEL += ("diagnostics", "control")
+KERNEL = (
+    "arrays",
+    "batch",
+    "weights",
+    "baselines",
+    "surrogates",
+    "second_moment",
+    "estimators",
+    "prefixes",
+    "pooled",
+    "moments",
+)
+KERNEL += ("vocabulary", "diagnostics", "control")
 """runs on any array library, so it may know none (and nothing of the project that does)"""
+
+BESIDE = ("errors", "results")
+"""on top beside the formulas, which import them: what is wrong with an input, what every result can do"""
 
 PACKAGES: dict[str, set[str]] = {
     "vcposim": set(),
@@ -63,16 +61,19 @@ PACKAGES: dict[str, set[str]] = {
     "llm_bridge": {"vcposim"},
     "simulations.bench": {"vcposim", "simulations", "llm_bridge", "torch", "transformers"},
     **{module: {"vcposim", *used} for module, used in TRANSFORMERS.items()},
+    "vcposim.replay.containers": {"torch"},  # for .pt files alone, where it is installed
 }
 """what each package may import of the others, and whether of torch; a subpackage named here has its own rule"""
 
 
 def rank(module: str) -> int | None:
-    """The layer of a module of vcposim, None if it has none."""
-    for k, members in enumerate(LAYERS.values()):
-        if module in members:
-            return k
-    return None
+    """The place of a module of vcposim, as `vcposim.room.module`: 0 for a formula, None in a folder nobody placed."""
+    room = module.split(".")[1]
+    if room in ROOMS:
+        return 1 + ROOMS.index(room)
+    if room == "__main__":  # the door of the last room
+        return len(ROOMS)
+    return 0 if room in (*KERNEL, *BESIDE) else None
 
 
 def modules(root: Path, package: str) -> Iterator[tuple[str, Path]]:
@@ -137,14 +138,14 @@ def foreign(module: str, names: set[str], package: str) -> list[str]:
 
 
 def backward(module: str, names: set[str]) -> list[str]:
-    own = rank(module.split(".")[1])
+    own = rank(module)
     if own is None:
-        return [f"{module} has no layer; add it to LAYERS in tests/test_layering.py, as low as its imports allow"]
-    used = {name.split(".")[1] for name in names if name.startswith("vcposim.")}
-    debts = {imported for owner, imported in DEBTS if owner == module.split(".")[1]}
-    later = sorted(name for name in used - debts if (rank(name) or 0) > own)
-    layer = list(LAYERS)[own]
-    return [f"{module} ({layer}) imports vcposim.{name} of a later layer; move one of them" for name in later]
+        room = module.split(".")[1]
+        return [f"{module} is in no room; put it into one of {ROOMS}, or {room!r} into ROOMS of tests/test_layering.py"]
+    known = {name: rank(name) for name in names if name.startswith("vcposim.")}
+    later = sorted({name.split(".")[1] for name, place in known.items() if place is not None and place > own})
+    here = module.split(".")[1] if own else "the formulas"
+    return [f"{module} ({here}) imports vcposim.{name} of a later room; move one of them" for name in later]
 
 
 def circles(root: Path) -> list[str]:
@@ -174,21 +175,12 @@ def test_imports_point_one_way():
     assert violations(ROOT) == []
 
 
-def test_debts_are_owed():
-    for module, imported in DEBTS:
-        path = ROOT / "vcposim" / f"{module}.py"
-        assert f"vcposim.{imported}" in imports(path, f"vcposim.{module}"), (
-            f"paid: drop {module} -> {imported} from DEBTS"
-        )
-        assert f"vcposim.{imported}" not in imports(path, f"vcposim.{module}", everywhere=False)
-
-
 def test_the_kernel_knows_no_array_library():
     for name in KERNEL:
         used = imports(ROOT / "vcposim" / f"{name}.py", f"vcposim.{name}")
         outside = {x.split(".")[0] for x in used} - set(sys.stdlib_module_names) - {"vcposim", "array_api_compat"}
         assert not outside, f"vcposim.{name} imports {sorted(outside)}; the kernel runs on the arrays it is given"
-        inside = {x.split(".")[1] for x in used if x.startswith("vcposim.")} - {"errors", *KERNEL}
+        inside = {x.split(".")[1] for x in used if x.startswith("vcposim.")} - {*BESIDE, *KERNEL}
         assert not inside, f"vcposim.{name} imports vcposim.{sorted(inside)}, which is not kernel"
 
 
@@ -204,17 +196,18 @@ def test_the_numeric_core_needs_its_base_dependencies_only(package: str):
     for module, path in modules(ROOT, package):
         if module.startswith("simulations.bench"):
             continue  # compares with what else there is
-        kit = {"hypothesis", "pytest"} if module in KIT else set()
+        kit = {"hypothesis", "pytest"} if f"{module}.".startswith(f"{KIT}.") else set()
         outside = {name.split(".")[0] for name in imports(path, module)} - allowed - kit - OPTIONAL.get(module, set())
         assert not outside, f"{module} imports {sorted(outside)}: not among the base dependencies of pyproject.toml"
 
 
 @pytest.mark.parametrize("module", TRANSFORMERS)
+@pytest.mark.slow
 def test_experiments_on_language_models_are_listed_without_torch(module: str):
     path = ROOT / f"{module.replace('.', '/')}.py"
     early = {name.split(".")[0] for name in imports(path, module, everywhere=False)}
     assert not early & TRANSFORMERS[module], f"{module} imports these at module level; do it inside its functions"
-    assert discover()[module.split(".")[1]].extra == "llm"
+    assert discover()[module.split(".")[-1]].extra == "llm"
 
 
 def fresh(code: str) -> None:
@@ -239,7 +232,7 @@ def test_importing_the_kernel_loads_no_array_library():
 
 
 def test_every_module_imports_without_torch_and_the_test_tools():
-    names = [m for m, _ in modules(ROOT, "vcposim") if m not in KIT]
+    names = [m for m, _ in modules(ROOT, "vcposim") if not f"{m}.".startswith(f"{KIT}.")]
     fresh(f"{BLOCK}\nfor name in {names!r}: importlib.import_module(name)")
     with pytest.raises(AssertionError, match="ModuleNotFoundError: hypothesis"):
         fresh(f"{BLOCK}\nimport hypothesis")
@@ -253,11 +246,11 @@ CLEAN = {
     "vcposim/arrays.py": "from vcposim.errors import x",
     "vcposim/batch.py": "import vcposim.arrays",
     "vcposim/moments.py": "from vcposim import batch",
-    "vcposim/exact.py": "def f():\n    from vcposim import moments",
-    "vcposim/rollouts.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from vcposim import cli",
-    "vcposim/cli.py": "from .exact import f",
+    "vcposim/problems/rollouts.py": "import typing\nif typing.TYPE_CHECKING:\n    from vcposim.commands import x",
+    "vcposim/laboratory/exact.py": "def f():\n    from vcposim import moments",
+    "vcposim/commands/main.py": "from ..laboratory.exact import f",
     "llm_bridge/ratios.py": "import torch\nfrom vcposim.batch import x",
-    "simulations/q.py": "from vcposim import exact",
+    "simulations/q.py": "from vcposim.laboratory import exact",
     "simulations/bench/q.py": "import torch\nimport llm_bridge.ratios",
     "proofs/t.py": "from proofs import u\nimport vcposim.arrays",
 }
@@ -280,17 +273,34 @@ def test_a_clean_tree_passes(tmp_path: Path):
     [
         (
             "vcposim/arrays.py",
-            "from vcposim.moments import x",
-            "vcposim.arrays (ground) imports vcposim.moments of a later",
+            "from vcposim.laboratory import exact",
+            "(the formulas) imports vcposim.laboratory of a later",
         ),
-        ("vcposim/arrays.py", "from vcposim import moments", "vcposim.arrays (ground) imports vcposim.moments"),
-        ("vcposim/arrays.py", "def f():\n    import vcposim.cli", "vcposim.arrays (ground) imports vcposim.cli"),
-        ("vcposim/batch.py", "from .exact import f", "vcposim.batch (ground) imports vcposim.exact"),
-        ("vcposim/batch.py", "from . import exact", "vcposim.batch (ground) imports vcposim.exact"),
+        ("vcposim/arrays.py", "def f():\n    import vcposim.commands.main", "vcposim.arrays (the formulas) imports"),
+        (
+            "vcposim/batch.py",
+            "from .laboratory.exact import f",
+            "vcposim.batch (the formulas) imports vcposim.laboratory",
+        ),
+        (
+            "vcposim/batch.py",
+            "from .laboratory import exact",
+            "vcposim.batch (the formulas) imports vcposim.laboratory",
+        ),
+        ("vcposim/problems/rollouts.py", "from ..laboratory import exact", "(problems) imports vcposim.laboratory"),
         ("vcposim/errors.py", "from vcposim.arrays import x", "vcposim.errors -> vcposim.arrays is a circle"),
-        ("vcposim/novelty.py", "", "vcposim.novelty has no layer; add it to LAYERS"),
-        ("vcposim/exact.py", "def f():\n    import torch", "vcposim.exact imports torch; vcposim may use"),
-        ("vcposim/exact.py", "import simulations.q", "vcposim.exact imports simulations; vcposim may use"),
+        ("vcposim/novelty.py", "", "vcposim.novelty is in no room; put it into one of"),
+        ("vcposim/novelty/thing.py", "", "vcposim.novelty.thing is in no room"),
+        (
+            "vcposim/laboratory/exact.py",
+            "def f():\n    import torch",
+            "vcposim.laboratory.exact imports torch; vcposim may use",
+        ),
+        (
+            "vcposim/laboratory/exact.py",
+            "import simulations.q",
+            "vcposim.laboratory.exact imports simulations; vcposim may",
+        ),
         ("simulations/q.py", "from torch import nn", "simulations.q imports torch; simulations may use"),
         ("simulations/q.py", "import llm_bridge", "simulations.q imports llm_bridge"),
         ("proofs/t.py", "from simulations import q", "proofs.t imports simulations"),

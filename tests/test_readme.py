@@ -36,16 +36,17 @@ def test_set_up_commands_are_the_two_promised() -> None:
     install = [line for line in SHELL if "pip install" in line]
     assert install == [
         "python -m pip install -e . && python -m simulations run quick",
-        'python -m pip install -e ".[dev]" && python -m pytest',
+        'python -m pip install -e ".[dev]" && python -m pytest -n 2 --dist loadfile',
     ]
 
 
 def test_extras_and_command_of_the_readme_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(re.findall(r"\.\[(\w+)\]", README)) <= set(project["optional-dependencies"])
-    assert project["scripts"] == {"vcposim": "vcposim.cli:main"}
+    assert project["scripts"] == {"vcposim": "vcposim.commands.main:main"}
 
 
+@pytest.mark.slow
 def test_questions_are_answered_as_typed(tmp_path: Path) -> None:
     (tmp_path / "rollouts.jsonl").write_text(ROLLOUTS)
     asked = [line for line in SHELL if line.startswith(("echo", "vcposim"))]
@@ -59,6 +60,7 @@ def test_questions_are_answered_as_typed(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_experiments_of_the_readme_exist(tmp_path: Path) -> None:
     listed = shell("python -m simulations list", tmp_path)
     assert listed.returncode == 0, listed.stderr

@@ -14,17 +14,31 @@ it is subtracted from and the estimate stays unbiased. The two are tied by the *
 R_i - b = (1 - h_i)(R_i - b_{-i}), h_i being sample i's share of the weight: in-batch is leave-one-out times a
 soft mask on dominating samples. `leverage_damped_mean` isolates that mask: (1 - h_i)(R_i - mean).
 
-Three kinds look further than one group's rewards and scores (`SPECIAL_BASELINES`): robust aggregations of the released
-OPOB weights (they order the rewards), means over the prompts of a batch, and the optimal *token* baseline.
+Three kinds look further than one group's rewards and scores: robust aggregations of the released OPOB weights (they
+order the rewards), means over the prompts of a batch, and the optimal *token* baseline.
 
 Every function is (..., n) -> (..., 1) for one baseline a group, (..., n) for one a sample, (..., 1, t) for one a token.
+`BASELINES` at the end holds all that is known of each by name. The weight of a weighted mean is written once, as a
+`Monomial`; the mean, the mean without sample i, and the logarithm of the weight follow from it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vcposim.arrays import Array, expectation, indistinguishable, namespace, safe_divide, sum_of_others, where
-from vcposim.errors import unknown_name
+from vcposim.arrays import (
+    LINEAR,
+    LOG,
+    Array,
+    expectation,
+    indistinguishable,
+    namespace,
+    safe_divide,
+    sum_of_others,
+    where,
+)
+from vcposim.batch import Batch, over_tokens
+from vcposim.errors import InputError, unknown_name
+from vcposim.weights import Weight, at_level
 
 
 def weighted_mean(reward: Array, weight: Array, measure: Array) -> Array:
@@ -84,29 +98,216 @@ def minimum_variance(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a baseline may look at; `Estimator` fills it from a batch and its weights. Shapes (..., n)."""
+    """What a baseline may look at, of a batch and its weights; computed when asked. Shapes (..., n) unless stated."""
 
-    reward: Array
-    measure: Array
-    unit: Array
-    score_sq_norm: Callable[[], Array]
-    """||s_i||^2"""
-    weighted_sq_norm: Callable[[], Array]
-    """||w_i s_i||^2 up to one factor per group: the OPOB's weight"""
-    ratio_sq: Callable[[], Array]
-    """the untouched sequence ratio squared, up to one factor per group"""
-    length: Callable[[], Array]
-    mean_score: Callable[[Array], Array]
-    """x -> E[w x s] on the same factor: (..., n) -> (..., p)"""
-    population: Callable[[], Array]
-    token_sq_norm: Callable[[], Array]
-    """||grad_logits log pi(y_t)||^2 = 1 - 2 pi(y_t) + sum_v pi(v)^2: (..., n, t)"""
-    token_weight_sq: Callable[[], Array]
-    """w_it^2 on one factor per group: (..., n, t), or (..., n, 1) from weights per trajectory"""
-    on_tokens: Callable[[Array], Array]
-    """zeros on padding: (..., n, t), same -> same"""
-    prompt_measure: Callable[[], Array]
-    """the measure, if the groups are the prompts of one batch: (..., group, n)"""
+    batch: Batch
+    weight: Weight
+
+    @property
+    def reward(self) -> Array:
+        """R_i."""
+        return self.batch.reward
+
+    @property
+    def measure(self) -> Array:
+        """The probability of each outcome."""
+        return self.batch.measure
+
+    @property
+    def unit(self) -> Array:
+        """The mass of one draw: (..., 1) or a number."""
+        return self.batch.unit
+
+    @property
+    def one(self) -> Array:
+        """1 for each sample."""
+        return self.batch.reward * 0 + 1
+
+    def length(self) -> Array:
+        """L_i, tokens."""
+        return self.batch.token_length()
+
+    def score_sq_norm(self) -> Array:
+        """||s_i||^2."""
+        return self.batch.scored().sq_norm(self.one)
+
+    def weighted_sq_norm(self) -> Array:
+        """||w_i s_i||^2 up to one factor per group: the OPOB's weight."""
+        return self.batch.scored().sq_norm(self.weight.relative)
+
+    def ratio_sq(self) -> Array:
+        """The untouched sequence ratio squared, up to one factor per group."""
+        scale = LOG if self.batch.ratio is None else LINEAR
+        ratio = scale.relative(at_level(self.batch, "sequence", scale), self.batch.measure)
+        return ratio * ratio
+
+    def mean_score(self, x: Array) -> Array:
+        """E[w x s] on the factor of `weighted_sq_norm`: (..., n) -> (..., p)."""
+        mass, relative = self.batch.measure * x, self.weight.relative
+        return self.batch.scored().combine(relative * over_tokens(mass, relative))
+
+    def population(self) -> Array:
+        """The oracle: (..., 1)."""
+        if self.batch.population_baseline is None:
+            raise InputError("baseline: 'population' is an oracle; it needs a problem with exact moments")
+        return self.batch.population_baseline
+
+    def token_sq_norm(self) -> Array:
+        """||grad_logits log pi(y_t)||^2 = 1 - 2 pi(y_t) + sum_v pi(v)^2: (..., n, t)."""
+        log_prob, collision = self.batch.given("log_prob"), self.batch.given("collision")
+        return 1 - 2 * namespace(log_prob).exp(log_prob) + collision
+
+    def token_weight_sq(self) -> Array:
+        """w_it^2 on one factor per group: (..., n, t), or (..., n, 1) from weights per trajectory."""
+        relative = over_tokens(self.weight.relative, self.batch.given_ratio)
+        return relative * relative
+
+    def on_tokens(self, x: Array) -> Array:
+        """Zeros on padding: (..., n, t), same -> same."""
+        return self.batch.on_tokens(x)
+
+    def prompt_measure(self) -> Array:
+        """The measure, if the groups are the prompts of one batch: (..., group, n)."""
+        self.batch.given("grouped")
+        return self.batch.measure
+
+    def batch_sq_norm(self) -> Array:
+        """||w_i s_i||^2 up to one factor for the whole batch: (..., group, n)."""
+        batch, value = self.batch, self.weight.value
+        value = namespace(value).where(over_tokens(batch.measure, value) > 0, value, 0)
+        # divided by the batch's largest weight first: no square overflows
+        largest = namespace(value).max(abs(value), axis=tuple(range(batch.reward.ndim - 2, value.ndim)), keepdims=True)
+        return batch.scored().sq_norm(safe_divide(value, largest, value * 0))
+
+
+@dataclass(frozen=True)
+class Monomial:
+    """w^weight ||s||^score rho^ratio L^length, the weight of a reward in a mean, up to one factor a group.
+
+    w is the weight after treatment, rho the untouched sequence ratio, L the tokens. Exponents are 0 or 2, of L 0 or 1;
+    w comes with ||s||, since a token's weight has no meaning without its score.
+
+    Raises `InputError` for other exponents.
+    """
+
+    weight: int = 0
+    score: int = 0
+    ratio: int = 0
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        if not {self.weight, self.score, self.ratio} <= {0, 2} or self.length not in (0, 1):
+            raise InputError(f"exponents: {self} has others than 0 and 2 (0 and 1 of the length)")
+        if self.weight and not self.score:
+            raise InputError(f"exponents: {self} has the weight without the score; give score=2")
+
+    def of(self, e: Evidence) -> Array:
+        """The weight itself: (..., n)."""
+        factors = [e.weighted_sq_norm()] if self.weight else [e.score_sq_norm()] if self.score else []
+        factors += [e.ratio_sq()] if self.ratio else []
+        factors += [e.length()] if self.length else []
+        product = factors[0] if factors else e.one
+        for factor in factors[1:]:
+            product = product * factor
+        return product
+
+    def log(
+        self,
+        log_weight: Array | None = None,
+        log_score: Array | None = None,
+        log_ratio: Array | None = None,
+        log_length: Array | None = None,
+    ) -> Array:
+        """Its logarithm from those of w, ||s||, rho and L, nats: (..., n); for ratios whose squares are no floats.
+
+        What has exponent 0 is not looked at; 0 where that is all.
+        """
+        logs: tuple[Array, ...] = (log_weight, log_score, log_ratio, log_length)
+        total: Array = 0.0
+        for power, log in zip((self.weight, self.score, self.ratio, self.length), logs, strict=True):
+            if power:
+                total = total + power * log
+        return total
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it needs of a batch."""
+        return frozenset((["scores"] if self.score else []) + (["length"] if self.length else []))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """All that is known of a baseline; calling it gives b."""
+
+    value: Callable[[Evidence], Array]
+    weight: Monomial | None = None
+    """the weight of the weighted mean that it is, with or without sample i"""
+    needs: frozenset[str] = frozenset()
+    """what it needs of a batch besides rewards and ratios, as `Estimator.needs` says it"""
+    per: str = "group"
+    """whether there is one a `group`, one a `sample` or one a `token`"""
+    needs_two: bool = False
+    """whether a group of one cannot have it"""
+    independent: bool = False
+    """whether it does not look at the sample it is subtracted from (given the group is drawn independently)"""
+    equivariant: bool = True
+    """whether a constant added to all rewards is added to it"""
+    norms_suffice: bool = True
+    """whether ||s_i|| is all it needs of scores, not their sums"""
+    rational: bool = True
+    """whether it takes sums, products and quotients alone, so that exact numbers and symbols pass through"""
+
+    def __call__(self, e: Evidence) -> Array:
+        """b: (..., 1) per group, (..., n) per sample, (..., 1, t) per token."""
+        return self.value(e)
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether it is a rational function of one group's rewards and scores, per trajectory."""
+        return self.rational and not self.needs & {"grouped", "tokens"}
+
+    @property
+    def constant(self) -> bool:
+        """Whether it is a number that no sample changes."""
+        return self.independent and self.per == "group"
+
+    @property
+    def one_unknown(self) -> bool:
+        """Whether it is one number a group, known as soon as the norms are: coefficients are then affine in it."""
+        return self.per == "group" and self.needs == {"scores"} and self.norms_suffice
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether `held_out` exists."""
+        return self.weight is not None or self.constant
+
+    def held_out(self, e: Evidence) -> Array:
+        """The same without sample i: (..., n) of a weighted mean; a constant is what it is.
+
+        Raises `InputError` for what is neither: a mask, an order or a spread has no such twin.
+        """
+        if self.weight is not None:
+            return weighted_mean_of_others(e.reward, self.weight.of(e), e.measure, e.unit)
+        if not self.constant:
+            raise InputError("baseline: it is no weighted mean, so it has no value without a sample")
+        return self.value(e)
+
+
+def mean(weight: Monomial) -> Baseline:
+    """The mean of the group's rewards, weighted."""
+    return Baseline(lambda e: weighted_mean(e.reward, weight.of(e), e.measure), weight, weight.needs)
+
+
+def leave_one_out(weight: Monomial) -> Baseline:
+    """The weighted mean of the others' rewards."""
+    return Baseline(
+        lambda e: weighted_mean_of_others(e.reward, weight.of(e), e.measure, e.unit),
+        weight,
+        weight.needs,
+        per="sample",
+        needs_two=True,
+        independent=True,
+    )
 
 
 def _opob_truncated(e: Evidence) -> Array:
@@ -115,31 +316,14 @@ def _opob_truncated(e: Evidence) -> Array:
         weighted_reward=expectation(a * e.reward, e.measure, keepdims=True),
         weighted=expectation(a, e.measure, keepdims=True),
         mean_weighted_reward=e.mean_score(e.reward),
-        mean_weighted=e.mean_score(e.reward * 0 + 1),
+        mean_weighted=e.mean_score(e.one),
         default=weighted_mean(e.reward, a, e.measure),
     )
 
 
 def _damped_mean(e: Evidence) -> Array:
-    one = e.reward * 0 + 1
     share = leverage(e.weighted_sq_norm(), e.measure, e.unit)
-    return leverage_damped(e.reward, weighted_mean(e.reward, one, e.measure), share)
-
-
-BASELINES: dict[str, Callable[[Evidence], Array]] = {
-    "zero": lambda e: e.reward * 0,
-    "group_mean": lambda e: weighted_mean(e.reward, e.reward * 0 + 1, e.measure),
-    "leave_one_out": lambda e: weighted_mean_of_others(e.reward, e.reward * 0 + 1, e.measure, e.unit),
-    "length_weighted": lambda e: weighted_mean(e.reward, e.length(), e.measure),
-    "on_policy_optimal": lambda e: weighted_mean(e.reward, e.score_sq_norm(), e.measure),
-    "opob": lambda e: weighted_mean(e.reward, e.weighted_sq_norm(), e.measure),
-    "opob_leave_one_out": lambda e: weighted_mean_of_others(e.reward, e.weighted_sq_norm(), e.measure, e.unit),
-    "opob_truncated": _opob_truncated,
-    "opob_released": lambda e: weighted_mean(e.reward, e.weighted_sq_norm() * e.ratio_sq(), e.measure),
-    "leverage_damped_mean": _damped_mean,
-    "population": lambda e: e.population(),
-}
-"""name -> baseline; add one here and it is in the catalogue, the command line, the proofs' registry and the tests"""
+    return leverage_damped(e.reward, weighted_mean(e.reward, e.one, e.measure), share)
 
 
 def weighted_quantile(reward: Array, weight: Array, measure: Array, quantile: float) -> Array:
@@ -206,12 +390,8 @@ def optimal_token_baseline(reward: Array, weight: Array, measure: Array) -> Arra
     return safe_divide(xp.sum(mass * reward[..., None], axis=-2, keepdims=True), total, default)
 
 
-def _released_weight(e: Evidence) -> Array:
-    return e.weighted_sq_norm() * e.ratio_sq()
-
-
 def _group_mean(e: Evidence) -> Array:
-    return weighted_mean(e.reward, e.reward * 0 + 1, e.measure)
+    return weighted_mean(e.reward, e.one, e.measure)
 
 
 def _error_of_mean(e: Evidence) -> Array:
@@ -241,7 +421,31 @@ def _shrunk_mean_of_others(e: Evidence) -> Array:
     spread = mean_of_other_prompts(deviation * deviation, prompts) - others * others
     share = shrinkage(mean_of_other_prompts(_error_of_mean(e), prompts), where(spread > 0, spread, spread * 0))
     share = share * (1 - 1 / number_of_prompts(prompts))
-    return (1 - share) * BASELINES["leave_one_out"](e) + share * (others + center)
+    return (1 - share) * weighted_mean_of_others(e.reward, e.one, e.measure, e.unit) + share * (others + center)
+
+
+def mean_given_reward(x: Array, reward: Array, measure: Array) -> Array:
+    """E[x | R = R_i] over all prompts and samples of a batch: (..., group, n) -> (..., group, n).
+
+    By all pairs; rewards of a verifier are equal to the bit. Where the rewards are all different it is x itself.
+    """
+    xp = namespace(x, reward)
+    flat = (*reward.shape[:-2], reward.shape[-2] * reward.shape[-1])
+    value, level, mass = (xp.reshape(y, flat) for y in (x, reward, xp.broadcast_to(measure, reward.shape)))
+    same = xp.where(level[..., None, :] == level[..., :, None], mass[..., None, :], mass[..., None, :] * 0)
+    total = xp.sum(same, axis=-1)
+    return xp.reshape(safe_divide(xp.sum(same * value[..., None, :], axis=-1), total, value * 0), reward.shape)
+
+
+def _reward_stratified(e: Evidence) -> Array:
+    """OPOB with a_i = w_i^2 ||s_i||^2 replaced by the batch's mean of it among responses of the same reward.
+
+    E[E[a | R] R] = E[a R] (tower rule), so one prompt's population baseline is OPOB's (T15.tower). Within a single
+    group it *is* OPOB: what it gains comes from sharing the levels' means between groups, two numbers a batch for a
+    reward in {0, 1}, which hang less on one heavy weight. Across prompts of different a these are a model, no identity.
+    """
+    a = mean_given_reward(e.batch_sq_norm(), e.reward, e.prompt_measure())
+    return weighted_mean(e.reward, a, e.measure)
 
 
 def _token_weight_inside(e: Evidence) -> Array:
@@ -254,51 +458,59 @@ def _token_weight_outside(e: Evidence) -> Array:
     return e.on_tokens(e.token_weight_sq() * namespace(step).cumulative_sum(step, axis=-1))
 
 
-SPECIAL_BASELINES: dict[str, tuple[Callable[[Evidence], Array], frozenset[str]]] = {
-    "opob_released_median": (
-        lambda e: weighted_quantile(e.reward, _released_weight(e), e.measure, 0.5),
-        frozenset({"scores"}),
+def _zero_where_alone(e: Evidence) -> Array:
+    # verl's handle_zero_tail: where one response alone is alive its baseline is 0, so that its tail keeps R
+    token = e.token_sq_norm()
+    alive = e.on_tokens(_present(e.measure[..., None]) + token * 0)
+    count = namespace(token).sum(alive, axis=-2, keepdims=True)
+    found = optimal_token_baseline(e.reward, _token_weight_inside(e), e.measure)
+    return where(count > 1, found, found * 0)
+
+
+PLAIN, LENGTH = Monomial(), Monomial(length=1)
+SCORE, OPOB = Monomial(score=2), Monomial(weight=2, score=2)
+RELEASED = Monomial(weight=2, score=2, ratio=2)
+
+_SCORES, _TOKENS = frozenset({"scores"}), frozenset({"tokens", "log_prob", "collision"})
+_GROUPED = frozenset({"grouped"})
+
+BASELINES: dict[str, Baseline] = {
+    "zero": Baseline(lambda e: e.reward * 0, independent=True, equivariant=False),
+    "group_mean": mean(PLAIN),
+    "leave_one_out": leave_one_out(PLAIN),
+    "length_weighted": mean(LENGTH),
+    "on_policy_optimal": mean(SCORE),
+    "opob": mean(OPOB),
+    "opob_leave_one_out": leave_one_out(OPOB),
+    "opob_truncated": Baseline(_opob_truncated, needs=_SCORES, norms_suffice=False),
+    "opob_released": mean(RELEASED),
+    "leverage_damped_mean": Baseline(_damped_mean, needs=_SCORES, per="sample"),
+    "population": Baseline(
+        Evidence.population, needs=frozenset({"population_baseline"}), independent=True, equivariant=False
     ),
-    "opob_released_winsorized": (
-        lambda e: winsorized_mean(e.reward, _released_weight(e), e.measure, 0.05),
-        frozenset({"scores"}),
+    "opob_released_median": Baseline(
+        lambda e: weighted_quantile(e.reward, RELEASED.of(e), e.measure, 0.5), needs=_SCORES, rational=False
     ),
-    "batch_mean": (_batch_mean, frozenset({"grouped"})),
-    "shrinkage": (_shrunk_mean_of_others, frozenset({"grouped"})),
-    "shrinkage_in_sample": (_shrunk_mean, frozenset({"grouped"})),
-    "otb": (
-        lambda e: optimal_token_baseline(e.reward, _token_weight_inside(e), e.measure),
-        frozenset({"tokens", "log_prob", "collision"}),
+    "opob_released_winsorized": Baseline(
+        lambda e: winsorized_mean(e.reward, RELEASED.of(e), e.measure, 0.05), needs=_SCORES, rational=False
     ),
-    "otb_outside": (
-        lambda e: optimal_token_baseline(e.reward, _token_weight_outside(e), e.measure),
-        frozenset({"tokens", "log_prob", "collision"}),
+    "opob_stratified": Baseline(_reward_stratified, needs=_SCORES | _GROUPED, rational=False),
+    "batch_mean": Baseline(_batch_mean, needs=_GROUPED),
+    "shrinkage": Baseline(_shrunk_mean_of_others, needs=_GROUPED, per="sample", needs_two=True, independent=True),
+    "shrinkage_in_sample": Baseline(_shrunk_mean, needs=_GROUPED),
+    "otb": Baseline(
+        lambda e: optimal_token_baseline(e.reward, _token_weight_inside(e), e.measure), needs=_TOKENS, per="token"
+    ),
+    "otb_zero_tail": Baseline(_zero_where_alone, needs=_TOKENS, per="token", equivariant=False),
+    "otb_outside": Baseline(
+        lambda e: optimal_token_baseline(e.reward, _token_weight_outside(e), e.measure), needs=_TOKENS, per="token"
     ),
 }
-"""name -> (baseline, what it needs of a batch): those that order rewards, span prompts, or work per token"""
-
-_NEEDS = {
-    "length_weighted": frozenset({"length"}),
-    "population": frozenset({"population_baseline"}),
-    **{name: frozenset({"scores"}) for name in BASELINES if name.startswith(("opob", "on_policy", "leverage"))},
-}
-
-NEEDS_TWO = frozenset({"leave_one_out", "opob_leave_one_out", "shrinkage"})
-"""baselines that a group of one cannot have"""
-
-INDEPENDENT = frozenset({"zero", "leave_one_out", "opob_leave_one_out", "population"})
-"""baselines that do not look at the sample they are subtracted from (given the group is drawn independently)"""
+"""name -> baseline; add one here and it is in the command line, the replay, the trainers and the tests"""
 
 
-def baseline(name: str) -> Callable[[Evidence], Array]:
+def baseline(name: str) -> Baseline:
     """The baseline of that name; `InputError` with the nearest name otherwise."""
-    if name in SPECIAL_BASELINES:
-        return SPECIAL_BASELINES[name][0]
     if name not in BASELINES:
-        raise unknown_name("baseline", name, [*BASELINES, *SPECIAL_BASELINES])
+        raise unknown_name("baseline", name, BASELINES)
     return BASELINES[name]
-
-
-def baseline_needs(name: str) -> frozenset[str]:
-    """What the baseline of that name needs of a batch besides rewards and ratios."""
-    return SPECIAL_BASELINES[name][1] if name in SPECIAL_BASELINES else _NEEDS.get(name, frozenset())

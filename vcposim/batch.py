@@ -196,6 +196,17 @@ class Batch:
             raise InputError(f"{name}: {_MISSING[name]}")
         return value
 
+    def require(self, need: str) -> None:
+        """Refuse a batch that lacks what an estimator `needs`: `InputError` says what to pass."""
+        if need == "tokens" and not self.per_token:
+            raise InputError("tokens: this needs log-ratios of shape (..., n, t); this batch has one per trajectory")
+        if need == "length":
+            self.token_length()
+        elif need == "scores":
+            self.scored()
+        elif need != "tokens":
+            self.given(need)
+
     def on_tokens(self, x: Array) -> Array:
         """x with zeros on padding, whatever is stored there; trajectory-level arrays (..., n) as they are."""
         if self.token_mask is None or x.ndim == self.reward.ndim:
@@ -216,6 +227,7 @@ _MISSING = {
     "collision": "this needs sum_v pi(v)^2 at every token; pass collision of shape (..., n, t)",
     "anchor_log_ratio": "this needs the anchor policy; pass log pi/anchor per token, shape (..., n, t)",
     "reference_log_ratio": "this needs the reference policy; pass log pi/reference per trajectory, shape (..., n)",
+    "population_baseline": "'population' is an oracle; it needs a problem with exact moments",
     "grouped": "this averages over the prompts of a batch; pass rewards as (..., group, n) and grouped=True",
 }
 

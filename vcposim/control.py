@@ -7,10 +7,18 @@ p = 1/2 for Adam-family optimizers, 1 for SGD (arXiv 2602.17616). A brake fails 
 
 Its rivals follow, pure functions that fail closed in the same way. All but `limit_alignment` return a multiplier in
 [0, 1] on the learning rate; multipliers of several rules multiply.
+
+`STEP_RULES` at the end is the one table of rules by name: the catalogue lists it, the laboratory's learner and the
+trainer of `llm_bridge` read it and nothing else. To add a rule, write its formula and an entry there; a rule says what
+it makes of what a learner has `Seen`, and `multiplier` makes a 0 of anything that is no number.
 """
 
-from vcposim.arrays import Array, namespace
-from vcposim.errors import InputError
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from vcposim.arrays import Array, namespace, safe_divide
+from vcposim.errors import InputError, unknown_name
 
 EXPONENTS = {"adam": 0.5, "sgd": 1.0}
 """The paper's exponent for each optimizer family."""
@@ -145,3 +153,168 @@ def require_positive(name: str, value: float) -> None:
     """Refuse a limit that is not a finite positive number."""
     if not 0 < value < float("inf"):
         raise InputError(f"{name}: {value} is not a finite positive number")
+
+
+def snr_of_groups(group_gradient: Array) -> Array:
+    """||E g||^2 / tr Cov g of the mean over m groups, both estimated without bias from them: (r, m, p) -> (r,).
+
+    0 where the estimate of ||E g||^2 is negative, or nothing is known (one group, or no gradient at all).
+    """
+    xp, count = namespace(group_gradient), group_gradient.shape[1]
+    if count < 2:
+        return xp.zeros_like(group_gradient[:, 0, 0])
+    mean = xp.mean(group_gradient, axis=1)
+    noise = xp.sum(xp.var(group_gradient, axis=1, correction=1), axis=-1) / count
+    # ||mean||^2 exceeds ||E g||^2 by the noise of the mean, on average
+    signal = xp.maximum(xp.sum(mean * mean, axis=-1) - noise, 0.0)
+    return safe_divide(signal, xp.where(noise > 0, noise, 0.0), signal * 0)
+
+
+MEMORY = 0.95
+"""of the running mean of gradient norms that a spike is measured by"""
+
+
+class Seen(NamedTuple):
+    """What a rule may look at in one update of r runs."""
+
+    step: int
+    ess_fraction: Array
+    """(r,), of untruncated sequence weights over the whole batch"""
+    lag: Array
+    """(r,), mean over the batch, in updates"""
+    norm: Array
+    """(r,), of the gradient before any clipping"""
+    typical_norm: Array
+    """(r,), running mean of norms before this update; infinite at the first"""
+    group_gradient: Array | None = None
+    """(r, groups, p), given to a rule that `needs` it"""
+
+
+class Settings(Protocol):
+    """The numbers of a rule; which of them it reads, its entry says."""
+
+    @property
+    def exponent(self) -> float:
+        """Of `ess`."""
+        ...
+
+    @property
+    def reference(self) -> float:
+        """The ESS fraction of a full step, in (0, 1]."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """The one number of the rules that have one."""
+        ...
+
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """Multipliers, one an update."""
+        ...
+
+
+def full_step(seen: Seen, settings: Settings) -> Array:
+    """1, whatever was seen: (r,)."""
+    return namespace(seen.norm).ones_like(seen.norm)
+
+
+def ess_rule(exponent: float | None = None) -> Callable[[Seen, Settings], Array]:
+    """`step_scale` with a fixed exponent, or with the settings'."""
+    return lambda seen, s: step_scale(
+        seen.ess_fraction, reference=s.reference, exponent=s.exponent if exponent is None else exponent
+    )
+
+
+def scheduled(seen: Seen, settings: Settings) -> Array:
+    """The multiplier of this update in a schedule whose last entry stays: (r,)."""
+    return settings.schedule[min(seen.step, len(settings.schedule) - 1)] * full_step(seen, settings)
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """A rule for the size or the direction of the step: all that anything needs to know of it."""
+
+    formula: str
+    scale: Callable[[Seen, Settings], Array] = full_step
+    """the multiplier on the learning rate (r,)"""
+    turn: Callable[[Array, Array, Settings], Array] | None = None
+    """the gradient to follow, from this one and the previous: (r, p), (r, p) -> (r, p)"""
+    value: str = ""
+    """what `Settings.value` is to it, if anything"""
+    scheduled: bool = False
+    """whether it reads `Settings.schedule`"""
+    needs: frozenset[str] = frozenset()
+    """costly fields of `Seen` it looks at: `group_gradient`; and `ess_fraction`, whose reference it reads"""
+    references: tuple[str, ...] = ()
+    """keys of `vcposim.catalogue.references.SOURCES`; empty for standard practice"""
+
+
+_ESS = frozenset({"ess_fraction"})
+
+STEP_RULES: dict[str, StepRule] = {
+    "none": StepRule(formula="1"),
+    "ess": StepRule(
+        formula="min(1, rho / rho_ref)^p, rho = ESS / n, p = 1/2 for Adam's family and 1 for SGD",
+        scale=ess_rule(),
+        needs=_ESS,
+        references=("vcpo",),
+    ),
+    "ess_sqrt": StepRule(formula="ess with p = 1/2", scale=ess_rule(0.5), needs=_ESS, references=("vcpo",)),
+    "ess_linear": StepRule(formula="ess with p = 1", scale=ess_rule(1.0), needs=_ESS, references=("vcpo",)),
+    "constant": StepRule(
+        formula="value; set to the mean multiplier of another rule's run, the control that rule must beat",
+        scale=lambda seen, s: s.value * full_step(seen, s),
+        value="the multiplier",
+    ),
+    "replay": StepRule(
+        formula="the multipliers of another rule's run, in order: its schedule without its information",
+        scale=scheduled,
+        scheduled=True,
+    ),
+    "lag": StepRule(
+        formula="1 / max(lag, 1)", scale=lambda seen, s: lag_scale(seen.lag), references=("staleness_aware",)
+    ),
+    "snr": StepRule(
+        formula="snr / (1 + snr), of the groups' gradients",
+        # no gradients of groups, no SNR, no step
+        scale=lambda seen, s: (
+            0 * full_step(seen, s) if seen.group_gradient is None else snr_scale(snr_of_groups(seen.group_gradient))
+        ),
+        needs=frozenset({"group_gradient"}),
+        references=("snr_adaptive",),
+    ),
+    "norm_clip": StepRule(
+        formula="min(1, limit / ||g||), on the learning rate (Adam divides a clipped gradient's scale away)",
+        scale=lambda seen, s: norm_scale(seen.norm, s.value),
+        value="the limit of the norm",
+    ),
+    "skip_spike": StepRule(
+        formula="1[||g|| <= factor * typical], typical: a running mean",
+        scale=lambda seen, s: spike_scale(seen.norm, seen.typical_norm, s.value),
+        value="the factor on the typical norm",
+    ),
+    "gradient_alignment": StepRule(
+        formula="g cut along the previous gradient until cos <= limit",
+        turn=lambda gradient, previous, s: limit_alignment(gradient, previous, s.value),
+        value="the largest cosine",
+        references=("gradient_alignment",),
+    ),
+}
+"""name -> rule; add one here and both learners have it"""
+
+
+def step_rule(name: str) -> StepRule:
+    """The rule of that name; `InputError` with the nearest name otherwise: no learner goes on without its brake."""
+    if name not in STEP_RULES:
+        raise unknown_name("step_rule", name, STEP_RULES)
+    return STEP_RULES[name]
+
+
+def multiplier(name: str, seen: Seen, settings: Settings) -> Array:
+    """What the rule of that name makes of what was seen: (r,), 0 wherever that is no finite non-negative number.
+
+    Raises `InputError` for an unknown rule, or settings that its formula refuses.
+    """
+    scale = step_rule(name).scale(seen, settings)
+    return namespace(scale).where((scale >= 0) & (scale < float("inf")), scale, 0.0)

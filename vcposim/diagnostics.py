@@ -2,7 +2,7 @@
 
 ESS = (sum w)^2 / sum w^2 (Kish 1965; Kong 1992), in [1, n]; as a fraction it estimates 1 / (1 + chi2(pi||mu)). It is
 scale-invariant, so it cannot see a mode of the target that the behavior policy never samples: `mean_weight` (1 in
-expectation) can. Its plug-in value is optimistic under heavy tails: k-hat (`vcposim.tails`) says when.
+expectation) can. Its plug-in value is optimistic under heavy tails: k-hat (`vcposim.gauges.tails`) says when.
 
 Six quantities go by the name ESS in the field's frameworks: token, clamped-sequence and sequence ratios, truncated
 or not. So level and treatment are explicit here: they are the `Weighting` that made the weights.
@@ -24,10 +24,11 @@ from vcposim.arrays import (
     supported,
 )
 from vcposim.errors import InputError
+from vcposim.results import Records, Result
 
 
 @dataclass(frozen=True)
-class Diagnostic:
+class Diagnostic(Result):
     """A value with the threshold that gives it meaning."""
 
     name: str
@@ -42,6 +43,12 @@ class Diagnostic:
     def alarming(self) -> bool:
         """Whether the value is on the wrong side of its threshold; a NaN always is."""
         return not (self.value < self.threshold if self.high_is_bad else self.value > self.threshold)
+
+    def records(self) -> Records:
+        """One row: name, value, the limit it has to keep, whether it does, and what that means."""
+        limit = f"{'<' if self.high_is_bad else '>'} {self.threshold:.3g}"
+        row = {"diagnostic": self.name, "value": float(self.value), "limit": limit, "alarming": bool(self.alarming)}
+        return Records([row | {"required": float(self.required), "meaning": self.meaning}])
 
 
 def ess_fraction_of_weights(weight: Array, measure: Array) -> Array:

@@ -10,11 +10,10 @@ Nothing else in the project knows what an estimator is. NumPy multiplies `c` wit
 `(c.detach() * log_prob).sum()`, proofs run this function on symbols.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vcposim.arrays import (
-    LINEAR,
-    LOG,
     Array,
     expectation,
     indistinguishable,
@@ -22,27 +21,21 @@ from vcposim.arrays import (
     safe_divide,
     where,
 )
-from vcposim.baselines import NEEDS_TWO, Evidence, baseline, baseline_needs, leverage
+from vcposim.baselines import Evidence, baseline, leverage
 from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError, unknown_name
-from vcposim.surrogates import Surrogate
-from vcposim.weights import Weight, Weighting, at_level
+from vcposim.surrogates import Penalized, Surrogate
+from vcposim.weights import Weight, Weighting
 
 IMPORTANCE = Weighting("importance")
-NORMALIZERS = ("none", "group_std", "length")
-WHITENINGS = ("whiten", "whiten_token")
-"""normalizers that look at the whole batch (`grouped`): (A - mean) / (std + epsilon), per response or per token"""
-SPECIAL_NORMALIZERS = ("group_std_length", *WHITENINGS)
-"""both of the simple ones, and the whole batch's"""
 
 
 @dataclass(frozen=True)
 class Estimator:
     """A policy-gradient estimator as data.
 
-    `baseline` is a name of `vcposim.baselines.BASELINES` or a number; `normalizer` is `none`, `group_std` (GRPO:
-    divide by the group's population standard deviation plus `epsilon`), `length` (1/L_i per trajectory), both, or one
-    of `WHITENINGS`.
+    `baseline` is a name of `vcposim.baselines.BASELINES` or a number; `normalizer` a name of `NORMALIZERS`, where
+    `epsilon` is added to standard deviations.
 
     `surrogate` replaces the weight in front of the advantage. `reference_penalty` beta >= 0 (nats to units of reward)
     puts the KL penalty into the reward, R - beta log pi/reference, before anything else. `baseline_shift` (units of
@@ -60,19 +53,16 @@ class Estimator:
     baseline_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.normalizer not in NORMALIZERS + SPECIAL_NORMALIZERS:
-            raise unknown_name("normalizer", self.normalizer, NORMALIZERS + SPECIAL_NORMALIZERS)
+        if self.normalizer not in NORMALIZERS:
+            raise unknown_name("normalizer", self.normalizer, NORMALIZERS)
         if not 0 <= self.epsilon < float("inf"):
             raise InputError(f"epsilon: {self.epsilon} is not a finite non-negative number")
         if isinstance(self.baseline, str):
             baseline(self.baseline)
         elif not -float("inf") < self.baseline < float("inf"):
             raise InputError(f"baseline: {self.baseline} is not finite; pass a name or a number")
-        if (
-            self.normalizer in WHITENINGS
-            and isinstance(self.baseline, str)
-            and "tokens" in baseline_needs(self.baseline)
-        ):
+        per_token = isinstance(self.baseline, str) and baseline(self.baseline).per == "token"
+        if per_token and NORMALIZERS[self.normalizer].per_response:
             raise InputError(f"normalizer: {self.normalizer!r} is for one advantage a response; use 'none'")
         if not 0 <= self.reference_penalty < float("inf"):
             raise InputError(f"reference_penalty: {self.reference_penalty} is not a finite non-negative number")
@@ -85,7 +75,11 @@ class Estimator:
         weight = self.weighting(batch)
         advantage = self._advantage(batch, weight)
         factor = weight.value if self.surrogate is None else self.surrogate(batch, advantage)
-        return batch.on_tokens(over_tokens(factor, advantage) * over_tokens(advantage, factor))
+        c = over_tokens(factor, advantage) * over_tokens(advantage, factor)
+        if isinstance(self.surrogate, Penalized):
+            penalty = self.surrogate.penalty(batch, advantage)
+            c = over_tokens(c, penalty) + over_tokens(penalty, c)
+        return batch.on_tokens(c)
 
     def baseline_value(self, batch: Batch, weight: Weight | None = None) -> Array:
         """The baseline b: (..., 1) for one a group, (..., n) for one a sample, (..., 1, t) for one a token."""
@@ -96,12 +90,11 @@ class Estimator:
     def needs(self) -> frozenset[str]:
         """What it cannot do without besides rewards and ratios: `tokens` (token ratios), optional fields of `Batch`."""
         found = set(self.surrogate.needs if self.surrogate else ())
+        found |= NORMALIZERS[self.normalizer].needs
         if isinstance(self.baseline, str):
-            found |= baseline_needs(self.baseline)
+            found |= baseline(self.baseline).needs
         found |= {"tokens"} if self.weighting.level == "token" else set()
-        found |= {"length"} if "length" in self.normalizer or self.weighting.level == "geometric" else set()
-        found |= {"grouped"} if self.normalizer in WHITENINGS else set()
-        found |= {"length"} if self.normalizer == "whiten_token" else set()
+        found |= {"length"} if self.weighting.level == "geometric" else set()
         found |= {"reference_log_ratio"} if self.reference_penalty else set()
         return frozenset(found - {"length"} if "tokens" in found else found)
 
@@ -114,35 +107,103 @@ class Estimator:
         if not isinstance(self.baseline, str):
             value = batch.reward[..., :1] * 0 + self.baseline
         else:
-            value = baseline(self.baseline)(evidence(batch, weight))
+            value = baseline(self.baseline)(Evidence(batch, weight))
         return value + self.baseline_shift if self.baseline_shift else value
 
     def _advantage(self, batch: Batch, weight: Weight) -> Array:
         b = self._baseline(batch, weight)
-        advantage = over_tokens(batch.reward, b) - b
-        if self.normalizer in WHITENINGS:
-            return whiten(advantage, _batch_mass(batch, self.normalizer == "whiten_token"), self.epsilon)
-        return advantage * over_tokens(self._normalizer(batch), advantage)
+        return NORMALIZERS[self.normalizer](over_tokens(batch.reward, b) - b, batch, self.epsilon)
 
     def leverage(self, batch: Batch) -> Array:
         """h_i, sample i's share of the OPOB weight w_i^2 ||s_i||^2: (..., n) in [0, 1]."""
-        e = evidence(batch, self.weighting(batch))
+        e = Evidence(batch, self.weighting(batch))
         return leverage(e.weighted_sq_norm(), e.measure, e.unit)
-
-    def _normalizer(self, batch: Batch) -> Array:
-        one = batch.reward * 0 + 1
-        if "group_std" in self.normalizer:
-            one = safe_divide(one, group_std(batch.reward, batch.measure) + self.epsilon, 0)
-        if "length" in self.normalizer:
-            one = safe_divide(one, batch.token_length(), 0)
-        return one
 
     def require(self, group_size: int) -> None:
         """Refuse a group too small for the baseline, before any work: `InputError` names both."""
-        if group_size < 1:
-            raise InputError(f"group_size: {group_size} is not positive; use 1 or more")
-        if self.baseline in NEEDS_TWO and group_size < 2:
+        require_group(group_size)
+        if group_size < 2 and isinstance(self.baseline, str) and baseline(self.baseline).needs_two:
             raise InputError(f"group_size: 1 leaves nobody for baseline {self.baseline!r}; use 2 or more")
+
+
+@dataclass(frozen=True)
+class FunctionEstimator:
+    """Anyone's function of a `Batch` as an estimator: the protocol by which yours goes through every part.
+
+    `function` returns one coefficient a sample (..., n) or one a token (..., n, t). Samples are the last axis of the
+    rewards; whatever axes precede it are groups that do not see each other, so reduce over the last one only.
+
+    `needs` says what it reads besides rewards, log-ratios of trajectories (..., n), lengths and scores; for `tokens`,
+    log-ratios are those of tokens (..., n, t). Other names are optional fields of `Batch`. `exchangeable` promises that
+    the order of samples does not matter: then exact moments run over multisets of outcomes, far fewer than orders. Both
+    may be written on the function itself, `mine.needs = ("tokens",)`, which is where `estimator_of` looks.
+
+    Raises `InputError` for an unknown need, and where a batch lacks a need or coefficients have another shape.
+    """
+
+    function: Callable[[Batch], Array]
+    needs: frozenset[str] = frozenset()
+    exchangeable: bool = False
+
+    def __post_init__(self) -> None:
+        for need in sorted(self.needs - NEEDS):
+            raise unknown_name("needs", need, NEEDS)
+
+    def coefficients(self, batch: Batch) -> Array:
+        """What the function says of a batch that has all it needs: (..., n) or (..., n, t)."""
+        for need in sorted(self.needs):
+            batch.require(need)
+        c, want = self.function(batch), tuple(batch.reward.shape)
+        got = tuple(getattr(c, "shape", ()))
+        if got != want and not (got[:-1] == want and batch.per_token):
+            raise InputError(
+                f"estimator: {self.name} returned coefficients of shape {got} for rewards {want}; return one a sample, "
+                "or one a token if it needs tokens"
+            )
+        return c
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def require(self, group_size: int) -> None:
+        """Refuse a group without samples."""
+        require_group(group_size)
+
+
+NEEDS = frozenset(
+    {"tokens", "length", "scores", "log_prob", "collision", "anchor_log_ratio", "reference_log_ratio", "grouped"}
+    | {"population_baseline"}
+)
+"""all that `Estimator.needs` may hold"""
+
+Resolved = Estimator | FunctionEstimator
+"""has `coefficients`, `needs` and `require`"""
+
+AnyEstimator = Resolved | Callable[[Batch], Array]
+"""what may be measured: see `estimator_of`"""
+
+
+def estimator_of(given: AnyEstimator) -> Resolved:
+    """An estimator from an estimator or from a function of a `Batch`, whose `needs` and `exchangeable` are looked up.
+
+    Raises `InputError` for anything else; names are resolved by `vcposim.catalogue`.
+    """
+    if isinstance(given, Estimator | FunctionEstimator):
+        return given
+    if not callable(given):
+        raise InputError(f"estimator: {given!r} is no Estimator and no function of a Batch")
+    needs = getattr(given, "needs", ())
+    return FunctionEstimator(
+        given, frozenset([needs] if isinstance(needs, str) else needs), bool(getattr(given, "exchangeable", False))
+    )
+
+
+def require_group(group_size: int) -> None:
+    """Refuse a group without samples."""
+    if group_size < 1:
+        raise InputError(f"group_size: {group_size} is not positive; use 1 or more")
 
 
 def group_std(reward: Array, measure: Array) -> Array:
@@ -169,57 +230,71 @@ def whiten(x: Array, mass: Array, epsilon: float) -> Array:
     return where(flat, deviation * 0, deviation / where(flat, std * 0 + 1, std + epsilon))
 
 
-def _batch_mass(batch: Batch, per_token: bool) -> Array:
-    # each prompt counts the same; per token, a response counts as often as it has tokens
+def divided(advantage: Array, batch: Batch, *divisor: Array) -> Array:
+    """A_i / d_i, or / (d_i d'_i): 0 where a divisor is; divisors are (..., n) or (..., 1)."""
+    factor = batch.reward * 0 + 1
+    for d in divisor:
+        factor = safe_divide(factor, d, 0)
+    return advantage * over_tokens(factor, advantage)
+
+
+def whitened(advantage: Array, batch: Batch, epsilon: float, *, per_token: bool) -> Array:
+    """`whiten` of advantages over all prompts of a batch, which count alike; per token, a response counts L times."""
     batch.given("grouped")
-    mass = batch.given("measure") * batch.token_length() if per_token else batch.given("measure")
-    return safe_divide(mass, namespace(mass).sum(mass, axis=(-2, -1), keepdims=True), mass * 0)
+    mass = batch.measure * batch.token_length() if per_token else batch.measure
+    total = namespace(mass).sum(mass, axis=(-2, -1), keepdims=True)
+    return whiten(advantage, safe_divide(mass, total, mass * 0), epsilon)
 
 
-def evidence(batch: Batch, weight: Weight) -> Evidence:
-    """What the baselines may look at; each entry is computed only if a baseline asks for it."""
-    one = batch.reward * 0 + 1
+@dataclass(frozen=True)
+class Normalizer:
+    """What advantages are divided by: (A, batch, epsilon) -> A, and what is known of it."""
 
-    def mean_score(x: Array) -> Array:
-        mass = batch.measure * x
-        per_token = weight.relative.ndim > mass.ndim
-        mass = namespace(mass).expand_dims(mass, axis=-1) if per_token else mass
-        return batch.scored().combine(weight.relative * mass)
+    function: Callable[[Array, Batch, float], Array]
+    needs: frozenset[str] = frozenset()
+    """what it needs of a batch, as `Estimator.needs` says it"""
+    per_sample: bool = False
+    """whether it looks at the sample alone"""
+    centers: bool = False
+    """whether it takes the mean out of the advantages, whatever the baseline"""
+    per_response: bool = False
+    """whether it takes one advantage a response, not one a token"""
 
-    def ratio_sq() -> Array:
-        scale = LOG if batch.ratio is None else LINEAR
-        ratio = scale.relative(at_level(batch, "sequence", scale), batch.measure)
-        return ratio * ratio
+    def __call__(self, advantage: Array, batch: Batch, epsilon: float) -> Array:
+        """The advantages, normalized: (..., n) or (..., n, t), same -> same."""
+        return self.function(advantage, batch, epsilon)
 
-    def population() -> Array:
-        if batch.population_baseline is None:
-            raise InputError("baseline: 'population' is an oracle; it needs a problem with exact moments")
-        return batch.population_baseline
 
-    def token_sq_norm() -> Array:
-        log_prob, collision = batch.given("log_prob"), batch.given("collision")
-        return 1 - 2 * namespace(log_prob).exp(log_prob) + collision
+def _std(batch: Batch, epsilon: float) -> Array:
+    return group_std(batch.reward, batch.measure) + epsilon
 
-    def token_weight_sq() -> Array:
-        relative = over_tokens(weight.relative, batch.given_ratio)
-        return relative * relative
 
-    def prompt_measure() -> Array:
-        batch.given("grouped")
-        return batch.measure
-
-    return Evidence(
-        reward=batch.reward,
-        measure=batch.measure,
-        unit=batch.unit,
-        score_sq_norm=lambda: batch.scored().sq_norm(one),
-        weighted_sq_norm=lambda: batch.scored().sq_norm(weight.relative),
-        ratio_sq=ratio_sq,
-        length=batch.token_length,
-        mean_score=mean_score,
-        population=population,
-        token_sq_norm=token_sq_norm,
-        token_weight_sq=token_weight_sq,
-        on_tokens=batch.on_tokens,
-        prompt_measure=prompt_measure,
-    )
+NORMALIZERS: dict[str, Normalizer] = {
+    "none": Normalizer(lambda a, batch, epsilon: a, per_sample=True),
+    # GRPO: the group's population standard deviation
+    "group_std": Normalizer(lambda a, batch, epsilon: divided(a, batch, _std(batch, epsilon))),
+    # 1/L, a mean over the tokens of a response
+    "length": Normalizer(
+        lambda a, batch, epsilon: divided(a, batch, batch.token_length()),
+        needs=frozenset({"length"}),
+        per_sample=True,
+    ),
+    "group_std_length": Normalizer(
+        lambda a, batch, epsilon: divided(a, batch, _std(batch, epsilon), batch.token_length()),
+        needs=frozenset({"length"}),
+    ),
+    # REINFORCE++: the whole batch's mean and standard deviation, per response or per token
+    "whiten": Normalizer(
+        lambda a, batch, epsilon: whitened(a, batch, epsilon, per_token=False),
+        needs=frozenset({"grouped"}),
+        centers=True,
+        per_response=True,
+    ),
+    "whiten_token": Normalizer(
+        lambda a, batch, epsilon: whitened(a, batch, epsilon, per_token=True),
+        needs=frozenset({"grouped", "length"}),
+        centers=True,
+        per_response=True,
+    ),
+}
+"""name -> normalizer; add one here and it is everywhere"""

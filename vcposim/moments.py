@@ -13,6 +13,18 @@ from typing import NamedTuple
 
 from vcposim.arrays import Array, expectation, namespace, safe_divide, where
 from vcposim.batch import Batch
+from vcposim.results import Records, Result
+
+SCALARS = {
+    "relative_bias": "|mean - gradient| / |gradient|: 0 is unbiased, 1 as wrong as not moving at all",
+    "variance_per_sample": "total variance (trace of the covariance) of one contribution c s",
+    "variance_of_mean": "total variance of the group's mean, the gradient estimate itself",
+    "mse": "variance of the mean + |bias|^2: the expected squared error of the estimate",
+    "descent_efficiency": "share of |gradient|^2 / 2L that its best step is sure to gain; shrinking it changes nothing",
+    "snr": "|mean|^2 / variance of the mean: below 1, one estimate is more noise than signal",
+    "cosine": "of the angle between mean and gradient: 1 points uphill, 0 sideways, below 0 downhill",
+}
+"""the numbers of `Moments`, and what each says"""
 
 
 class Sums(NamedTuple):
@@ -51,7 +63,7 @@ def batch_sums(batch: Batch, coefficient: Array, mass: Array | None = None) -> S
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Result):
     """First two moments of an estimator, beside the gradient it is meant to estimate."""
 
     gradient: Array
@@ -90,6 +102,26 @@ class Moments:
         """cos(mean, gradient); 0 where either vanishes."""
         dot = namespace(self.mean).sum(self.mean * self.gradient)
         return safe_divide(dot, norm(self.mean) * norm(self.gradient), 0.0)
+
+    @property
+    def descent_efficiency(self) -> Array:
+        """D of the group's estimate, see `descent_efficiency`; from draws too large by O(1 / number of batches)."""
+        dot = namespace(self.mean).sum(self.mean * self.gradient)
+        return descent_efficiency(dot, sq_norm(self.gradient), self.variance_of_mean + sq_norm(self.mean))
+
+    def records(self) -> Records:
+        """One row: the numbers of `SCALARS`."""
+        return Records([{name: float(getattr(self, name)) for name in SCALARS}])
+
+
+def descent_efficiency(inner: Array, gradient_sq_norm: Array, second_moment: Array) -> Array:
+    """D = <g, E x>^2 / (||g||^2 E||x||^2) in [0, 1], of an estimate x of the gradient g, biased or not; 0 of no step.
+
+    With its own best step on an L-smooth objective, x is sure to gain D ||g||^2 / (2 L) if <g, E x> > 0 (T15.gain); and
+    min over kappa of E||kappa x - g||^2 = (1 - D) ||g||^2 (T15.shrink). So D is what the mean squared error says once
+    nobody is paid for making x smaller. Of an unbiased x, D = snr / (1 + snr).
+    """
+    return safe_divide(inner * inner, gradient_sq_norm * second_moment, inner * 0)
 
 
 def sq_norm(x: Array) -> Array:

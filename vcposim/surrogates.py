@@ -20,7 +20,7 @@ forms of M2PO, whose gate depends on all tokens at once, are next door in `secon
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from vcposim.arrays import LINEAR, LOG, Array, Scale, namespace, safe_divide
 from vcposim.batch import Batch, over_tokens
@@ -33,7 +33,11 @@ LEVEL_NEEDS: dict[str, Needs] = {"token": ("tokens",), "sequence": (), "geometri
 
 
 class Surrogate(Protocol):
-    """A function of a batch and its advantages (..., n) or (..., n, t); what it says of padding is zeroed later."""
+    """A function of a batch and its advantages (..., n) or (..., n, t); what it says of padding is zeroed later.
+
+    One that looks at the rewards themselves says so, `reads_rewards = True`: a shift of the rewards is then no matter
+    of the baseline alone.
+    """
 
     @property
     def needs(self) -> Needs:
@@ -45,13 +49,23 @@ class Surrogate(Protocol):
         ...
 
 
+@runtime_checkable
+class Penalized(Surrogate, Protocol):
+    """A surrogate that also adds to the coefficient, whatever the advantage is: c = factor A + penalty."""
+
+    def penalty(self, batch: Batch, advantage: Array) -> Array:
+        """What is added: (..., n) or (..., n, t)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clip:
     """PPO's clip at any level: ratio * 1[not (A > 0 and r > 1 + high)] 1[not (A < 0 and (r < 1 - low or r > dual))].
 
     Gradient of min(r A, clip(r, 1 - low, 1 + high) A) (PPO, arXiv 1707.06347); `high` > `low` is clip-higher (DAPO,
     2503.14476); `dual` > 1 floors the loss of A < 0 at dual * A (1912.09729). At level `geometric`, r = w^(1/L) and
-    grad r = (r / L) grad log pi(tau): GSPO (2507.18071), whose 1/L is part of the gradient.
+    grad r = (r / L) grad log pi(tau): GSPO (2507.18071), whose 1/L is part of the gradient. `times_length` multiplies
+    the loss of a response by its length, which cancels that: LUSPO (2602.05261).
 
     Raises `InputError` for an unknown level, a negative `low` or `high`, or `dual` <= 1.
     """
@@ -60,12 +74,15 @@ class Clip:
     high: float = 0.2
     dual: float = math.inf
     level: str = "token"
+    times_length: bool = False
 
     def __post_init__(self) -> None:
         require_level(self.level)
         require_not_negative(low=self.low, high=self.high)
         if not self.dual > 1:
             raise InputError(f"dual: {self.dual} is not above 1; dual clip floors the loss of A < 0 at dual * A")
+        if self.times_length and self.level != "geometric":
+            raise InputError(f"times_length: level {self.level!r} has no 1/L to cancel; use level 'geometric'")
 
     @property
     def needs(self) -> Needs:
@@ -78,7 +95,8 @@ class Clip:
         a = over_tokens(advantage, x)
         keep = unclipped(x, scale, a, self.low, self.high) & ~((a < 0) & (x > scale.write(self.dual)))
         factor = only(keep, scale.value(x, over_tokens(batch.measure, x)))
-        return safe_divide(factor, batch.token_length(), factor * 0) if self.level == "geometric" else factor
+        per_token = self.level == "geometric" and not self.times_length
+        return safe_divide(factor, batch.token_length(), factor * 0) if per_token else factor
 
 
 @dataclass(frozen=True)
@@ -174,7 +192,8 @@ class NegativeSequenceMask:
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n), or (..., n, t) if advantages are per token."""
         x, scale = ratio_at(batch, "geometric")
-        drifted = over_tokens(x < scale.write(math.exp(-self.delta)), advantage)
+        # written so that a NaN has drifted: a mask fails closed
+        drifted = over_tokens(~(x >= scale.write(math.exp(-self.delta))), advantage)
         return only(~(drifted & (advantage < 0)), advantage * 0 + 1)
 
 
@@ -321,10 +340,120 @@ class GammaShape:
 
 
 @dataclass(frozen=True)
+class SigmoidGate:
+    """SAPO: r sech^2(tau (r - 1) / 2), tau by the sign of A (arXiv 2511.20347; TRL, verl and others alike).
+
+    Gradient of (4 / tau) sigmoid(tau (r - 1)) A. At tau = 1 it has its maximum, 1.575, at r = 2.06, so tokens up to
+    r = 3.466 are amplified before larger ones are damped.
+    """
+
+    positive: float = 1.0
+    negative: float = 1.05
+    needs: ClassVar[Needs] = ("tokens",)
+
+    def __post_init__(self) -> None:
+        require_not_negative(positive=self.positive, negative=self.negative)
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x = bounded(log_ratio_at(batch, "token", self))
+        xp, a = namespace(x), over_tokens(advantage, x)
+        z = xp.where(a > 0, self.positive + 0 * x, self.negative) * abs(weight_of(x, batch) - 1)
+        # 4 sigmoid(z) (1 - sigmoid(z)) in logarithms: z reaches the range of exp
+        return weight_of(x + math.log(4) - z - 2 * xp.log(1 + xp.exp(-z)), batch)
+
+
+@dataclass(frozen=True)
+class DivergenceDamping:
+    """DRPO: r [1 - sign(A) (pi - mu) / epsilon] (arXiv 2606.09821).
+
+    Gradient of r A - |A| mu (r - 1)^2 / (2 epsilon). At the released epsilon = 12.5 the bracket stays within 1 +- 0.08:
+    probabilities cannot differ by more than 1, so it never turns a step around.
+    """
+
+    epsilon: float = 12.5
+    needs: ClassVar[Needs] = ("tokens", "log_prob")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < math.inf:
+            raise InputError(f"epsilon: {self.epsilon} is not a finite positive number; it divides pi - mu")
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x = log_ratio_at(batch, "token", self)
+        a, (pi, mu) = over_tokens(advantage, x), probabilities(batch, x)
+        moved = (pi - mu) / self.epsilon
+        return weight_of(x, batch) * (1 - namespace(x).where(a < 0, -moved, moved))
+
+
+@dataclass(frozen=True)
+class ProbabilityBand:
+    """prime-rl's IPO: r 1[|pi - mu| <= limit] A - pull log r, the pull on every token (its code, July 2026).
+
+    Gradient of 1[kept] r A - (pull / 2) (log r)^2; `DivergenceMask("symmetric_tv")` with no cap and with the pull.
+    """
+
+    limit: float = 0.1
+    pull: float = 2e-3
+    needs: ClassVar[Needs] = ("tokens", "log_prob")
+
+    def __post_init__(self) -> None:
+        require_not_negative(limit=self.limit, pull=self.pull)
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x = log_ratio_at(batch, "token", self)
+        pi, mu = probabilities(batch, x)
+        return only(abs(pi - mu) <= self.limit, weight_of(x, batch))
+
+    def penalty(self, batch: Batch, advantage: Array) -> Array:
+        """What is added to the coefficient: (..., n, t)."""
+        return -self.pull * bounded(log_ratio_at(batch, "token", self))
+
+
+@dataclass(frozen=True)
+class QuadraticPull:
+    """A - tau log(pi/mu): no ratio in front, a squared log-ratio as penalty (Kimi k1.5, arXiv 2501.12599, eq. 3).
+
+    At level `sequence`, of the response: gradient of A log pi - (tau / 2) (log w)^2. At level `token`, the sum of the
+    squares of tokens instead of the square of their sum, as ROLL's `kimi15` and Tinker's `dro` compute it.
+    """
+
+    tau: float = 0.1
+    level: str = "sequence"
+
+    def __post_init__(self) -> None:
+        require_not_negative(tau=self.tau)
+        if self.level not in ("token", "sequence"):
+            raise unknown_name("level", self.level, ("token", "sequence"))
+
+    @property
+    def needs(self) -> Needs:
+        """See `Surrogate`."""
+        return LEVEL_NEEDS[self.level]
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor, 1: (..., n) or (..., n, t)."""
+        return advantage * 0 + 1
+
+    def penalty(self, batch: Batch, advantage: Array) -> Array:
+        """What is added to the coefficient: (..., n), or (..., n, t) at token level."""
+        return -self.tau * bounded(log_ratio_at(batch, self.level, self))
+
+
+@dataclass(frozen=True)
 class Product:
-    """The product of several factors, as where a mask is multiplied into a clip."""
+    """The product of several factors, as where a mask is multiplied into a clip.
+
+    Raises `InputError` for a factor that also adds a penalty: a product has none.
+    """
 
     factors: tuple[Surrogate, ...]
+
+    def __post_init__(self) -> None:
+        for factor in self.factors:
+            if isinstance(factor, Penalized):
+                raise InputError(f"factors: {type(factor).__name__} adds a penalty, and a product has none; drop it")
 
     @property
     def needs(self) -> Needs:
@@ -356,6 +485,12 @@ def bounded(log_ratio: Array) -> Array:
     """log-ratios in [-1e6, 1e6]: beyond the range of exp, and their squares and multiples are still numbers."""
     xp = namespace(log_ratio)
     return xp.minimum(xp.maximum(log_ratio, -1e6), 1e6)
+
+
+def probabilities(batch: Batch, log_ratio: Array) -> tuple[Array, Array]:
+    """pi and mu of each token from log pi and the log-ratio; neither above 1 by rounding: (..., n, t) each."""
+    xp, log_prob = namespace(log_ratio), batch.given("log_prob")
+    return xp.exp(log_prob), xp.exp(xp.minimum(log_prob - log_ratio, 0.0))
 
 
 def weight_of(log_weight: Array, batch: Batch) -> Array:

@@ -57,6 +57,8 @@ class Treatment:
     function: Callable[..., Array]
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    of_group: bool = False
+    """whether it compares the trajectories of a group: it is given their measure, and has no token level"""
 
 
 TREATMENTS: dict[str, Treatment] = {
@@ -65,12 +67,9 @@ TREATMENTS: dict[str, Treatment] = {
     "truncate": Treatment(truncate, frozenset({"cap"})),
     "clip": Treatment(clip, frozenset({"cap", "floor"})),
     "mask": Treatment(mask, frozenset({"cap"}), frozenset({"floor"})),
-    "self_normalize": Treatment(self_normalize),
+    "self_normalize": Treatment(self_normalize, of_group=True),
 }
 """name -> treatment"""
-
-OF_TRAJECTORIES = ("self_normalize", "pareto_smooth")
-"""treatments that compare trajectories, and so have no token level"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Weight:
 class Weighting:
     """How ratios become weights: a treatment at a level.
 
-    `smooth` is for treatments that live outside the kernel (Pareto smoothing, `vcposim.tails`): a function from
+    `smooth` is for treatments that live outside the kernel (Pareto smoothing, `vcposim.gauges.tails`): a function from
     supported log-weights (..., n) and their measure to log-weights.
 
     Raises `InputError` for unknown names, a missing or non-positive `cap`, or token level without token ratios.
@@ -104,9 +103,14 @@ class Weighting:
             raise unknown_name("weighting", self.treatment, TREATMENTS)
         if self.level not in LEVELS:
             raise unknown_name("level", self.level, LEVELS)
-        if self.level == "token" and (self.smooth is not None or self.treatment in OF_TRAJECTORIES):
+        if self.level == "token" and self.of_group:
             raise InputError(f"level: {self.treatment!r} compares trajectories; use level 'sequence' or 'geometric'")
         self._check_limits()
+
+    @property
+    def of_group(self) -> bool:
+        """Whether the weight of a trajectory depends on the others of its group."""
+        return self.smooth is not None or TREATMENTS[self.treatment].of_group
 
     def _check_limits(self) -> None:
         treatment = TREATMENTS.get(self.treatment, Treatment(importance))
@@ -141,9 +145,10 @@ class Weighting:
             return self.smooth(x, measure)
         limits = {"cap": self.cap, "floor": self.floor}
         given = {name: limit for name, limit in limits.items() if limit is not None}
-        if self.treatment == "self_normalize":
+        treatment = TREATMENTS[self.treatment]
+        if treatment.of_group:
             given["measure"] = measure
-        return TREATMENTS[self.treatment].function(x, scale, **given)
+        return treatment.function(x, scale, **given)
 
 
 def at_level(batch: Batch, level: str, scale: Scale) -> Array:

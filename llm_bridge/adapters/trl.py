@@ -42,7 +42,7 @@ from llm_bridge.diagnostics import diagnose
 from llm_bridge.distributed import gather_batch
 from llm_bridge.logprobs import log_prob_of
 from llm_bridge.ratios import log_ratio, present, trajectory_batch
-from llm_bridge.scores import ScoreTape, last_block, logit_sq_norms
+from llm_bridge.scores import ScoreTape, logit_sq_norms, tape_for
 from llm_bridge.scores.calibration import METHODS
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Estimator
@@ -259,14 +259,14 @@ class VcpoTrainer(GRPOTrainer):
 
     @contextmanager
     def _tape(self) -> Iterator[ScoreTape | None]:
-        if not ("scores" in self.needs and self.vcpo.norm in TAPED):
+        norm = self.vcpo.norm if "scores" in self.needs else "none"
+        model = self.accelerator.unwrap_model(self.model)
+        made = tape_for(model, norm, method=self.vcpo.method, seed=self._step)
+        if made is None:
             with torch.no_grad():
                 yield None
             return
-        model = self.accelerator.unwrap_model(self.model)
-        subset = last_block(model) if self.vcpo.norm == "last_block" else None
-        norm = "sketch" if self.vcpo.norm == "sketch" else "exact"
-        with ScoreTape(model, norm=norm, method=self.vcpo.method, parameters=subset, seed=self._step) as tape:
+        with made as tape:
             yield tape
 
     def _logits(self, token: Tensor, attention: Tensor) -> Tensor:

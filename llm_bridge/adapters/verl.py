@@ -31,10 +31,11 @@ from torch import Tensor
 
 from llm_bridge.adapters.rows import row_coefficient, usable
 from llm_bridge.ratios import token_log_ratio, trajectory_batch
+from vcposim.baselines import Evidence
 from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, evidence
+from vcposim.estimators import Estimator
 
 try:
     from verl.trainer.ppo import core_algos, ray_trainer
@@ -129,7 +130,7 @@ def sq_norm(batch: Batch, norm: str) -> Tensor:
     if norm == "length":
         return batch.token_length()
     weight = Estimator().weighting(batch)
-    return batch.on_tokens(evidence(batch, weight).token_sq_norm()).sum(-1)
+    return batch.on_tokens(Evidence(batch, weight).token_sq_norm()).sum(-1)
 
 
 def field(name: str, remedy: str) -> Tensor:

@@ -2,22 +2,45 @@
 
 An off-policy optimal baseline weighs trajectory i by w_i^2 ||s_i||^2, s_i = grad log pi(tau_i) the score. Training
 code never sees ||s_i||: autograd sums over trajectories before anyone can look. The obvious remedy is a micro-batch
-of one. But a linear layer's score is left_i^T right_i, made of arrays that the backward passes by anyway (its output
-gradient and its input), and norms and weighted sums of such products can be had at the price of the sum alone:
+of one. It can be had at the price of the sum alone, for three reasons.
+
+**What one backward knows.** Give row t of a layer's activations the owner i(t), its trajectory. Trajectories do not
+interact, so the output gradient g_t at a row of i is that of log pi(tau_i) alone, whatever else was summed into the
+objective. The score with respect to a parameter is then a sum over that trajectory's rows of something local:
+
+    weight of a linear map      sum_t g_t x_t^T                        = left_i^T right_i
+    embedding                   sum_t e(token_t) g_t^T                 rows of one token add up first
+    scale, shift, any parameter sum_t of the parameter's own gradient at t, as if each position had its own copy:
+      that acts elementwise     spread it over positions, and autograd gives these
+    anything else               a backward through that module alone, with g set to zero outside trajectory i
+
+**Which squares.** Norms add over parameters. For a product, ||left_i^T right_i||^2 is the square of a block formed
+in cache, or a sum over pairs <left_t, left_s> <right_t, right_s> (Gram matrices), or the mean of random projections
+(a sketch). A parameter used several times has the sum of its uses as gradient, and the norm of a sum has cross
+terms: products join to one product of the rows side by side; an embedding that is also the head has the cross term
+sum_st left_s[token_t] <right_s, g_t>, in which no vocabulary-wide array appears.
+
+**Which sums each route needs.** The update is -sum_i c_i s_i, and c depends on the norms. *General*, any c: keep the
+operands of each product and form left^T diag(c) right when c is known. *Affine*, c = u + a v with one unknown a: two
+sums suffice, taken as the blocks go by, at two values of a where most coefficients vanish.
+
+What cannot be known from shapes is the owner of a row. The tape takes row i for trajectory i, and therefore
+compares its first pass over a model, and then every hundredth, with plain autograd (`check`).
 
     layout       which rows of an activation belong to which trajectory (padded, packed)
-    norms        ||left_i^T right_i||^2: instantiated in cache, by Gram matrices, or sketched; embeddings; tied heads
+    norms        the squares: instantiated in cache, by Gram matrices, or sketched; embeddings; tied heads
     calibration  which of these is fastest for a shape on this device: measured
-    layers       modules that report their operands instead of summing: Linear, Embedding, Conv1D, LayerNorm, RMSNorm
     routes       from coefficients to the gradient: general (deferred) or affine in one unknown (two running sums)
-    tape         `ScoreTape`, which ties them together
+    layers       the nodes that see output gradients: the forward stays the model's own, bit for bit
+    check        one trajectory, and the gradient along one direction, against plain autograd
+    tape         `ScoreTape`, which ties them together; `tape_for` chooses one for a trainer
     loop         the slow twin, a backward per trajectory
     approximate  proxies for the norm, and how wrong they are
 """
 
 from llm_bridge.scores.approximate import last_block, logit_sq_norms, norm_error
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted_gradient_loop
-from llm_bridge.scores.tape import ScoreTape
+from llm_bridge.scores.tape import ScoreTape, tape_for
 
 __all__ = [
     "ScoreTape",
@@ -25,6 +48,7 @@ __all__ = [
     "logit_sq_norms",
     "norm_error",
     "score_sq_norms_loop",
+    "tape_for",
     "trajectory_sums",
     "weighted_gradient_loop",
 ]

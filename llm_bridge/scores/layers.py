@@ -1,26 +1,36 @@
-"""Layers that report per-trajectory score gradients while autograd walks through them.
+"""Modules that report per-trajectory score gradients while autograd walks through them.
 
-`ScoreTape` replaces the `forward` of every leaf module it knows by a twin from this file. The twin computes the same
-output; in the backward it returns the input's gradient to autograd and hands the weight's operands to the tape's
-`Pass` instead of summing them over trajectories. When no pass is under way (an auxiliary loss, a second backward
-after the norms) it returns the ordinary weight gradient, so nothing else in a training script has to know.
+Inside a tape the `forward` of every module that holds trainable parameters is a `Twin`. A twin never computes the
+output itself: it calls the module's own forward, so that log-probabilities are the model's, bit for bit. What it adds
+is a node in the autograd graph that sees the output gradient and, when a pass is under way, hands it to the tape
+instead of summing it over trajectories. Outside a pass (an auxiliary loss, a second backward, the check against plain
+autograd) every node returns the ordinary gradient. In order of cost:
 
-Known by what they do, not by their names: `nn.Linear`, `nn.Embedding`, GPT-2's `Conv1D`, `nn.LayerNorm`, and any
-`*RMSNorm` that a probe on random input shows to be w * x / rms(x) or (1 + w) * x / rms(x).
+    Matrix   W x + b (`nn.Linear`, GPT-2's `Conv1D`) and F.linear anywhere inside a module: output gradient and input
+    Lookup   an embedding, and F.embedding anywhere inside a module: output gradient and tokens
+    Unit     torch's fused norms, scale * unit(x) + shift: output gradient times the unit, recomputed without a scale
+    Own      any other module, run on parameters spread over positions: where a parameter acts elementwise, its
+             gradient at a position is then its own gradient there. Holds for RMS norms in every form, gates, scales
+    Local    whatever is left (experts, convolutions, mixers): a backward per trajectory through this module alone
+
+Which of them fits is found by running the module's own code (`Own._plan`), never from its name.
 """
 
-import copy
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.layout import Layout, Operands
+from llm_bridge.scores.layout import Layout, Operands, live_rows
+from vcposim.errors import InputError
 
 # Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias.
-Forward = Callable[..., Tensor]
 
 
 class Pass(Protocol):
@@ -34,32 +44,71 @@ class Pass(Protocol):
 
     def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None: ...
 
+    def local(self, name: str, inner: "Inner", grad: Sequence[Tensor | None]) -> list[Tensor | None]: ...
+
 
 class Recorder(Protocol):
     """The tape as its layers see it."""
 
+    unknown: str
+    inside: int
+    """how many modules are being run as a whole: their parts stay ordinary"""
+    batch: tuple[int, ...]
+    """(row, time) of the model's input, () if unknown"""
+
     @property
     def running(self) -> Pass | None: ...
 
-    def embeds(self, weight: nn.Parameter, token: Tensor) -> None: ...
+    def holds(self, param: object) -> bool: ...
+
+    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None: ...
+
+    def looped(self, name: str) -> None: ...
 
 
-def twin_forward(module: Any, name: str, tape: Recorder) -> Forward | None:
-    """The reporting replacement of `module.forward`, or None if its parameters cannot be told per trajectory."""
-    kind = type(module).forward
-    if "forward" in module.__dict__ or not {n for n, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}:
-        return None
-    if kind is nn.Linear.forward:
-        return _matrix_twin(module, name, tape, transposed=False)
-    if any(c.__name__ == "Conv1D" for c in type(module).__mro__) and hasattr(module, "nf"):
-        return _matrix_twin(module, name, tape, transposed=True)
-    if kind is nn.Embedding.forward:
-        return _embedding_twin(module, name, tape)
-    if kind is nn.LayerNorm.forward:
-        return _layer_norm_twin(module, name, tape)
-    if type(module).__name__.endswith("RMSNorm"):
-        return _rms_norm_twin(module, name, tape)
-    return None
+class Twin:
+    """Stands in for the forward of one module while a tape is open."""
+
+    def __init__(self, module: Any, name: str, tape: Recorder) -> None:
+        self.module, self.name, self.tape = module, name, tape
+        self.original: Callable[..., Any] = module.forward
+        self._lent = {id(p) for part in module.modules() if part is not module for p in part._parameters.values()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.tape.inside or not torch.is_grad_enabled() or not all(map(self.tape.holds, self.own().values())):
+            return self.original(*args, **kwargs)
+        return self.taped(*args, **kwargs)
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters of the module itself, as they are now; a head's bias that its decoder holds is not."""
+        held = self.module._parameters.items()
+        return {k: p for k, p in held if p is not None and p.requires_grad and id(p) not in self._lent}
+
+    def taped(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def _refuse_copy(self, *_: object) -> NoReturn:
+        raise InputError(
+            f"{self.name}: copied or pickled while a ScoreTape is open, and the copy would compute with the original's "
+            "parameters; copy before the `with` or after it"
+        )
+
+    __deepcopy__ = __reduce_ex__ = __copy__ = _refuse_copy  # type: ignore[assignment]
+
+
+def twin_of(module: Any, name: str, tape: Recorder) -> Twin:
+    """The twin that fits `module` by the code it runs."""
+    plain = "forward" not in module.__dict__ and set(module._parameters) == {"weight", "bias"}
+    code = type(module).forward
+    if plain and code is nn.Linear.forward:
+        return Matrix(module, name, tape)
+    if plain and code.__qualname__ == "Conv1D.forward" and code.__module__ == "transformers.pytorch_utils":
+        return Matrix(module, name, tape, transposed=True)
+    if "forward" not in module.__dict__ and code is nn.Embedding.forward and _is_dense(module):
+        return Lookup(module, name, tape)
+    if "forward" not in module.__dict__ and code in _UNITS and set(module._parameters) <= {"weight", "bias"}:
+        return Unit(module, name, tape)
+    return Own(module, name, tape)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -70,11 +119,22 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+@contextmanager
+def shadowed(module: nn.Module, value: Mapping[str, Tensor]) -> Iterator[None]:
+    """Attributes of `module` that hide its parameters of the same names."""
+    module.__dict__.update(value)
+    try:
+        yield
+    finally:
+        for name in value:
+            del module.__dict__[name]
+
+
 # --- linear maps ------------------------------------------------------------------------------------------------------
 
 
 class _Matrix(torch.autograd.Function):
-    """y = x W^T + b (transposed: x W + b)."""
+    """y = x W^T + b (transposed: x W + b), computed by `call`."""
 
     @staticmethod
     def forward(
@@ -82,232 +142,603 @@ class _Matrix(torch.autograd.Function):
         x: Tensor,
         weight: nn.Parameter,
         bias: nn.Parameter | None,
-        tape: Recorder,
-        name: str,
+        call: Callable[[Tensor], Tensor],
+        twin: Twin,
         transposed: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.weight, ctx.bias, ctx.tape, ctx.name, ctx.transposed = weight, bias, tape, name, transposed
-        return F.linear(x, weight.t() if transposed else weight, bias)
+        ctx.weight, ctx.bias, ctx.twin, ctx.transposed = weight, bias, twin, transposed
+        return call(x).data  # no view of what was inside, so that it may be changed in place like the model's own
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         ask_x, ask_weight, ask_bias = ctx.needs_input_grad[:3]
+        rest = (None,) * 3
         with torch.autocast(grad.device.type, enabled=False):
             matrix = (weight.t() if ctx.transposed else weight).to(grad.dtype)
-            running = ctx.tape.running
+            running, name = ctx.twin.tape.running, ctx.twin.name
             if running is None:
-                grad_x = grad @ matrix if ask_x else None
-                return grad_x, *_matrix_grads(ctx, x, grad, ask_weight, ask_bias), None, None, None
-            live = Operands.of(running.layout, ctx.name, grad, x.detach())
+                rows, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+                keep = live_rows(rows)
+                live = (
+                    Operands(rows, flat, Layout(1, (1, len(rows)))) if keep is None else Operands.kept(rows, flat, keep)
+                )
+                grad_x = live.spread(live.grad @ matrix).view(x.shape) if ask_x else None
+                pair = (live.x, live.grad) if ctx.transposed else (live.grad, live.x)
+                grad_w = (pair[0].t() @ pair[1].to(pair[0].dtype)).to(ctx.weight.dtype) if ask_weight else None
+                return grad_x, grad_w, rows.sum(0).to(ctx.bias.dtype) if ask_bias else None, *rest
+            live = Operands.of(running.layout, name, grad, x.detach())
             grad_x = live.spread(live.grad @ matrix).view(x.shape) if ask_x else None
             if ask_weight:
-                running.matrix(ctx.name, ctx.weight, live, ctx.transposed)
+                running.matrix(name, ctx.weight, live, ctx.transposed)
             if ask_bias:
-                running.vector(ctx.name, ctx.bias, grad)
-        return grad_x, None, None, None, None, None
+                running.vector(name, ctx.bias, grad)
+        return grad_x, None, None, *rest
 
 
-def _matrix_grads(
-    ctx: Any, x: Tensor, grad: Tensor, ask_weight: bool, ask_bias: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The ordinary gradients of weight and bias, in their own dtypes."""
-    left, right = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    pair = (right, left) if ctx.transposed else (left, right)
-    weight = (pair[0].t() @ pair[1]).to(ctx.weight.dtype) if ask_weight else None
-    return weight, left.sum(0).to(ctx.bias.dtype) if ask_bias else None
+class Matrix(Twin):
+    """`nn.Linear`, or `Conv1D` with its transposed weight."""
+
+    def __init__(self, module: Any, name: str, tape: Recorder, transposed: bool = False) -> None:
+        super().__init__(module, name, tape)
+        self.transposed = transposed
+
+    def taped(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = args[0] if args else next(iter(kwargs.values()))
+        return matrix(self, x, self.module.weight, self.module.bias, self.original, self.transposed)
 
 
-def _matrix_twin(module: Any, name: str, tape: Recorder, transposed: bool) -> Forward:
-    original = module.forward
-
-    def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return original(x)
-        dtype = autocast_dtype(x)
-        x = x if dtype is None else x.to(dtype)
-        return _Matrix.apply(x, module.weight, module.bias, tape, name, transposed)
-
-    return forward
+def matrix(
+    twin: Twin, x: Tensor, weight: Any, bias: Any, call: Callable[[Tensor], Tensor], transposed: bool = False
+) -> Tensor:
+    """`call`(x), reported as a linear map."""
+    dtype = autocast_dtype(x)
+    x = x if dtype is None else x.to(dtype)
+    twin.tape.uses("matrix", weight)
+    if bias is not None:
+        twin.tape.uses("vector", bias)
+    return _Matrix.apply(x, weight, bias, call, twin, transposed)  # type: ignore[no-any-return]
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
 
 
-class _Embedding(torch.autograd.Function):
-    """y_t = W[token_t]; the row of `padding` gets no gradient."""
+class _Lookup(torch.autograd.Function):
+    """y_t = W[token_t], computed by `call`; the row of `padding` gets no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, weight: nn.Parameter, token: Tensor, padding: int | None, tape: Recorder, name: str
+        ctx: Any, weight: nn.Parameter, token: Tensor, padding: int | None, call: Callable[[Tensor], Tensor], twin: Twin
     ) -> Tensor:
         ctx.save_for_backward(weight, token)
-        ctx.weight, ctx.padding, ctx.tape, ctx.name = weight, padding, tape, name
-        return F.embedding(token, weight)
+        ctx.weight, ctx.padding, ctx.twin = weight, padding, twin
+        return call(token).data
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, token = ctx.saved_tensors
-        if ctx.tape.running is not None:
-            ctx.tape.running.embedding(ctx.name, ctx.weight, token, grad, ctx.padding)
-            return None, None, None, None, None
+        running = ctx.twin.tape.running
+        if running is not None:
+            running.embedding(ctx.twin.name, ctx.weight, token, grad, ctx.padding)
+            return (None,) * 5
         padding = -1 if ctx.padding is None else ctx.padding
         dense = torch.ops.aten.embedding_dense_backward(grad, token, weight.shape[0], padding, False)
-        return dense, None, None, None, None
+        return dense.to(weight.dtype), None, None, None, None
 
 
-def _embedding_twin(module: Any, name: str, tape: Recorder) -> Forward | None:
-    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
-        return None
-    original = module.forward
+def _is_dense(module: Any) -> bool:
+    return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
 
-    def forward(token: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return original(token)
-        tape.embeds(module.weight, token)
-        return _Embedding.apply(module.weight, token, module.padding_idx, tape, name)
 
-    return forward
+class Lookup(Twin):
+    """`nn.Embedding`."""
+
+    def taped(self, *args: Any, **kwargs: Any) -> Tensor:
+        token = args[0] if args else next(iter(kwargs.values()))
+        return lookup(self, self.module.weight, token, self.module.padding_idx, self.original)
+
+
+def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Callable[[Tensor], Tensor]) -> Tensor:
+    """`call`(token), reported as an embedding."""
+    row, time = twin.tape.batch or (0, 0)
+    if row > 1 and time > 1 and token.shape in ((time,), (1, time)):
+        token = token.expand(row, time)  # positions shared by the batch: their gradient would arrive summed over it
+    twin.tape.uses("embedding", weight, token)
+    return _Lookup.apply(weight, token, padding, call, twin)  # type: ignore[no-any-return]
 
 
 # --- normalizations ---------------------------------------------------------------------------------------------------
 
 
-class _LayerNorm(torch.autograd.Function):
-    """y = w (x - mean) / sd + b over the last axis, by the library's own kernels."""
+def _layer_norm(
+    x: Tensor, grad: Tensor, weight: Tensor | None, shape: Sequence[int], eps: float | None
+) -> tuple[Tensor, Tensor]:
+    """(unit, input's gradient) of weight * unit(x) + bias, unit(x) = (x - mean) / sd."""
+    assert eps is not None
+    unit, mean, inverse = torch.native_layer_norm(x, shape, None, None, eps)
+    back = torch.ops.aten.native_layer_norm_backward
+    return unit, back(grad, x, shape, mean, inverse, weight, None, [True, False, False])[0]
+
+
+def _rms_norm(
+    x: Tensor, grad: Tensor, weight: Tensor | None, shape: Sequence[int], eps: float | None
+) -> tuple[Tensor, Tensor]:
+    """(unit, input's gradient) of weight * unit(x), unit(x) = x / rms(x)."""
+    assert eps is not None
+    last = tuple(range(-len(shape), 0))
+    inverse = torch.rsqrt(x.square().mean(last, keepdim=True) + eps)
+    unit = x * inverse
+    grad = grad if weight is None else grad * weight
+    return unit, inverse * (grad - unit * (grad * unit).mean(last, keepdim=True))
+
+
+_UNITS: dict[Any, Any] = {
+    nn.LayerNorm.forward: _layer_norm,
+    nn.RMSNorm.forward: _rms_norm,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+}
+
+
+class _Scaled(torch.autograd.Function):
+    """y = value * unit(x) + bias, computed by `call`; value is the weight, or the weight and a constant."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None, eps: float, tape: Recorder, name: str
+        ctx: Any, x: Tensor, weight: Any, bias: Any, value: Tensor | None, call: Any, rule: Any, twin: Twin
     ) -> Tensor:
-        y, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.weight, ctx.bias, ctx.tape, ctx.name = weight, bias, tape, name
-        return y
+        ctx.save_for_backward(x, value)
+        ctx.weight, ctx.bias, ctx.rule, ctx.twin = weight, bias, rule, twin
+        return call(x).data  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse = ctx.saved_tensors
-        ask_x, ask_weight, ask_bias = ctx.needs_input_grad[:3]
-        sums = ctx.tape.running is None
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-            grad, x, x.shape[-1:], mean, inverse, weight, ctx.bias, [ask_x, ask_weight and sums, ask_bias and sums]
-        )
-        if not sums and ask_weight:
-            ctx.tape.running.vector(ctx.name, ctx.weight, grad * ((x - mean) * inverse))
-        if not sums and ask_bias:
-            ctx.tape.running.vector(ctx.name, ctx.bias, grad)
-        return grad_x, grad_weight, grad_bias, None, None, None
+        x, value = ctx.saved_tensors
+        norm, shape, eps = ctx.rule
+        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        wide = torch.promote_types(torch.promote_types(x.dtype, grad.dtype), torch.float32)
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.to(wide)
+            unit, grad_x = norm(x.to(wide), grad, None if value is None else value.to(wide), list(shape), eps)
+            found: list[Tensor | None] = []
+            for param, needed in ((ctx.weight, ctx.needs_input_grad[1]), (ctx.bias, ctx.needs_input_grad[2])):
+                each = (unit.mul_(grad) if param is ctx.weight else grad) if needed else None
+                found.append(_per_position(each, param, ctx.twin))
+        return grad_x.to(x.dtype), *found, None, None, None, None
 
 
-def _layer_norm_twin(module: Any, name: str, tape: Recorder) -> Forward | None:
-    if len(tuple(module.normalized_shape)) != 1 or module.weight is None:
+def _per_position(each: Tensor | None, param: Tensor, twin: Twin) -> Tensor | None:
+    """Hand a parameter's gradients at every position (..., its shape) to the pass; without one, their sum."""
+    if each is None:
         return None
-    original = module.forward
-
-    def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return original(x)
-        x = x if autocast_dtype(x) is None else x.float()  # autocast normalizes in float32
-        return _LayerNorm.apply(x, module.weight, module.bias, module.eps, tape, name)
-
-    return forward
-
-
-class _RMSNorm(torch.autograd.Function):
-    """y = (offset + w) h with h = x / sqrt(mean(x^2) + eps) computed in `inner`; cast back before or after w."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: nn.Parameter,
-        offset: int,
-        eps: float,
-        inner: torch.dtype,
-        tape: Recorder,
-        name: str,
-    ) -> Tensor:
-        wide = x.to(inner)
-        inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, inverse)
-        ctx.weight, ctx.offset, ctx.tape, ctx.name = weight, offset, tape, name
-        if offset:
-            return (wide * inverse * (offset + weight.to(inner))).to(x.dtype)
-        return weight * (wide * inverse).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, inverse = ctx.saved_tensors
-        ask_x, ask_weight = ctx.needs_input_grad[:2]
-        inner = inverse.dtype
-        unit = x.to(inner) * inverse
-        grad = grad.to(inner)
-        score = grad * unit
-        grad_x = None
-        if ask_x:
-            scale = weight.to(inner) + ctx.offset
-            # score @ scale is the mean's numerator: sum_d grad_d w_d h_d, without a third elementwise pass
-            mean = (score @ scale / x.shape[-1]).unsqueeze(-1)
-            grad_x = torch.addcmul(grad * scale, unit, mean, value=-1).mul_(inverse).to(x.dtype)
-        if ask_weight and ctx.tape.running is not None:
-            ctx.tape.running.vector(ctx.name, ctx.weight, score)
-        elif ask_weight:
-            return grad_x, score.flatten(0, -2).sum(0).to(weight.dtype), *[None] * 5
-        return grad_x, None, *[None] * 5
-
-
-def _rms_norm_twin(module: Any, name: str, tape: Recorder) -> Forward | None:
-    form = rms_form(module)
-    if form is None:
-        return None
-    original, (offset, inner, eps) = module.forward, form
-
-    def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return original(x)
-        wide = torch.promote_types(x.dtype, torch.float32) if inner is None else inner
-        return _RMSNorm.apply(x, module.weight, offset, eps, wide, tape, name)
-
-    return forward
-
-
-RmsForm = tuple[int, torch.dtype | None, float]
-_FORMS: dict[tuple[object, ...], RmsForm | None] = {}
-
-
-def rms_form(module: nn.Module) -> RmsForm | None:
-    """(offset, inner dtype or None for the input's, eps) for which the twin equals `module` on random input, else None.
-
-    Most RMS norms compute in float32 whatever they are given, which for float64 models is a difference the probe
-    sees.
-    """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or getattr(module, "bias", None) is not None:
-        return None
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    eps = torch.finfo(weight.dtype).eps if eps is None else float(eps)
-    key = (type(module).forward, weight.dtype, weight.device, eps)
-    if key not in _FORMS:
-        _FORMS[key] = _probe(module, weight, eps)
-    return _FORMS[key]
-
-
-@torch.no_grad()
-def _probe(module: nn.Module, weight: Tensor, eps: float) -> RmsForm | None:
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (
-        torch.randn(*shape, weight.shape[0], generator=generator, dtype=torch.float64).to(weight.device, weight.dtype)
-        for shape in ((2, 3), ())
-    )
-    stand_in = copy.copy(module)  # with a weight of its own: the module's may be sharded, or all ones
-    stand_in._parameters = {"weight": nn.Parameter(weight)}
-    expected = type(module).forward(stand_in, x)
-    for offset in (0, 1):
-        for inner in (None, torch.float32):
-            wide = torch.promote_types(x.dtype, torch.float32) if inner is None else inner
-            ours = _RMSNorm.apply(x, weight, offset, eps, wide, None, "")
-            if torch.allclose(ours, expected, rtol=8 * torch.finfo(x.dtype).eps, atol=1e-12):
-                return offset, inner, eps
+    running = twin.tape.running
+    if running is None:
+        return each.sum_to_size(param.shape).to(param.dtype)
+    core = _core(param)
+    running.vector(twin.name, param, each.reshape(*each.shape[: each.dim() - len(core)], param.numel()))  # type: ignore[arg-type]
     return None
+
+
+def _core(param: Tensor) -> tuple[int, ...]:
+    """A parameter's shape without leading ones, at least one axis."""
+    core = tuple(param.shape)
+    while len(core) > 1 and core[0] == 1:
+        core = core[1:]
+    return core or (1,)
+
+
+class Unit(Twin):
+    """torch's fused norms: they take no spread scale, but their unit is cheap to have again."""
+
+    def taped(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = args[0] if args else next(iter(kwargs.values()))
+        weight, bias = self.module._parameters.get("weight"), self.module._parameters.get("bias")
+        rule = (_UNITS[type(self.module).forward], self.module.normalized_shape, self.module.eps)
+        return scaled(self, x, weight, bias, weight, self.original, rule)
+
+
+def scaled(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Any, call: Any, rule: Any) -> Tensor:
+    """`call`(x), reported as a scale and a shift of a unit."""
+    for param in (weight, bias):
+        if param is not None and param.requires_grad:
+            twin.tape.uses("vector", param)
+    value = None if value is None else value.detach()
+    return _Scaled.apply(x, weight, bias, value, call, rule, twin)  # type: ignore[no-any-return]
+
+
+# --- any other module -------------------------------------------------------------------------------------------------
+
+
+class _Spread(torch.autograd.Function):
+    """A parameter repeated for every position, in whose backward the positions' gradients are taken."""
+
+    @staticmethod
+    def forward(ctx: Any, param: nn.Parameter, shape: tuple[int, ...], twin: Twin) -> Tensor:
+        ctx.param, ctx.twin = param, twin
+        return param.expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _per_position(grad, ctx.param, ctx.twin), None, None
+
+
+class _Known(TorchFunctionMode):
+    """Finds uses of a module's parameters in matrix products, look-ups and fused norms; with a `twin`, reports them.
+
+    Casts, transposes and added constants of a parameter count as the parameter.
+    """
+
+    def __init__(self, own: Mapping[str, nn.Parameter], twin: Twin | None) -> None:
+        super().__init__()
+        self.twin, self.served = twin, set[str]()
+        self._name = {id(p): k for k, p in own.items()}
+        self._cast: dict[int, tuple[Any, Any]] = {id(p): (p, p) for p in own.values()}
+        self._turned: dict[int, tuple[Any, Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is not None and torch.is_grad_enabled():
+            found = handler(self, func, args, kwargs)
+            if found is not None:
+                params, report = found
+                self.served |= {self._name[id(p)] for p in params if id(p) in self._name}
+                if self.twin is not None:
+                    return report()
+        out = func(*args, **kwargs)
+        if func in _SAME and isinstance(out, Tensor) and out.dtype.is_floating_point:
+            known = next((self._cast[id(x)] for x in args if id(x) in self._cast), None)
+            others = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and id(x) not in self._cast]
+            if known is not None and (func not in _ADDS or not others):
+                self._cast[id(out)] = (known[0], out)
+        if func in _TURNS and id(args[0]) in self._cast and args[0].dim() == 2 and isinstance(out, Tensor):
+            self._turned[id(out)] = (self._cast[id(args[0])][0], out)
+        return out
+
+    def _plain(self, bias: Any) -> bool:
+        return bias is None or id(bias) in self._name or not bias.requires_grad
+
+    def linear(self, func: Any, args: Any, kwargs: Any) -> Any:
+        x, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
+        if id(weight) not in self._cast or weight.dim() != 2 or not self._plain(bias):
+            return None
+        param, value = self._cast[id(weight)]
+
+        def call(x: Tensor) -> Tensor:
+            return F.linear(x, value.detach(), bias)
+
+        return (param, bias), lambda: matrix(self.twin, x, param, bias, call)  # type: ignore[arg-type]
+
+    def matmul(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if len(args) != 2 or not isinstance(args[1], Tensor) or args[1].dim() != 2:
+            return None
+        x, weight = args
+        turned = id(weight) in self._turned
+        if not turned and id(weight) not in self._cast:
+            return None
+        param, value = (self._turned if turned else self._cast)[id(weight)]
+
+        def call(x: Tensor) -> Tensor:
+            return torch.matmul(x, value.detach())
+
+        return (param,), lambda: matrix(self.twin, x, param, None, call, transposed=not turned)  # type: ignore[arg-type]
+
+    def embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
+        names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+        token, weight, padding, most, _, frequency, sparse = _arguments(names, args, kwargs)
+        if id(weight) not in self._name or most or frequency or sparse:
+            return None
+
+        def call(token: Tensor) -> Tensor:
+            return F.embedding(token, weight)
+
+        return (weight,), lambda: lookup(self.twin, weight, token, padding, call)  # type: ignore[arg-type]
+
+    def rows(self, func: Any, args: Any, kwargs: Any) -> Any:
+        weight, index = args
+        if id(weight) not in self._name or weight.dim() != 2:
+            return None
+        if not isinstance(index, slice) and not (isinstance(index, Tensor) and index.dtype == torch.long):
+            return None
+        token = torch.arange(len(weight), device=weight.device)[index]
+
+        def call(token: Tensor) -> Tensor:
+            return F.embedding(token, weight)
+
+        return (weight,), lambda: lookup(self.twin, weight, token, None, call)  # type: ignore[arg-type]
+
+    def norm(self, func: Any, args: Any, kwargs: Any) -> Any:
+        layer = func is F.layer_norm
+        names = (
+            ("input", "normalized_shape", "weight", "bias", "eps")
+            if layer
+            else ("input", "normalized_shape", "weight", "eps")
+        )
+        found = _arguments(names, args, kwargs)
+        x, shape, weight, eps = found[0], found[1], found[2], found[-1]
+        bias = found[3] if layer else None
+        if id(weight) not in self._cast or not self._plain(bias):
+            return None
+        param, value = self._cast[id(weight)]
+        rest = (None if bias is None else bias.detach(),) if layer else ()
+        eps = 1e-5 if eps is None and layer else eps
+
+        def call(x: Tensor) -> Tensor:
+            return func(x, shape, value.detach(), *rest, eps)  # type: ignore[no-any-return]
+
+        rule = (_UNITS[func], shape, eps)
+        return (param, bias), lambda: scaled(self.twin, x, param, bias, value, call, rule)  # type: ignore[arg-type]
+
+
+def _arguments(names: Sequence[str], args: Any, kwargs: Any) -> list[Any]:
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return [given.get(name) for name in names]
+
+
+_HANDLERS: dict[Any, Any] = {
+    F.linear: _Known.linear,
+    F.embedding: _Known.embedding,
+    F.layer_norm: _Known.norm,
+    F.rms_norm: _Known.norm,
+    torch.matmul: _Known.matmul,
+    Tensor.matmul: _Known.matmul,
+    Tensor.__matmul__: _Known.matmul,
+    Tensor.__getitem__: _Known.rows,
+}
+_ADDS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
+_SAME = {Tensor.float, Tensor.to, Tensor.type, Tensor.type_as, Tensor.double, *_ADDS}
+_TURNS = {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__, torch.transpose, Tensor.transpose}  # type: ignore[attr-defined]
+_PLANS: WeakKeyDictionary[nn.Module, dict[frozenset[str], frozenset[str] | None]] = WeakKeyDictionary()
+
+
+class Own(Twin):
+    """Any other module: its own code on parameters spread over positions, or else a loop over trajectories."""
+
+    def taped(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.own()
+        plans, key = _PLANS.setdefault(self.module, {}), frozenset(own)
+        if key not in plans:
+            plans[key] = self._plan(own, args, kwargs)
+        spread = plans[key]
+        if spread is None:
+            return self._local(args, kwargs)
+        return self._spread(own, spread, args, kwargs)
+
+    def _plan(self, own: Mapping[str, nn.Parameter], args: Any, kwargs: Any) -> frozenset[str] | None:
+        """Which parameters to spread so that all are seen and the output is the module's own; None: impossible."""
+        x = _first(args, kwargs)
+        devices = [x.device] if x is not None and x.is_cuda else []
+        watch, saved = _Known(own, None), self.tape.inside
+        self.tape.inside = 1  # a rehearsal: no node of any part, no count
+        try:
+            # With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
+            with torch.enable_grad(), _uncounted(), torch.random.fork_rng(devices), watch:
+                expected = self.original(*args, **kwargs)
+            spread = frozenset(own) - watch.served
+            if x is None or not all(_fits(own[k], x) for k in spread):
+                return None
+            try:
+                wide = {k: own[k].expand(_positions(own[k], x)) for k in spread}
+                with torch.no_grad(), torch.random.fork_rng(devices), shadowed(self.module, wide):
+                    found = self.original(*args, **kwargs)
+            except Exception:  # whatever the module's code says of a parameter of another shape
+                return None
+        finally:
+            self.tape.inside = saved
+        return spread if _same(expected, found) else None
+
+    def _spread(self, own: Mapping[str, nn.Parameter], spread: frozenset[str], args: Any, kwargs: Any) -> Any:
+        x = _first(args, kwargs)
+        assert x is not None
+        for k in spread:
+            self.tape.uses("vector", own[k])
+        wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
+        with shadowed(self.module, wide):
+            if len(spread) == len(own):
+                return self.original(*args, **kwargs)
+            with _Known(own, self):
+                return self.original(*args, **kwargs)
+
+    def _local(self, args: Any, kwargs: Any) -> Any:
+        if self.tape.unknown != "loop":
+            raise InputError(
+                f"ScoreTape: no exact norm for the parameters of {self.name or 'the model itself'} "
+                f"({type(self.module).__name__}); freeze them, or use unknown='loop'"
+            )
+        return local(self, args, kwargs)
+
+
+class Whole(Twin):
+    """A module that is run as a whole, parts and all: a loop over trajectories through it alone."""
+
+    def own(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def taped(self, *args: Any, **kwargs: Any) -> Any:
+        return local(self, args, kwargs)
+
+
+def _uncounted() -> Any:
+    """Tensors saved in here are kept as they are, and a checkpoint around does not count them."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+
+
+def _first(args: Any, kwargs: Any) -> Tensor | None:
+    return next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+
+
+def _fits(param: Tensor, x: Tensor) -> bool:
+    """Whether a parameter can be spread over the positions of x, which looks like (row, time, ..., anything)."""
+    core = _core(param)
+    return x.dim() >= max(param.dim(), len(core) + (1 if len(core) == 1 else 2))
+
+
+def _positions(param: Tensor, x: Tensor) -> tuple[int, ...]:
+    core = _core(param)
+    return (*x.shape[: x.dim() - len(core)], *core)
+
+
+def _same(a: Any, b: Any) -> bool:
+    left, right = (pytree.tree_leaves(y) for y in (a, b))
+    return len(left) == len(right) and all(
+        not isinstance(p, Tensor)
+        or (isinstance(q, Tensor) and p.dtype == q.dtype and p.shape == q.shape and torch.equal(p, q))
+        for p, q in zip(left, right, strict=True)
+    )
+
+
+# --- a loop for one module --------------------------------------------------------------------------------------------
+
+
+class Differs(Exception):
+    """A module does not act on trajectories one by one as it does on all of them."""
+
+
+class Inner:
+    """One call of a module with a graph of its own: leaves in, outputs out."""
+
+    def __init__(self, twin: Twin, args: Any, kwargs: Any) -> None:
+        self.twin = twin
+        leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        self._first = [
+            next(k for k, y in enumerate(leaves) if y is x) for x in leaves
+        ]  # a module may ask `key is value`
+        self._leaf = [_apart(x) for x in leaves]
+        self.place = [
+            k for k, x in enumerate(self._leaf) if isinstance(x, Tensor) and x.requires_grad and self._first[k] == k
+        ]
+        self.given = [leaves[k] for k in self.place]
+        self.input = [self._leaf[k] for k in self.place]
+        x = _first(args, kwargs)
+        self._device = "cpu" if x is None else x.device.type
+        self._cast = (torch.get_autocast_dtype(self._device), torch.is_autocast_enabled(self._device))
+        flat, self.spec = pytree.tree_flatten(self._call(self._leaf))
+        self.flat = flat
+        self.out = [y for y in flat if isinstance(y, Tensor) and y.requires_grad]
+        self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
+
+    def _call(self, leaf: Sequence[Any]) -> Any:
+        args, kwargs = pytree.tree_unflatten([leaf[k] for k in self._first], self._spec)
+        dtype, enabled = self._cast
+        tape = self.twin.tape
+        tape.inside += 1
+        try:  # kept as they are: a checkpoint around would run again for every trajectory
+            with (
+                torch.enable_grad(),
+                _uncounted(),
+                torch.autocast(self._device, dtype=dtype, enabled=enabled),
+            ):
+                return self.twin.original(*args, **kwargs)
+        finally:
+            tape.inside -= 1
+
+    def grads(self, grad: Sequence[Tensor | None], wanted: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients of `wanted` for these of the outputs; the graph survives."""
+        pair = [(y, g) for y, g in zip(self.out, grad, strict=True) if g is not None]
+        if not pair or not wanted:
+            return [None] * len(wanted)
+        out, seed = zip(*pair, strict=True)
+        return self._grad(out, wanted, seed, True)
+
+    def _grad(self, out: Any, wanted: Any, seed: Any, retain: bool) -> list[Tensor | None]:
+        self.twin.tape.inside += 1  # the pass takes no note of what comes to a parameter in here
+        try:
+            return list(torch.autograd.grad(out, wanted, seed, retain_graph=retain, allow_unused=True))
+        finally:
+            self.twin.tape.inside -= 1
+
+    def each(
+        self, layout: Layout, grad: Sequence[Tensor | None], take: Callable[[int, list[Tensor | None]], None]
+    ) -> list[Tensor | None]:
+        """`take`(i, gradients of the parameters) for every trajectory; returns the inputs' gradients.
+
+        Through the module on trajectory i's rows alone, where that gives its output; `Differs` else.
+        """
+        parts: list[list[Tensor | None]] = []
+        for i in range(layout.n):
+            leaf = [layout.part(x, i) if isinstance(x, Tensor) else x for x in self._leaf]
+            leaf = [_apart(x) if k in self.place else x for k, x in enumerate(leaf)]
+            try:
+                out = [y for y in pytree.tree_leaves(self._call(leaf)) if isinstance(y, Tensor) and y.requires_grad]
+            except Exception as error:  # whatever the module's code says of fewer rows
+                raise Differs from error
+            if len(out) != len(self.out):
+                raise Differs
+            pair = []
+            for y, whole, g in zip(out, self.out, grad, strict=True):
+                if g is None:
+                    continue
+                expected = layout.part(whole, i)
+                eps = 64 * torch.finfo(y.dtype).eps
+                if y.shape != expected.shape or not torch.allclose(
+                    y, expected, rtol=eps, atol=eps * float(y.abs().max())
+                ):
+                    raise Differs
+                pair.append((y, layout.part(g, i)))
+            ys, gs = zip(*pair, strict=True)
+            wanted = [leaf[k] for k in self.place]
+            found = self._grad(ys, [*self.param, *wanted], gs, False)
+            take(i, found[: len(self.param)])
+            parts.append(found[len(self.param) :])
+        whole_grad: list[Tensor | None] = []
+        for k, x in enumerate(self.input):
+            piece = [part[k] for part in parts]
+            if x.shape[0] % layout.n or any(p is not None and len(p) * layout.n != len(x) for p in piece):
+                whole_grad.append(sum((p for p in piece if p is not None), start=torch.zeros_like(x)))
+            else:
+                rows = len(x) // layout.n
+                whole_grad.append(torch.cat([x.new_zeros(rows, *x.shape[1:]) if p is None else p for p in piece]))
+        return whole_grad
+
+
+class _Local(torch.autograd.Function):
+    """The outputs of an `Inner` call."""
+
+    @staticmethod
+    def forward(ctx: Any, inner: Inner, *given: Tensor) -> tuple[Tensor, ...]:
+        ctx.inner = inner
+        ctx.set_materialize_grads(False)  # an output that nobody uses has no rows to tell apart
+        return tuple(y.detach() for y in inner.out)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        inner: Inner = ctx.inner
+        running = inner.twin.tape.running
+        if running is None:
+            return None, *inner.grads(grad, [*inner.input, *inner.param])
+        return None, *running.local(inner.twin.name, inner, grad), *[None] * len(inner.param)
+
+
+def local(twin: Twin, args: Any, kwargs: Any) -> Any:
+    """The module's own output, reported by a loop over trajectories."""
+    inner = Inner(twin, args, kwargs)
+    if not inner.param:
+        return twin.original(*args, **kwargs)
+    for p in inner.param:
+        twin.tape.uses("local", p)
+    twin.tape.looped(twin.name)
+    found = iter(_Local.apply(inner, *inner.given, *inner.param))
+    graph = [next(found) if isinstance(y, Tensor) and y.requires_grad else y for y in inner.flat]
+    return pytree.tree_unflatten(graph, inner.spec)
+
+
+def _apart(x: Any) -> Any:
+    return x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+
+def leaf_parameters(out: Sequence[Tensor]) -> list[nn.Parameter]:
+    """Leaves of a graph, each once, in a fixed order."""
+    return list(dict.fromkeys(n.variable for n in graph_nodes(out) if hasattr(n, "variable")))
+
+
+def graph_nodes(out: Sequence[Tensor]) -> list[Any]:
+    """Every node of the graph behind `out`."""
+    stack = [y.grad_fn for y in out if y.grad_fn is not None]
+    seen = dict.fromkeys(stack)
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None and node not in seen:
+                seen[node] = None
+                stack.append(node)
+    return list(seen)

@@ -6,7 +6,7 @@ which of the N rows belong to which trajectory: equal blocks for a padded batch,
 packed one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,10 @@ from vcposim.errors import InputError
 _WORTH_A_COPY = 1 / 8
 
 
+def _whole_loop(name: str) -> str:
+    return "use ScoreTape(model, method='loop')"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Trajectories of a padded (`owner` None) or packed batch; `run` are packed token ranges [start, stop)."""
@@ -25,30 +29,62 @@ class Layout:
     lead: tuple[int, ...]
     run: tuple[tuple[int, int], ...] = ()
     owner: Tensor | None = None
+    given: tuple[int, ...] = ()
+    """(row, time) of the model's input, where it is longer than log_prob"""
+    advise: Callable[[str], str] = _whole_loop
+    """what to do about a module of this name"""
 
     @classmethod
-    def of(cls, log_prob: Tensor, segment: Tensor | None) -> "Layout":
+    def of(
+        cls,
+        log_prob: Tensor,
+        segment: Tensor | None,
+        given: tuple[int, ...] = (),
+        advise: Callable[[str], str] = _whole_loop,
+    ) -> "Layout":
         """Layout of (row, time) log-probabilities; `segment` holds trajectory ids 0..n-1, each one run, -1 padding."""
         if segment is None:
-            return cls(log_prob.shape[0], tuple(log_prob.shape))
+            given = given if given[:1] == log_prob.shape[:1] else ()
+            return cls(log_prob.shape[0], tuple(log_prob.shape), given=given, advise=advise)
         if segment.shape != log_prob.shape:
             raise InputError(
                 f"segment: shape {tuple(segment.shape)} differs from log_prob's {tuple(log_prob.shape)}; one id a token"
             )
         run = _runs(segment)
         owner = torch.where(segment < 0, len(run), segment).flatten()
-        return cls(len(run), tuple(log_prob.shape), run, owner)
+        return cls(len(run), tuple(log_prob.shape), run, owner, advise=advise)
 
     def flatten(self, name: str, x: Tensor) -> Tensor:
         """(row, time, ..., feature) -> (N, feature), refusing arrays in which trajectories cannot be told apart."""
-        whole = x.shape[:2] == self.lead if self.owner is not None else x.shape[0] == self.n
-        if x.dim() < 3 or not whole:
+        if not self.tells(x):
             expected = f"{self.lead}" if self.owner is not None else f"({self.n}, time)"
             raise InputError(
                 f"{name}: sees shape {tuple(x.shape)}, not {expected} and features, so trajectories are mixed; "
-                "pass position_ids per trajectory, or use ScoreTape(model, unknown='loop')"
+                f"pass one row per trajectory, or {self.advise(name)}"
             )
         return x.reshape(-1, x.shape[-1])
+
+    def tells(self, x: Tensor) -> bool:
+        """Whether x is (row, time, ...), or the same with row, time and perhaps heads in one axis."""
+        tokens = (rows * steps for rows, steps in (self.lead, self.given or self.lead))
+        flat = x.dim() == 2 and any(x.shape[0] % count == 0 for count in tokens)
+        if self.owner is not None:
+            return flat or (x.dim() >= 3 and x.shape[:2] == self.lead)
+        return flat or (x.dim() >= 2 and x.shape[0] == self.n)
+
+    def part(self, x: Tensor, i: int) -> Tensor:
+        """Trajectory i's rows of any array of a padded batch, the whole of one that has no rows for each."""
+        if self.owner is not None or x.dim() == 0 or x.shape[0] % self.n:
+            return x
+        rows = x.shape[0] // self.n
+        return x[i * rows : (i + 1) * rows]
+
+    def over(self, name: str, value: Tensor, x: Tensor) -> Tensor:
+        """value (n,) spread over the rows of x, broadcasting against it; padding of a packed batch gets 0."""
+        self.flatten(name, x if x.dim() >= 2 else x.unsqueeze(-1))
+        lead = x.shape[:2] if self.owner is not None and x.shape[:2] == self.lead else x.shape[:1]
+        rows = lead.numel()
+        return self.per_row(value.to(x.dtype), rows).view(*lead, *[1] * (x.dim() - len(lead)))
 
     def kept(self, rows: int, keep: Tensor) -> "Layout":
         """The layout of x[keep], x of `rows` rows, `keep` ascending: a trajectory's rows stay side by side."""
@@ -103,23 +139,31 @@ class Operands:
 
     @classmethod
     def of(cls, layout: Layout, name: str, grad: Tensor, x: Tensor) -> "Operands":
-        """From (row, time, ..., d). Rows without output gradient (prompts, padding) are left out if they are many.
-
-        On an accelerator the question would stall the queue of launches; there all rows stay.
-        """
+        """From (row, time, ..., d). Rows without output gradient (prompts, padding) are left out if they are many."""
         grad, x = layout.flatten(name, grad), layout.flatten(name, x)
-        keep = _live(grad) if grad.device.type == "cpu" else None
+        keep = live_rows(grad)
         if keep is None:
             return cls(grad, x, layout, None, len(grad))
         return cls(grad.index_select(0, keep), x.index_select(0, keep), layout.kept(len(grad), keep), keep, len(grad))
+
+    @classmethod
+    def kept(cls, grad: Tensor, x: Tensor, keep: Tensor) -> "Operands":
+        """The rows `keep` of (N, d) arrays, nobody asking whose they are."""
+        layout = Layout(1, (1, len(keep)))
+        return cls(grad.index_select(0, keep), x.index_select(0, keep), layout, keep, len(grad))
 
     def spread(self, each: Tensor) -> Tensor:
         """Back to all rows, zeros where there was no gradient: (N, d) -> (rows, d)."""
         return each if self.keep is None else each.new_zeros(self.rows, each.shape[1]).index_copy_(0, self.keep, each)
 
 
-def _live(grad: Tensor) -> Tensor | None:
-    """Indices of the rows (N, d) that are not all zero; None if nearly all are live, or none."""
+def live_rows(grad: Tensor) -> Tensor | None:
+    """Indices of the rows (N, d) that are not all zero; None if nearly all are live, or none.
+
+    Always None on an accelerator, where the question would stall the queue of launches.
+    """
+    if grad.device.type != "cpu":
+        return None
     if (grad[::8, 0] == 0).sum() < _WORTH_A_COPY / 16 * len(grad):  # a look at few numbers settles most cases
         return None
     suspect = (grad[:, 0] == 0).nonzero().squeeze(1)

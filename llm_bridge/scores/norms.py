@@ -23,6 +23,7 @@ from torch import Tensor
 from llm_bridge.scores.layout import Layout
 
 Step = tuple[int, float, bool]
+_DRAW = 1 << 14
 
 
 class Sink:
@@ -79,15 +80,22 @@ class Scratch:
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which squares and weight-gradient sums accumulate: float32, or float64 for float64 operands."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def square_sum(x: Tensor) -> Tensor:
     """Sum of squares of everything, in `sum_dtype`."""
     flat = x.reshape(-1)
-    if flat.dtype not in (torch.float32, torch.float64):
-        flat = flat.float()
+    if flat.dtype != sum_dtype(flat.dtype):  # widened inside the reduction, without a copy
+        return torch.linalg.vector_norm(flat, dtype=sum_dtype(flat.dtype)).square()
     return torch.dot(flat, flat)
+
+
+def _each_square_sum(x: Tensor) -> Tensor:
+    """Sum of squares of each row, (n, d) -> (n,), in `sum_dtype`."""
+    if x.dtype != sum_dtype(x.dtype):
+        return torch.linalg.vector_norm(x, dim=1, dtype=sum_dtype(x.dtype)).square()
+    return torch.linalg.vecdot(x, x)
 
 
 def block_sq_norms(
@@ -127,15 +135,14 @@ def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
     torch.bmm(_by_trajectory(left, n).mT, _by_trajectory(right, n), out=block)
     if sink is not None:
         sink.set(block)
-    flat = block.flatten(1).to(sum_dtype(block.dtype))
-    return torch.linalg.vecdot(flat, flat)
+    return _each_square_sum(block.flatten(1))
 
 
 def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: "Recent") -> Tensor:
     """Exact norms (n,) from the trajectories' T x T Gram matrices, never forming a weight-shaped array."""
     kind = sum_dtype(left.dtype)
     if layout.owner is None:
-        first, second = (recent.of(x, lambda x: _gram(x, layout.n)).flatten(1).to(kind) for x in (left, right))
+        first, second = (recent.of(x, lambda x: _gram(x, layout.n).flatten(1).to(kind)) for x in (left, right))
         return torch.linalg.vecdot(first, second)
     pairs = zip(layout.split(left), layout.split(right), strict=True)
     return torch.stack([_one_gram(left_i, right_i, kind) for left_i, right_i in pairs])
@@ -174,13 +181,23 @@ class Sketch:
 
     def __init__(self, columns: int, generator: torch.Generator) -> None:
         self.columns, self.generator, self._recent = columns, generator, Recent(1)
+        self.at_once = 1 if generator.device.type == "cpu" else _DRAW
+        self._drawn: Tensor | None = None
 
     def thin(self, x: Tensor) -> Tensor:
         """x S: (N, columns), S fresh signs unless x is the last input again."""
         return self._recent.of(x, self._signed)
 
     def _signed(self, x: Tensor) -> Tensor:
-        return x @ random_signs(x.shape[1], self.columns, self.generator).to(x.device, x.dtype)
+        return x @ self._signs(x.shape[1], x)
+
+    def _signs(self, rows: int, like: Tensor) -> Tensor:
+        """Fresh signs (rows, columns), cut from a larger draw: on an accelerator every draw is a row of launches."""
+        if self._drawn is None or len(self._drawn) < rows or self._drawn.dtype != like.dtype:
+            drawn = random_signs(max(rows, self.at_once), self.columns, self.generator)
+            self._drawn = drawn.to(like.device, like.dtype)
+        signs, self._drawn = self._drawn[:rows], self._drawn[rows:]
+        return signs.to(like.device)
 
 
 def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch) -> Tensor:
@@ -188,8 +205,7 @@ def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch)
     thin = sketch.thin(right)
     if layout.owner is None:
         block = torch.bmm(_by_trajectory(thin, layout.n).mT, _by_trajectory(left, layout.n)).flatten(1)
-        block = block.to(sum_dtype(block.dtype))
-        return torch.linalg.vecdot(block, block) / sketch.columns
+        return _each_square_sum(block) / sketch.columns
     pairs = zip(layout.split(thin), layout.split(left), strict=True)
     return torch.stack([square_sum(thin_i.t() @ left_i) for thin_i, left_i in pairs]) / sketch.columns
 

@@ -20,7 +20,7 @@ the fold.
 Vectors (biases, norm scales) and embeddings are small or sparse per trajectory: both routes keep those as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,11 +59,14 @@ class Route:
     """how many neighbors share a product on average"""
     fold: Tensor | None = None
     """(n,) what the objective of each trajectory is to be multiplied by before the backward"""
+    scale: float = 1.0
+    """what it is multiplied by besides, against underflow"""
 
     def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
         self.layout, self._stored = layout, stored or {}
         self._vector: list[tuple[nn.Parameter, Tensor]] = []
         self._embedding: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._local: list[tuple[Sequence[nn.Parameter], Callable[[Tensor], list[Tensor | None]]]] = []
 
     def give(self, param: nn.Parameter, grad: Tensor) -> None:
         """Add to the gradient of the parameter that the optimizer holds: a shard, where `param` was gathered."""
@@ -87,8 +90,13 @@ class Route:
         """Keep the output gradients (N, d) of the embedding of `token` (N,)."""
         self._embedding.append((param, token, grad))
 
+    def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
+        """Keep the graph of a module that was looped over: `weighted`(c) is sum_i c_i (its gradients of i)."""
+        self._local.append((params, weighted))
+
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept."""
+        coefficient = coefficient / self.scale
         if self.fold is not None:
             coefficient = coefficient / self.fold.to(coefficient)
         for param, grad in self._vector:
@@ -99,6 +107,11 @@ class Route:
                 self.give(param, torch.zeros_like(param).index_add_(0, token, scaled.to(param.dtype)))
             else:
                 param.grad.index_add_(0, token, scaled.to(param.dtype))
+        while self._local:
+            params, weighted = self._local.pop()
+            for param, found in zip(params, weighted(-coefficient), strict=True):
+                if found is not None:
+                    self.give(param, found)
         self._vector, self._embedding = [], []
 
 
@@ -114,9 +127,13 @@ class General(Route):
 
     def finish(self, coefficient: Tensor) -> None:
         scaled = Recent(1)  # an input that several maps read is scaled once
+        spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         while self._matrix:
             param, left, right, layout = self._matrix.pop()
-            each = -layout.per_row(coefficient.to(left.dtype), left.shape[0])
+            key = (id(layout), left.shape[0], left.dtype, left.device)
+            if layout is not self.layout or key not in spread:  # most maps share the pass's layout, and so the rows
+                spread[key] = -layout.per_row((coefficient / self.scale).to(left.device, left.dtype), left.shape[0])
+            each = spread[key]
             if left.shape[1] < right.shape[1]:
                 left = left * each
             else:
@@ -200,28 +217,45 @@ class Affine(Route):
         return Sink(total, self._factor, self._plan)
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
-        for total, factor in zip(self.sink(param).buffer, self._factor, strict=True):
-            if whole or total.dtype != left.dtype:
-                _sum_whole(layout, left, right, factor, total)
-            else:
-                _sum_runs(layout, left, right, factor, total)
+        bounds = layout.bounds(left.shape[0])
+        runs = [_runs(row, bounds) for row in self._factor.tolist()]
+        if left.dtype == param.dtype and all(len(run) == 1 for run in runs):
+            # Each sum is one product, rounded once as in an ordinary backward: no wider array, no pass to fill it.
+            self._sum.append((param, [_product(left, right, *run[0]) for run in runs]))
+            return
+        total = self.sink(param).buffer
+        # Picking out rows asks the device for their number, which would stall an accelerator's queue of launches.
+        if whole and left.device.type == "cpu":
+            for each, factor in zip(total, self._factor, strict=True):
+                _sum_whole(layout, left, right, factor, each)
+        else:
+            for each, run in zip(total, runs, strict=True):
+                _sum_runs(left, right, run, each)
 
     def finish(self, coefficient: Tensor) -> None:
-        share = self.line.share(self.line.unknown(coefficient))
+        share = [s / self.scale for s in self.line.share(self.line.unknown(coefficient))]
         while self._sum:
             param, total = self._sum.pop()
             self.give(param, _combine(total, share))
         super().finish(coefficient)
 
 
-def _sum_runs(layout: Layout, left: Tensor, right: Tensor, factor: Tensor, total: Tensor) -> None:
+def _sum_runs(left: Tensor, right: Tensor, run: Sequence[tuple[float, slice]], total: Tensor) -> None:
     """total = sum_i factor_i left_i^T right_i, a product per run of neighbors with equal factors: copies nothing."""
-    begun = False
-    for f, rows in _runs(factor.tolist(), layout.bounds(left.shape[0])):
-        torch.addmm(total, left[rows].t(), right[rows], beta=int(begun), alpha=f, out=total)
-        begun = True
-    if not begun:
+    for i, (f, rows) in enumerate(run):
+        if total.dtype == left.dtype:
+            torch.addmm(total, left[rows].t(), right[rows], beta=int(i > 0), alpha=f, out=total)
+        elif i == 0:
+            total.copy_(_product(left, right, f, rows))
+        else:
+            total.add_(_product(left, right, f, rows))
+    if not run:
         total.zero_()
+
+
+def _product(left: Tensor, right: Tensor, factor: float, rows: slice) -> Tensor:
+    """factor left^T right of these rows, rounded once."""
+    return torch.addmm(left.new_empty(()), left[rows].t(), right[rows], beta=0, alpha=factor)
 
 
 def _runs(factor: list[float], bounds: list[tuple[int, int]]) -> list[tuple[float, slice]]:

@@ -1,22 +1,27 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
+from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
-from llm_bridge.scores.layers import twin_forward
+from llm_bridge.scores.check import EVERY, Projection, check_norms, ordinary, squares
+from llm_bridge.scores.layers import Differs, Inner, Twin, Whole, graph_nodes, twin_of
 from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
 from llm_bridge.scores.norms import (
     embedding_sq_norms,
     head_at_token,
+    square_sum,
     sum_dtype,
     tied_cross_term,
 )
@@ -24,7 +29,28 @@ from llm_bridge.scores.routes import Affine, General, Line, Route
 from vcposim.errors import InputError, unknown_name
 
 _NORMS = ("exact", "sketch")
-_TWIN = "_score_tape_name"
+_VERIFY = ("first", "always", "never")
+_PASSES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_LOOP = "use ScoreTape(model, method='loop')"
+
+
+def tape_for(model: nn.Module, norm: str, *, method: str = "auto", seed: int = 0) -> "ScoreTape | None":
+    """The tape for a trainer's `norm`: "exact", "sketch" or "last_block"; None for a norm that takes no backward.
+
+    Modules without an exact rule are looped over one by one; under FSDP2, which that would not survive, they are
+    refused.
+    """
+    if norm not in ("exact", "sketch", "last_block"):
+        return None
+    sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    return ScoreTape(
+        model,
+        norm="sketch" if norm == "sketch" else "exact",
+        method=method,
+        parameters=last_block(model) if norm == "last_block" else None,
+        unknown="error" if sharded else "loop",
+        seed=seed,
+    )
 
 
 class ScoreTape:
@@ -39,9 +65,16 @@ class ScoreTape:
     touches p.grad. On exit the model is as it was found, also after an exception.
 
     norm: "exact", or "sketch" (unbiased, `columns` random signs, `seed`). method: "auto" (calibrated), "block",
-    "batch" or "gram". parameters: norms of these only, say `last_block(model)`; the gradient is still everyone's, by
-    a second backward. unknown: "error", or "loop" to run one backward per trajectory if the model holds a module
-    that the tape does not know.
+    "batch", "gram", or "loop": a backward per trajectory, slow and right for any model. parameters: norms of these
+    only, say `last_block(model)`; the gradient is still everyone's, by a second backward. unknown: "error", or "loop"
+    to run a backward per trajectory through those modules alone that have no exact rule (`tape.loops` names them).
+    loop: class names of modules to loop over as a whole, such as a mixture of experts that sorts its rows.
+    verify: "first" compares the first pass over a model, and then every hundredth, with plain autograd: one
+    trajectory's norm and the gradient along a random direction; "always", "never". Sharded parameters are not
+    verified, and of a sketch only the gradient is.
+
+    The forward is the model's own, bit for bit. A compiled model runs in eager mode inside the `with`. With a
+    GradScaler give `scale=scaler.get_scale()` to the norms and `scaler.scale(coefficient)` to `backward`.
 
     Under FSDP2 give the root module after `fully_shard`: each rank tapes its own trajectories, and `backward` leaves
     in each p.grad this rank's shard of the *sum* over ranks, so all ranks must call it. The affine route holds its
@@ -58,29 +91,42 @@ class ScoreTape:
         method: str = "auto",
         parameters: Iterable[nn.Parameter] | None = None,
         unknown: str = "error",
+        loop: Iterable[str] = (),
+        verify: str = "first",
         columns: int = 16,
         seed: int = 0,
     ) -> None:
         for label, value, known in (
             ("norm", norm, _NORMS),
-            ("method", method, ("auto", *METHODS)),
+            ("method", method, ("auto", *METHODS, "loop")),
             ("unknown", unknown, ("error", "loop")),
+            ("verify", verify, _VERIFY),
         ):
             if value not in known:
                 raise unknown_name(f"ScoreTape {label}", value, known)
         if columns < 1:
             raise InputError(f"columns: {columns} random signings give no estimate; use at least 1")
         self.model, self.norm, self.method, self.unknown, self.columns = model, norm, method, unknown, columns
+        self.verify, self.seed = verify, seed
+        self.loops: dict[str, None] = {}
+        self._whole = frozenset([loop] if isinstance(loop, str) else loop)
+        self.inside = 0
+        self.batch: tuple[int, ...] = ()
         self.running: ScorePass | None = None
         self._subset = None if parameters is None else {p for p in parameters if p.requires_grad}
-        self.generator = torch.Generator().manual_seed(seed)
-        self._patched: list[nn.Module] = []
+        # signs are drawn where they are used: to carry them over would stall an accelerator's queue of launches
+        place = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        self.generator = torch.Generator(place).manual_seed(seed)
+        self._patched: list[tuple[nn.Module, Any]] = []
         self._hooks: list[RemovableHandle] = []
         self._token: dict[nn.Parameter, Tensor] = {}
+        self._used: dict[nn.Parameter, list[str]] = {}
+        self._known: set[Any] = set()
         self._stored: dict[nn.Parameter, nn.Parameter] = {}
         self._finish: Callable[[Tensor], None] | None = None
+        self._eager: Any = None
         self._n = 0
-        self._open = self._looping = False
+        self._open = self._called = False
 
     # --- context ------------------------------------------------------------------------------------------------------
 
@@ -88,29 +134,36 @@ class ScoreTape:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
         self._refuse_wrapped()
-        if any(_TWIN in m.__dict__ for m in self.model.modules()):
+        self._refuse_hooks()
+        if any(isinstance(m.__dict__.get("forward"), Twin) for m in self.model.modules()):
             raise InputError("ScoreTape: another tape is open on this model; close it first")
-        twins = self._twins()
-        self._looping = twins is None
-        for module, forward in twins or []:
-            module.__dict__["forward"] = forward
-            module.__dict__[_TWIN] = True
-            self._patched.append(module)
+        for module, twin in [] if self.method == "loop" else self._twins():
+            self._patched.append((module, module.__dict__.get("forward")))
+            module.__dict__["forward"] = twin
+        self._known = {p for p in self.model.parameters() if p.requires_grad}
         self._note_gathered()
+        self._hooks.append(self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True))
+        if any(_is_compiled(m) for m in self.model.modules()):
+            warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
+            self._eager = torch.compiler.set_stance("force_eager")
         self._open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for module in self._patched:
-            del module.__dict__["forward"], module.__dict__[_TWIN]
+        for module, previous in self._patched:
+            del module.__dict__["forward"]
+            if previous is not None:
+                module.__dict__["forward"] = previous
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
-        self._patched, self._token, self._stored = [], {}, {}
+        if self._eager is not None:
+            self._eager.__exit__(None, None, None)
+        self._hooks, self._patched, self._eager = [], [], None
+        self._token, self._used, self._stored, self._known = {}, {}, {}, set()
         self.running = self._finish = None
-        self._open = False
+        self._open = self._called = False
 
     # --- the two calls ------------------------------------------------------------------------------------------------
 
@@ -123,35 +176,60 @@ class ScoreTape:
         segment: Tensor | None = None,
         affine: tuple[Tensor, Tensor] | None = None,
         keep: bool = True,
+        scale: float = 1.0,
     ) -> Tensor:
         """||grad sum_t mask_t weight_t log_prob_t||^2 of every trajectory: (n,), at least float32, no gradient.
 
         log_prob, mask, token_weight, segment: (row, time). One trajectory a row, or `segment` ids 0..n-1 of a packed
         batch (-1: padding). affine: (u, v), each (n,), when the coefficients will be u + a v with the one number a
         unknown; v (groups, n) for one unknown per group, at one more gradient buffer each. keep=False: norms only,
-        no gradient to follow. Squares are of the weighted score; per-trajectory factors belong into the
-        coefficients.
+        no gradient to follow. scale: what the backward is multiplied by inside, against underflow in
+        float16; norms and gradient come without it. Squares are of the weighted score; per-trajectory factors belong
+        into the coefficients.
 
         Raises InputError on shapes that disagree, a second call before `backward`, or a log_prob without graph.
         """
         self._check_ready(log_prob, mask, token_weight)
-        layout = Layout.of(log_prob, segment)
+        layout = Layout.of(log_prob, segment, self.batch, self._advice)
         self._n = layout.n
-        if self._looping:
-            return self._loop(log_prob, mask, token_weight, segment, keep)
+        reentrant = self._read_graph(log_prob)
+        if self.method == "loop":
+            return self._loop(log_prob, mask, token_weight, segment, keep, reentrant)
         line = None if affine is None else Line.of(*affine, layout.n)
         again = self._subset is not None
         route = _route(layout, line, keep and not again, self._stored)
-        objective = weighted(log_prob, mask, token_weight)
+        route.scale = scale
+        objective = weighted(log_prob, mask, token_weight) * scale
         if route.fold is not None:
             fold = route.fold.to(objective.device)
             objective = objective * layout.per_row(fold.to(objective.dtype), objective.numel()).view_as(objective)
-        norms = self._run(route, layout, objective.sum(), retain=again and keep)
+        due = self._due()
+        total = trajectory_sums(log_prob, mask, token_weight, segment) if again or due else None
+        expected: list[float] = []
+        if due and self.norm == "exact":
+            assert total is not None
+            i = int(torch.randint(layout.n, (), generator=torch.Generator().manual_seed(self.seed + due)))
+            one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)
+            with torch.autocast(total.device.type, enabled=False):
+                expected = squares(ordinary(total, one, [p for _, p in self._targets()], reentrant))
+        score = self._run(route, layout, objective.sum(), retain=keep and bool(again or due), reentrant=reentrant)
+        norms = score.result(objective)
+        if expected:
+            fold_i = 1.0 if route.fold is None else float(route.fold[i])
+            part = {p: square / fold_i**2 for p, square in score.part.items()}
+            check_norms(self._targets(), expected, part, i, score.coarsest, self._advice)
+        norms = norms / scale**2
         if route.fold is not None:
             norms = norms / fold.square().to(norms.dtype)
-        if keep:
-            total = trajectory_sums(log_prob, mask, token_weight, segment) if again else None
-            self._finish = route.finish if total is None else self._second_backward(total)
+        if due and (again or not keep):
+            _PASSES[self.model] += 1
+        if keep and again:
+            assert total is not None
+            self._finish = self._second_backward(total, reentrant)
+        elif keep:
+            self._finish = (
+                route.finish if total is None else self._checked(route, total, score.coarsest, reentrant, due)
+            )
         return norms
 
     def backward(self, coefficient: Tensor) -> None:
@@ -174,25 +252,115 @@ class ScoreTape:
             self._finish(coefficient.detach())
         self._finish = None
 
+    # --- what the layers ask and tell ---------------------------------------------------------------------------------
+
+    def holds(self, param: object) -> bool:
+        """Whether this is a trainable parameter of the model, or stands in for one; functional_call's are not."""
+        return param in self._known or param in self._stored
+
+    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None:
+        """Count a use of a parameter in a forward, and the tokens it embeds, which a tied head needs early."""
+        self._called = True
+        if self.running is None:  # a checkpointed forward runs again during the backward
+            self._used.setdefault(weight, []).append(kind)
+            if token is not None:
+                self._token[weight] = token
+
+    def looped(self, name: str) -> None:
+        """Remember that this module was looped over."""
+        self.loops[name] = None
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def embeds(self, weight: nn.Parameter, token: Tensor) -> None:
-        """Remember the tokens a forward embeds: a tied head needs them before the embedding's own backward comes."""
-        if self.running is None:  # a checkpointed forward runs again during the backward
-            self._token[weight] = token
+    def _advice(self, name: str) -> str:
+        """What to do about a module that cannot be told per trajectory: loop over its owner, or over everything."""
+        owner = name.rpartition(".")[0]
+        if not owner or self.unknown == "error":
+            return _LOOP
+        modules = dict(self.model.named_modules())
+        while type(modules[owner]).forward is nn.Module.forward and owner:
+            owner = owner.rpartition(".")[0]
+        kind = type(modules[owner]).__name__
+        if not owner or kind in self._whole:
+            return _LOOP
+        return f"loop over its owner, ScoreTape(model, unknown='loop', loop={sorted({*self._whole, kind})})"
 
-    def _run(self, route: Route, layout: Layout, objective: Tensor, retain: bool) -> Tensor:
+    def _note_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
+        found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
+        self.batch = tuple(found[0].shape[:2]) if found else ()
+
+    def _read_graph(self, log_prob: Tensor) -> bool:
+        """Whether reentrant checkpoints lie in the graph; Raises InputError for a compiled one."""
+        kinds = {node.name() for node in graph_nodes([log_prob])}
+        if "CompiledFunctionBackward" in kinds:
+            raise InputError(
+                "log_prob: a compiled graph computed it, which hides its layers; run the forward inside the `with` and "
+                "compile nothing between model and log_prob"
+            )
+        reentrant = "CheckpointFunctionBackward" in kinds
+        if reentrant and self._subset is not None:
+            raise InputError(
+                "ScoreTape: parameters= does not go with reentrant checkpointing; give use_reentrant=False to it"
+            )
+        return reentrant
+
+    def _due(self) -> int:
+        """0, or the number of the check that is due now, from 1. A pass whose check fails does not count."""
+        passes = _PASSES.setdefault(self.model, 0)
+        if self.verify == "never" or self._stored:
+            return 0
+        if self.verify == "always" or passes % EVERY == 0:
+            return passes + 1
+        _PASSES[self.model] += 1
+        return 0
+
+    def _checked(
+        self, route: Route, total: Tensor, dtype: torch.dtype, reentrant: bool, seed: int
+    ) -> Callable[[Tensor], None]:
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+        def finish(coefficient: Tensor) -> None:
+            with torch.autocast(total.device.type, enabled=False), torch.enable_grad():
+                gradient = ordinary(total, -coefficient.to(total.dtype), [p for _, p in named], reentrant)
+            projection = Projection(named, self.seed + seed, self._advice)
+            route.finish(coefficient)
+            projection.compare(gradient, dtype)
+            _PASSES[self.model] += 1
+
+        return finish
+
+    def _run(self, route: Route, layout: Layout, objective: Tensor, retain: bool, reentrant: bool) -> "ScorePass":
         targets = self._targets()
-        self.running = ScorePass(self, layout, route, self._token)
-        strays = [p.register_hook(_stray(name)) for name, p in targets]
+        self.running = score = ScorePass(self, layout, route)
+        strays = [p.register_hook(self._stray(name)) for name, p in targets]
         try:
             with torch.autocast(objective.device.type, enabled=False):
-                torch.autograd.backward(objective, inputs=[p for _, p in targets], retain_graph=retain)
-            return self.running.result(objective)
+                inputs = None if reentrant else [p for _, p in targets]
+                torch.autograd.backward(objective, inputs=inputs, retain_graph=retain)
+            with torch.no_grad():
+                score.flush()
+            return score
         finally:
-            self.running, self._token = None, {}
+            self.running, self._token, self._used = None, {}, {}
             for handle in strays:
                 handle.remove()
+
+    def _stray(self, name: str) -> Callable[[Tensor | None], None]:
+        """A hook that fires when autograd brings a gradient past the tape: the parameter was used elsewhere."""
+
+        def hook(grad: Tensor | None) -> None:
+            if self.inside:
+                return
+            if grad is not None and not self._called:
+                raise InputError("log_prob: its forward ran outside the `with`; run the model inside it")
+            if grad is not None:
+                raise InputError(
+                    f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "
+                    f"{self._advice(name.rpartition('.')[0])}"
+                )
+
+        return hook
 
     def _targets(self) -> list[tuple[str, nn.Parameter]]:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -201,41 +369,59 @@ class ScoreTape:
             named = [(name, gathered.get(p, p)) for name, p in named if p in gathered or p in self._stored]
         return named if self._subset is None else [(name, p) for name, p in named if p in self._subset]
 
-    def _second_backward(self, total: Tensor) -> Callable[[Tensor], None]:
+    def _second_backward(self, total: Tensor, reentrant: bool) -> Callable[[Tensor], None]:
         params = [p for p in self.model.parameters() if p.requires_grad]
 
         def finish(coefficient: Tensor) -> None:
-            torch.autograd.backward(total, -coefficient.to(total.dtype), inputs=params)
+            torch.autograd.backward(total, -coefficient.to(total.dtype), inputs=None if reentrant else params)
 
         return finish
 
     def _loop(
-        self, log_prob: Tensor, mask: Tensor, token_weight: Tensor | None, segment: Tensor | None, keep: bool
+        self,
+        log_prob: Tensor,
+        mask: Tensor,
+        token_weight: Tensor | None,
+        segment: Tensor | None,
+        keep: bool,
+        reentrant: bool,
     ) -> Tensor:
         params = [p for _, p in self._targets()]
+        if reentrant:
+            raise InputError("ScoreTape: method='loop' needs checkpointing with use_reentrant=False")
         norms = score_sq_norms_loop(log_prob, mask, params, token_weight=token_weight, segment=segment)
         if keep:
-            self._finish = self._second_backward(trajectory_sums(log_prob, mask, token_weight, segment))
+            total = trajectory_sums(log_prob, mask, token_weight, segment)
+            self._finish = self._second_backward(total, reentrant)
         return norms
 
-    def _twins(self) -> list[tuple[nn.Module, Callable[..., Tensor]]] | None:
-        """The replacements to make; None if the model holds an unknown module and the slow way is allowed."""
-        twins, unknown = [], []
-        for name, module in self.model.named_modules():
-            own = [p for _, p in module.named_parameters(recurse=False) if p.requires_grad]
+    def _twins(self) -> list[tuple[nn.Module, Twin]]:
+        """The replacements to make. Raises InputError where one cannot be, and unknown modules are errors."""
+        twins: dict[str, tuple[nn.Module, Twin]] = {}
+        modules = dict(self.model.named_modules())
+        absent = self._whole - {type(module).__name__ for module in modules.values()}
+        if absent:
+            raise InputError(f"loop: no module of class {sorted(absent)[0]!r} in the model; give names of its classes")
+        for name, module in modules.items():
+            if type(module).__name__ in self._whole:
+                twins[name] = (module, Whole(module, name, self))
+                continue
+            own = list(twin_of(module, name, self).own().values())
             if not own or (self._subset is not None and self._subset.isdisjoint(own)):
                 continue
-            forward = twin_forward(module, name, self)
-            if forward is None:
-                unknown.append(f"{name or 'the model itself'} ({type(module).__name__})")
-            else:
-                twins.append((module, forward))
-        if unknown and self.unknown == "error":
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise InputError(
-                f"ScoreTape: no exact norm for the parameters of {unknown[0]}{more}; freeze them, or use unknown='loop'"
-            )
-        return None if unknown else twins
+            twin = None
+            while type(module).forward is nn.Module.forward and name:  # a list or dict of parameters: its owner's
+                name = name.rpartition(".")[0]
+                module = modules[name]
+                twin = Whole(module, name, self)
+            if twin is not None and self.unknown == "error":
+                raise InputError(
+                    f"ScoreTape: no exact norm for the parameters of {name or 'the model itself'} "
+                    f"({type(module).__name__}); freeze them, or use unknown='loop'"
+                )
+            if name not in twins or twin is not None:
+                twins[name] = (module, twin or twin_of(module, name, self))
+        return list(twins.values())
 
     def _note_gathered(self) -> None:
         """Whenever an FSDP2 unit has gathered its parameters, note which whole one stands in for which shard.
@@ -262,24 +448,34 @@ class ScoreTape:
         return note
 
     def _refuse_wrapped(self) -> None:
-        if isinstance(self.model, nn.parallel.DistributedDataParallel):
-            raise InputError(
-                "ScoreTape: model is wrapped in DistributedDataParallel; give model.module and call sum_gradients"
-            )
-        for module in self.model.modules():
+        for name, module in self.model.named_modules():
+            if isinstance(module, (nn.parallel.DistributedDataParallel, FullyShardedDataParallel, nn.DataParallel)):
+                place = f"its part {name}" if name else "model"
+                raise InputError(
+                    f"ScoreTape: {place} is wrapped in {type(module).__name__}, whose hooks would miss the gradient; "
+                    "unwrap it (model.module) and call sum_gradients"
+                )
             if isinstance(module, FSDPModule):
                 module.reshard()  # a forward without backward leaves the root's parameters whole
         sharded = [(name, p) for name, p in self.model.named_parameters() if isinstance(p, DTensor)]
-        if sharded and (self._subset is not None or self.unknown == "loop"):
+        if sharded and (self._subset is not None or "loop" in (self.unknown, self.method)):
             raise InputError(
-                f"ScoreTape: {sharded[0][0]} is sharded; parameters= and unknown='loop' need a second backward, "
-                "which fully_shard would average over ranks; use neither"
+                f"ScoreTape: {sharded[0][0]} is sharded; parameters=, unknown='loop' and method='loop' need a second "
+                "backward, which fully_shard would average over ranks; use neither"
             )
         for name, p in sharded:
             if not isinstance(self.model, FSDPModule) or sum(not q.is_replicate() for q in p.placements) > 1:
                 raise InputError(
                     f"ScoreTape: {name} is split by {p.placements} over ranks; only fully_shard on the whole model, "
                     "which gathers parameters for each forward, can be taped"
+                )
+
+    def _refuse_hooks(self) -> None:
+        for name, p in self.model.named_parameters():
+            if p.requires_grad and (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
+                raise InputError(
+                    f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
+                    "p.grad after `backward` instead"
                 )
 
     def _check_ready(self, log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:
@@ -299,97 +495,214 @@ class ScoreTape:
 
 
 class ScorePass:
-    """One backward under way: takes each layer's operands, adds to the norms, and keeps what the route needs."""
+    """One backward under way: takes each layer's operands, adds to the norms, and keeps what the route needs.
 
-    def __init__(self, tape: ScoreTape, layout: Layout, route: Route, token: dict[nn.Parameter, Tensor]) -> None:
+    A parameter that is used several times in one forward has the sum of its uses as its gradient, and the norm of a
+    sum needs cross terms. An embedding that is also the head is worked out (`tied_cross_term`); any other sum waits
+    until all uses have come (`flush`) and is then formed trajectory by trajectory.
+    """
+
+    def __init__(self, tape: ScoreTape, layout: Layout, route: Route) -> None:
         self.layout, self.route = layout, route
-        self._tape, self._token, self._subset = tape, token, tape._subset
-        self._norm: Tensor | None = None
+        self.part: dict[nn.Parameter, Tensor] = {}
+        self.coarsest = torch.float64
+        """the coarsest type in which an output gradient came"""
+        self._tape, self._token, self._used, self._subset = tape, tape._token, tape._used, tape._subset
         self._seen: set[tuple[str, nn.Parameter]] = set()
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
+        self._waiting: dict[nn.Parameter, list[_Use]] = {}
         self._work = Workspace(tape.columns, tape.generator)
 
     def result(self, objective: Tensor) -> Tensor:
-        """The norms (n,) so far; Raises InputError if no layer reported."""
-        if self._norm is None:
+        """The norms (n,); Raises InputError if no layer reported."""
+        if not self.part:
             raise InputError("log_prob: its graph holds no parameter of this tape; run the model inside the `with`")
-        return self._norm.to(sum_dtype(objective.dtype))
+        kind = sum_dtype(objective.dtype)
+        return torch.stack([square.to(kind) for square in self.part.values()]).sum(0)
 
     @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
         """A linear map's weight: output gradients and inputs."""
-        if not self._wants("matrix", name, weight):
+        if not self._wants(weight):
             return
-        grad, x, layout = operands.grad, operands.x, operands.layout
+        grad, x, layout = self._whole(operands.grad), self._whole(operands.x), operands.layout
         left, right = (x, grad) if transposed else (grad, x)
+
+        if self._alone("matrix", name, weight):
+            self._product(weight, left, right, layout)
+            if self._tied(weight):
+                token = self.layout.flatten(name, self._token[weight].unsqueeze(-1)).squeeze(1)
+                at_token = head_at_token(layout.split(grad), self.layout.split(token))
+                self._head[weight] = (token, at_token, layout.split(x))
+        else:
+            self._waiting.setdefault(weight, []).append((left, right, layout))
+
+    def _product(self, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout) -> None:
         method = "sketch" if self._tape.norm == "sketch" else self._tape.method
         choice = fastest(method, left, right, layout, self.route)
-        self._add(take(choice, weight, left, right, layout, self.route, self._work))
-        if weight in self._token:
-            token = self.layout.flatten(name, self._token[weight].unsqueeze(-1)).squeeze(1)
-            at_token = head_at_token(layout.split(grad), self.layout.split(token))
-            self._head[weight] = (token, at_token, layout.split(x))
+        self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
 
     @torch.no_grad()
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
-        """A bias or scale: its gradient per position (row, time, ..., d)."""
-        if not self._wants("vector", name, param):
+        """A bias or scale: its gradient per position (row, time, ..., its size)."""
+        if not self._wants(param):
             return
+        self._whole(grad)
         grad = self.layout.flatten(name, grad)
         each = self.layout.per_trajectory(grad.to(sum_dtype(grad.dtype)))
-        self._add(each.square().sum(1))
         self.route.vector(param, each)
+        if self._alone("vector", name, param):
+            self._add(param, each.square().sum(1))
+        else:
+            self._wait(param, lambda i: each[i])
 
     @torch.no_grad()
     def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
         """An embedding: its tokens (row, time) and output gradients (row, time, d)."""
-        if not self._wants("embedding", name, weight):
+        if not self._wants(weight):
             return
-        grad, token = self.layout.flatten(name, grad), token.reshape(-1)
+        grad, token = self._whole(self.layout.flatten(name, grad)), token.reshape(-1)
         if padding is not None:
             grad = grad * (token != padding).unsqueeze(1)
-        self._add(embedding_sq_norms(token, grad, self.layout, weight.shape[0]))
-        if weight in self._head:
-            at, gathered, hidden = self._head.pop(weight)
-            if not torch.equal(at, token):
-                raise InputError(
-                    f"{name}: another forward ran before the norms; call score_sq_norms after each forward"
-                )
-            self._add(2 * tied_cross_term(gathered, hidden, self.layout.split(grad)))
         self.route.embedding(weight, token, grad)
+        if self._alone("embedding", name, weight):
+            self._add(weight, embedding_sq_norms(token, grad, self.layout, weight.shape[0]))
+            if weight in self._head:
+                at, gathered, hidden = self._head.pop(weight)
+                if not torch.equal(at, token):
+                    raise InputError(
+                        f"{name}: another forward ran before the norms; call score_sq_norms after each forward"
+                    )
+                self._add(weight, 2 * tied_cross_term(gathered, hidden, self.layout.split(grad)))
+            return
 
-    def _add(self, square: Tensor) -> None:
-        self._norm = square if self._norm is None else self._norm + square
+        def block(i: int) -> Tensor:
+            dense = torch.zeros(weight.shape, dtype=sum_dtype(grad.dtype), device=grad.device)
+            return dense.index_add_(0, self.layout.split(token)[i], self.layout.split(grad)[i].to(dense.dtype))
 
-    def _wants(self, kind: str, name: str, param: nn.Parameter) -> bool:
-        if self._subset is not None and param not in self._subset:
+        self._wait(weight, block)
+
+    def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients."""
+        layout, params = self.layout, inner.param
+        alone = [self._wants(p) and self._alone("local", name, p) for p in params]
+        square: list[list[Tensor]] = [[] for _ in params]
+        kept: list[list[Tensor]] = [[] for _ in params]
+
+        def take_one(i: int, found: list[Tensor | None]) -> None:
+            for k, (p, g) in enumerate(zip(params, found, strict=True)):
+                g = torch.zeros_like(p) if g is None else self._whole(g)
+                square[k].append(square_sum(g))
+                if not alone[k] and self._wants(p):
+                    kept[k].append(g)
+
+        def over(c: Tensor) -> list[Tensor | None]:
+            return [None if g is None else g * layout.over(name, c, g) for g in grad]
+
+        try:
+            if layout.owner is not None:
+                raise Differs
+            given = inner.each(layout, grad, take_one)
+        except Differs:
+            for store in (*square, *kept):
+                store.clear()
+            one = torch.eye(layout.n, dtype=torch.float64, device=params[0].device)
+            for i in range(layout.n):
+                take_one(i, inner.grads(over(one[i]), params))
+            given = inner.grads(grad, inner.input)
+        for k, p in enumerate(params):
+            if alone[k]:
+                self._add(p, torch.stack(square[k]))
+            elif self._wants(p):
+                self._wait(p, kept[k].__getitem__)
+        self.route.local(params, lambda c: inner.grads(over(c), params))
+        return given
+
+    def flush(self) -> None:
+        """Norms of the parameters with several uses.
+
+        A sum of products left^T right is one product of their rows side by side; anything else is added up as blocks,
+        a trajectory at a time.
+        """
+        for param, uses in self._waiting.items():
+            products = [use for use in uses if isinstance(use, tuple)]
+            if len(products) == len(uses):
+                self._product(param, *_joined(products))
+                continue
+            for left, right, layout in products:
+                self.route.matrix(param, left, right, layout, whole=True)
+            kind, square = sum_dtype(param.dtype), []
+            for i in range(self.layout.n):
+                total = param.new_zeros(param.shape, dtype=kind)
+                for use in uses:
+                    if isinstance(use, tuple):
+                        left_i, right_i = (use[2].split(x)[i] for x in use[:2])
+                        total += left_i.t() @ right_i
+                    else:
+                        total += use(i).to(kind).view(param.shape)
+                square.append(square_sum(total))
+            self._add(param, torch.stack(square))
+        self._waiting = {}
+
+    def _add(self, param: nn.Parameter, square: Tensor) -> None:
+        self.part[param] = self.part[param] + square if param in self.part else square
+
+    def _wait(self, param: nn.Parameter, block: Callable[[int], Tensor]) -> None:
+        self._waiting.setdefault(param, []).append(block)
+
+    def _whole(self, grad: Tensor) -> Tensor:
+        """As it is, or wider where products of its numbers would overflow; notes the type."""
+        if torch.finfo(grad.dtype).eps > torch.finfo(self.coarsest).eps:
+            self.coarsest = grad.dtype
+        return grad.float() if grad.dtype == torch.float16 else grad
+
+    def _wants(self, param: nn.Parameter) -> bool:
+        return self._subset is None or param in self._subset
+
+    def _tied(self, param: nn.Parameter) -> bool:
+        return sorted(self._used.get(param, [])) == ["embedding", "matrix"]
+
+    def _alone(self, kind: str, name: str, param: nn.Parameter) -> bool:
+        """Whether this use has no cross terms but those that are worked out."""
+        if len(self._used.get(param, [])) > 1 and not self._tied(param):
             return False
-        # Squares of a sum over several uses need their cross terms; only embedding with head is worked out.
-        if (kind, param) in self._seen:
+        if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
             raise InputError(
-                f"{name}: its parameters are used twice in one forward; use ScoreTape(model, unknown='loop')"
+                f"{name}: its parameters are used twice in one forward; give use_reentrant=False to "
+                f"checkpointing, or {_LOOP}"
             )
         self._seen.add((kind, param))
         return True
 
 
-def _route(layout: Layout, line: Line | None, keep: bool, stored: Mapping[nn.Parameter, nn.Parameter]) -> Route:
+_Product = tuple[Tensor, Tensor, Layout]
+_Use = _Product | Callable[[int], Tensor]
+
+
+def _joined(products: Sequence[_Product]) -> _Product:
+    """Operands of several products with one weight as those of one: each trajectory's rows side by side."""
+    if len(products) == 1:
+        return products[0]
+    n = products[0][2].n
+    sides = []
+    for side in (0, 1):
+        rows = [use[2].split(use[:2][side]) for use in products]
+        sides.append([torch.cat([each[i] for each in rows]) for i in range(n)])
+    length = [len(x) for x in sides[0]]
+    left, right = (torch.cat(side) for side in sides)
+    if len(set(length)) == 1:
+        return left, right, Layout(n, (n, length[0]))
+    stop = torch.tensor(length).cumsum(0).tolist()
+    run = tuple((end - size, end) for end, size in zip(stop, length, strict=True))
+    owner = torch.repeat_interleave(torch.arange(n), torch.tensor(length)).to(left.device)
+    return left, right, Layout(n, (1, len(left)), run, owner)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def _route(layout: Layout, line: Line | None, keep: bool, stored: dict[nn.Parameter, nn.Parameter]) -> Route:
     if not keep:
         return Route(layout)
     return General(layout, stored) if line is None else Affine(layout, line, stored)
-
-
-def _stray(name: str) -> Callable[[Tensor | None], None]:
-    """A hook that fires when autograd brings a gradient past the tape: the parameter was used outside its module."""
-
-    def hook(grad: Tensor | None) -> None:
-        if grad is not None:
-            _raise_stray(name)
-
-    return hook
-
-
-def _raise_stray(name: str) -> NoReturn:
-    raise InputError(
-        f"{name}: used outside its module's forward, so its score is not seen; use unknown='loop' or freeze it"
-    )

@@ -11,7 +11,20 @@ sharding    FSDP2, and whole tensors again
 trainer     `Trainer`, which ties them together
 """
 
+from typing import TYPE_CHECKING, Any
+
 from llm_bridge.training.config import TrainConfig
-from llm_bridge.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from llm_bridge.training.trainer import Trainer
 
 __all__ = ["TrainConfig", "Trainer"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Trainer`, imported when it is first asked for (PEP 562): a configuration needs no torch."""
+    if name != "Trainer":
+        raise AttributeError(f"module 'llm_bridge.training' has no attribute {name!r}")
+    from llm_bridge.training.trainer import Trainer
+
+    return Trainer

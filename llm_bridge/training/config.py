@@ -15,20 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from vcposim.catalogue import entry
+from vcposim.control import EXPONENTS, STEP_RULES
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Estimator
-from vcposim.versions import LAWS, Lag
+from vcposim.learning.lags import LAG_LAWS, Lag
+from vcposim.learning.step_rules import Control
 
 NORMS = ("exact", "sketch", "last_block", "logit", "length")
 """what stands for ||s_i||^2: exact, or one of the named approximations of `llm_bridge.scores.approximate`"""
 OPTIMIZERS = ("adamw", "adam", "sgd")
 PRECISIONS = ("float32", "float64", "bf16")
 SHARDINGS = ("none", "fsdp2")
-STEP_RULES = (
-    "none", "ess", "ess_sqrt", "ess_linear", "constant", "replay", "lag", "snr", "norm_clip", "skip_spike",
-    "gradient_alignment",
-)  # fmt: skip
-"""`vcposim.catalogue.STEP_RULES` as a user writes them; see `llm_bridge.training.steps`"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class TrainConfig:
     step_rule: Annotated[str, "what scales the step: " + ", ".join(STEP_RULES)] = "none"
     ess_reference: Annotated[float | str, "ESS fraction of a full step: in (0, 1], first or running"] = 1.0
     step_value: Annotated[
-        float, "the constant; the limit of norm_clip; the factor of skip_spike; the cosine of gradient_alignment"
+        float, "; ".join(f"{rule.value} of {name}" for name, rule in STEP_RULES.items() if rule.value)
     ] = 1.0
     step_schedule: Annotated[tuple[float, ...], "multipliers that replay takes, in order; the last one stays"] = ()
 
@@ -79,15 +76,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, known in (
             ("optimizer", OPTIMIZERS), ("dtype", PRECISIONS), ("norm", NORMS), ("step_rule", STEP_RULES),
-            ("lag_law", LAWS), ("sharding", SHARDINGS),
+            ("lag_law", LAG_LAWS), ("sharding", SHARDINGS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
         self._check_numbers()
         if self.lag < 0:
             raise InputError(f"lag: {self.lag} is negative; it counts updates, 0 for on policy")
-        if self.step_rule == "replay" and not self.step_schedule:
-            raise InputError("step_schedule: empty; step rule replay needs the multipliers of another run")
+        try:
+            self.control()
+        except InputError as error:
+            raise InputError(f"step_{error}") from None
         self.resolved().require(self.group_size)
 
     def _check_numbers(self) -> None:
@@ -112,6 +111,10 @@ class TrainConfig:
     def changed(self, **changes: Any) -> "TrainConfig":
         """The same with other values for some fields."""
         return replace(self, **changes)
+
+    def control(self, exponent: float = EXPONENTS["adam"], reference: float = 1.0) -> Control:
+        """The step rule with its numbers; the optimizer knows the exponent, the batches may set the reference."""
+        return Control(self.step_rule, exponent, reference, self.step_value, tuple(self.step_schedule))
 
     @property
     def law(self) -> Lag:

@@ -8,20 +8,20 @@ import torch
 
 from llm_bridge.ratios import present
 from llm_bridge.rollouts import Rollouts
-from llm_bridge.training.gradient import Formed
+from llm_bridge.training.gradient import BatchGradient
 
 
 def dump_records(
-    learner_version: int, rollouts: Rollouts, formed: Formed, *, exact_norms: bool
+    learner_version: int, rollouts: Rollouts, made: BatchGradient, *, exact_norms: bool
 ) -> list[dict[str, Any]]:
-    """What this rank learned from at one update, in the fields of `vcposim.dumps`.
+    """What this rank learned from at one update, in the fields of `vcposim.replay.dumps`.
 
     `group` is the number of the problem; `version` and `last_version` are those of a trajectory's first and last own
     token; log-probabilities are lists over its own tokens, nats. `score_sq_norm` is there if the estimator asked for
     norms and they are no proxy (`exact_norms`), `logit_proxy` if it was read. Trajectories without tokens, or with a
     log-probability that is no number, have no place in such a file and are left out.
     """
-    reading, own = formed.reading, rollouts.mask > 0
+    reading, own = made.reading, rollouts.mask > 0
     finite = torch.isfinite(torch.where(own, reading.log_prob - rollouts.behavior_log_prob, 0.0)).all(-1)
     norm = reading.score_sq_norm if exact_norms else None
     out = []

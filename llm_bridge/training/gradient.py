@@ -25,25 +25,21 @@ import torch
 from torch import Tensor, nn
 
 from llm_bridge.distributed import Gathered, gather_batch, gathered_rows, sum_gradients, world_size
+from llm_bridge.loss import mean_coefficient, surrogate
 from llm_bridge.ratios import present, trajectory_batch
 from llm_bridge.rollouts import Rollouts
-from llm_bridge.scores import ScoreTape, last_block
-from llm_bridge.surrogate import mean_coefficient, surrogate
+from llm_bridge.scores import ScoreTape, tape_for
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.queue import picked
 from llm_bridge.training.reading import Reading, first_read, policy_log_prob, policy_logits, read
+from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import WHITENINGS, Estimator
-
-ONE_UNKNOWN = ("on_policy_optimal", "opob", "opob_released", "opob_released_median", "opob_released_winsorized")
-"""baselines that are one number a group, known only after the norms"""
-ON_TAPE = ("exact", "sketch", "last_block")
-"""norms that take a backward; the others are read off the forward"""
+from vcposim.estimators import Estimator
 
 
 @dataclass(frozen=True)
-class Formed:
+class BatchGradient:
     """A gradient in p.grad, and what it was made of."""
 
     reading: Reading
@@ -58,7 +54,7 @@ class Formed:
     """whether there is a gradient: false if a coefficient is no number"""
 
 
-class Former:
+class GradientMaker:
     """Forms the gradient of one estimator.
 
     `model` is read (and sampled from) whole; `trained` holds the parameters that learn: the same module, or its sharded
@@ -69,7 +65,7 @@ class Former:
     def __init__(
         self, model: nn.Module, trained: nn.Module, config: TrainConfig, old: dict[str, nn.Module] | None = None
     ) -> None:
-        self.model, self.trained, self.config, self.old = model, trained, config, old or {}
+        self.model, self.trained, self.config, self.older = model, trained, config, old or {}
         self.estimator = config.resolved()
         self.want_proxy = False
 
@@ -78,24 +74,24 @@ class Former:
         """Whether the parameters that learn are spread over ranks."""
         return self.trained is not self.model
 
-    def __call__(self, rollouts: Rollouts, step: int) -> Formed:
+    def __call__(self, rollouts: Rollouts, step: int) -> BatchGradient:
         """p.grad of `trained`, from these rows and those of the other ranks; what was there before is dropped."""
         self.trained.zero_grad(set_to_none=True)
         parts = self._parts(rollouts)
         if self._affine(parts):
-            formed = self._by_group(parts, rollouts, step)
+            made = self._by_group(parts, rollouts, step)
         elif len(parts) == 1 and not self.sharded:
-            formed = self._one_pass(rollouts, step)
+            made = self._one_pass(rollouts, step)
         else:
-            formed = self._two_passes(parts, rollouts, step)
-        if formed.finite and not self.sharded:
+            made = self._two_passes(parts, rollouts, step)
+        if made.finite and not self.sharded:
             sum_gradients(self.trained.parameters())
-        return formed
+        return made
 
-    def group_gradients(self, rollouts: Rollouts, formed: Formed) -> Tensor:
+    def group_gradients(self, rollouts: Rollouts, made: BatchGradient) -> Tensor:
         """Each group's own gradient, flat: (groups, p), a forward and backward each; p.grad is left alone."""
         size, params, out = self.config.group_size, list(self.trained.parameters()), []
-        groups = formed.coefficient.split(size)
+        groups = made.coefficient.split(size)
         for part, c in zip(_rows(rollouts, size), groups, strict=True):
             loss = surrogate(c * len(groups), self.log_prob(self.trained, part), part.mask)
             out.append(torch.cat([x.flatten() for x in torch.autograd.grad(loss, params)]))
@@ -108,15 +104,15 @@ class Former:
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
-    def _one_pass(self, rollouts: Rollouts, step: int) -> Formed:
+    def _one_pass(self, rollouts: Rollouts, step: int) -> BatchGradient:
         with self._tape(step) as tape:
             log_prob, reading = self._read(rollouts, tape, keep=True)
-            formed = self._formed(rollouts, reading)
-            if formed.finite:
-                _descend(formed.coefficient, log_prob, rollouts, tape)
-        return formed
+            made = self._made(rollouts, reading)
+            if made.finite:
+                _descend(made.coefficient, log_prob, rollouts, tape)
+        return made
 
-    def _by_group(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> Formed:
+    def _by_group(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> BatchGradient:
         filled = gathered_rows(torch.stack([present(part.mask).any() for part in parts])).sum().clamp(min=1)
         readings = []
         for part in parts:
@@ -132,19 +128,19 @@ class Former:
                 c = self._own(part, readings[-1], self.estimator) / filled
                 if finite and bool(torch.isfinite(c).all()):
                     tape.backward(c)
-        return self._formed(rollouts, Reading.of(readings))
+        return self._made(rollouts, Reading.of(readings))
 
-    def _two_passes(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> Formed:
+    def _two_passes(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> BatchGradient:
         readings = []
         for part in parts:
             with self._tape(step) as tape, torch.set_grad_enabled(tape is not None):
                 readings.append(self._read(part, tape, keep=False)[1])
-        formed = self._formed(rollouts, Reading.of(readings))
-        if formed.finite:
+        made = self._made(rollouts, Reading.of(readings))
+        if made.finite:
             factor = world_size() if self.sharded else 1  # sharded gradients are averaged over ranks
-            for part, c in zip(parts, formed.coefficient.split(len(parts[0])), strict=True):
+            for part, c in zip(parts, made.coefficient.split(len(parts[0])), strict=True):
                 _descend(c * factor, self.log_prob(self.trained, part), part, None)
-        return formed
+        return made
 
     def _read(self, rollouts: Rollouts, tape: ScoreTape | None, keep: bool) -> tuple[Tensor, Reading]:
         logits = policy_logits(self.model, rollouts, self.config.temperature, first_read(rollouts))
@@ -154,11 +150,11 @@ class Former:
         reading = read(logits, log_prob, rollouts, proxy=proxy, score_sq_norm=norm)
         return log_prob, reading
 
-    def _formed(self, rollouts: Rollouts, reading: Reading) -> Formed:
+    def _made(self, rollouts: Rollouts, reading: Reading) -> BatchGradient:
         record = self._record(rollouts, reading)
         every = gather_batch(record, rollouts.group)
         c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
-        return Formed(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
+        return BatchGradient(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
 
     def _own(self, group: Rollouts, reading: Reading, estimator: Estimator) -> Tensor:
         """Coefficients of the rows of one group, as if it were the batch: (n,)."""
@@ -195,31 +191,24 @@ class Former:
 
     @torch.no_grad()
     def _ratio_to(self, version: str, rollouts: Rollouts, reading: Reading) -> Tensor:
-        before = torch.cat([self.log_prob(self.old[version], part) for part in self._parts(rollouts)])
+        before = torch.cat([self.log_prob(self.older[version], part) for part in self._parts(rollouts)])
         return torch.where(rollouts.mask > 0, reading.log_prob - before, 0.0)
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     def _affine(self, parts: Sequence[Rollouts]) -> bool:
         e, one_group = self.estimator, len(parts[0]) == self.config.group_size
-        local = e.surrogate is None and e.normalizer not in WHITENINGS and e.weighting.level != "token"
+        local = e.surrogate is None and "grouped" not in e.needs and e.weighting.level != "token"
         on_tape = self._norm_kind in ("exact", "sketch") and not self.sharded
-        return one_group and local and on_tape and e.baseline in ONE_UNKNOWN
+        return one_group and local and on_tape and isinstance(e.baseline, str) and baseline(e.baseline).one_unknown
 
     @property
     def _norm_kind(self) -> str:
         return self.config.norm if "scores" in self.estimator.needs else "none"
 
     def _tape(self, step: int) -> AbstractContextManager[Any]:
-        if self._norm_kind not in ON_TAPE:
-            return nullcontext()
-        return ScoreTape(
-            self.model,
-            norm="sketch" if self._norm_kind == "sketch" else "exact",
-            method=self.config.norm_method,
-            parameters=last_block(self.model) if self._norm_kind == "last_block" else None,
-            seed=self.config.seed + step,
-        )
+        made = tape_for(self.model, self._norm_kind, method=self.config.norm_method, seed=self.config.seed + step)
+        return nullcontext() if made is None else made
 
     def _parts(self, rollouts: Rollouts) -> list[Rollouts]:
         return _rows(rollouts, self.config.micro_batch or len(rollouts))

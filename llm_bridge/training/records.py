@@ -11,31 +11,31 @@ from llm_bridge.diagnostics import diagnose
 from llm_bridge.distributed import gathered_rows
 from llm_bridge.ratios import present
 from llm_bridge.rollouts import Rollouts
-from llm_bridge.training.gradient import Formed
+from llm_bridge.training.gradient import BatchGradient
 from vcposim.estimators import group_std
 
-Record = dict[str, float]
+TrainingRecord = dict[str, float]
 
 GAUGES = (
     "trajectories", "unusable", "ess_fraction_sequence", "ess_fraction_sequence_truncated", "ess_fraction_token",
     "ess_fraction_geometric", "ess_fraction_gradient", "khat", "mean_weight", "log_mean_weight", "max_share",
     "kl_behavior_target", "kl_low_variance", "chi2", "max_leverage",
 )  # fmt: skip
-"""`vcposim.panel`'s, over the whole batch; NaN where a batch does not permit one"""
+"""`vcposim.gauges.panel`'s, over the whole batch; NaN where a batch does not permit one"""
 
 
-def update_record(step: int, rollouts: Rollouts, formed: Formed) -> Record:
+def update_record(step: int, rollouts: Rollouts, made: BatchGradient) -> TrainingRecord:
     """The record of an update before its step; a collective on all ranks, equal on each.
 
     `reward` is the mean of the batch, which stale versions sampled; `lag` (updates), `entropy` (nats) and
     `behavior_entropy` (nats: mean of -log mu) are means over the policy's own tokens; `length` counts them;
     `equal_groups` is the share of prompts whose responses all have one reward.
     """
-    gauges = diagnose(formed.every.batch, prefix="")
+    gauges = diagnose(made.every.batch, prefix="")
     return (
         {"step": float(step)}
-        | _means(step, rollouts, formed)
-        | {"equal_groups": _equal_groups(formed)}
+        | _means(step, rollouts, made)
+        | {"equal_groups": _equal_groups(made)}
         | {name: gauges.get(name, math.nan) for name in GAUGES}
     )
 
@@ -53,7 +53,7 @@ def _plain(name: str, x: float) -> float | int | None:
     return None if not math.isfinite(x) else int(x) if name == "step" else x
 
 
-def _means(step: int, rollouts: Rollouts, formed: Formed) -> Record:
+def _means(step: int, rollouts: Rollouts, made: BatchGradient) -> TrainingRecord:
     own, here = rollouts.mask > 0, present(rollouts.mask)
 
     def total(x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def _means(step: int, rollouts: Rollouts, formed: Formed) -> Record:
 
     lag = total(step - rollouts.version)
     columns = [
-        here, rollouts.reward * here, rollouts.finished * here, own.sum(-1), lag, total(formed.reading.entropy),
+        here, rollouts.reward * here, rollouts.finished * here, own.sum(-1), lag, total(made.reading.entropy),
         -total(rollouts.behavior_log_prob),
     ]  # fmt: skip
     rows = gathered_rows(torch.stack([x.double() for x in columns], -1))
@@ -78,8 +78,8 @@ def _means(step: int, rollouts: Rollouts, formed: Formed) -> Record:
     }
 
 
-def _equal_groups(formed: Formed) -> float:
-    batch = formed.every.batch
+def _equal_groups(made: BatchGradient) -> float:
+    batch = made.every.batch
     filled = batch.given("measure").sum(-1) > 0
     equal = (group_std(batch.reward, batch.measure)[..., 0] == 0) & filled
     return _over(float(equal.sum()), float(filled.sum()))

@@ -13,7 +13,7 @@ no old weights are kept. **Warm-up**: before version 0 there is nothing, so lags
 policy, and the lag ramps up by one each update. No batch is ever served twice (the first batch served k times over, as
 some loops do, has an ESS fraction of 1/k by construction).
 
-Laws and random streams are the laboratory's (`vcposim.versions`, `vcposim.streams`): a seed has the same lags there.
+Laws and random streams are the small learner's (`vcposim.learning.lags`, `streams`): a seed has the same lags there.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from functools import cached_property
 from math import ceil
 from typing import NamedTuple
 
-from vcposim.streams import Numbers
-from vcposim.versions import Lag
+from vcposim.learning.lags import Lag
+from vcposim.learning.streams import Numbers
 
 
 class Slot(NamedTuple):

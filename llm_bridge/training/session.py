@@ -22,7 +22,7 @@ from llm_bridge.distributed import gathered, world_size
 from llm_bridge.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from llm_bridge.training.dumps import lines
 from llm_bridge.training.folder import CHECKPOINTS, METRICS, MODEL, GrowingFile, main_process
-from llm_bridge.training.records import Record, to_json
+from llm_bridge.training.records import TrainingRecord, to_json
 from llm_bridge.training.trainer import Trainer
 from vcposim.errors import InputError, unknown_name
 
@@ -57,7 +57,7 @@ class Session:
     def __post_init__(self) -> None:
         self.metrics = GrowingFile(self.folder / METRICS)
         self.trajectories = None if self.dump is None else GrowingFile(self.dump)
-        self.trainer.former.want_proxy = self.dump is not None
+        self.trainer.maker.want_proxy = self.dump is not None
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, or from the start if there is none yet.
@@ -106,7 +106,7 @@ class Session:
 
     # --- output -------------------------------------------------------------------------------------------------------
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: TrainingRecord) -> None:
         if main_process():
             self.metrics.append([to_json(record) + "\n"])
         finite = {name: x for name, x in record.items() if math.isfinite(x) and name != "step"}
@@ -139,7 +139,7 @@ class Session:
         )
 
     @contextmanager
-    def _progress(self) -> Iterator[Callable[[Record], None]]:
+    def _progress(self) -> Iterator[Callable[[TrainingRecord], None]]:
         """Something to show each record with: a bar on a terminal, else a few lines."""
         total = self.trainer.config.updates
         if not self.console.is_terminal or not main_process():
@@ -153,7 +153,7 @@ class Session:
             task = bar.add_task("", total=total, completed=self.trainer.version, gauges="")
             yield lambda record: bar.update(task, completed=self.trainer.version, gauges=gauges_of(record))
 
-    def _line(self, record: Record, total: int) -> None:
+    def _line(self, record: TrainingRecord, total: int) -> None:
         if self.trainer.version % max(1, total // LINES) == 0:
             self.say(f"update {self.trainer.version}/{total}  {gauges_of(record)}")
 
@@ -195,6 +195,6 @@ class Session:
             yield
 
 
-def gauges_of(record: Record) -> str:
+def gauges_of(record: TrainingRecord) -> str:
     """The numbers that progress shows."""
     return "  ".join(f"{name} {record[key]:.2f}" for name, key in SHOWN.items())

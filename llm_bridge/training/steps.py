@@ -1,17 +1,8 @@
 """From a gradient to a step: clip, let a step rule of the catalogue scale it, and refuse whatever is no number.
 
-    none                no scaling
-    ess                 min(1, rho / rho_ref)^p with the optimizer family's p; ess_sqrt: p = 1/2; ess_linear: p = 1
-    constant, replay    multipliers that know nothing of the batch: the controls that a claim of benefit must beat
-    lag                 1 / max(lag, 1), the mean lag of the batch
-    snr                 snr / (1 + snr), of the groups' gradients
-    norm_clip           min(1, limit / ||g||) on the learning rate (Adam divides a clipped gradient's scale away)
-    skip_spike          no step where ||g|| exceeds a multiple of its running mean
-    gradient_alignment  turns the gradient instead: its part along the previous one is cut
-
-Formulas are `vcposim.control`'s, through `vcposim.step_rules.Control`; ESS comes from `EssStepScale`. That brake stands
-in front of every rule (with exponent 0 if the rule is another): a ratio that is no number, or no trajectory at all,
-means no step, whatever the rule says.
+The rules are `vcposim.control.STEP_RULES`, the table that the laboratory's learner reads too; nothing here knows one by
+name. What a rule may look at (`Seen`) is put together from this update, the ESS by `EssStepScale`. That brake stands in
+front of every rule: a ratio that is no number, or no trajectory at all, means no step, whatever the rule says.
 """
 
 import math
@@ -25,14 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_bridge.control import EssStepScale
+from llm_bridge.control import EssStepScale, StepRecord, family_exponent
 from llm_bridge.training.config import TrainConfig
-from vcposim.control import limit_alignment, norm_scale
-from vcposim.step_rules import Control, Seen
-
-EXPONENT = {"ess": None, "ess_sqrt": 0.5, "ess_linear": 1.0}
-MEMORY = 0.95
-"""of the running mean of gradient norms, as in the laboratory's learner"""
+from vcposim.control import MEMORY, Seen, norm_scale, step_rule
 
 
 @dataclass(frozen=True)
@@ -51,21 +37,18 @@ class Steps:
     """Clips, scales and takes the optimizer's steps; checkpointable."""
 
     def __init__(self, config: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
-        ess = config.step_rule in EXPONENT
-        self.config, self.optimizer = config, optimizer
-        self.brake = EssStepScale(
-            optimizer,
-            exponent=EXPONENT[config.step_rule] if ess else 0.0,
-            reference=config.ess_reference if ess else 1.0,
-        )
-        self.control = _control(config)
+        self.config, self.optimizer, self.rule = config, optimizer, step_rule(config.step_rule)
+        self.exponent = family_exponent(optimizer)
+        # exponent 0: it knows the ESS and refuses what is no number; how far the step goes is the rule's to say
+        reads_ess = "ess_fraction" in self.rule.needs
+        self.brake = EssStepScale(optimizer, exponent=0.0, reference=config.ess_reference if reads_ess else 1.0)
         self.typical_norm = math.inf
         self.previous: Tensor | None = None
 
     @property
     def wants_group_gradients(self) -> bool:
         """Whether `step` must be given the gradient of each group."""
-        return self.config.step_rule == "snr"
+        return "group_gradient" in self.rule.needs
 
     def step(
         self,
@@ -85,16 +68,20 @@ class Steps:
         gradient = self._gradient() if finite else []
         norm = float(_norm(gradient)) if finite else math.nan
         self._turn(gradient)
-        scale = self._scale(step, lag, norm, group_gradient) if math.isfinite(norm) else 0.0
         self._clip(gradient, norm)
         self.brake.observe(log_ratio, present)
-        record = self.brake.step(lambda: self._advance(scale))
+        scale = 0.0
+        with self.brake.applied(drop_gradients=False) as ready:
+            if ready.step_scale > 0 and math.isfinite(norm):
+                scale = self._scale(step, lag, norm, ready, group_gradient)
+            if scale > 0:
+                with scaled(self.optimizer, scale):
+                    self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._remember(norm)
-        if not record.reason and not math.isfinite(norm):
+        if not ready.reason and not math.isfinite(norm):
             warnings.warn(f"step {step + 1} skipped: {self._why(norm)}", RuntimeWarning, stacklevel=2)
-        reason = record.reason or ("" if scale > 0 else self._why(norm))
-        return Stepped(record.step_scale * scale, norm, reason)
+        return Stepped(scale, norm, ready.reason or ("" if scale > 0 else self._why(norm)))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, and the previous gradient where the rule looks at it."""
@@ -114,35 +101,28 @@ class Steps:
         return [p.grad for p in self._parameters() if p.grad is not None]
 
     def _turn(self, gradient: Sequence[Tensor]) -> None:
-        if self.config.step_rule != "gradient_alignment" or not gradient:
+        if self.rule.turn is None or not gradient:
             return
         found = torch.cat([g.flatten() for g in gradient])
         if self.previous is not None:
-            turned = limit_alignment(found, self.previous, self.config.step_value)
+            turned = self.rule.turn(found, self.previous, self.config.control())
             for g, part in zip(gradient, turned.split([g.numel() for g in gradient]), strict=True):
                 g.copy_(part.view_as(g))
         self.previous = found
 
-    def _scale(self, step: int, lag: float, norm: float, group_gradient: Tensor | None) -> float:
-        if self.config.step_rule == "norm_clip":
-            return float(norm_scale(np.array(norm), self.config.step_value))
+    def _scale(self, step: int, lag: float, norm: float, ready: StepRecord, group_gradient: Tensor | None) -> float:
         groups = None if group_gradient is None else group_gradient.double().cpu().numpy()[None]
-        one = np.ones(1)
-        seen = Seen(step, one, lag * one, norm * one, self.typical_norm * one, groups)
-        return float(self.control.scale(seen)[0])
+        rho, lags, norms, typical = (np.array([x]) for x in (ready.ess_fraction, lag, norm, self.typical_norm))
+        control = self.config.control(self.exponent, ready.ess_reference)
+        return float(control.scale(Seen(step, rho, lags, norms, typical, groups))[0])
 
     def _clip(self, gradient: Sequence[Tensor], norm: float) -> None:
         if not (math.isfinite(self.config.clip_norm) and gradient):
             return
-        size = _norm(gradient) if self.config.step_rule == "gradient_alignment" else torch.tensor(norm)
+        size = torch.tensor(norm) if self.rule.turn is None else _norm(gradient)
         factor = float(norm_scale(np.array(float(size)), self.config.clip_norm))
         if factor < 1:
             torch._foreach_mul_(list(gradient), factor)
-
-    def _advance(self, scale: float) -> None:
-        if scale > 0:
-            with scaled(self.optimizer, scale):
-                self.optimizer.step()
 
     def _remember(self, norm: float) -> None:
         if math.isfinite(norm):
@@ -176,11 +156,6 @@ def make_optimizer(config: TrainConfig, parameters: Sequence[nn.Parameter]) -> t
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, **options)
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer](parameters, **options)
-
-
-def _control(config: TrainConfig) -> Control:
-    rule = config.step_rule if config.step_rule in ("constant", "replay", "lag", "snr", "skip_spike") else "none"
-    return Control(rule, value=config.step_value, schedule=tuple(config.step_schedule))
 
 
 def _norm(gradient: Sequence[Tensor]) -> Tensor:

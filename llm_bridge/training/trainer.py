@@ -26,21 +26,22 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from llm_bridge.distributed import gathered_rows, rank, world_size
-from llm_bridge.language_model import LanguageModel
 from llm_bridge.models import load_model
+from llm_bridge.models.language_model import LanguageModel
+from llm_bridge.models.warmup import Report
 from llm_bridge.ratios import log_ratio, present
 from llm_bridge.rollouts import Rollouts, Sampler
 from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import STRIDE, Task
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.dumps import dump_records
-from llm_bridge.training.gradient import Formed, Former, require_served
+from llm_bridge.training.gradient import BatchGradient, GradientMaker, require_served
 from llm_bridge.training.queue import RolloutQueue, moved
-from llm_bridge.training.records import Record, update_record
+from llm_bridge.training.records import TrainingRecord, update_record
 from llm_bridge.training.schedule import Schedule
 from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
 from llm_bridge.training.steps import Stepped, Steps, make_optimizer
-from llm_bridge.warmup import Report
+from vcposim.control import step_rule
 from vcposim.errors import InputError
 
 HELD_OUT = STRIDE // 10 * 9
@@ -52,11 +53,10 @@ PRECISION = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.f
 class Trainer:
     """Trains one policy as configured. `task` and `lm` replace what the configuration names, for those who bring their
     own; a model is trained in place. `report` is told the steps and success rates of a warm-up, the first time.
-    `sampler`: `Sampler`, or the equal but faster one of `llm_bridge.decoding`.
+    `sampler`: `Sampler`, or the equal but faster one of `llm_bridge.static_sampler`. `phase(name)` is entered
+    around the parts of an update, for who measures them.
 
-    `phase(name)` is entered around the parts of an update, for who measures them.
-
-    After an update, `rollouts` and `formed` hold what this rank has just learned from. Under torchrun every rank makes
+    After an update, `rollouts` and `made` hold what this rank has just learned from. Under torchrun every rank makes
     the same calls and gets the same records; each samples and reads its own groups.
 
     Raises `InputError` for names that do not exist, an estimator that cannot be served, groups that do not divide over
@@ -84,18 +84,18 @@ class Trainer:
         self.trained = sharded(copy.deepcopy(self.model)) if config.sharding == "fsdp2" else self.model
         self.optimizer = make_optimizer(config, list(self.trained.parameters()))
         self.steps = Steps(config, self.optimizer)
-        self.old = self._older_models()
-        self.former = Former(self.model, self.trained, config, self.old)
+        self.older = self._older_models()
+        self.maker = GradientMaker(self.model, self.trained, config, self.older)
         schedule = Schedule(config.law, config.groups, config.seed, None if config.extend else config.updates)
         self.sampler = sampler(self.task, config.group_size, config.max_new_tokens, config.seed, config.temperature)
         self.queue = RolloutQueue(self.sampler, schedule, mine)
         self.version = 0
         self.rollouts: Rollouts | None = None
-        self.formed: Formed | None = None
+        self.made: BatchGradient | None = None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def updates(self, count: int | None = None) -> Iterator[Record]:
+    def updates(self, count: int | None = None) -> Iterator[TrainingRecord]:
         """Make `count` more updates (default: up to the configuration's), yielding a record of each.
 
         Stop and call again at will: nothing is lost.
@@ -104,19 +104,19 @@ class Trainer:
         while self.version < last:
             yield self.update()
 
-    def update(self) -> Record:
+    def update(self) -> TrainingRecord:
         """Sample what is due, take what was sampled for this update, and learn from it."""
         with self._precision():
             with self.phase("sampling"):
                 self.queue.generate(self.lm, self.version)
             rollouts = moved(self.queue.take(self.version), self.accelerator.device)
             with self.phase("gradient"):
-                formed = self.former(rollouts, self.version)
+                made = self.maker(rollouts, self.version)
             with self.phase("record"):
-                record = update_record(self.version, rollouts, formed)
+                record = update_record(self.version, rollouts, made)
             with self.phase("step"):
-                stepped = self._step(rollouts, formed, record["lag"])
-        self.rollouts, self.formed = rollouts, formed
+                stepped = self._step(rollouts, made, record["lag"])
+        self.rollouts, self.made = rollouts, made
         self.version += 1
         record |= {
             "gradient_norm": stepped.gradient_norm,
@@ -126,7 +126,7 @@ class Trainer:
         with self.phase("evaluation"):
             return record | self._held_out()
 
-    def evaluate(self, problems: int = 256) -> Record:
+    def evaluate(self, problems: int = 256) -> TrainingRecord:
         """Means of reward, success (a reward of 1) and length on held-out problems, one response each.
 
         Sampled at the configuration's temperature, with the same random numbers at every version. Raises `InputError`
@@ -146,10 +146,10 @@ class Trainer:
 
     def dump_records(self) -> list[dict[str, Any]]:
         """The trajectories of the last update, all ranks', as `vcposim replay` reads them; a collective."""
-        if self.rollouts is None or self.formed is None:
+        if self.rollouts is None or self.made is None:
             return []
         exact = self.config.norm in ("exact", "sketch")
-        return gather_object(dump_records(self.version - 1, self.rollouts, self.formed, exact_norms=exact))
+        return gather_object(dump_records(self.version - 1, self.rollouts, self.made, exact_norms=exact))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -161,16 +161,16 @@ class Trainer:
             "optimizer": moments(self.optimizer),
             "steps": self.steps.state_dict(),
             "queue": gather_object([self.queue.state_dict()]),
-            "old": {name: weights(model) for name, model in self.old.items() if model is not self.model},
+            "old": {name: weights(model) for name, model in self.older.items() if model is not self.model},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the number of ranks may be another."""
         load_weights(self.trained, state["model"])
-        if self.former.sharded:
+        if self.maker.sharded:
             synchronize(self.model, self.trained)
         for name, old in state["old"].items():
-            load_weights(self.old[name], old)
+            load_weights(self.older[name], old)
         load_moments(self.optimizer, state["optimizer"])
         self.steps.load_state_dict(state["steps"])
         self.queue.load_state_dict(*state["queue"])
@@ -178,20 +178,20 @@ class Trainer:
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
-    def _step(self, rollouts: Rollouts, formed: Formed, lag: float) -> Stepped:
-        by_group = self.steps.wants_group_gradients and formed.finite
-        group_gradient = self.former.group_gradients(rollouts, formed) if by_group else None
-        if "anchor" in self.old and self.old["anchor"] is not self.model:
-            load_weights(self.old["anchor"], weights(self.model))
-        log_w = log_ratio(formed.reading.log_prob, rollouts.behavior_log_prob, rollouts.mask)
+    def _step(self, rollouts: Rollouts, made: BatchGradient, lag: float) -> Stepped:
+        by_group = self.steps.wants_group_gradients and made.finite
+        group_gradient = self.maker.group_gradients(rollouts, made) if by_group else None
+        if "anchor" in self.older and self.older["anchor"] is not self.model:
+            load_weights(self.older["anchor"], weights(self.model))
+        log_w = log_ratio(made.reading.log_prob, rollouts.behavior_log_prob, rollouts.mask)
         stepped = self.steps.step(
-            self.version, lag, log_w, present(rollouts.mask), finite=formed.finite, group_gradient=group_gradient
+            self.version, lag, log_w, present(rollouts.mask), finite=made.finite, group_gradient=group_gradient
         )
-        if self.former.sharded:
+        if self.maker.sharded:
             synchronize(self.model, self.trained)
         return stepped
 
-    def _held_out(self) -> Record:
+    def _held_out(self) -> TrainingRecord:
         every = self.config.evaluate_every
         if not every or self.version % every:
             return {}
@@ -231,7 +231,8 @@ class Trainer:
 
     def _refuse_what_cannot_be(self) -> None:
         require_served(self.config.resolved(), self.config.group_size)
-        whole_gradient = self.config.step_rule in ("snr", "gradient_alignment")
+        rule = step_rule(self.config.step_rule)
+        whole_gradient = "group_gradient" in rule.needs or rule.turn is not None
         if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):
             raise InputError(
                 f"step_rule: {self.config.step_rule!r} looks at whole gradients of one process; use another, or start "

@@ -545,6 +545,24 @@ move=> mu1 G; rewrite (@eqE _ _ _ _ (fun i => eta * (\sum_j G j * X i j) + (- (L
 by move=> i; ring.
 Qed.
 
+(* ---- T15: descent efficiency of any estimate, biased or not ----------------------------------------------------------------- *)
+Section Descent.
+Variables (R : realFieldType) (S I Q L : R).   (* |grad|^2, <grad, E X>, E |X|^2, smoothness *)
+Hypotheses (S0 : 0 < S) (Q0 : 0 < Q) (L0 : 0 < L).
+Definition efficiency : R := I * I / (S * Q).
+Let Sn0 : S != 0. Proof. exact: lt0r_neq0. Qed.
+Let Qn0 : Q != 0. Proof. exact: lt0r_neq0. Qed.
+Let Ln0 : L != 0. Proof. exact: lt0r_neq0. Qed.
+
+Theorem descent_gap eta :
+  efficiency * S / (2%:R * L) - (eta * I - L / 2%:R * eta ^+ 2 * Q) = L / 2%:R * Q * (eta - I / (L * Q)) ^+ 2.
+Proof. by rewrite /efficiency; field; rewrite Sn0 Qn0 Ln0. Qed.
+
+Theorem shrink_gap kappa :
+  kappa ^+ 2 * Q - 2%:R * kappa * I + S - (1 - efficiency) * S = Q * (kappa - I / Q) ^+ 2.
+Proof. by rewrite /efficiency; field; rewrite Sn0 Qn0. Qed.
+End Descent.
+
 (* ---- witnesses -------------------------------------------------------------------------------------------------------------- *)
 Section Witnesses.
 Variable R : realFieldType.

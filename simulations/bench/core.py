@@ -29,12 +29,12 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from vcposim import exact, monte_carlo  # noqa: E402
-from vcposim.chains import ChainProblem, chain_problem  # noqa: E402
 from vcposim.estimators import Estimator  # noqa: E402
-from vcposim.policies import drifted, random_tabular  # noqa: E402
-from vcposim.rollouts import bandit_problem  # noqa: E402
-from vcposim.token_chains import modular_sum  # noqa: E402
+from vcposim.laboratory import exact, monte_carlo  # noqa: E402
+from vcposim.problems.chains import ChainProblem, chain_problem  # noqa: E402
+from vcposim.problems.policies import drifted, random_tabular  # noqa: E402
+from vcposim.problems.rollouts import bandit_problem  # noqa: E402
+from vcposim.problems.token_chains import modular_sum  # noqa: E402
 
 LENGTH, VOCABULARY = 16, 32
 TRAJECTORIES = 2**17
@@ -262,7 +262,7 @@ MEMORY_SCRIPT = """
 import re, sys
 from pathlib import Path
 from simulations.bench.core import chain
-from vcposim import monte_carlo
+from vcposim.laboratory import monte_carlo
 from vcposim.estimators import Estimator
 samples = int(sys.argv[1])
 estimators = {"zero": Estimator(), "opob": Estimator(baseline="opob")}

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vcposim.learning import Learner
-from vcposim.run_records import Run
-from vcposim.step_rules import Control
-from vcposim.tasks import task
-from vcposim.versions import Lag
+from vcposim.learning.lags import Lag
+from vcposim.learning.learner import Learner
+from vcposim.learning.run_records import Run
+from vcposim.learning.step_rules import Control
+from vcposim.learning.tasks import task
 
 TASK, GROUPS, GROUP_SIZE, CAP, STEP_SIZE = "exact_match_8", 4, 8, 8.0, 0.05
 

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from llm_bridge.language_model import CharTokenizer, LanguageModel, char_llama
+from llm_bridge.models.language_model import CharTokenizer, LanguageModel, char_llama
 from llm_bridge.rollouts import sample
 from llm_bridge.tasks import load_task
 

@@ -7,7 +7,7 @@ import numpy as np
 from tests.golden.conformance import Gauge, Row, batch
 from tests.golden.problem import GROUP, GROUPS, Problem
 from vcposim.diagnostics import ess_fraction
-from vcposim.panel import panel
+from vcposim.gauges.panel import panel
 from vcposim.surrogates import Clip, DivergenceMask, Reject
 from vcposim.weights import Weighting
 

@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch")
 from llm_bridge.diagnostics import diagnose, to_numpy  # noqa: E402
 from llm_bridge.groups import Groups  # noqa: E402
 from llm_bridge.ratios import trajectory_batch  # noqa: E402
+from tests.kit.statistical import near  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
-from vcposim.panel import panel  # noqa: E402
+from vcposim.gauges.panel import panel  # noqa: E402
 
 GAUGES = {
     "ess_fraction_sequence", "ess_fraction_sequence_truncated", "ess_fraction_geometric", "ess_fraction_token",
@@ -81,7 +82,7 @@ def test_gauges_against_their_definitions() -> None:
     a = w**2 * norm.numpy()
     expected["max_leverage"] = max((a[group == g] / a[group == g].sum()).max() for g in range(5))
     for name, value in expected.items():
-        assert out[name] == pytest.approx(value, rel=1e-9), name
+        assert out[name] == near(value), name
     assert len({round(out[name], 6) for name in expected}) == len(expected)  # no two gauges are the same number
 
 
@@ -111,7 +112,7 @@ def test_broken_rows_are_counted_and_left_out(where: str) -> None:
     )
     expected = diagnose(clean)
     for name, value in out.items():
-        assert value == pytest.approx(expected[name], rel=1e-9, nan_ok=True), name
+        assert value == near(expected[name], nan_ok=True), name
 
 
 def test_nothing_usable_says_so() -> None:

@@ -18,17 +18,15 @@ pytest.importorskip("transformers")
 from llm_bridge import moments  # noqa: E402
 from llm_bridge.distributed import gather_batch, nothing_like, split_group_coefficient  # noqa: E402
 from llm_bridge.groups import Groups  # noqa: E402
+from llm_bridge.loss import mean_coefficient  # noqa: E402
 from llm_bridge.moments import LOG_A, group_sums, part_sums, split_coefficient, split_measure  # noqa: E402
-from llm_bridge.surrogate import mean_coefficient  # noqa: E402
+from tests.kit.statistical import SUMMED, assert_near, near  # noqa: E402
 from tests.llm_bridge import two_ranks  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms, sample_measure  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
 from vcposim.estimators import Estimator  # noqa: E402
 from vcposim.surrogates import Clip  # noqa: E402
 from vcposim.weights import Weighting  # noqa: E402
-
-TOLERANCE = 1e-8
-
 
 # --- two processes ----------------------------------------------------------------------------------------------------
 
@@ -56,8 +54,8 @@ def check_same(rank: dict[str, Any], name: str) -> None:
     expected = two_ranks.single(name)
     for key in ("gradient", "parameters"):
         error = float((rank[key] - expected[key]).norm() / expected[key].norm())
-        assert error < TOLERANCE, f"{key}: off by {error:.3g}"
-    assert rank["scale"] == pytest.approx(expected["scale"], rel=TOLERANCE)
+        assert error < SUMMED, f"{key}: off by {error:.3g}"
+    assert rank["scale"] == near(expected["scale"])
     assert rank["count"] == expected["count"] == 8.0
     assert 0 < rank["scale"] < 0.99  # the brake does brake here
     assert float(expected["gradient"].norm()) > 1e-3
@@ -73,6 +71,7 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.slow
 def test_two_ranks_make_the_update_of_one_process(ranks: list[dict[str, Any]], scenario: str) -> None:
     for rank in ranks:
         check_same(rank[scenario], scenario.rsplit("/", 1)[1])
@@ -80,29 +79,33 @@ def test_two_ranks_make_the_update_of_one_process(ranks: list[dict[str, Any]], s
 
 
 @pytest.mark.parametrize("mutant", ["average for sum", "own rows only"])
+@pytest.mark.slow
 def test_wrong_reductions_are_caught(ranks: list[dict[str, Any]], mutant: str) -> None:
     with pytest.raises(AssertionError, match="gradient: off by 0"):
         check_same(ranks[0][f"mutant/{mutant}"], "vcpo")
 
 
+@pytest.mark.slow
 def test_ranks_with_the_same_trajectories_count_them_once(ranks: list[dict[str, Any]]) -> None:
     expected = two_ranks.single("vcpo_leave_one_out")
     for rank in ranks:
         found, twice = rank["replicas/data-parallel group"], rank["replicas/world"]
-        assert torch.allclose(found["coefficient"], expected["coefficient"], rtol=TOLERANCE, atol=TOLERANCE)
-        assert found["scale"] == pytest.approx(expected["scale"], rel=TOLERANCE)
+        assert_near(found["coefficient"], expected["coefficient"])
+        assert found["scale"] == near(expected["scale"])
         assert found["count"] == 8.0
         # over the world each has a twin: the ESS fraction does not tell, count and coefficients do
-        assert twice["scale"] == pytest.approx(expected["scale"], rel=TOLERANCE)
+        assert twice["scale"] == near(expected["scale"])
         assert twice["count"] == 16.0
-        assert not torch.allclose(2 * twice["coefficient"], expected["coefficient"], rtol=1e-2, atol=1e-2)
+        assert float((2 * twice["coefficient"] - expected["coefficient"]).abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_rows_of_different_number_and_length_are_gathered(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["rows"]["rows"].tolist() == [[1.0, 1.0, 1.0], [2.0, 2.0, 0.0], [2.0, 2.0, 0.0], [2.0, 2.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["nan"]["scale"] == 0.0
@@ -110,6 +113,7 @@ def test_a_nan_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
         assert rank["nan"]["parameters"].tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_foreign_process_group_is_refused(ranks: list[dict[str, Any]]) -> None:
     for index, rank in enumerate(ranks):
         assert rank["not a member"]["error"] == (
@@ -119,7 +123,7 @@ def test_a_foreign_process_group_is_refused(ranks: list[dict[str, Any]]) -> None
 
 def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert "is sharded; parameters= and unknown='loop'" in rank["taped in part"]["error"]
+        assert "is sharded; parameters=, unknown='loop' and method='loop'" in rank["taped in part"]["error"]
         assert "only fully_shard on the whole model" in rank["sharded in part"]["error"]
         assert "own.weight is split by (Shard(dim=0),) over ranks; only fully" in rank["tensor parallel"]["error"]
         assert "other.weight: used outside its module's forward" in rank["borrowed weight"]["error"]
@@ -197,9 +201,9 @@ def test_parts_of_groups_give_the_kernels_coefficients(estimator: Estimator, spr
     found, expected = (f(estimator, *rows(spread)) for f in (in_parts, whole))
     size = float(expected.abs().max())
     assert size > 0
-    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12 * size)
+    assert_near(found, expected, scale=size)
     single = split_group_coefficient(estimator, batch_of(*rows(spread)[1:]), rows(spread)[0], G)
-    assert torch.allclose(single, expected, rtol=1e-12, atol=1e-12 * size)
+    assert_near(single, expected, scale=size)
 
 
 @pytest.mark.parametrize("name", ["opob", "opob_leave_one_out"])
@@ -219,7 +223,7 @@ def test_parts_agree_at_thousands_of_nats(name: str) -> None:
             unit=sample_measure(groups.lift(here))[1],
         )
     )[:, 0]
-    assert torch.allclose(sums.weighted_mean(), kernel, rtol=1e-12)
+    assert_near(sums.weighted_mean(), kernel)
     assert bool((sums.weight > 0).all())  # no group lost its weights to underflow
 
 
@@ -231,8 +235,8 @@ def test_merge_is_associative_commutative_and_has_a_neutral_element() -> None:
     )
     left, right, swapped = a.merge(b).merge(c), a.merge(b.merge(c)), c.merge(a).merge(b)
     for x, y, z in zip(left, right, swapped, strict=True):
-        assert torch.allclose(x, y, rtol=1e-13, atol=1e-13)
-        assert torch.allclose(x, z, rtol=1e-13, atol=1e-13)
+        assert_near(x, y)
+        assert_near(x, z)
     empty = group_sums(columns["reward"][:0], columns["log_ratio"][:0], group[:0], G)
     for neutral in (empty, nothing_like(a)):
         for merged in (a.merge(neutral), neutral.merge(a)):
@@ -257,11 +261,11 @@ def test_leave_one_out_keeps_its_digits_beside_a_dominating_sample() -> None:
     found = moments.weighted_mean_of_others(reward, log_a, group, nothing)
     others = [0, 2, 3]
     expected = (log_a[others].exp() * reward[others]).sum() / log_a[others].exp().sum()
-    assert float(found[1]) == pytest.approx(float(expected), rel=1e-14)
+    assert float(found[1]) == near(float(expected))
     total = group_sums(reward, log_a, group, 1)
     own = torch.exp(log_a - total.log_scale)
     by_subtraction = (total.weighted_reward - own * reward) / (total.weight - own)
-    assert not math.isclose(float(by_subtraction[1]), float(expected), rel_tol=1e-3)
+    assert not abs(float(by_subtraction[1] / expected) - 1) < 1e-3  # NaN is wrong too
 
 
 def test_others_without_weight_leave_their_plain_mean_and_absent_rows_none() -> None:

@@ -13,12 +13,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llm_bridge import char, smollm2, store
-from llm_bridge.language_model import CharTokenizer, HubTokenizer, LanguageModel, char_llama
-from llm_bridge.models import load_model, main
+from llm_bridge.models import char, load_model, smollm2, store
+from llm_bridge.models.__main__ import main
+from llm_bridge.models.language_model import CharTokenizer, HubTokenizer, LanguageModel, char_llama
+from llm_bridge.models.warmup import Recipe, episode, warm_up
 from llm_bridge.tasks.base import Problem
-from llm_bridge.warmup import Recipe, episode, warm_up
 from vcposim.errors import InputError
+
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_warm_up_meets_the_base_rate_and_is_deterministic(cache: Path):
-    rates = []
+    reached = []
     for base_rate in (0.2, 0.5):
         lm = LanguageModel(char_llama(CharTokenizer(), **SIZE), CharTokenizer(), "char")
-        rates.append(warm_up(lm, TASK, base_rate, recipe=QUICK))
-    assert rates == pytest.approx([0.2, 0.5], abs=0.05)
+        reached.append(warm_up(lm, TASK, base_rate, recipe=QUICK))
+    assert [round(rate, 1) for rate in reached] == [0.2, 0.5]  # of 100 checks: to the nearest tenth
     assert same(lm, load(cache))
     assert all(p.grad is None for p in lm.model.parameters())  # or the next to learn would add its own to it
 

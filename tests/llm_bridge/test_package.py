@@ -9,6 +9,8 @@ import pytest
 
 import tests
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(tests.__file__).parents[1]
 
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from llm_bridge.groups import Groups  # noqa: E402
 from llm_bridge.ratios import log_ratio, log_weight, present, token_log_ratio, trajectory_batch  # noqa: E402
-from tests.statistical import assert_rounding_only  # noqa: E402
+from tests.kit.statistical import assert_rounding_only  # noqa: E402
 from vcposim.batch import Batch  # noqa: E402
 from vcposim.catalogue import entry  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm_bridge.language_model import CharTokenizer, LanguageModel, char_llama
 from llm_bridge.logprobs import log_prob_of, next_token_logits, token_log_prob
+from llm_bridge.models.language_model import CharTokenizer, LanguageModel, char_llama
 from llm_bridge.rollouts import Rollouts, Sampler, State, draw, sample
 from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import Problem
-from tests.statistical import assert_mean_equals, assert_rounding_only
+from tests.kit.statistical import assert_mean_equals, assert_rounding_only
 from vcposim.errors import InputError
+
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

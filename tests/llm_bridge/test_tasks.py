@@ -8,6 +8,7 @@ from llm_bridge.tasks import TASKS, load_task
 from llm_bridge.tasks.base import STRIDE, Task
 from llm_bridge.tasks.calculator import CalculatorError, calculate
 from llm_bridge.tasks.tool import INSTRUCT, CalculatorTask, one_operation
+from tests.kit.statistical import near
 from vcposim.errors import InputError
 
 STYLES = ("short", "instruct")
@@ -57,6 +58,7 @@ def test_nothing_a_policy_writes_raises_or_pays(name: str, style: str):
 
 
 @given(st.text(max_size=30), st.sampled_from(sorted(TASKS)), st.sampled_from(STYLES))
+@pytest.mark.slow
 def test_any_text_is_survived(text: str, name: str, style: str):
     task = load_task(name, style=style)
     problem = task.problem(1)
@@ -87,7 +89,7 @@ def test_a_partial_score_is_no_reward():
     used = ",".join(map(str, problem.answer["metadata"]["numbers"]))
     assert problem.prompt.startswith(used)
     assert problem.answer["metadata"]["target"] != 0
-    assert task.dataset.score_answer(used.replace(",", "-"), problem.answer) == pytest.approx(0.05)  # type: ignore[attr-defined]
+    assert task.dataset.score_answer(used.replace(",", "-"), problem.answer) == near(0.05)  # type: ignore[attr-defined]
     assert task.reward(problem, [used.replace(",", "-")]) == 0.0
 
 
@@ -150,7 +152,7 @@ def test_the_calculator_agrees_with_python_or_refuses(text: str):
         value = calculate(text)
     except CalculatorError:
         return
-    assert float(value) == pytest.approx(eval(text.strip()), rel=1e-9)  # the alphabet holds no names
+    assert float(value) == near(eval(text.strip()))  # the alphabet holds no names
 
 
 @pytest.mark.parametrize(

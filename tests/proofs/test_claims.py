@@ -16,6 +16,8 @@ import pytest
 from proofs import readme
 from proofs.claims import Claim, all_claims, run_exact, run_symbolic, select, sensible
 
+pytestmark = pytest.mark.slow
+
 CLAIMS = all_claims()
 ROWS = {f"C{k}" for k in range(1, 21)}
 

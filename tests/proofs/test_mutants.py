@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("z3", reason="layer 2 needs z3-solver (extra 'proofs')")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,6 +71,10 @@ MUTANTS = [
         "self.variance_of_mean + sq_norm(self.bias)",
         "self.variance_of_mean",
         "T5.mse",
+    ),
+    Mutant("efficiency not squared", "moments", "safe_divide(inner * inner, ", "safe_divide(inner, ", "T15.shrink"),
+    Mutant(
+        "n^2 mean without n^2", "baselines", "weight * reward, measure", "reward * reward, measure", "T15.self_push"
     ),
     Mutant("own sample left in", "baselines", "+ x * (measure - unit)", "+ x * measure", "T6.ignores"),
     Mutant("step ignores the reference", "control", "safe / reference", "safe", "T8.range"),

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulations import proxy_quality, transformer_collapse
+from simulations.drawing import draw
 from simulations.methods import chosen
-from simulations.proxy_quality import EXACT, PROXIES, WAYS, losses, moments
-from simulations.transformer_collapse import RIVALS, outcome, settings
+from simulations.questions import proxy_quality, transformer_collapse
+from simulations.questions.proxy_quality import EXACT, PROXIES, WAYS, loss_of, moments
+from simulations.questions.transformer_collapse import RIVALS, outcome, settings
+from tests.kit.statistical import near
 
 
 def world(of: Any) -> list[dict[str, Any]]:
@@ -29,35 +31,10 @@ def as_in_the_paper(s: dict[str, Any]) -> list[float]:
     return rises(0.3, 0.05 if s["method"] in RIVALS else 0.6, s["seed"])
 
 
-def verdicts(records: list[dict[str, Any]]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for v in transformer_collapse.analyse(records).verdicts:
-        found.setdefault(v.claim, set()).add(v.verdict)
-    return found
-
-
-def test_the_papers_claims_hold_in_a_world_where_they_are_true() -> None:
-    found = verdicts(world(as_in_the_paper))
-    holds = {claim: {"holds"} for claim in ("C11", "C13", "C14", "C15", "C20")}
-    assert found == holds | {"C16": {"holds if"}}
-
-
-def test_equal_methods_fail_what_says_better_and_hold_what_says_equal() -> None:
-    found = verdicts(world(lambda s: rises(0.3, 0.9, s["seed"])))
-    fails = {claim: {"fails"} for claim in ("C11", "C13", "C14", "C20")}
-    assert found == fails | {"C15": {"holds"}, "C16": {"holds if"}}
-
-
-def test_one_rival_that_does_as_well_is_enough_to_fail_c13() -> None:
-    def one_good_rival(s: dict[str, Any]) -> list[float]:
-        return rises(0.3, 0.95, s["seed"]) if s["method"] == "leverage-damped mean" else as_in_the_paper(s)
-
-    assert verdicts(world(one_good_rival))["C13"] == {"fails"}
-
-
 def test_a_run_that_never_arrives_gives_no_speed() -> None:
-    found = verdicts(world(lambda s: rises(0.3, 0.35, s["seed"])))
-    assert found["C16"] == {"fails"}
+    found = {v.key: v for v in transformer_collapse.analyse(world(lambda s: rises(0.3, 0.35, s["seed"]))).verdicts}
+    assert found["as_few_updates"].verdict == "not judged"
+    assert found["as_few_updates"].note == "0 of 9 pairs of runs reach the target"
 
 
 def test_controls_take_the_multipliers_of_a_run_of_vcpo(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +69,8 @@ def test_an_outcome_in_updates() -> None:
 def test_figures_are_drawn_from_both_sizes_of_records() -> None:
     records = world(as_in_the_paper)
     for some in (records, chosen(records, kind="math", seed=0, step_size=transformer_collapse.COMMON)):
-        assert transformer_collapse.draw_curves(some).axes
-        assert transformer_collapse.draw_ranks(some).axes
+        assert draw(transformer_collapse.curve_figure(some)).axes
+        assert draw(transformer_collapse.rank_figure(some)).axes
 
 
 # --- stand-ins for the norm -------------------------------------------------------------------------------------------
@@ -102,33 +79,35 @@ def test_figures_are_drawn_from_both_sizes_of_records() -> None:
 def groups(stand_in: Any, count: int = 12, n: int = 16) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     found = []
-    for _ in range(count):
+    for number in range(count):
         exact = np.exp(rng.normal(size=n))
         reward = (rng.random(n) < 0.4).astype(float)
-        group = {"model": "toy", "seed": 0, "reward": reward, "log_ratio": 0.3 * rng.normal(size=n), EXACT: exact}
+        group = {"model": "toy", "seed": number, "reward": reward, "log_ratio": 0.3 * rng.normal(size=n), EXACT: exact}
         found.append(group | {name: stand_in(exact, rng) for name in PROXIES})
     return found
 
 
 def test_a_stand_in_that_is_a_multiple_of_the_norm_loses_nothing() -> None:
     records = groups(lambda exact, rng: 3 * exact)
-    found = losses(records)
     for name in PROXIES:
         for way in WAYS:
-            assert found[name, way].value == pytest.approx(1, rel=1e-12)
+            estimate = loss_of(records, name, way)
+            assert estimate is not None
+            assert estimate.value == near(1)
     assert {v.verdict for v in proxy_quality.analyse(records).verdicts} == {"holds"}
 
 
 def test_a_stand_in_without_information_is_no_better_than_that_and_the_exact_norm_cannot_lose_in_sample() -> None:
     records = groups(lambda exact, rng: np.exp(2 * rng.normal(size=exact.size)))
-    found = losses(records)
-    assert all(found[name, "in sample"].value > 1 for name in (*PROXIES, "mean"))
-    assert {v.verdict for v in proxy_quality.analyse(records).verdicts} == {"fails"}
+    for name in (*PROXIES, "mean"):
+        estimate = loss_of(records, name, "in sample")
+        assert estimate is not None
+        assert estimate.value > 1
 
 
 def test_second_moments_by_hand() -> None:
     """Two responses, weights 1, norms 1 and 3, rewards 1 and 0: b = 1/4 from the norms, 1/2 from a flat stand-in."""
     group = {"reward": [1.0, 0.0], "log_ratio": [0.0, 0.0], EXACT: [1.0, 3.0], "length": [5, 5]}
-    assert moments(group, EXACT).tolist() == pytest.approx([0.75**2 + 3 * 0.25**2, 1 + 3])
-    assert moments(group, "length").tolist() == pytest.approx([0.25 + 3 * 0.25, 1 + 3])
-    assert moments(group, "mean").tolist() == pytest.approx([0.25 + 3 * 0.25, 1 + 3])
+    assert moments(group, EXACT).tolist() == near([0.75**2 + 3 * 0.25**2, 1 + 3])
+    assert moments(group, "length").tolist() == near([0.25 + 3 * 0.25, 1 + 3])
+    assert moments(group, "mean").tolist() == near([0.25 + 3 * 0.25, 1 + 3])

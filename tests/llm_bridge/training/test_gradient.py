@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from llm_bridge.groups import Groups  # noqa: E402
+from llm_bridge.loss import mean_coefficient  # noqa: E402
 from llm_bridge.ratios import trajectory_batch  # noqa: E402
 from llm_bridge.scores import score_sq_norms_loop  # noqa: E402
-from llm_bridge.surrogate import mean_coefficient  # noqa: E402
 from llm_bridge.training import Trainer, gradient  # noqa: E402
-from llm_bridge.training.gradient import Former  # noqa: E402
+from llm_bridge.training.gradient import GradientMaker  # noqa: E402
 from tests.llm_bridge.training.toys import trainer  # noqa: E402
 from vcposim.catalogue import CATALOGUE, entry  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
@@ -31,13 +31,13 @@ def lagging(**setting: Any) -> Trainer:
     return made
 
 
-def formed(made: Trainer, **setting: Any) -> Any:
+def gradient_of(made: Trainer, **setting: Any) -> Any:
     """p.grad, flat, by the route that the setting asks for."""
-    former = Former(made.model, made.trained, made.config.changed(**setting), made.old)
+    maker = GradientMaker(made.model, made.trained, made.config.changed(**setting), made.older)
     for p in made.model.parameters():  # of whoever had the model before
         p.grad = torch.ones_like(p)
     assert made.rollouts is not None
-    assert former(made.rollouts, made.version).finite
+    assert maker(made.rollouts, made.version).finite
     return torch.cat([p.grad.flatten() for p in made.model.parameters()])
 
 
@@ -45,7 +45,7 @@ def slow_twin(made: Trainer) -> Any:
     """One backward a trajectory for norms, one for the gradient; coefficients from the kernel on (group, sample)."""
     rollouts, estimator = made.rollouts, made.config.resolved()
     assert rollouts is not None
-    log_prob = made.former.log_prob(made.model, rollouts)
+    log_prob = made.maker.log_prob(made.model, rollouts)
     norm = score_sq_norms_loop(log_prob, rollouts.mask, list(made.model.parameters()))
     groups = Groups.of(rollouts.group)
     batch = trajectory_batch(
@@ -69,7 +69,7 @@ def test_every_route_forms_the_slow_twins_gradient(name: str) -> None:
     made = lagging(estimator=name)
     expected = slow_twin(made)
     for route in (0, made.config.group_size, 5):  # one pass; a group at a time; two passes with a ragged end
-        assert off(formed(made, micro_batch=route), expected) < ROUNDING, route
+        assert off(gradient_of(made, micro_batch=route), expected) < ROUNDING, route
 
 
 def test_the_route_by_group_is_taken_and_needs_no_second_forward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,15 +79,15 @@ def test_the_route_by_group_is_taken_and_needs_no_second_forward(monkeypatch: py
     made = lagging(estimator="vcpo")
     for setting, forwards in (({"micro_batch": 4}, 3), ({"micro_batch": 0}, 1), ({"micro_batch": 6}, 4)):
         calls.clear()
-        formed(made, **setting)
+        gradient_of(made, **setting)
         assert len(calls) == forwards, setting
 
 
 def test_group_gradients_average_to_the_gradient() -> None:
     made = lagging(estimator="vcpo")
     assert made.rollouts is not None
-    found = made.former(made.rollouts, made.version)
-    each = made.former.group_gradients(made.rollouts, found)
+    found = made.maker(made.rollouts, made.version)
+    each = made.maker.group_gradients(made.rollouts, found)
     assert each.shape[0] == 3
     assert off(each.mean(0), torch.cat([p.grad.flatten() for p in made.model.parameters()])) < ROUNDING
 
@@ -95,7 +95,7 @@ def test_group_gradients_average_to_the_gradient() -> None:
 @pytest.mark.parametrize("norm", ["sketch", "last_block", "logit", "length"])
 def test_stand_ins_for_norms_are_near_and_not_equal(norm: str) -> None:
     made = lagging(estimator="vcpo")
-    assert 1e-6 < off(formed(made, norm=norm), formed(made)) < 0.5
+    assert 1e-6 < off(gradient_of(made, norm=norm), gradient_of(made)) < 0.5
 
 
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "vcpo_truncation_aware"])
@@ -115,12 +115,12 @@ def test_ratios_to_older_policies_are_taken() -> None:
     anchored, penalized = lagging(estimator="decoupled_ppo"), lagging(estimator="tba")
     for made, name in ((anchored, "anchor_log_ratio"), (penalized, "reference_log_ratio")):
         assert made.rollouts is not None
-        value = getattr(made.former(made.rollouts, made.version).record, name)
+        value = getattr(made.maker(made.rollouts, made.version).record, name)
         assert float(value.abs().max()) > 1e-6
-    now, before = (dict(m.named_parameters()) for m in (anchored.model, anchored.old["anchor"]))
+    now, before = (dict(m.named_parameters()) for m in (anchored.model, anchored.older["anchor"]))
     far = max(float((p - before[n]).detach().abs().max()) for n, p in now.items())
     assert 0 < far < 1.01 * anchored.config.lr / (1 - 0.9) * 1.01  # one step of Adam away
-    assert trainer(estimator="decoupled_ppo", lag=0).old["anchor"] is not None
+    assert trainer(estimator="decoupled_ppo", lag=0).older["anchor"] is not None
     assert entry("decoupled_ppo").estimator.needs >= {"anchor_log_ratio"}
 
 
@@ -128,8 +128,8 @@ def test_ratios_to_older_policies_are_taken() -> None:
 def test_an_empty_group_is_as_if_it_were_not_there(route: int) -> None:
     made = lagging(estimator="vcpo")
     assert made.rollouts is not None
-    each = made.former.group_gradients(made.rollouts, made.former(made.rollouts, made.version))
+    each = made.maker.group_gradients(made.rollouts, made.maker(made.rollouts, made.version))
     mask = made.rollouts.mask.clone()
     mask[:4] = 0
     made.rollouts = replace(made.rollouts, mask=mask)
-    assert off(formed(made, micro_batch=route), each[1:].mean(0)) < ROUNDING
+    assert off(gradient_of(made, micro_batch=route), each[1:].mean(0)) < ROUNDING

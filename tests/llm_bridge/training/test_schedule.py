@@ -9,13 +9,13 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from llm_bridge.training.schedule import Schedule, Slot
-from vcposim.versions import LAWS, Lag
+from vcposim.learning.lags import LAG_LAWS, Lag
 
 UPDATES = 12
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(LAWS), st.integers(0, 6), st.integers(1, 4), st.integers(0, 2**31))
+@given(st.sampled_from(LAG_LAWS), st.integers(0, 6), st.integers(1, 4), st.integers(0, 2**31))
 def test_every_slot_is_sampled_once_at_a_lag_of_the_law(law: str, k: int, groups: int, seed: int) -> None:
     schedule = Schedule(Lag(k, law), groups, seed, last=UPDATES)
     begun = {slot: version for version in range(UPDATES) for slot in schedule.due(version)}

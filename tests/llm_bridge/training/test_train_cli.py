@@ -21,7 +21,7 @@ from llm_bridge import train  # noqa: E402
 from llm_bridge.training import TrainConfig, session  # noqa: E402
 from llm_bridge.training.checkpoints import TENSORS, checkpoints  # noqa: E402
 from tests.llm_bridge.training.toys import tiny  # noqa: E402
-from vcposim import cli  # noqa: E402
+from vcposim.commands import main as cli  # noqa: E402
 
 ROOT = Path(train.__file__).parents[1]
 SMALL = [

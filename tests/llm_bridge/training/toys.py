@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llm_bridge.language_model import CharTokenizer, LanguageModel, char_llama
+from llm_bridge.models.language_model import CharTokenizer, LanguageModel, char_llama
 from llm_bridge.tasks.base import Problem
 from llm_bridge.training import TrainConfig, Trainer
 

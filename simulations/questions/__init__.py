@@ -1,0 +1,1 @@
+"""One experiment a file, one question an experiment: `python -m simulations list`."""

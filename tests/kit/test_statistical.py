@@ -1,0 +1,194 @@
+"""The tolerances themselves can fail: a shifted mean, a small sample, a wrong digit are all rejected."""
+
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.kit.statistical import (
+    SINGLE,
+    Underpowered,
+    assert_estimate_equals,
+    assert_mean_equals,
+    assert_near,
+    assert_quantile_equals,
+    assert_rounding_only,
+    near,
+)
+
+
+def normal(m: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(loc=shift, size=m)
+
+
+def test_accepts_the_mean_and_rejects_a_shift_of_what_it_claims_to_detect():
+    assert_mean_equals(normal(10_000), 0.0, detect=0.1)
+    with pytest.raises(AssertionError, match="is not 0: off by"):
+        assert_mean_equals(normal(10_000, shift=0.1), 0.0, detect=0.1)
+
+
+def test_rejects_one_shifted_column_of_many():
+    draw = np.random.default_rng(1).normal(size=(10_000, 5))
+    assert_mean_equals(draw, np.zeros(5), detect=0.12)
+    draw[:, 3] -= 0.12
+    with pytest.raises(AssertionError, match="off by"):
+        assert_mean_equals(draw, np.zeros(5), detect=0.12)
+
+
+@pytest.mark.parametrize("support", [None, (-10.0, 10.0)])
+def test_a_small_sample_is_its_own_failure(support: tuple[float, float] | None):
+    with pytest.raises(Underpowered, match="draw about"):
+        assert_mean_equals(normal(50), 0.0, detect=0.1, support=support)
+    with pytest.raises(Underpowered, match="no standard error"):
+        assert_mean_equals([0.0], 0.0, detect=0.1)
+
+
+def test_the_number_of_draws_it_asks_for_is_enough():
+    with pytest.raises(Underpowered) as caught:
+        assert_mean_equals(normal(100), 0.0, detect=0.1)
+    need = int(str(caught.value).split()[-1])
+    assert_mean_equals(normal(int(1.2 * need), seed=3), 0.0, detect=0.1)
+
+
+def test_bounded_support_is_checked_and_rejects_a_shift():
+    draw = np.random.default_rng(2).uniform(size=20_000)
+    assert_mean_equals(draw, 0.5, detect=0.03, support=(0.0, 1.0))
+    with pytest.raises(AssertionError, match="off by"):
+        assert_mean_equals(draw, 0.53, detect=0.03, support=(0.0, 1.0))
+    with pytest.raises(AssertionError, match="leave the stated support"):
+        assert_mean_equals(draw, 0.5, detect=0.03, support=(0.0, 0.5))
+
+
+def test_nan_and_constant_draws():
+    with pytest.raises(AssertionError):
+        assert_mean_equals([0.0, np.nan] * 100, 0.0, detect=1.0)
+    assert_mean_equals(np.full(10, 0.3), 0.3, detect=1e-9)
+    with pytest.raises(AssertionError):
+        assert_mean_equals(np.full(10, 0.3), 0.3000001, detect=1e-9)
+
+
+def test_the_false_fail_rate_is_the_stated_one():
+    fails = 0
+    for seed in range(1000):
+        try:
+            assert_mean_equals(normal(30, seed=seed), 0.0, detect=10.0, false_fail=0.05)
+        except Underpowered:
+            raise
+        except AssertionError:
+            fails += 1
+    low, high = stats.binom.ppf([1e-6, 1 - 1e-6], 1000, 0.05)
+    assert low <= fails <= high
+
+
+@pytest.mark.parametrize("wrong", [1.0 + 1e-6, -1.0, np.nan, np.inf, 1.0 + 100 * np.finfo(float).eps])
+def test_rounding_helper_rejects(wrong: float):
+    assert_rounding_only(np.array([1.0 + 2e-16]), np.array([1.0]))
+    with pytest.raises(AssertionError):
+        assert_rounding_only(np.array([wrong]), np.array([1.0]))
+
+
+def test_rounding_helper_knows_shapes_dtypes_and_exact_types():
+    with pytest.raises(AssertionError, match="shape"):
+        assert_rounding_only(np.ones(2), np.ones((2, 1)))
+    assert_rounding_only(np.array([1 + 1e-6], dtype=np.float32), np.array([1.0]))
+    assert_rounding_only(np.array([np.inf, -np.inf]), np.array([np.inf, -np.inf]))
+    third = np.array([Fraction(1, 3)], dtype=object)
+    assert_rounding_only(third, third)
+    with pytest.raises(AssertionError, match="exactly"):
+        assert_rounding_only(third, np.array([1 / 3]))
+    with pytest.raises(AssertionError):
+        assert_rounding_only(np.array([1e-17]), np.array([0.0]))
+    assert_rounding_only(np.array([1e-17]), np.array([0.0]), scale=1.0)
+
+
+# --- rounding, and estimates known by their standard deviation --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (1.0 + 1e-12, 1.0),
+        (1e6 * (1 + 1e-12), 1e6),
+        (1e-12, 0.0),  # of terms of order one
+        (np.array([1.0, math.inf]), [1.0, math.inf]),
+        ({"a": [1.0, 2.0], "b": None, "c": "x"}, {"a": [1.0, 2.0 + 1e-13], "b": None, "c": "x"}),
+    ],
+)
+def test_near_allows_rounding(actual, expected):
+    assert actual == near(expected)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (1.0 + 1e-11, 1.0),
+        (1e-11, 0.0),
+        (math.nan, math.nan),
+        (math.inf, -math.inf),
+        (math.inf, 1.0),
+        (np.array([1.0, 2.0]), [1.0]),
+        (np.array([1.0, 2.0]), np.array([1.0, 2.0 + 1e-11])),
+        ({"a": 1.0}, {"a": 1.0, "b": 1.0}),
+        ({"a": 1.0}, {"a": 1.0 + 1e-11}),
+        ("x", "y"),
+        (None, 0.0),
+        ([1.0, None], [1.0, 2.0]),
+    ],
+)
+def test_near_allows_nothing_else(actual, expected):
+    assert not actual == near(expected)  # noqa: SIM201
+
+
+def test_near_in_its_own_digits_and_with_nan():
+    assert not near(1.001e-12, scale=0) == 1e-12  # noqa: SIM201
+    assert np.array([math.nan, 1.0]) == near([math.nan, 1.0], nan_ok=True)
+    assert near(1, allow=SINGLE) == 1 + 5e-6
+
+
+def test_assert_near_broadcasts_and_says_how_far_off():
+    assert_near(np.ones((2, 3)), 1)
+    with pytest.raises(AssertionError, match=r"here: .* off by 1e-06, more than 2e-12"):
+        assert_near([1.0, 1.0 + 1e-6], 1.0, "here")
+    with pytest.raises(AssertionError):
+        assert_near([1e-12], [1.001e-12], scale=0)
+    with pytest.raises(AssertionError):
+        assert_near([math.nan], [math.nan])
+
+
+def test_an_estimate_is_held_to_its_standard_deviation():
+    assert_estimate_equals(1.05, 1.0, sd=0.01, detect=0.1)
+    with pytest.raises(AssertionError, match=r"estimate 1\.07 is not 1, allowed 0\.06"):
+        assert_estimate_equals(1.07, 1.0, sd=0.01, detect=0.1)
+    with pytest.raises(Underpowered, match=r"detects a discrepancy of 0\.09"):
+        assert_estimate_equals(1.0, 1.0, sd=0.01, detect=0.05)
+    with pytest.raises(AssertionError):
+        assert_estimate_equals(1.0 + 1e-9, 1.0, sd=0.0, detect=0.1)
+
+
+def test_quantiles_of_draws_pass_and_of_other_laws_do_not():
+    draw = np.random.default_rng(0).normal(size=20_000)
+    density = math.exp(-(1.959964**2) / 2) / math.sqrt(2 * math.pi)
+    given = {"draws": 20_000, "density": density, "detect": 0.25}
+    assert_quantile_equals(float(np.quantile(draw, 0.975)), 1.959964, 0.975, **given)
+    with pytest.raises(AssertionError):
+        assert_quantile_equals(float(np.quantile(1.25 * draw, 0.975)), 1.959964, 0.975, **given)
+
+
+def test_no_other_file_has_a_tolerance():
+    """`approx`, `allclose` and the like stand in statistical.py alone, and are not needed there."""
+    words = re.compile(
+        r"\b(approx\(|assert_allclose|allclose\(|isclose\(|assert_close|assert_almost_equal|rtol=|atol=)"
+    )
+    root = Path(__file__).parents[1]
+    found = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in sorted(root.rglob("*.py"))
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if words.search(line)
+    ]
+    assert not found, "\n".join(["use near, assert_near or an assertion with an error rate (tests/kit):", *found])

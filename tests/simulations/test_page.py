@@ -1,0 +1,125 @@
+"""The report as a reader has it: in a browser, on wide and narrow, light and dark screens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulations import claims
+from simulations.protocol import discover
+from simulations.report import gathered, page
+from simulations.summaries import committed
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
+CHROMIUM = next(
+    (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium browser in /usr/bin")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the committed summaries."""
+    text, problems = page(gathered([], committed(discover())), claims.proof_results())
+    assert problems == {}
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, report: Path, width: int = 1400, scheme: str = "light") -> tuple[Any, list[str]]:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    tab = context.new_page()
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto(report.as_uri())
+    return tab, said
+
+
+def test_the_page_is_one_file_of_at_most_5_mb(report: Path) -> None:
+    assert report.stat().st_size <= 5_000_000
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_accessibility_violation_and_nothing_on_the_console(
+    browser: Any, report: Path, width: int, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (extra dev)")
+    tab, said = opened(browser, report, width, scheme)
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    found = axe.Axe().run(tab)
+    assert found.violations_count == 0, found.generate_report()
+    assert said == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_claims_and_a_figure_are_seen_without_scrolling(browser: Any, report: Path) -> None:
+    tab, _ = opened(browser, report)
+    boxes = [row.bounding_box() for row in tab.locator(".claim").all()]
+    assert len(boxes) == 20
+    assert boxes[-1]["y"] + boxes[-1]["height"] <= 900
+    figure = tab.locator("img").first.bounding_box()
+    assert figure["y"] + figure["height"] <= 900
+
+
+def test_filter_and_search(browser: Any, report: Path) -> None:
+    tab, _ = opened(browser, report)
+    rows = tab.locator(".claim:visible")
+
+    def words() -> set[str]:
+        return {row.get_attribute("data-word") for row in rows.all()}
+
+    every = words()
+    for word in sorted(every):
+        tab.locator(f"[name=word][value={word}]").uncheck()
+        assert word not in words()
+        tab.locator(f"[name=word][value={word}]").check()
+    tab.locator("#witness").select_option("proof")
+    assert 0 < rows.count() < 20
+    assert all("proof" in row.get_attribute("data-kinds").split() for row in rows.all())
+    tab.locator("#witness").select_option("")
+    tab.locator("#search").fill("minimal overhead")
+    assert [row.get_attribute("id") for row in rows.all()] == ["C17"]
+    tab.locator("#search").fill("no such words")
+    assert rows.count() == 0
+    assert tab.locator("#none").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_can_be_explored(browser: Any, report: Path, scheme: str) -> None:
+    tab, said = opened(browser, report, scheme=scheme)
+    buttons = tab.locator(".explore")
+    assert buttons.count() > 0
+    for number in range(buttons.count()):
+        button = buttons.nth(number)
+        button.click()
+        live = tab.locator(f"#live-{button.get_attribute('data-figure')}")
+        live.locator("svg .mark-symbol, svg .mark-line").first.wait_for(timeout=30_000)
+        if live.locator("input").count():
+            live.locator("input").set_checked(True)
+    assert said == []
+
+
+def test_figures_have_a_light_and_a_dark_form(browser: Any, report: Path) -> None:
+    sources = [
+        opened(browser, report, scheme=s)[0].evaluate("document.images[0].currentSrc") for s in ("light", "dark")
+    ]
+    assert sources[0] != sources[1]
+
+
+def test_it_prints_to_few_pages(browser: Any, report: Path, tmp_path: Path) -> None:
+    tab, _ = opened(browser, report)
+    data = tab.pdf(format="A4")
+    assert data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") + data.count(b"/Type/Page/") <= 20

@@ -1,0 +1,87 @@
+"""The map of regimes and the mechanism: what they conclude from records made by hand, and what is watched."""
+
+from typing import Any
+
+import numpy as np
+
+from simulations.questions import mechanism, regime_map
+from tests.kit.statistical import assert_near, near
+from vcposim.batch import Batch, DenseScores
+from vcposim.catalogue import CATALOGUE
+
+
+def world(value: Any) -> list[dict[str, Any]]:
+    """Records of one cell: value(method, step size, seed), and a run is lost below 0.1."""
+    out = []
+    for method in regime_map.METHODS:
+        for step in (0.01, 0.02, 0.04):
+            for seed in range(6):
+                v = value(method, step, seed) + 1e-3 * ((len(method) * 7 + seed * 3) % 5)
+                numbers = {"final": v, "average": v, "ess": 0.5, "scale": 1.0, "start": 0.1}
+                lost = 50 if v < 0.1 else None
+                record = {**regime_map.CORE, "method": method, "step_size": step, "seed": seed, "collapse": lost}
+                out.append({**record, **numbers})
+    return out
+
+
+def words(records: list[dict[str, Any]]) -> dict[str, str]:
+    return {v.key: v.verdict for v in regime_map.analyse(records).verdicts}
+
+
+def test_a_world_where_the_baseline_decides() -> None:
+    found = words(world(lambda m, step, seed: (0.5 if m.startswith("mean") else 0.9) - 4 * abs(step - 0.02)))
+    assert found["baseline_before_ratio"] == found["rivals_gain_from_n2"] == found["n2_alone_own_best"] == "holds"
+    assert found["vcpo_beats_rivals_with_n2"] == "fails"
+    assert found["stratified"] == "fails"
+
+
+def test_a_world_where_the_ratio_decides() -> None:
+    found = words(world(lambda m, step, seed: 0.9 if " TIS " in m else 0.4))
+    assert found["baseline_before_ratio"] == found["n2_alone_own_best"] == "fails"
+
+
+def test_own_best_is_chosen_by_cell_and_the_summary_holds_every_seed() -> None:
+    records = world(lambda m, step, seed: 0.9 - abs(step - 0.02))
+    other = [{**r, "lag": 64, "average": 0.05 + r["step_size"], "collapse": 9} for r in records]
+    first, second = regime_map.summary(records + other)
+    vcpo = first["methods"][regime_map.VCPO]
+    assert vcpo["own_best_step"] == [0.02]
+    assert len(vcpo["own_best"]) == first["seeds"] == 6
+    assert vcpo["lost"] == [0, 0, 0]
+    assert second["methods"][regime_map.VCPO]["own_best_step"] == [0.04]
+    assert second["methods"][regime_map.VCPO]["lost"] == [6, 6, 6]
+
+
+def test_without_ratio_opob_still_weighs_by_ratios() -> None:
+    """The factorial's "no ratio" leaves c = R - b, and b = sum w^2 n^2 R / sum w^2 n^2."""
+    rng = np.random.default_rng(0)
+    batch = Batch(
+        reward=np.array([1.0, 0.0, 0.0]), log_ratio=np.log([0.5, 2.0, 9.0]), scores=DenseScores(rng.normal(size=(3, 4)))
+    )
+    square = np.minimum([0.5, 2.0, 9.0], 8) ** 2 * (batch.scores.score**2).sum(-1)  # type: ignore[union-attr]
+    found = regime_map.factorial("OPOB", "no ratio").coefficients(batch)
+    assert_near(found, batch.reward - square[0] / square.sum(), scale=0)
+    tis = regime_map.factorial("OPOB", "TIS")
+    assert_near(tis.coefficients(batch), CATALOGUE["vcpo"].estimator.coefficients(batch), scale=0)
+
+
+def test_what_is_watched_by_hand() -> None:
+    """Two responses of unit scores 1 and 2: c = (1/2, -1/2), so shares 1/2 and pushes (1 - 4) / (1 + 4)."""
+    scores = DenseScores(np.array([[[[1.0], [2.0]]]]))
+    batch = Batch(reward=np.array([[[1.0, 0.0]]]), log_ratio=np.zeros((1, 1, 2)), scores=scores)
+    watch = mechanism.Watch(CATALOGUE["dr_grpo"].estimator)
+    assert_near(watch.coefficients(batch), [[[0.5, -0.5]]], scale=0)
+    (seen,) = watch.seen
+    assert seen["negative share"][0] == near(0.5)
+    assert seen["self push"][0] == near(-3 / 5)
+    assert seen["baseline below mean"][0] == near(0)
+    n2 = mechanism.Watch(CATALOGUE["on_policy_optimal"].estimator)
+    n2.coefficients(batch)
+    assert n2.seen[0]["self push"][0] == near(0)
+    assert n2.seen[0]["baseline below mean"][0] == near(1 / 2 - 1 / 5)
+
+
+def test_scaled_negatives_leave_the_positives_alone() -> None:
+    batch = Batch(reward=np.array([1.0, 0.0, 0.0]), log_ratio=np.zeros(3))
+    found = mechanism.INTERVENTIONS["negatives x 0.25"].estimator.coefficients(batch)  # type: ignore[union-attr]
+    assert_near(found, [2 / 3, -1 / 12, -1 / 12], scale=0)

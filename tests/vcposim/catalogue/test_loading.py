@@ -1,0 +1,145 @@
+"""One name, one object: a catalogue name or `file.py:function` has the moments of brute force."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.kit.statistical import assert_near, near
+from vcposim.batch import Batch, DenseScores
+from vcposim.catalogue import entry
+from vcposim.catalogue.loading import InLibrary, estimator_named
+from vcposim.commands.main import main
+from vcposim.errors import InputError
+from vcposim.estimators import Estimator
+
+FILE = """
+import numpy as np
+from vcposim import Estimator
+
+def soft(batch):
+    n, r, w = batch.reward.shape[-1], batch.reward, np.exp(np.minimum(batch.log_ratio, 50))
+    return 2 * w / (1 + w) * (r - r.mean(-1, keepdims=True)) * n / (n - 1)
+
+def per_token(batch):
+    r = np.exp(np.minimum(batch.on_tokens(batch.log_ratio), 1))
+    return r * (batch.reward - batch.reward.mean(-1, keepdims=True))[..., None] * batch.token_mask
+per_token.needs = ("tokens",)
+
+def in_torch(batch):
+    import torch
+    n, r, w = batch.reward.shape[-1], batch.reward, torch.exp(torch.clamp(batch.log_ratio, max=50.0))
+    return 2 * w / (1 + w) * (r - r.mean(dim=-1, keepdim=True)) * n / (n - 1)
+
+class Halved(Estimator):
+    def coefficients(self, batch):
+        return super().coefficients(batch) / 2
+
+halved, constant = Halved(), 3
+
+def wrong(batch):
+    return batch.reward.sum()
+
+def misspelled(batch):
+    return batch.reward
+misspelled.needs = ("token",)
+"""
+
+TARGET, BEHAVIOR, REWARD = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5]), np.array([1.0, 0.0, 0.5])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "newcomer.py").write_text(FILE)
+    bandit = {"kind": "bandit", "target": TARGET.tolist(), "behavior": BEHAVIOR.tolist(), "reward": REWARD.tolist()}
+    (tmp_path / "p.json").write_text(json.dumps(bandit))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "newcomer", raising=False)
+    return tmp_path
+
+
+def brute_force(coefficients, n: int) -> tuple[np.ndarray, float]:
+    """Mean and variance of the mean contribution over all K^n ordered batches, one at a time."""
+    mean, square = np.zeros(3), 0.0
+    for arms in itertools.product(range(3), repeat=n):
+        a = np.array(arms)
+        score = np.eye(3)[a] - TARGET
+        batch = Batch(
+            reward=REWARD[a], log_ratio=np.log(TARGET / BEHAVIOR)[a], scores=DenseScores(score), length=np.ones(n)
+        )
+        g = np.asarray(coefficients(batch)) @ score / n
+        mass = BEHAVIOR[a].prod()
+        mean, square = mean + mass * g, square + mass * float(g @ g)
+    return mean, square - float(mean @ mean)
+
+
+def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict]:
+    assert main(["variance", "--problem", "p.json", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["rows"]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_named_estimators_have_the_moments_of_brute_force(folder: Path, capsys: pytest.CaptureFixture[str], n: int):
+    pytest.importorskip("torch")
+    names = ["vcpo", "gspo", "newcomer.py:soft", "newcomer:soft", "newcomer.py:in_torch", "newcomer.py:halved"]
+    found = rows(capsys, "--estimator", *names, "--group-size", str(n), "--method", "exact")
+    assert [row["estimator"] for row in found] == names
+    assert all("weighting" not in row and "baseline" not in row for row in found)
+    for name, row in zip(names, found, strict=True):
+        mean, variance = brute_force(estimator_named(name).coefficients, n)
+        assert_near(row["mean"], mean)
+        assert row["variance_of_mean"] == near(variance)
+    assert found[2]["mse"] == near(found[4]["mse"])  # NumPy and torch
+
+
+def test_functions_of_a_file_travel_to_worker_processes(folder: Path, capsys: pytest.CaptureFixture[str]):
+    common = ["--estimator", "newcomer.py:soft", "newcomer.py:halved", "rloo", "--group-size", "3"]
+    drawn = ["--method", "monte-carlo", "--samples", "600", "--seed", "3"]
+    alone = rows(capsys, *common, *drawn)
+    assert rows(capsys, *common, *drawn, "--workers", "2") == alone
+
+
+def test_what_a_function_needs_is_written_beside_it_or_given(folder: Path):
+    assert estimator_named("newcomer.py:per_token").needs == {"tokens"}
+    assert estimator_named("newcomer.py:soft", ["log_prob"]).needs == {"log_prob"}
+    assert estimator_named("vcpo", ["log_prob"]) == entry("vcpo").estimator
+    assert isinstance(estimator_named("newcomer.py:halved"), Estimator)
+
+
+def test_a_torch_function_says_on_numpy_arrays_what_it_says_on_its_own(folder: Path):
+    pytest.importorskip("torch")
+    torch_made, numpy_made = (estimator_named(f"newcomer.py:{name}") for name in ("in_torch", "soft"))
+    assert isinstance(torch_made.function, InLibrary)  # type: ignore[union-attr]
+    batch = Batch(reward=np.array([1.0, 0.0, 2.0]), log_ratio=np.array([0.3, -1.0, 60.0]))
+    assert_near(torch_made.coefficients(batch), numpy_made.coefficients(batch), scale=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--estimator vcppo", "estimator: unknown name 'vcppo'; did you mean 'vcpo'"),
+        ("--estimator newcomer.py:sofd", "newcomer.py: unknown name 'sofd'; did you mean 'soft'"),
+        ("--estimator newcomer.py:constant", "estimator: newcomer.py:constant is 3, no Estimator and no function"),
+        ("--estimator newcomer.py:wrong", "newcomer.py:wrong does not answer a small batch: on numpy arrays "),
+        ("--estimator newcomer.py:misspelled", "needs: unknown name 'token'; did you mean 'tokens'"),
+        ("--estimator newcomer.py:per_token", "tokens: this needs log-ratios of shape (..., n, t)"),
+        ("--estimator rloo rloo", "--estimator: 'rloo' is given twice"),
+        ("--estimator rloo --baseline zero", "--baseline: zero is for estimators of parts; drop it, or --estimator"),
+        ("--estimator rloo --cap 8", "--cap: 8.0 is for estimators of parts"),
+        ("--needs tokens", "--needs: tokens is for functions; name one with --estimator"),
+    ],
+)
+def test_mistakes_get_one_line(folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, says: str):
+    assert main(["variance", "--problem", "p.json", *arguments.split(), "--json"]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_an_unanswered_batch_is_an_input_error(folder: Path):
+    with pytest.raises(InputError, match="It takes a Batch and returns one"):
+        estimator_named("newcomer.py:wrong")

@@ -1,0 +1,86 @@
+"""`vcposim advise`: read off the nearest place, with a baseline that survives a shift of rewards where it must."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.kit.statistical import near
+from vcposim.commands.advise import Regime, advise, evidence, ranked
+from vcposim.commands.main import main
+
+
+def cell(values: dict[str, list[float]], **place: Any) -> dict[str, Any]:
+    core = {"prompts": 16, "lag": 16, "length": 8, "base_rate": 0.1, "low": 0.0, "group_size": 8, "optimizer": "adam"}
+    methods = {
+        name: {"own_best": v, "own_best_step": [0.02], "ess": 0.5, "by_step": [v[0]] * 3, "lost": [0, 0, 0]}
+        for name, v in values.items()
+    }
+    return {**core, "step_sizes": [0.01, 0.02, 0.04], "seeds": 2, "methods": methods, **place}
+
+
+NONE, N2, MEAN, VCPO = (
+    f"{name} step" for name in ("none / TIS / ESS", "n2 / no ratio / full", "mean / TIS / full", "OPOB / TIS / ESS")
+)
+CELLS = [
+    cell({NONE: [0.9, 0.91], N2: [0.8, 0.81], MEAN: [0.5, 0.51], VCPO: [0.7, 0.71]}),
+    cell({NONE: [0.1, 0.11], N2: [0.8, 0.81], MEAN: [0.5, 0.51], VCPO: [0.7, 0.71]}, low=-1.0),
+    cell({NONE: [0.2, 0.21], N2: [0.3, 0.31], MEAN: [0.6, 0.61], VCPO: [0.4, 0.41]}, lag=64),
+]
+
+
+def test_the_nearest_place_decides() -> None:
+    assert advise(Regime(lag=20), CELLS)["choice"] == NONE
+    far = advise(Regime(lag=60), CELLS)
+    assert far["choice"] == MEAN
+    assert far["octaves"] < 0.2
+
+
+def test_no_baseline_is_never_advised_where_rewards_are_shifted() -> None:
+    found = advise(Regime(lag=16, shifted=True), CELLS)
+    assert found["choice"] == found["any_reward"] == N2
+    assert advise(Regime(lag=16), CELLS)["any_reward"] == N2
+    alone = advise(Regime(lag=16, shifted=True), CELLS[:1])  # no place of that kind: said, and still a baseline
+    assert alone["choice"] == N2
+    assert alone["warnings"] == ["no place with such rewards was measured"]
+
+
+def test_it_says_what_would_change_the_advice() -> None:
+    (change,) = advise(Regime(lag=16), CELLS[::2])["changes"]
+    assert change["better"] == MEAN
+    assert change["by"] == near(0.3)
+
+
+def test_far_away_and_low_ess_are_warned_of() -> None:
+    found = advise(Regime(prompts=512, lag=16, ess=0.1), CELLS)
+    assert [w.split()[1] for w in found["warnings"]] == ["regime", "ESS"]
+
+
+def test_the_committed_evidence_is_whole() -> None:
+    for place in evidence():
+        assert all(len(m["own_best"]) == place["seeds"] for m in place["methods"].values())
+        assert VCPO in place["methods"]
+        assert len(ranked(place)) == len(place["methods"])
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--prompts", "16", "--lag", "16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["octaves"] == 0
+    assert main(["advise", "--prompts", "16", "--lag", "16"]) == 0
+    said = capsys.readouterr().out
+    assert "Take: " in said
+    assert "How sure: over VCPO" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "nothing is known of your regime"),
+        (["--lag", "-1"], "--lag: -1 is out of range"),
+        (["--ess", "2"], "--ess: 2 is not in (0, 1]"),
+        (["--lag", "1", "--rewards", "x"], "--rewards: 'x' is neither zero-one nor shifted"),
+    ],
+)
+def test_mistakes_get_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", *arguments]) == 2
+    assert says in capsys.readouterr().err

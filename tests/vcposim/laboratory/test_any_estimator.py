@@ -1,0 +1,306 @@
+"""Any function of a batch has exact moments: those of all K^N batches written out, one at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.kit.statistical import assert_near
+from vcposim.arrays import Array
+from vcposim.batch import Batch, DenseScores
+from vcposim.catalogue import CATALOGUE, entry
+from vcposim.errors import InputError
+from vcposim.estimators import Estimator, FunctionEstimator, estimator_of
+from vcposim.laboratory import exact, monte_carlo
+from vcposim.laboratory.standard_problems import standard_problem
+from vcposim.learning.lags import Lag
+from vcposim.learning.learner import Learner
+from vcposim.learning.run_records import Run
+from vcposim.learning.tasks import task
+from vcposim.problems.rollouts import (
+    PROBLEM_MEMBERS,
+    Problem,
+    bandit_problem,
+    contextual_bandit_problem,
+    require_problem,
+)
+from vcposim.surrogates import Clip, Product
+from vcposim.weights import Weight, Weighting
+
+Function = Callable[[Batch], Array]
+
+
+def soft(batch: Batch) -> Array:
+    """As a newcomer writes it: means over samples as they come, no measure."""
+    w = np.exp(batch.log_ratio)
+    return w / (1 + w) * (batch.reward - batch.reward.mean(axis=-1, keepdims=True))
+
+
+def first_is_baseline(batch: Batch) -> Array:
+    """Looks at the order of samples."""
+    return np.minimum(np.exp(batch.log_ratio), 2) * (batch.reward - batch.reward[..., :1])
+
+
+def by_norm(batch: Batch) -> Array:
+    """Reads scores and lengths."""
+    a = batch.scored().sq_norm(np.exp(batch.log_ratio)) / batch.token_length()
+    return batch.reward - (a * batch.reward).sum(axis=-1, keepdims=True) / a.sum(axis=-1, keepdims=True)
+
+
+def token_clip(batch: Batch) -> Array:
+    """One a token."""
+    r = np.exp(batch.log_ratio)
+    advantage = batch.reward - np.median(batch.reward, axis=-1, keepdims=True)
+    return np.clip(r, 0.8, 1.5) * advantage[..., None] * batch.token_mask
+
+
+token_clip.needs = ("tokens",)  # type: ignore[attr-defined]
+
+
+class Halved(Estimator):
+    """Overrides what makes an estimator."""
+
+    def coefficients(self, batch: Batch) -> Array:
+        c = super().coefficients(batch)
+        return np.where(batch.reward > batch.reward.mean(axis=-1, keepdims=True), c, c / 2)
+
+
+class Medians(Estimator):
+    """Overrides a part."""
+
+    def _baseline(self, batch: Batch, weight: Weight) -> Array:
+        return np.median(batch.reward, axis=-1, keepdims=True)
+
+
+class Ranks(Weighting):
+    """A weighting of one's own: ratios by rank."""
+
+    def __call__(self, batch: Batch) -> Weight:
+        rank = 1.0 + np.argsort(np.argsort(batch.log_ratio, axis=-1), axis=-1)
+        return Weight(rank, rank)
+
+
+@dataclass(frozen=True)
+class Unweighted:
+    """A surrogate that averages samples as they come."""
+
+    needs = ()
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        w = np.exp(batch.log_ratio)
+        return np.where(w > w.mean(axis=-1, keepdims=True), 1.0, w)
+
+
+THEIRS: dict[str, Any] = {
+    "a function": soft,
+    "of the order": first_is_baseline,
+    "of norms and lengths": by_norm,
+    "subclass, coefficients": Halved(baseline="opob"),
+    "subclass, baseline": Medians(Weighting("truncate", cap=2.0)),
+    "weighting": Estimator(Ranks(), "group_mean"),
+    "surrogate": Estimator(Weighting("none"), "group_mean", surrogate=Unweighted()),
+    "product with a surrogate": Estimator(Weighting("none"), surrogate=Product((Clip(level="sequence"), Unweighted()))),
+}
+
+
+def bandit(seed: int, k: int) -> Problem:
+    rng = np.random.default_rng(seed)
+    target, behavior = rng.dirichlet(np.ones(k), size=2)
+    return bandit_problem(target, behavior, rng.normal(size=k), rng.integers(1, 6, k).astype(float))
+
+
+def written_out(problem: Problem, function: Function, n: int) -> tuple[Array, float, float]:
+    """Mean, variance of a contribution and of a group's mean, over all batches of draws of all contexts."""
+    known = problem.outcomes()
+    mean, square, one = 0.0, 0.0, 0.0
+    for g, rho in enumerate(problem.group_probability):
+        k = known.reward.shape[-1]
+        score = problem.restricted(g, np.arange(k)).combine(np.eye(k))
+        for chosen in product(range(k), repeat=n):
+            at = (g, list(chosen))
+            batch = Batch(
+                reward=known.reward[at][None],
+                log_ratio=known.log_ratio[at][None],
+                length=known.token_length()[at][None],
+                scores=DenseScores(score[list(chosen)][None]),
+            )
+            x = function(batch)[0][:, None] * score[list(chosen)]
+            p = rho * known.measure[at].prod()
+            mean = mean + p * x.mean(0)
+            square, one = square + p * (x.mean(0) ** 2).sum(), one + p * (x**2).sum(-1).mean()
+    size = float((np.asarray(mean) ** 2).sum())
+    return np.asarray(mean), float(one) - size, float(square) - size
+
+
+def assert_same(found: Any, want: tuple[Array, float, float]) -> None:
+    assert_near(found.mean, want[0])
+    assert_near(found.variance_per_sample, want[1])
+    assert_near(found.variance_of_mean, want[2])
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize(("seed", "k", "n"), [(0, 2, 1), (1, 3, 3), (2, 4, 4)])
+def test_exact_moments_of_anything_equal_all_batches(name: str, seed: int, k: int, n: int) -> None:
+    problem, theirs = bandit(seed, k), THEIRS[name]
+    assert_same(exact.moments(problem, theirs, n), written_out(problem, estimator_of(theirs).coefficients, n))
+
+
+def test_contexts_are_averaged_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    problem = contextual_bandit_problem(
+        rng.dirichlet(np.ones(3), 2), rng.dirichlet(np.ones(3), 2), rng.normal(size=(2, 3)), [0.3, 0.7]
+    )
+    want = written_out(problem, first_is_baseline, 3)
+    for chunk in (1, 100, 2**20):
+        monkeypatch.setattr("vcposim.laboratory.enumeration.CHUNK", chunk)
+        assert_same(exact.moments(problem, first_is_baseline, 3), want)
+
+
+def test_a_group_of_eight() -> None:
+    problem = bandit(5, 3)
+    assert_same(exact.moments(problem, soft, 8), written_out(problem, soft, 8))
+
+
+def test_ours_as_a_function_is_ours() -> None:
+    """What is shown batches as drawn and what is shown counts give one number, for the catalogue, tokens too."""
+    problem = standard_problem("stale")
+    for name in ("rloo", "vcpo", "grpo", "self_normalized", "token_tis", "ppo_clip", "m2po", "otb", "gspo"):
+        ours = entry(name).estimator
+        mine = FunctionEstimator(ours.coefficients, ours.needs)
+        a, b = exact.moments(problem, ours, 3), exact.moments(problem, mine, 3)
+        assert_same(b, (a.mean, float(a.variance_per_sample), float(a.variance_of_mean)))
+
+
+def test_tokens_of_a_chain_equal_all_batches() -> None:
+    problem = standard_problem("stale")
+    known = problem.outcomes()
+    score = problem.restricted(0, np.arange(4)).score  # type: ignore[attr-defined]
+    mean, square = 0.0, 0.0
+    for chosen in product(range(4), repeat=3):
+        at = (0, list(chosen))
+        batch = Batch(
+            reward=known.reward[at][None],
+            log_ratio=known.log_ratio[at][None],
+            token_mask=np.ones((1, 3, 2)),
+            scores=DenseScores(score[list(chosen)][None], per_token=True),
+        )
+        x = np.einsum("nt,ntp->np", token_clip(batch)[0], score[list(chosen)])
+        p = known.measure[at].prod()
+        mean, square = mean + p * x.mean(0), square + p * (x.mean(0) ** 2).sum()
+    found = exact.moments(problem, token_clip, 3)
+    assert_near(found.mean, mean)
+    assert_near(found.variance_of_mean, square - (mean**2).sum())
+
+
+def test_multisets_are_enough_for_who_promises_and_keeps_it() -> None:
+    problem, every = bandit(6, 4), exact.moments(bandit(6, 4), by_norm, 5)
+    found = exact.moments(problem, FunctionEstimator(by_norm, exchangeable=True), 5)
+    assert_same(found, (every.mean, float(every.variance_per_sample), float(every.variance_of_mean)))
+    with pytest.raises(InputError, match="exchangeable: the function's coefficients depend on the order"):
+        exact.moments(problem, FunctionEstimator(first_is_baseline, exchangeable=True), 3)
+    # 12^8 orders are too many, binom(19, 8) multisets are not
+    larger = bandit(7, 12)
+    with pytest.raises(InputError, match=r"need all 4.3e\+08 batches of 8 out of 12 outcomes .*monte_carlo.moments"):
+        exact.moments(larger, soft, 8)
+    assert np.isfinite(exact.moments(larger, FunctionEstimator(soft, exchangeable=True), 8).mse)
+
+
+def test_monte_carlo_and_the_learner_take_functions_and_draw_as_for_ours() -> None:
+    problem, rloo = bandit(8, 4), entry("rloo").estimator
+    found = monte_carlo.moments(
+        problem, {"ours": rloo, "theirs": rloo.coefficients}, group_size=4, samples=4000, seed=1
+    )
+    for name in monte_carlo.STATISTICS:
+        a, b = (getattr(found[who].moments, name) for who in ("ours", "theirs"))
+        np.testing.assert_array_equal(a, b)
+    runs = [Run(e, seed=3, lag=Lag(2), step_size=0.1) for e in ("rloo", rloo.coefficients)]
+    learner = Learner(task("contextual_bandit"), runs)
+    *_, last = learner.updates(5)
+    assert last.value[0] == last.value[1] != 0
+
+
+def test_an_oracle_is_given_to_who_needs_it() -> None:
+    problem = bandit(9, 3)
+
+    def oracle(batch: Batch) -> Array:
+        return np.exp(batch.log_ratio) * (batch.reward - batch.population_baseline)
+
+    oracle.needs = "population_baseline"  # type: ignore[attr-defined]
+    ours = exact.moments(problem, Estimator(baseline="population"), 3)
+    assert_same(
+        exact.moments(problem, oracle, 3), (ours.mean, float(ours.variance_per_sample), float(ours.variance_of_mean))
+    )
+
+
+def test_a_subclass_that_changes_nothing_is_what_it_was() -> None:
+    class Named(Estimator):
+        pass
+
+    problem, ours = bandit(10, 3), entry("vcpo").estimator
+    named = Named(ours.weighting, ours.baseline)
+    a, b = exact.moments(problem, ours, 4), exact.moments(problem, named, 4)
+    assert_same(b, (a.mean, float(a.variance_per_sample), float(a.variance_of_mean)))
+    halved = exact.moments(problem, Halved(ours.weighting, ours.baseline), 4)
+    assert float(halved.variance_of_mean) < 0.8 * float(a.variance_of_mean)
+
+
+def test_all_of_the_catalogue_is_ours() -> None:
+    """So that none of it pays K^N by accident."""
+    assert all(exact.reads_counts(e.estimator) for e in CATALOGUE.values() if e.estimator.weighting.smooth is None)
+
+
+class Partial:
+    """A problem that only knows two things."""
+
+    value = 1.0
+
+    def outcomes(self) -> Batch:
+        raise AssertionError("asked before it was refused")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: exact.moments(bandit(0, 3), "vcpo", 3), "estimator: 'vcpo' is no Estimator and no function"),
+        (
+            lambda: exact.moments(bandit(0, 3), lambda b: b.reward[..., :1], 3),
+            r"estimator: <lambda> returned coefficients of shape \(27, 1\) for rewards \(27, 3\)",
+        ),
+        (lambda: exact.moments(bandit(0, 3), lambda b: 1.0, 3), r"coefficients of shape \(\) for rewards"),
+        (lambda: exact.moments(bandit(0, 3), token_clip, 3), "tokens: this needs log-ratios of shape"),
+        (lambda: FunctionEstimator(soft, frozenset({"token"})), "needs: unknown name 'token'; did you mean 'tokens'"),
+        (
+            lambda: exact.moments(bandit(0, 3), FunctionEstimator(soft, frozenset({"reference_log_ratio"})), 3),
+            "reference_log_ratio: this needs the reference policy",
+        ),
+        (
+            lambda: exact.moments(bandit(0, 3), FunctionEstimator(soft, frozenset({"grouped"})), 3),
+            "estimator: soft looks at several prompts at once",
+        ),
+        (lambda: exact.moments(bandit(0, 3), soft, 0), "group_size: 0 is not positive"),
+        (lambda: exact.moments(Partial(), soft, 3), "problem: Partial has no gradient, group_probability, .* draw"),
+        (lambda: exact.diagnostics(Partial()), "problem: Partial has no gradient"),
+        (
+            lambda: monte_carlo.moments(Partial(), {"a": soft}, group_size=2, samples=8, seed=0),
+            "problem: Partial has no gradient",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_every_member_of_the_protocol_is_documented_and_asked_for() -> None:
+    for problem in (bandit(0, 2), standard_problem("stale")):
+        require_problem(problem)
+    assert {"gradient", "outcomes", "listable", "contribution_moments"} <= set(PROBLEM_MEMBERS)
+    for name in PROBLEM_MEMBERS:
+        assert len(getattr(Problem, name).__doc__ or "") > 20
+        lacking = type("Lacking", (), {member: 0.0 for member in PROBLEM_MEMBERS if member != name})
+        with pytest.raises(InputError, match=f"problem: Lacking has no {name};"):
+            require_problem(lacking())

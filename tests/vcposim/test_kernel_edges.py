@@ -1,0 +1,482 @@
+"""What mutation testing found untested (tests/README.md): refusals of each limit, values on a boundary, odd layouts."""
+
+import math
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.kit.statistical import assert_near
+from tests.kit.strategies import exact
+from vcposim.arrays import LINEAR, LOG, namespace
+from vcposim.baselines import optimal_token_baseline, weighted_quantile
+from vcposim.batch import Batch, DenseScores, ScoreNorms
+from vcposim.control import limit_alignment, matched_constant, spike_scale, step_scale
+from vcposim.diagnostics import ess_fraction, weight_sums
+from vcposim.errors import InputError
+from vcposim.estimators import Estimator, whiten
+from vcposim.moments import Sums, moments, trace_covariance
+from vcposim.second_moment import (
+    SecondMomentClip,
+    SecondMomentMask,
+    SecondMomentMaskAnySign,
+    cap_of_mean,
+    harmful,
+    pooled,
+    real,
+)
+from vcposim.surrogates import (
+    Clip,
+    DecoupledClip,
+    DivergenceMask,
+    GammaShape,
+    GaussianTrust,
+    GeometricMeanClip,
+    NegativeSequenceMask,
+    ProductOfTruncated,
+    Reject,
+    TaperNegatives,
+)
+from vcposim.weights import Weighting, no_correction
+
+INF, NAN = math.inf, math.nan
+
+LIMITS: list[tuple[Callable[..., Any], dict[str, Any], list[str]]] = [
+    (Clip, {}, ["low", "high"]),
+    (DecoupledClip, {}, ["low", "high"]),
+    (GeometricMeanClip, {}, ["low", "high"]),
+    (TaperNegatives, {}, ["floor", "cap"]),
+    (NegativeSequenceMask, {}, ["delta"]),
+    (Reject, {"cap": 2.0}, ["floor", "cap"]),
+    (ProductOfTruncated, {}, ["cap"]),
+    (DivergenceMask, {}, ["low", "high", "cap"]),
+    (SecondMomentMask, {}, ["budget"]),
+    (SecondMomentMaskAnySign, {}, ["budget"]),
+    (SecondMomentClip, {}, ["budget"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "name"), [(make, given, name) for make, given, names in LIMITS for name in names]
+)
+def test_each_limit_of_a_surrogate_is_checked_by_its_name(make: Any, given: dict[str, Any], name: str):
+    for bad in (-1.0, NAN):
+        with pytest.raises(InputError, match=rf"^{name}: {bad} is not a non-negative number$"):
+            make(**{**given, name: bad})
+    make(**{**given, name: 0.0})
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: Clip(dual=1.0),
+        lambda: GaussianTrust(0.0),
+        lambda: GaussianTrust(INF),
+        lambda: GammaShape(positive=(0.0, 1.0)),
+        lambda: GammaShape(positive=(INF, 1.0)),
+        lambda: GammaShape(negative=(1.0, INF)),
+        lambda: GammaShape(negative=(1.0, -1.0)),
+        lambda: Estimator(epsilon=INF),
+        lambda: Estimator(reference_penalty=INF),
+        lambda: Estimator(baseline_shift=INF),
+        lambda: Estimator(baseline_shift=-INF),
+        lambda: Estimator(baseline=INF),
+        lambda: Estimator(baseline=-INF),
+        lambda: Weighting("clip", cap=0.0),
+        lambda: Weighting("truncate", cap=INF),
+        lambda: Weighting("mask", cap=2.0, floor=-1.0),
+        lambda: Weighting("importance", floor=0.5),
+    ],
+)
+def test_limits_out_of_range_are_refused(refused: Callable[[], Any]):
+    with pytest.raises(InputError):
+        refused()
+
+
+def test_limits_on_the_edge_of_their_range_are_taken():
+    Clip(dual=1.5)
+    GaussianTrust(1e-3)
+    GammaShape(positive=(0.5, 0.0), negative=(0.5, 0.5))
+    Weighting("mask", cap=2.0, floor=0.0)
+    Weighting("mask", cap=2.0, floor=2.0)
+
+
+NEED_LOGARITHMS = [
+    DecoupledClip(),
+    GeometricMeanClip(),
+    DivergenceMask(),
+    GaussianTrust(),
+    GammaShape(),
+    SecondMomentMask(),
+    SecondMomentMaskAnySign(),
+    SecondMomentClip(),
+]
+
+
+@pytest.mark.parametrize("surrogate", NEED_LOGARITHMS, ids=lambda s: type(s).__name__)
+def test_what_needs_logarithms_says_so_by_its_name(surrogate: Any):
+    one = exact([[1], [1]])
+    batch = Batch(reward=exact([1, 0]), ratio=one, log_prob=one, anchor_log_ratio=one)
+    with pytest.raises(
+        InputError, match=f"^ratio: {type(surrogate).__name__} needs logarithms; pass log_ratio instead$"
+    ):
+        surrogate(batch, exact([1, 0]))
+
+
+def test_shapes_are_refused_by_the_field_they_came_in():
+    with pytest.raises(InputError, match=r"^ratio: shape \(3,\) is neither \(2,\) nor \(2,\) \+ \(t,\)$"):
+        Batch(reward=exact([1, 0]), ratio=exact([1, 1, 1]))
+
+
+def test_norms_need_no_mask():
+    batch = two(log_ratio=np.zeros((2, 3)), token_mask=np.ones((2, 3)), scores=ScoreNorms(np.ones(2)))
+    assert batch.scored() is batch.scores
+
+
+SAYS = {
+    "scores: only norms are known, this needs the scores; pass DenseScores or leave it out": lambda: ScoreNorms(
+        np.ones(2)
+    ).combine(np.ones(2)),
+    "scores: only trajectory norms are known; token-level weights need per-token scores": lambda: ScoreNorms(
+        np.ones(2)
+    ).sq_norm(np.ones((2, 1))),
+    "length: this needs the number of tokens of each trajectory; pass length": lambda: two().token_length(),
+    "scores: this needs score norms; pass DenseScores(score) or ScoreNorms(score_sq_norm)": lambda: two().scored(),
+    "log_ratio: give exactly one of log_ratio (floats) and ratio (exact arithmetic)": lambda: Batch(reward=np.ones(2)),
+    "baseline: 'population' is an oracle; it needs a problem with exact moments": lambda: Estimator(
+        baseline="population"
+    ).coefficients(two()),
+    "level: 'token' needs log-ratios of shape (..., n, t); this batch has one per trajectory": lambda: Weighting(
+        "importance", "token"
+    )(two()),
+    "weight: 2 axes for scores of 2; token-level weights need per-token scores (..., n, t, p) and per_token=True": (
+        lambda: DenseScores(np.ones((2, 1))).combine(np.ones((2, 1)))
+    ),
+    "unit: give the mass of one draw along with measure (1/n for draws, 0 for a population)": lambda: two(
+        measure=np.full(2, 0.5)
+    ),
+    "log_prob: this needs log pi of every token; pass log_prob of shape (..., n, t)": lambda: two().given("log_prob"),
+    "log_weight: a group has no weight at all (all -inf or masked); drop it, or check the ratios": lambda: ess_fraction(
+        np.full(2, -INF)
+    ),
+}
+
+
+@pytest.mark.parametrize("says", SAYS)
+def test_messages_are_these_words(says: str):
+    with pytest.raises(InputError, match=f"^{re.escape(says)}$"):
+        SAYS[says]()
+
+
+def two(**changes: Any) -> Batch:
+    return Batch(**{"reward": np.array([1.0, 0.0]), "log_ratio": np.zeros(2), **changes})
+
+
+class Ring:
+    """Array-like whose namespace is its own, as that of the proofs' symbols is."""
+
+    shape = (1,)
+
+    def __init__(self, name: str) -> None:
+        self.own = ModuleType(name)
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return self.own
+
+
+def test_arrays_of_one_type_may_have_different_namespaces():
+    for x in (Ring("one"), Ring("other")):
+        assert namespace(x) is namespace(1.0, x) is x.own
+
+
+def test_arrays_of_two_libraries_are_refused():
+    with pytest.raises(TypeError, match="Multiple namespaces"):
+        namespace(Ring("one"), np.ones(1))
+
+
+# ------------------------------------------------------------------------------------------------- on the boundary
+
+
+def test_a_ratio_on_its_limit_is_inside():
+    batch = Batch(reward=exact([1] * 4), ratio=exact([8, "1/8", 9, "1/9"]))
+    assert Reject(8, Fraction(1, 8))(batch, exact([1] * 4)).tolist() == [1, 1, 0, 0]
+    batch = Batch(reward=exact([1] * 4), ratio=exact(["6/5", "4/5", "7/5", "3/5"]))
+    clip = Clip(Fraction(1, 5), Fraction(1, 5), level="sequence")
+    assert clip(batch, exact([1] * 4)).tolist() == [Fraction(6, 5), Fraction(4, 5), 0, Fraction(3, 5)]
+    assert clip(batch, exact([-1] * 4)).tolist() == [Fraction(6, 5), Fraction(4, 5), Fraction(7, 5), 0]
+
+
+def test_dual_clip_is_for_negative_advantages_only():
+    batch = Batch(reward=exact([1] * 3), ratio=exact([3, 3, 2]))
+    factor = Clip(10, 10, dual=2, level="sequence")(batch, exact(["1/2", "-1/2", "-1/2"]))
+    assert factor.tolist() == [3, 0, 2]
+
+
+def test_no_drift_at_all_is_not_masked():
+    assert NegativeSequenceMask(0.0)(two(length=np.ones(2)), np.array([-1.0, -1.0])).tolist() == [1, 1]
+
+
+def test_quantiles_are_lower_ones():
+    reward, one = np.array([0.0, 1.0]), np.ones(2)
+    assert weighted_quantile(reward, one, one / 2, 0.5).tolist() == [0]
+    assert weighted_quantile(np.array([0.0, 1.0, 5.0]), np.ones(3), np.ones(3) / 3, 0.5).tolist() == [1]
+    # reward -1 has no weight, so it is no quantile, though nothing of the mass is needed below it
+    assert weighted_quantile(np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1, 1]), np.ones(3) / 3, 0.0).tolist() == [0]
+    assert weighted_quantile(reward, one * 0, one / 2, 0.5).tolist() == [0.5]
+
+
+def test_an_outcome_drawn_twice_counts_twice():
+    reward, weight = np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 2.0])
+    counts, order = np.array([3, 1, 1]), [0, 0, 0, 1, 2]
+    for q in (0.05, 0.3, 0.5, 0.7, 0.95):
+        want = weighted_quantile(reward[order], weight[order], np.ones(5) / 5, q)
+        assert weighted_quantile(reward, weight, counts / 5, q).tolist() == want.tolist()
+    token = np.stack([weight, weight[::-1]], axis=-1)
+    want = optimal_token_baseline(reward[order], token[order], np.ones(5) / 5)
+    assert_near(optimal_token_baseline(reward, token, counts / 5), want)
+
+
+def test_a_position_without_weight_has_the_mean_for_its_baseline():
+    weight = np.array([[1.0, 0.0], [3.0, 0.0]])
+    assert optimal_token_baseline(np.array([0.0, 1.0]), weight, np.ones(2) / 2).tolist() == [[0.75, 0.5]]
+
+
+def test_a_token_without_drift_counts_in_the_second_moment():
+    assert cap_of_mean(np.array([0.0, 1.0]), np.array([True, True]), 0.25).tolist() == [0.5]
+    x, a = np.array([1.0, -1.0, 0.0, 1.0, -1.0, 1.0, -1.0, 0.0]), np.array([1.0, 1.0, 1.0, -1.0, -1.0, 0.0, 0.0, -1.0])
+    assert harmful(x, a).tolist() == [True, False, False, False, True, False, False, False]
+
+
+def test_a_probability_of_one_is_far_but_no_nan():
+    batch = two(log_ratio=np.full((2, 1), 0.5), log_prob=np.zeros((2, 1)))
+    keep = DivergenceMask("binary_kl", high=100.0)(batch, np.ones(2))
+    assert_near(keep, math.exp(0.5))
+
+
+def test_a_divergence_on_its_limit_is_kept():
+    log_prob, moved = np.log([[0.5], [0.25]]), np.log([[2.0], [0.5]])
+    batch, a = two(log_ratio=moved, log_prob=log_prob), np.array([1.0, -1.0])
+    pi, mu = np.exp(log_prob), np.exp(log_prob - moved)
+    up, down = (pi - mu)[0, 0], (mu - pi)[1, 0]
+    assert np.all(DivergenceMask("binary_tv", low=down, high=up)(batch, a) > 0)
+    far = (1 - mu) * np.log((1 - mu + 1e-8) / (1 - pi + 1e-8)) - mu * moved
+    assert np.all(DivergenceMask("binary_kl", low=far[1, 0], high=far[0, 0])(batch, a) > 0)
+    assert np.all(DivergenceMask("binary_kl", low=far[1, 0] / 2, high=far[0, 0] / 2)(batch, a) == 0)
+
+
+def test_a_token_on_the_cap_of_the_second_moment_is_kept():
+    batch = two(log_ratio=np.array([[0.5], [-0.5]]))
+    assert np.all(SecondMomentClip(0.25)(batch, np.array([1.0, -1.0])) > 0)
+
+
+def test_step_rules_on_the_edge_of_what_they_take():
+    assert matched_constant(np.array([1.0, 0.5])) == 0.75
+    assert step_scale(np.array(1 + 1e-3)) == 1
+    assert spike_scale(np.array([0.0, 0.5, INF]), np.array([1.0, 1.0, INF]), 2.0).tolist() == [1, 1, 0]
+    with np.errstate(invalid="ignore"):
+        turned = limit_alignment(np.array([[3.0, 1.0], [INF, 1.0]]), np.array([[2.0, 0.0], [2.0, 0.0]]), 0.0)
+    assert turned.tolist() == [[0, 1], [0, 0]]
+    with np.errstate(over="ignore"):  # each number is finite, their size is not
+        assert limit_alignment(np.full(2, 1e308), np.zeros(2), 0.5).tolist() == [0, 0]
+
+
+# --------------------------------------------------------------------------------------------------------- formulas
+
+
+def test_equal_rewards_have_no_advantage_at_all():
+    c = Estimator(Weighting("none"), "group_mean", "group_std").coefficients(
+        Batch(reward=np.full(3, 0.1), log_ratio=np.zeros(3))
+    )
+    assert c.tolist() == [0, 0, 0]
+
+
+def test_token_weights_reach_the_mean_score():
+    rng = np.random.default_rng(3)
+    scores = DenseScores(rng.normal(size=(3, 2, 4)), per_token=True)
+    batch = Batch(reward=np.arange(3.0), log_ratio=rng.normal(size=(3, 2)), scores=scores)
+    ones = Batch(reward=np.arange(3.0), log_ratio=np.zeros((3, 2)), scores=scores)
+    token = Estimator(Weighting("truncate", "token", cap=2.0), "opob_truncated")
+    assert np.isfinite(token.coefficients(batch)).all()
+    whole = Estimator(Weighting("none"), "opob_truncated").coefficients(ones)
+    assert_near(token.coefficients(ones), np.stack([whole, whole], axis=-1))
+
+
+def test_the_width_of_a_gaussian_gate():
+    factor = GaussianTrust(2.0)(two(log_ratio=np.array([[1.0], [-2.0]])), np.ones(2))
+    assert_near(factor[:, 0], [math.exp(1 - 1 / 8), math.exp(-2 - 1 / 2)])
+
+
+@pytest.mark.parametrize("surrogate", [Clip(level="geometric"), GeometricMeanClip()])
+def test_a_trajectory_without_tokens_has_no_coefficient(surrogate: Any):
+    mask = np.array([[1.0, 1.0], [0.0, 0.0]])
+    batch = two(reward=np.array([1.0, 2.0]), log_ratio=np.zeros((2, 2)), token_mask=mask)
+    factor = surrogate(batch, np.ones(2))
+    assert np.all(factor[1] == 0)
+    assert np.all(factor[0] != 0)
+
+
+def test_tokens_are_counted_whatever_the_reward():
+    batch = two(reward=np.array([3.0, 5.0]), log_ratio=np.zeros((2, 4)))
+    assert batch.token_length().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("normalizer", ["length", "group_std_length"])
+def test_no_advantage_is_divided_by_a_length_of_zero(normalizer: str):
+    batch = two(reward=np.array([2.0, 3.0]), length=np.array([2.0, 0.0]))
+    c = Estimator(Weighting("none"), 0.0, normalizer).coefficients(batch)
+    assert c[1] == 0
+    assert c[0] > 0
+
+
+def test_the_weight_of_no_correction_is_one_however_it_is_written():
+    assert no_correction(np.array([3.0, 5.0]), LINEAR).tolist() == [1, 1]
+    assert no_correction(np.array([3.0, 5.0]), LOG).tolist() == [0, 0]  # logarithms
+
+
+def test_weights_of_exact_tokens_are_their_own_stand_in():
+    weight = Weighting("truncate", "token", cap=2)(Batch(reward=exact([1, 0]), ratio=exact([[3, 1], [1, "1/2"]])))
+    assert weight.value.tolist() == [[2, 1], [1, Fraction(1, 2)]]
+    assert weight.relative.tolist() == weight.value.tolist()
+
+
+def test_a_number_is_the_baseline_of_every_sample():
+    batch = Batch(reward=np.array([1.0, 0.0, 3.0]), log_ratio=np.zeros(3))
+    assert Estimator(Weighting("none"), 0.5).coefficients(batch).tolist() == [0.5, -0.5, 2.5]
+
+
+def test_the_unit_that_was_given_stays():
+    assert two(unit=np.array([0.25])).unit.tolist() == [0.25]
+    assert two().unit.tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    "surrogate",
+    [
+        Clip(high=INF, level="sequence"), Clip(high=INF), GeometricMeanClip(high=INF), TaperNegatives(cap=9.0),
+        ProductOfTruncated(cap=9.0), DecoupledClip(), DivergenceMask(), GaussianTrust(), GammaShape(),
+    ],
+    ids=lambda s: f"{type(s).__name__} {getattr(s, 'level', '')}",
+)  # fmt: skip
+def test_samples_of_measure_zero_have_no_factor(surrogate: Any):
+    """Whatever stands in their place."""
+    x, zero = np.array([[0.1, 0.2], [0.3, 0.1]]), np.zeros((2, 2))
+    batch = two(
+        log_ratio=x, log_prob=zero - 1, anchor_log_ratio=zero, measure=np.array([1.0, 0.0]), unit=np.array([1.0])
+    )
+    factor = surrogate(batch, np.array([-1.0, -1.0]))
+    assert np.all(factor[1] == 0)
+    assert np.all(factor[0] > 0)
+
+
+def test_a_sample_of_measure_zero_does_not_set_the_scale_of_ratios():
+    scores, reward = ScoreNorms(np.ones(3)), np.array([1.0, 0.0, 5.0])
+    measure = np.array([0.5, 0.5, 0.0])
+    batch = Batch(reward=reward, log_ratio=np.array([0.5, 0.0, 900.0]), measure=measure, unit=0.5, scores=scores)
+    alone = Batch(reward=reward[:2], log_ratio=batch.log_ratio[:2], scores=ScoreNorms(np.ones(2)))
+    released = Estimator(Weighting("truncate", cap=8.0), "opob_released")
+    assert_near(released.coefficients(batch)[:2], released.coefficients(alone))
+
+
+def test_nothing_over_nothing_is_no_weight():
+    assert LINEAR.over(np.array([0.0, 1.0]), np.array([0.0, 2.0])).tolist() == [0, 0.5]
+
+
+def test_roots_of_plain_numbers():
+    x, degree = np.array([4.0, 8.0, 5.0, 7.0]), np.array([2.0, 3.0, 1.0, 0.0])
+    assert_near(LINEAR.root(x, degree), [2, 2, 5, 1])  # without tokens the ratio is 1
+
+
+def test_ess_is_at_most_one():
+    found = [float(ess_fraction(np.full(n, x))) for n in range(1, 60) for x in (0.1, -0.3, 1.7)]
+    assert max(found) <= 1
+
+
+def test_a_variance_is_never_negative():
+    """0.1 thrice: E||x||^2 - ||E x||^2 rounds below zero."""
+    x = np.array([0.1])
+    sums = Sums(np.array(3.0), 3 * x, np.array(3 * 0.1 * 0.1 * (1 - 1e-15)), np.array(3 * 0.1 * 0.1 * (1 - 1e-15)))
+    found = moments(sums, x, drawn=False)
+    assert found.variance_of_mean == found.variance_per_sample == 0
+
+
+def test_epsilon_is_added_to_the_spread():
+    x = np.array([[0.0, 2.0]])
+    assert whiten(x, np.full((1, 2), 0.5), 0.5).tolist() == [[-1 / 1.5, 1 / 1.5]]
+
+
+def test_equal_rewards_are_white_already():
+    x = np.full((2, 3), 0.1)
+    assert whiten(x, np.full((2, 3), 1 / 6), 0.0).tolist() == (x * 0).tolist()
+
+
+def test_padding_does_not_decide_what_is_flat():
+    x = np.array([[1e-3, -1e-3, 1e30]])
+    assert np.abs(whiten(x, np.array([[0.5, 0.5, 0.0]]), 0.0)[0, :2]).tolist() == [1, 1]
+    x[0, 2] = 0
+    assert np.abs(whiten(1e-20 * x, np.array([[0.5, 0.5, 0.0]]), 0.0)[0, :2]).tolist() == [1, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("baseline", ["shrinkage", "shrinkage_in_sample"])
+@pytest.mark.parametrize("normalizer", ["none", "whiten", "whiten_token"])
+def test_replications_of_a_batch_of_prompts_do_not_see_each_other(baseline: str, normalizer: str):
+    rng = np.random.default_rng(0)
+    reward, length = rng.normal(size=(3, 2, 4)), rng.integers(1, 5, size=(3, 2, 4)).astype(float)
+    estimator = Estimator(Weighting("none"), baseline, normalizer, 1e-3)
+
+    def coefficients(i: Any) -> np.ndarray:
+        return estimator.coefficients(Batch(reward=reward[i], log_ratio=reward[i] * 0, length=length[i], grouped=True))
+
+    for i in range(3):
+        assert_near(coefficients(slice(None))[i], coefficients(i))
+
+
+def test_a_large_replication_does_not_flatten_a_small_one():
+    x = np.array([[[1.0, -1.0]], [[1e30, -1e30]]])
+    assert whiten(x, np.full((2, 1, 2), 0.5), 0.0).tolist() == [[[1, -1]], [[1, -1]]]
+
+
+def test_pools_of_replications_do_not_see_each_other():
+    x = np.random.default_rng(1).normal(size=(2, 3, 2, 2))
+    batch = Batch(reward=np.zeros((2, 3, 2)), log_ratio=x, grouped=True)
+    assert pooled(x, batch).shape == (2, 12)
+    surrogate = SecondMomentMaskAnySign(0.0)  # only the smallest of each pool stays
+    assert (surrogate(batch, np.zeros((2, 3, 2))) != 0).sum(axis=(1, 2, 3)).tolist() == [1, 1]
+
+
+def test_what_is_real_in_a_pool():
+    x = np.array([[0.0, NAN], [1.0, 1.0], [2.0, 2.0]])
+    mask, measure = np.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), np.array([0.5, 0.5, 0.0])
+    given = {"reward": np.zeros(3), "log_ratio": x, "measure": measure, "unit": 0.5}
+    assert real(Batch(**given), x).tolist() == [[True, False], [True, True], [False, False]]
+    assert real(Batch(**given, token_mask=mask), x).tolist() == [[True, False], [True, False], [False, False]]
+
+
+def test_trace_covariance_of_replications():
+    rng = np.random.default_rng(2)
+    vector, measure = rng.normal(size=(3, 4, 2)), rng.dirichlet(np.ones(4), size=3)
+    want = [trace_covariance(v, m) for v, m in zip(vector, measure, strict=True)]
+    assert_near(trace_covariance(vector, measure), want)
+    x = vector[0] - measure[0] @ vector[0]
+    assert_near(want[0], measure[0] @ (x * x).sum(axis=1))
+
+
+def test_sums_of_those_present():
+    log_weight, present = np.array([[0.0, 5.0], [1.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])
+    some, all_there = weight_sums(log_weight, present), weight_sums(np.array([0.0, 1.0, 2.0]))
+    for a, b in zip(some, all_there, strict=True):
+        assert_near(a, b)
+    torch = pytest.importorskip("torch")
+    for a, b in zip(weight_sums(torch.tensor(log_weight), torch.tensor(present)), some, strict=True):
+        assert_near(a, b)
+
+
+def test_scores_of_masked_tokens_do_not_count():
+    scores = DenseScores(np.array([[[1.0], [7.0]]]), per_token=True).masked(np.array([[1.0, 0.0]]))
+    assert scores.combine(np.ones(1)).tolist() == [1]

@@ -1,0 +1,745 @@
+"""Every gate against autograd: the coefficient times the score is the gradient of the published objective.
+
+The objectives below are written from their papers or released code, in torch, with the ratios inside the graph wherever
+the source differentiates through them. Nothing is shared with the kernel. An objective is per trajectory, (g, n), and
+the estimate is the mean over a prompt's responses.
+"""
+
+import inspect
+import math
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.kit.rivals import draw
+from tests.kit.statistical import assert_near, near
+from vcposim import second_moment, surrogates
+from vcposim.batch import Batch
+from vcposim.catalogue import CATALOGUE
+from vcposim.errors import InputError
+from vcposim.estimators import Estimator
+from vcposim.pooled import BalancedClip, CovariancePenalty, EssCap, LengthPower, SuccessRate
+from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
+from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign, cap_of_mean
+from vcposim.surrogates import (
+    Clip,
+    DivergenceDamping,
+    DivergenceMask,
+    GammaShape,
+    GaussianTrust,
+    NegativeSequenceMask,
+    ProbabilityBand,
+    Product,
+    QuadraticPull,
+    Reject,
+    SigmoidGate,
+    TaperNegatives,
+)
+from vcposim.weights import Weighting
+
+torch = pytest.importorskip("torch")
+
+
+def clipped(r, a, low, high):
+    return torch.minimum(r * a, torch.clamp(r, 1 - low, 1 + high) * a)
+
+
+def token_sum(d, x):
+    return (d.mask * x).sum(-1)
+
+
+def ppo(d, low=0.2, high=0.2):
+    return token_sum(d, clipped(torch.exp(d.log_pi - d.log_mu), d.a, low, high))
+
+
+def dual_clip(d):
+    inner = clipped(torch.exp(d.log_pi - d.log_mu), d.a, 0.2, 0.2)
+    return token_sum(d, torch.where(d.a < 0, torch.maximum(inner, 3.0 * d.a), inner))
+
+
+def geometric(d):
+    return torch.exp(token_sum(d, d.log_pi - d.log_mu) / d.length)
+
+
+def gspo(d):
+    return clipped(geometric(d), d.a[..., 0], 3e-4, 4e-4)
+
+
+def gmpo(d):
+    sign = torch.sign(d.a)
+    x = d.log_pi - d.log_mu
+    x = sign * torch.minimum(sign * x, sign * torch.clamp(x, -0.4, 0.4))
+    return d.a[..., 0] * torch.exp(token_sum(d, x) / d.length)
+
+
+def decoupled(d):
+    return token_sum(d, torch.exp(d.log_anchor - d.log_mu) * clipped(torch.exp(d.log_pi - d.log_anchor), d.a, 0.2, 0.2))
+
+
+def harmful_tokens(d):
+    x = (d.log_pi - d.log_mu).detach()
+    moved = ((d.a > 0) & (x > 0)) | ((d.a < 0) & (x < 0))
+    return x, moved & (d.mask > 0)
+
+
+def m2po(d, any_sign=False):
+    """Algorithm 1, as a loop: drop the largest until the mean fits."""
+    x, counted = harmful_tokens(d)
+    if any_sign:
+        counted = d.mask > 0
+    square, kept = x**2, counted.clone()
+    while kept.any() and square[kept].mean() > 0.04:
+        if any_sign and kept.sum() == 1:
+            break
+        kept.view(-1)[torch.where(kept, square, -1).argmax()] = False
+    mask = kept | ~counted
+    return token_sum(d, mask * torch.exp(d.log_pi - d.log_mu) * d.a)
+
+
+def m2po_clip(d):
+    """The cap by bisection, then PPO's clip."""
+    x, counted = harmful_tokens(d)
+    square = x[counted] ** 2
+    low, high = 0.0, 100.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if torch.clamp(square, max=middle).mean() < 0.04 else (low, middle)
+    cap = math.sqrt(low)
+    return ppo(d, 1 - math.exp(-cap), math.exp(cap) - 1)
+
+
+def sequence(d):
+    return token_sum(d, d.log_pi - d.log_mu)
+
+
+def log_likelihood(d):
+    return token_sum(d, d.log_pi)
+
+
+def topr(d, ratio, a):
+    weight = torch.clamp(ratio.detach(), 0, 1)
+    return torch.where(a >= 0, a * log_likelihood(d), weight * a * log_likelihood(d))
+
+
+def detached(weight):
+    return lambda d: token_sum(d, weight(torch.exp(d.log_pi - d.log_mu)).detach() * d.a * d.log_pi)
+
+
+def vespo(positive, negative):
+    def objective(d):
+        w, a = torch.exp(sequence(d)).detach(), d.a[..., 0]
+        phi = [w**k * torch.exp(rate * (1 - w)) for k, rate in (positive, negative)]
+        return torch.where(a >= 0, phi[0], phi[1]) * a * log_likelihood(d)
+
+    return objective
+
+
+def dppo(kind, low, high):
+    def objective(d):
+        log_from = d.log_anchor if kind == "anchor" else d.log_mu
+        p, q = torch.exp(d.log_pi), torch.exp(log_from)
+        if kind == "tv":
+            valid = torch.where(d.a > 0, p - q <= high, p - q >= -low)
+        elif kind == "symmetric":
+            valid = (p - q <= high) & (p - q >= -low)
+        else:
+            kl = q * (log_from - d.log_pi) + (1 - q) * torch.log((1 - q + 1e-8) / (1 - p + 1e-8))
+            valid = torch.where(d.a > 0, (kl <= high) | (p <= q), (kl <= low) | (p >= q))
+        ratio = torch.clamp(torch.exp(d.log_pi - d.log_mu), max=20.0).detach()
+        return token_sum(d, d.a * ratio * d.log_pi * valid.detach())
+
+    return objective
+
+
+def gipo(d):
+    r = torch.exp(d.log_pi - d.log_mu)
+    return token_sum(d, torch.exp(-0.5 * torch.log(r) ** 2).detach() * r * d.a)
+
+
+def negative_mask(d):
+    drift = token_sum(d, d.log_mu - d.log_pi) / d.length
+    return (~((d.a[..., 0] < 0) & (drift > 1e-4))).double().detach()
+
+
+def rejected(ratio, low, high):
+    return ((ratio >= low) & (ratio <= high)).double().detach()
+
+
+def tba(d, beta=0.01):
+    """Minus the VarGrad loss (log Z + log pi - log ref - R / beta)^2, log Z the detached mean, times beta / 2."""
+    residual = token_sum(d, d.log_pi - d.log_reference) - d.reward / beta
+    log_z = -residual.mean(-1, keepdim=True).detach()
+    return -beta / 2 * (log_z + residual) ** 2
+
+
+def ratio(d):
+    return torch.exp(d.log_pi - d.log_mu)
+
+
+def sapo(d):
+    tau = 1 + 0.05 * (d.a < 0).double()
+    return token_sum(d, torch.sigmoid(tau * (ratio(d) - 1)) * 4 / tau * d.a)
+
+
+def drpo(d):
+    mu = torch.exp(d.log_mu)
+    return token_sum(d, ratio(d) * d.a - d.a.abs() * mu * (ratio(d) - 1) ** 2 / (2 * 12.5))
+
+
+def prime_rl_ipo(d):
+    kept = ((torch.exp(d.log_pi) - torch.exp(d.log_mu)).abs() <= 0.1).detach()
+    return token_sum(d, kept * d.a * ratio(d) - 1e-3 * (d.log_pi - d.log_mu) ** 2)
+
+
+def prefix_ratio(d):
+    """The released decomposition: the prefix detached, the token's own log-probability not."""
+    total = torch.cumsum(torch.where(d.mask > 0, d.log_pi - d.log_mu, 0.0), -1).detach()
+    return torch.exp(total + d.log_pi - d.log_pi.detach()), torch.sqrt(torch.cumsum(d.mask, -1).clamp(min=1))
+
+
+def ctpo(d, dual=None):
+    r, width = prefix_ratio(d)
+    kept = torch.minimum(r * d.a, torch.clamp(r, torch.exp(-0.025 * width), torch.exp(0.05 * width)) * d.a)
+    if dual is not None:
+        kept = torch.where(d.a < 0, torch.maximum(kept, torch.exp(dual * width) * d.a), kept)
+    return token_sum(d, kept)
+
+
+def cppo(d):
+    """Algorithm 1 as a loop over the tokens of each response."""
+    r, kept = ratio(d).detach(), torch.zeros_like(d.a)
+    pi, mu = torch.exp(d.log_pi).detach(), torch.exp(d.log_mu)
+    for i in np.ndindex(*d.reward.shape):
+        total, spent, weights = int(d.length[i]), 0.0, 0.0
+        for t in range(total):
+            w = 1.0 if total == 1 else 1 - 0.2 / (total - 1) * t
+            z = w * float((pi[i][t] - mu[i][t]).abs())
+            limit = min(0.15, 0.15 + 0.015 * weights - spent)
+            kept[i][t] = float(float(d.a[i][t]) * (float(r[i][t]) - 1) <= 0 or z <= limit)
+            spent, weights = spent + z, weights + w
+    return token_sum(d, kept * ratio(d) * d.a)
+
+
+def kpo(d):
+    state, gain, columns = torch.zeros_like(d.reward), 0.0, []
+    x = torch.where(d.mask > 0, d.log_pi - d.log_mu, 0.0).detach()
+    for t in range(x.shape[-1]):
+        prior = gain + 1e-6
+        gain = prior / (prior + 1)
+        state = state + gain * (x[..., t] - state)
+        columns.append(state)
+    r = torch.exp(torch.stack(columns, -1) + d.log_pi - d.log_pi.detach())
+    return token_sum(d, clipped(r, d.a, 3e-4, 4e-4))
+
+
+def max_k3(d):
+    x = (d.log_pi - d.log_mu).detach()
+    worst = torch.where(d.mask > 0, torch.exp(x) - 1 - x, 0.0).max(-1).values
+    return (worst <= 0.1).double() * d.a[..., 0] * log_likelihood(d)
+
+
+def p3o(d, anchored=False):
+    real = d.mask > 0
+
+    def ess(x):
+        w = torch.exp(x[real]).detach()
+        return w.sum() ** 2 / (w.numel() * (w**2).sum())
+
+    cap = ess(d.log_pi - d.log_mu)
+    if not anchored:
+        x = d.log_pi - d.log_mu
+        pull = (1 - cap) * (x + torch.exp(-x) - 1)
+    else:
+        away, away_anchor = 1 - cap, 1 - ess(d.log_pi - d.log_anchor)
+        q = (away * torch.exp(d.log_mu) + away_anchor * torch.exp(d.log_anchor)) / (away + away_anchor)
+        cap = torch.minimum(cap, 1 - away_anchor)
+        x = d.log_pi - torch.log(q)
+        pull = (1 - cap) * (x + torch.exp(-x) - 1)
+    return token_sum(d, torch.minimum(ratio(d), cap).detach() * d.a * d.log_pi - pull)
+
+
+def bapo(d):
+    """The released search for the bounds, one step at a time."""
+    r, real = ratio(d).detach(), d.mask > 0
+    low, high = 0.6, 1.2
+
+    def short():
+        positive = (torch.clamp(r, max=high) * d.a)[real & (d.a >= 0)].sum()
+        negative = -(torch.clamp(r, min=low) * d.a)[real & (d.a < 0)].sum()
+        return bool(negative > 0 and positive / (negative + 1e-8) < 1.0)
+
+    while short() and low < 0.8 - 1e-12:
+        low = min(low + 0.05, 0.8)
+    while short() and high < 2.0 - 1e-12:
+        high = min(high + 0.05, 2.0)
+    r = ratio(d)
+    inner = torch.minimum(r * d.a, torch.clamp(r, low, high) * d.a)
+    return token_sum(d, torch.where(d.a < 0, torch.maximum(inner, 3.0 * d.a), inner))
+
+
+def kl_cov(d):
+    real, r = d.mask > 0, ratio(d)
+    a, log_pi = d.a[real], d.log_pi.detach()[real]
+    covariance = torch.full_like(d.a, -math.inf)
+    covariance[real] = (a - a.mean()) * (log_pi - log_pi.mean())
+    top = torch.zeros(d.a.numel(), dtype=torch.bool)
+    top[torch.topk(covariance.reshape(-1), max(1, int(len(a) * 2e-4))).indices] = True
+    return token_sum(d, r * d.a - 0.1 * top.double().reshape(d.a.shape) * (d.log_pi - d.log_mu).abs())
+
+
+def delta_l(d):
+    return d.a[..., 0] / d.length / (1 / d.length).mean() * log_likelihood(d)
+
+
+def maxrl(d):
+    mean, valid = d.reward.mean(-1, keepdim=True), (d.reward >= 0).all(-1, keepdim=True)
+    return torch.where(valid, d.a[..., 0] / (mean + 1e-6), 0.0) * log_likelihood(d)
+
+
+OBJECTIVES = {
+    "sapo": sapo,
+    "luspo": lambda d: d.length * clipped(geometric(d), d.a[..., 0], 2e-3, 2.5e-3),
+    "drpo": drpo,
+    "prime_rl_ipo": prime_rl_ipo,
+    "kimi_k15": lambda d: d.a[..., 0] * log_likelihood(d) - 0.05 * sequence(d) ** 2,
+    "kimi_k15_token": lambda d: token_sum(d, d.a * d.log_pi - 0.05 * (d.log_pi - d.log_mu) ** 2),
+    "ctpo": ctpo,
+    "ctpo_released": lambda d: ctpo(d, 0.05),
+    "prefix_is": lambda d: token_sum(d, prefix_ratio(d)[0] * d.reward[..., None]),
+    "cppo": cppo,
+    "kpo": kpo,
+    "max_k3_mask": max_k3,
+    "delta_l": delta_l,
+    "maxrl": maxrl,
+    "p3o": p3o,
+    "p3o_released": p3o,
+    "p4o": lambda d: p3o(d, anchored=True),
+    "bapo": bapo,
+    "kl_cov": kl_cov,
+    "ppo_clip": ppo,
+    "clip_higher": lambda d: ppo(d, 0.2, 0.28),
+    "dual_clip": dual_clip,
+    "decoupled_ppo": decoupled,
+    "gspo": gspo,
+    "gmpo": gmpo,
+    "m2po": m2po,
+    "m2po_any_sign": lambda d: m2po(d, any_sign=True),
+    "m2po_clip": m2po_clip,
+    "cispo": detached(lambda r: torch.clamp(r, max=1.2)),
+    "cispo_two_sided": detached(lambda r: torch.clamp(r, 0.8, 1.2)),
+    "aipo": detached(lambda r: torch.clamp(r, max=4.0)),
+    "token_tis": detached(lambda r: torch.clamp(r, max=2.0)),
+    "token_mis": detached(lambda r: r * (r <= 2)),
+    "icepop": detached(lambda r: r * (r >= 0.5) * (r <= 5)),
+    "token_rejection": detached(lambda r: 1.0 * (r >= 0.5) * (r <= 2)),
+    "sequence_tis": lambda d: torch.clamp(torch.exp(sequence(d)), max=8).detach() * d.a[..., 0] * log_likelihood(d),
+    "sequence_tis_of_tokens": lambda d: (
+        torch.where(d.mask > 0, torch.clamp(torch.exp(d.log_pi - d.log_mu), max=1), 1).prod(-1).detach()
+        * d.a[..., 0]
+        * log_likelihood(d)
+    ),
+    "sequence_mis": lambda d: torch.exp(sequence(d)) * rejected(torch.exp(sequence(d)), 0, 8) * d.a[..., 0],
+    "sequence_is": lambda d: torch.exp(sequence(d)) * d.reward,
+    "sequence_rejection": lambda d: rejected(torch.exp(sequence(d)), 1 / 8, 8) * d.a[..., 0] * log_likelihood(d),
+    "geometric_mis": lambda d: rejected(geometric(d), 0.999, 1.001) * d.a[..., 0] * log_likelihood(d),
+    "topr": lambda d: topr(d, torch.exp(sequence(d)), d.reward),
+    "topr_centered": lambda d: topr(d, geometric(d), d.a[..., 0]),
+    "negative_advantage_mask": lambda d: negative_mask(d) * d.a[..., 0] * log_likelihood(d),
+    "ppo_negative_advantage_mask": lambda d: negative_mask(d) * ppo(d),
+    "dppo_binary_tv": dppo("tv", 0.15, 0.15),
+    "dppo_binary_kl": dppo("kl", 0.05, 0.05),
+    "dppo_binary_kl_anchor": dppo("anchor", 0.05, 0.05),
+    "dppo_symmetric_tv": dppo("symmetric", 0.2, 0.2),
+    "gipo": gipo,
+    "vespo": vespo((2, 3), (3, 2)),
+    "vespo_docstring": vespo((2, 1.5), (4, 2.5)),
+    "asymre": lambda d: (d.a[..., 0] + 0.1) * log_likelihood(d),
+    "tba": tba,
+}
+
+LAG = {"geometric_mis": 0.002}
+"""spread of logits at which both sides of a gate occur; 1 otherwise"""
+
+SEEDS = (0, 1, 2)
+
+
+def published_gradient(objective, sample, grouped):
+    """d/d theta of the mean objective, by autograd, prompt by prompt unless the pool is the batch: (g, p)."""
+    names = ("feature", "mask", "reward", "behavior", "anchor", "reference")
+    tensor = {name: torch.tensor(getattr(sample, name)) for name in names}
+    theta = torch.tensor(sample.theta, requires_grad=True)
+    log_pi = torch.log_softmax(tensor["feature"] @ theta, -1)
+    log_pi = torch.gather(log_pi, -1, torch.tensor(sample.token)[..., None])[..., 0]
+    reward, mask = tensor["reward"], tensor["mask"]
+    fields = {
+        "log_pi": log_pi,
+        "log_mu": tensor["behavior"],
+        "log_anchor": tensor["anchor"],
+        "log_reference": tensor["reference"],
+        "reward": reward,
+        "mask": mask,
+        "length": mask.sum(-1),
+        "a": (reward - reward.mean(-1, keepdim=True))[..., None].expand(mask.shape),
+    }
+    pools = [slice(None)] if grouped else [slice(g, g + 1) for g in range(len(reward))]
+    value = torch.cat([objective(SimpleNamespace(**{k: v[pool] for k, v in fields.items()})) for pool in pools])
+    rows = [torch.autograd.grad(row.mean(), theta, retain_graph=True)[0] for row in value]
+    return torch.stack(rows).numpy()
+
+
+def estimate(estimator, batch):
+    """sum_i measure_i c_i s_i by the kernel: (g, p)."""
+    c = estimator.coefficients(batch)
+    measure = batch.measure if c.ndim == batch.reward.ndim else batch.measure[..., None]
+    return batch.scored().combine(c * measure)
+
+
+def difference(estimator, objective, seed, lag=1.0, grouped=False):
+    sample = draw(seed, lag)
+    return np.abs(
+        estimate(estimator, sample.batch(grouped=grouped)) - published_gradient(objective, sample, grouped)
+    ).max()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_coefficient_times_score_is_the_gradient_of_the_published_objective(name, grouped):
+    for seed in SEEDS:
+        assert difference(CATALOGUE[name].estimator, OBJECTIVES[name], seed, LAG.get(name, 1.0), grouped) < 1e-10
+
+
+def test_every_surrogate_of_the_catalogue_has_a_published_objective_here():
+    assert {name for name, e in CATALOGUE.items() if e.estimator.surrogate is not None} <= set(OBJECTIVES)
+
+
+WITH_A_GATE = sorted(
+    name
+    for name in OBJECTIVES
+    if name.startswith(("ppo", "clip_", "dual", "decoupled", "gspo", "gmpo", "m2po", "dppo", "negative", "icepop"))
+    or name in ("luspo", "ctpo", "ctpo_released", "cppo", "max_k3_mask", "bapo")
+    or name.endswith(("rejection", "_mis"))
+)
+
+
+@pytest.mark.parametrize("name", WITH_A_GATE)
+def test_the_batches_of_this_file_lie_on_both_sides_of_every_gate(name):
+    open_gate = closed_gate = 0
+    for seed in SEEDS:
+        sample = draw(seed, LAG.get(name, 1.0))
+        c = CATALOGUE[name].estimator.coefficients(sample.batch(grouped=False))
+        c = (c if c.ndim == 3 else c[..., None] * np.ones(sample.mask.shape))[sample.mask > 0]
+        open_gate, closed_gate = open_gate + (c != 0).sum(), closed_gate + (c == 0).sum()
+    assert open_gate >= 5
+    assert closed_gate >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"),
+    [
+        ("ppo_clip", Weighting("importance", "token")),
+        ("ppo_clip", Weighting("mask", "token", cap=1.2, floor=0.8)),
+        ("ppo_clip", Clip(0.2, 0.28)),
+        ("clip_higher", Clip(0.28, 0.2)),
+        ("dual_clip", Clip()),
+        ("gspo", Clip(3e-4, 4e-4, level="sequence")),
+        ("gspo", Weighting("importance", "geometric")),
+        ("gmpo", Clip(1 - math.exp(-0.4), math.exp(0.4) - 1, level="geometric")),
+        ("decoupled_ppo", Clip()),
+        ("m2po", SecondMomentMaskAnySign()),
+        ("m2po", SecondMomentClip()),
+        ("m2po", SecondMomentMask(0.05)),
+        ("m2po_any_sign", SecondMomentMask()),
+        ("m2po_clip", SecondMomentMask()),
+        ("cispo", Weighting("mask", "token", cap=1.2)),
+        ("cispo", Weighting("clip", "token", cap=1.2, floor=0.8)),
+        ("topr_centered", TaperNegatives()),
+        ("negative_advantage_mask", Reject(math.inf, math.exp(-1e-4), "geometric")),
+        ("ppo_negative_advantage_mask", NegativeSequenceMask()),
+        ("dppo_binary_tv", DivergenceMask("symmetric_tv")),
+        ("dppo_binary_kl", DivergenceMask("binary_tv")),
+        ("dppo_binary_kl_anchor", DivergenceMask("binary_kl", 0.05, 0.05)),
+        ("gipo", GaussianTrust(0.9)),
+        ("vespo", GammaShape((3.0, 2.0), (2.0, 3.0))),
+        ("sequence_tis_of_tokens", Weighting("truncate", cap=1.0)),
+        ("sapo", SigmoidGate(1.05, 1.0)),
+        ("luspo", Clip(2e-3, 2.5e-3, level="geometric")),
+        ("luspo", Clip(2e-3, 2.5e-3, level="sequence")),
+        ("drpo", Weighting("importance", "token")),
+        ("prime_rl_ipo", DivergenceMask("symmetric_tv", 0.1, 0.1, cap=1e9)),
+        ("prime_rl_ipo", ProbabilityBand(pull=1e-3)),
+        ("kimi_k15", QuadraticPull(level="token")),
+        ("kimi_k15", QuadraticPull(0.05)),
+        ("ctpo", Clip(0.025, 0.05)),
+        ("ctpo", PrefixClip(0.05, 0.025)),
+        ("ctpo_released", PrefixClip(0.025, 0.05)),
+        ("prefix_is", Weighting("importance", "token")),
+        ("max_k3_mask", LargestK3(0.2)),
+        ("delta_l", LengthPower(0.75)),
+        ("p3o", EssCap(anchored=True)),
+        ("p4o", EssCap()),
+        ("kl_cov", CovariancePenalty(beta=0.2)),
+        ("kl_cov", CovariancePenalty(share=0.2)),
+        ("bapo", BalancedClip(target=0.5)),
+        ("bapo", Clip(0.4, 0.2, dual=3.0)),
+    ],
+)
+def test_that_check_rejects_a_wrong_gate(name, mutant):
+    surrogate = None if isinstance(mutant, Weighting) else mutant
+    weighting = mutant if surrogate is None else Weighting("none")
+    wrong = Estimator(weighting, "group_mean", surrogate=surrogate)
+    assert max(difference(wrong, OBJECTIVES[name], seed) for seed in SEEDS) > 1e-3
+
+
+def test_the_length_in_gspo_is_part_of_its_gradient():
+    """verl writes GSPO per token, s_it = sg(s_i) pi_t / sg(pi_t), averaged over the response: the same coefficient."""
+
+    def per_token(d):
+        s = geometric(d).detach()[..., None] * torch.exp(d.log_pi - d.log_pi.detach())
+        return token_sum(d, clipped(s, d.a, 3e-4, 4e-4)) / d.length
+
+    assert difference(CATALOGUE["gspo"].estimator, per_token, seed=3) < 1e-10
+
+
+def test_a_sigmoid_gate_amplifies_before_it_damps():
+    """r sech^2((r - 1) / 2) passes 1 again at r = 3.466 and peaks at 1.575: no trust region below that."""
+    r = np.linspace(0.5, 8, 75_001)
+    gate = SigmoidGate()(Batch(reward=np.ones(1), log_ratio=np.log(r)[None]), np.ones(1))[0]
+    # to the digits of the paper
+    assert abs(r[gate.argmax()] - 2.060) < 1e-3
+    assert abs(gate.max() - 1.575) < 1e-3
+    assert abs(r[(gate > 1) & (r > 1)].max() - 3.466) < 1e-3
+
+
+def test_divergence_damping_is_its_sign_form_and_never_corrects_at_its_released_setting():
+    sample = draw(4, lag=2.0)
+    batch = sample.batch(padding=0.0)
+    a = (batch.reward - batch.reward.mean(-1, keepdims=True))[..., None]
+    r, pi = np.exp(batch.log_ratio), np.exp(batch.log_prob)
+    want = r * a * (1 - np.sign(a * (r - 1)) * np.abs(pi - pi / r) / 12.5)
+    got = CATALOGUE["drpo"].estimator.coefficients(batch)
+    real = sample.mask > 0
+    assert_near(got[real], want[real])
+    assert np.all((got * a)[real] >= 0)  # the step never turns around
+    assert np.any(
+        (Estimator(Weighting("none"), "group_mean", surrogate=DivergenceDamping(0.1)).coefficients(batch) * a)[real] < 0
+    )
+
+
+def test_a_prefix_budget_without_budget_is_the_divergence_mask():
+    sample = draw(5)
+    batch = sample.batch(grouped=False)
+    a = batch.reward - batch.reward.mean(-1, keepdims=True)
+    free = PrefixBudget(0.15, 1e9, 1.0)(batch, a)
+    mask = DivergenceMask("binary_tv", 0.15, 0.15, cap=1e9)(batch, a)
+    real = sample.mask > 0
+    assert_near(free[real], mask[real])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("n", [2, 4])
+def test_success_rates_follow_a_truncated_likelihood(p, n):
+    """Over all 2^n groups of successes: the mean is [1 - (1-p)^(n-1)] / p times the gradient of p."""
+    draws = np.array(list(np.ndindex(*[2] * n)), dtype=float)
+    batch = Batch(reward=draws, log_ratio=draws * 0)
+    c = Estimator(Weighting("none"), "group_mean", surrogate=SuccessRate(0.0)).coefficients(batch)
+    mass = np.prod(np.where(draws > 0, p, 1 - p), axis=-1)
+    score = draws - p  # of a success's log-odds
+    mean = (mass * (c * score).mean(-1)).sum()
+    assert mean == near((1 - (1 - p) ** (n - 1)) / p * p * (1 - p))
+
+
+def test_a_cap_by_ess_fails_closed_and_as_released_open():
+    a = np.array([0.5, -0.5])
+
+    def asked(surrogate, largest):
+        batch = Batch(reward=np.array([1.0, 0.0]), log_ratio=np.array([[0.1, -0.2], [largest, 0.3]]))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return surrogate(batch, a), surrogate.penalty(batch, a)
+
+    # beyond the range of exp: one of four tokens has all the weight, and logarithms know it
+    factor, penalty = asked(EssCap(), 800.0)
+    assert factor.max() == 0.25
+    assert penalty[1, 0] == -0.75
+    for broken in (math.inf, math.nan):
+        factor, penalty = asked(EssCap(), broken)
+        assert np.all(factor[0] == 0)
+        assert np.abs(penalty[0]).max() > 0.05
+    for broken in (800.0, math.inf):  # as released: no cap below 1 and no pull at all, on every token
+        factor, penalty = asked(EssCap(fails_open=True), broken)
+        assert np.all(factor == [[1, np.exp(-0.2)], [1, 1]])
+        assert np.all(penalty == 0)
+
+
+def test_prefix_bounds_widen_with_the_root_of_the_position():
+    """Each token adds 0.04: log R_t is 0.04 t against 0.05 sqrt t, so the gate closes from the second token on."""
+    batch = Batch(reward=np.ones(2), log_ratio=np.array([[0.04] * 4, [-0.02] * 4]))
+    up, down = PrefixClip(0.025, 0.05)(batch, np.array([1.0, -1.0]))
+    np.testing.assert_array_equal(up > 0, [True, False, False, False])
+    np.testing.assert_array_equal(down > 0, [True, False, False, False])  # -0.02 t against -0.025 sqrt t
+    dual = PrefixClip(0.025, 0.05, dual=0.05)(batch, np.array([-1.0, -1.0]))
+    np.testing.assert_array_equal(dual[0] > 0, up > 0)
+    everything = PrefixClip()(batch, np.array([1.0, -1.0]))
+    assert_near(everything[0], np.exp(0.04 * np.arange(1, 5)))
+
+
+def test_a_prefix_budget_by_hand():
+    """pi = 0.5 and mu = 0.4, 0.42, 0.38, 0.4; w = 1, 0.9, 0.8, 0.7; delta 0.15, budget 0.01 a unit of weight.
+
+    Z = 0.1, 0.072, 0.096, 0.07 against 0.15, 0.15 + 0.01 - 0.1 = 0.06, 0.15 + 0.019 - 0.172 < 0, less still.
+    """
+    mu = np.array([0.4, 0.42, 0.38, 0.4])
+    x = np.log(0.5 / mu)
+    batch = Batch(reward=np.ones(2), log_ratio=np.array([x, x]), log_prob=np.log(np.full((2, 4), 0.5)))
+    up, down = PrefixBudget(0.15, 0.01, 0.7)(batch, np.array([1.0, -1.0]))
+    assert_near(up, [0.5 / 0.4, 0, 0, 0])
+    assert_near(down, 0.5 / mu)  # moving back towards mu is never masked
+    wide = PrefixBudget(0.15, 0.05, 0.7)(batch, np.array([1.0, -1.0]))[0]  # 0.15 + 0.05 - 0.1 = 0.1 >= 0.072
+    np.testing.assert_array_equal(wide > 0, [True, True, False, False])
+
+
+def test_success_rates_refuse_what_is_no_success():
+    rewards = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 1.0]])
+    factor = SuccessRate(0.0)(Batch(reward=rewards, log_ratio=rewards * 0), rewards)
+    np.testing.assert_array_equal(factor, [[3, 3, 3], [0, 0, 0], [0, 0, 0]])
+
+
+def test_prefix_ratios_are_unbiased_for_one_token_and_not_for_the_reward_of_two():
+    """The kit's strings, exactly: token t is weighted for its prefix, what follows it comes from the sampler."""
+    from vcposim.testing.strategies import NUMPY, strings_of
+
+    target, behavior = (
+        [["1/2", "1/2"], ["1/3", "2/3"], ["1/5", "4/5"]],
+        [["1/4", "3/4"], ["2/3", "1/3"], ["1/2", "1/2"]],
+    )
+    for reward, unbiased in (([1, 1, 0, 0], True), ([0, 1, 0, 0], False)):  # decided by the first token, or not
+        problem = strings_of(target=target, behavior=behavior, reward=reward, stops=False)
+        batch, mass = problem.all_batches(1, NUMPY)
+        c = CATALOGUE["prefix_is"].estimator.coefficients(batch)
+        mean = (c[..., None] * batch.scored().score * mass.astype(float)[:, None, None, None]).sum((0, 1, 2))
+        first = (mean - problem.gradient.astype(float))[:2]  # the parameters of the first token
+        assert (np.abs(first).max() < 1e-12) == unbiased
+
+
+@pytest.mark.parametrize("surrogate", [EssCap(), QuadraticPull(), ProbabilityBand()], ids=repr)
+def test_a_penalty_survives_an_advantage_of_zero_and_no_product_drops_it(surrogate):
+    batch = draw(0).batch(reward=np.zeros((3, 6)), padding=0.0)
+    c = Estimator(Weighting("none"), "group_mean", surrogate=surrogate).coefficients(batch)
+    assert np.abs(c).max() > 1e-4
+    with pytest.raises(InputError, match="adds a penalty, and a product has none"):
+        Product((Clip(), surrogate))
+
+
+def test_dropping_by_second_moment_on_a_case_done_by_hand():
+    # squares 0.01, 0.04, 0.25 for A > 0: mean 0.1; without the largest 0.025 <= 0.04. The fourth is not harmful.
+    batch = Batch(reward=np.array([1.0]), log_ratio=np.array([[0.1, 0.2, 0.5, -3.0]]))
+    success, failure = np.array([1.0]), np.array([-1.0])
+    assert_near(SecondMomentMask()(batch, success), np.exp([[0.1, 0.2, -np.inf, -3.0]]), scale=0)
+    # any sign: 9 goes, then 0.25
+    assert_near(SecondMomentMaskAnySign()(batch, success), np.exp([[0.1, 0.2, -np.inf, -np.inf]]), scale=0)
+    # A < 0 makes only the fourth harmful, and alone it exceeds the budget
+    assert_near(SecondMomentMask()(batch, failure), np.exp([[0.1, 0.2, 0.5, -np.inf]]), scale=0)
+
+
+def test_masking_any_sign_never_drops_the_closest_token():
+    batch = Batch(reward=np.array([1.0]), log_ratio=np.array([[2.0, -1.0]]))
+    assert_near(SecondMomentMaskAnySign()(batch, np.array([1.0])), [[0.0, np.exp(-1.0)]], scale=0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cap_solves_its_equation(seed):
+    rng = np.random.default_rng(seed)
+    x, counted = rng.exponential(size=(4, 9)), rng.random((4, 9)) < 0.7
+    counted[0] = False
+    cap = cap_of_mean(x, counted, 0.3)
+    for row, (limit,), chosen in zip(x, cap, counted, strict=True):
+        if not chosen.any():
+            assert limit == -math.inf  # nothing counts, nothing is compared with it
+        elif row[chosen].mean() <= 0.3:
+            assert limit >= row[chosen].max()
+        else:
+            assert np.minimum(row[chosen], limit).mean() == near(0.3)
+
+
+def test_a_pool_is_a_group_or_the_whole_batch():
+    # the first prompt is within budget by itself, the second far out; in one pool the same token of prompt 1 stays
+    x = np.array([[[0.1, 0.2]], [[0.1, 0.9]]])
+    advantage = np.array([[1.0], [1.0]])
+    alone = SecondMomentMask(0.021)(Batch(reward=advantage, log_ratio=x), advantage)
+    together = SecondMomentMask(0.021)(Batch(reward=advantage, log_ratio=x, grouped=True), advantage)
+    assert_near(alone != 0, [[[True, False]], [[True, False]]], scale=0)
+    assert_near(together != 0, [[[True, True]], [[True, False]]], scale=0)
+
+
+EXACT = (
+    Clip(),
+    Clip(dual=3.0),
+    Clip(level="sequence"),
+    TaperNegatives(),
+    Reject(2.0, 0.5),
+    Reject(2.0, 0.5, "token"),
+    Product((Clip(), Reject(2.0))),
+)
+
+
+@pytest.mark.parametrize("surrogate", EXACT, ids=repr)
+def test_comparisons_run_on_exact_rationals(surrogate):
+    rng = np.random.default_rng(0)
+    ratio = np.array([[Fraction(int(k), 7) for k in row] for row in rng.integers(1, 40, size=(5, 3))])
+    reward = np.array([Fraction(int(k)) for k in rng.integers(-3, 4, size=5)])
+    exact = Estimator(Weighting("none"), "group_mean", surrogate=surrogate).coefficients(
+        Batch(reward=reward, ratio=ratio)
+    )
+    floats = Estimator(Weighting("none"), "group_mean", surrogate=surrogate).coefficients(
+        Batch(reward=reward.astype(float), log_ratio=np.log(ratio.astype(float)))
+    )
+    assert all(isinstance(x, Fraction | int) for x in exact.reshape(-1))
+    assert_near(exact.astype(float), floats)
+
+
+def test_the_kernel_imports_no_array_library_here():
+    for module in (surrogates, second_moment):
+        source = inspect.getsource(module)
+        assert not any(f"import {library}" in source for library in ("numpy", "torch", "scipy"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Clip(level="tokens"), "level: unknown name 'tokens'; did you mean 'token'"),
+        (lambda: Clip(low=-0.1), "low: -0.1 is not"),
+        (lambda: Clip(high=float("nan")), "high: nan is not"),
+        (lambda: Clip(dual=0.5), "dual: 0.5 is not above 1"),
+        (lambda: SecondMomentMask(-1), "budget: -1 is not"),
+        (lambda: GaussianTrust(0.0), "sigma: 0.0 is not"),
+        (lambda: GammaShape((0.0, 1.0)), "positive: .* is not a pair"),
+        (lambda: DivergenceMask("tv"), "divergence: unknown name 'tv'"),
+        (lambda: TaperNegatives(level="tree"), "level: unknown name 'tree'"),
+        (lambda: Reject(-1.0), "cap: -1.0 is not"),
+        (lambda: Clip(times_length=True), "times_length: level 'token' has no 1/L to cancel"),
+        (lambda: SigmoidGate(-1.0), "positive: -1.0 is not"),
+        (lambda: DivergenceDamping(0.0), "epsilon: 0.0 is not"),
+        (lambda: ProbabilityBand(pull=-1.0), "pull: -1.0 is not"),
+        (lambda: QuadraticPull(level="geometric"), "level: unknown name 'geometric'"),
+        (lambda: PrefixClip(power=float("nan")), "power: nan is not"),
+        (lambda: PrefixBudget(delta=-0.1), "delta: -0.1 is not"),
+        (lambda: KalmanClip(noise=-1.0), "noise: -1.0 is not"),
+        (lambda: LargestK3(-1.0), "limit: -1.0 is not"),
+        (lambda: BalancedClip(low=(0.8, 0.6)), "low: .* is not a rising pair"),
+        (lambda: BalancedClip(step=0.0), "step: 0.0 is not"),
+        (lambda: CovariancePenalty(share=-1.0), "share: -1.0 is not"),
+        (lambda: LengthPower(-1.0), "alpha: -1.0 is not"),
+        (lambda: SuccessRate(-1.0), "epsilon: -1.0 is not"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(make, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_formulas_with_logarithms_ask_for_floats():
+    batch = Batch(reward=np.array([Fraction(1)]), ratio=np.array([[Fraction(1, 2)]]))
+    with pytest.raises(InputError, match="ratio: GaussianTrust needs logarithms; pass log_ratio"):
+        GaussianTrust()(batch, batch.reward)

@@ -1,0 +1,165 @@
+"""Estimators by name: the catalogue's, or anyone's as `package.module:function` or `path/to/file.py:function`.
+
+What `estimator_named` returns goes through every part: exact moments, Monte Carlo, replay. A function says what it
+reads beside itself, `mine.needs = ("tokens",)`; see `vcposim.estimators.FunctionEstimator`. It may be written for NumPy
+or for another library that its module has imported: it is shown a small batch of each, once.
+"""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vcposim.batch import Batch, DenseScores
+from vcposim.catalogue.entries import entry
+from vcposim.errors import InputError, unknown_name
+from vcposim.estimators import FunctionEstimator, Resolved, estimator_of
+
+
+def estimator_named(name: str, needs: Iterable[str] = ()) -> Resolved:
+    """The estimator of a catalogue name, of `module:function` or of `file.py:function`.
+
+    `needs` are read by a function beside those it names itself; an entry knows its own.
+
+    Raises `InputError` for an unknown name, for what is no estimator, and for a function that answers no small batch.
+    """
+    if ":" not in name:
+        return entry(name).estimator
+    found = load(name)
+    if not callable(found) and not hasattr(found, "coefficients"):
+        raise InputError(f"estimator: {name} is {found!r}, no Estimator and no function of a Batch")
+    estimator = estimator_of(found)
+    if not isinstance(estimator, FunctionEstimator):
+        return estimator
+    estimator = replace(estimator, needs=estimator.needs | frozenset(needs))
+    said = []
+    for library in ("numpy", *(["torch"] if "torch" in sys.modules else [])):
+        function = estimator.function if library == "numpy" else InLibrary(estimator.function, library)
+        asked = replace(estimator, function=function)
+        try:
+            asked.coefficients(_small(asked.needs))
+        except Exception as error:
+            said.append(f"on {library} arrays {_where(error)}{_brief(error)}")
+        else:
+            return asked
+    raise InputError(
+        f"estimator: {name} does not answer a small batch: {'; '.join(said)}. It takes a Batch and returns one "
+        "coefficient a sample (..., n) or a token (..., n, t); needs name the optional fields that it reads"
+    )
+
+
+@dataclass(frozen=True)
+class InLibrary:
+    """A function of batches of another library, as one of NumPy's."""
+
+    function: Callable[[Batch], Any]
+    library: str
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """What it says of the batch in its own arrays, as NumPy's."""
+        convert = importlib.import_module(self.library).asarray
+        arrays = {k: convert(np.array(x)) for k, x in vars(batch).items() if isinstance(x, np.ndarray)}
+        scores = batch.scores
+        if isinstance(scores, DenseScores):
+            scores = replace(scores, score=convert(np.array(scores.score)))
+        c = self.function(replace(batch, **arrays, scores=scores))
+        return np.asarray(c.detach().cpu().numpy() if hasattr(c, "detach") else c)
+
+
+def _small(needs: Iterable[str]) -> Batch:
+    """Two samples with everything that `needs` may name."""
+    shape = (1, 2) if "grouped" in needs else (2,)
+    reward, tokens = np.arange(2.0).reshape(shape), np.log([[0.5, 2.0], [1.0, 1.0]]).reshape(*shape, 2)
+    given: dict[str, Any] = {"length": np.full(shape, 2.0), "log_ratio": tokens.sum(axis=-1)}
+    per_token = set(needs) & {"tokens", "log_prob", "collision", "anchor_log_ratio"}
+    if per_token:
+        given = {"log_ratio": tokens, "token_mask": tokens * 0 + 1, "anchor_log_ratio": tokens}
+        given |= {"log_prob": tokens * 0 - np.log(2), "collision": tokens * 0 + 0.5}
+    score = np.ones((*shape, 2, 1) if per_token else (*shape, 1))
+    return Batch(
+        reward=reward,
+        scores=DenseScores(score, per_token=bool(per_token)),
+        reference_log_ratio=reward * 0,
+        population_baseline=reward[..., :1] * 0,
+        grouped="grouped" in needs,
+        **given,
+    )
+
+
+def load(name: str) -> Any:
+    """What `module:attribute` or `file.py:attribute` names; modules are looked for in the current folder first.
+
+    Raises `InputError` for a module that is not there or cannot be imported, and for an unknown attribute.
+    """
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise InputError(f"estimator: {name!r} names no function; write module:function or path/to/file.py:function")
+    found: Any = _module(place)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [x for x in vars(found) if not x.startswith("_") and callable(getattr(found, x))]
+            raise unknown_name(f"{place}", part, known)
+        found = getattr(found, part)
+    return found
+
+
+def _module(place: str) -> ModuleType:
+    path = Path(place)
+    if path.suffix == ".py" and not path.is_file():
+        raise InputError(f"estimator: there is no file {place}; give its path from {Path.cwd()}, or an absolute one")
+    folder = str(path.parent.resolve() if path.suffix == ".py" else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return _from_file(path) if path.suffix == ".py" else importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name and (place == error.name or place.startswith(f"{error.name}.")):
+            raise InputError(
+                f"estimator: no module {error.name!r} in {folder} or among the installed packages; "
+                "write path/to/file.py:function for a file elsewhere"
+            ) from None
+        raise InputError(f"estimator: {place} cannot be imported, it misses {error.name!r}; install that") from error
+    except Exception as error:
+        raise InputError(f"estimator: {place} cannot be imported, {_where(error)}{_brief(error)}") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The file as a module by its own name, so that worker processes find its functions; read once until it changes."""
+    known, stamp = sys.modules.get(path.stem), path.stat().st_mtime_ns
+    ours = known is None or getattr(known, "__file__", None) == str(path.resolve())
+    if known is not None and getattr(known, "__vcposim_stamp__", None) == stamp and ours:
+        return known
+    module = _executed(path)
+    module.__vcposim_stamp__ = stamp  # type: ignore[attr-defined]
+    if ours:  # the name of a library stays the library's
+        sys.modules[path.stem] = module
+    return module
+
+
+def _executed(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None  # it ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _where(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return "" if isinstance(error, SyntaxError) else f"line {last.lineno} of {Path(last.filename).name} raises "
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,1 @@
+"""The `vcposim` command: `main` dispatches, one file a subcommand, `figures` draws."""

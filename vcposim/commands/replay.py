@@ -1,0 +1,339 @@
+"""`vcposim replay FILE`: what each baseline would have done on rollouts that a framework dumped."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vcposim.baselines import BASELINES
+from vcposim.catalogue import WEIGHTINGS
+from vcposim.commands.output import add_output_options, save_figure, wants_figure
+from vcposim.diagnostics import Diagnostic
+from vcposim.errors import InputError
+from vcposim.replay import (
+    LAYOUTS,
+    Ranking,
+    Replay,
+    Slice,
+    first_alarms,
+    parse_columns,
+    read_dump,
+    replay,
+    summary,
+    to_json,
+    verdict,
+)
+from vcposim.replay.containers import Progress, find_inputs
+from vcposim.replay.dumps import FIELDS
+from vcposim.replay.replay import DEFAULT_BASELINES
+from vcposim.results import Interval
+
+FIGURE = "vcposim-replay.png"
+SAMPLE = Path(__file__).parents[1] / "replay" / "sample.jsonl"
+"""14 prompts x 24 answers of SmolLM2-135M-Instruct to sums of two numbers, at lag 4"""
+WIDE = 120
+SHOWN_GROUPS = 30
+SHOWN_BASELINES = ("group_mean", "length_weighted", "on_policy_optimal", "opob", "opob_leave_one_out")
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """What `vcposim replay` takes."""
+    p.description = (
+        "Reads rollouts that any framework dumped, checks them, and says how stale they are, what dominates, and what "
+        "each baseline and correction would have done. FILE: JSON lines, a JSON array or columns, Parquet, Arrow, .pt "
+        "(tensors and plain values), a Hugging Face dataset folder; compressed or not; a folder or a glob of these; - "
+        f"for a pipe. Fields: {', '.join(FIELDS)}."
+    )
+    p.add_argument("file", metavar="FILE", nargs="*", help="files, folders, globs, or -")
+    p.add_argument("--sample", action="store_true", help="the rollouts that come with vcposim, to see what comes out")
+    data = p.add_argument_group("data")
+    data.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=NAME",
+        help="the file's name of a field; repeatable; "
+        "a path (a.b, a.0.b, a.*.b) reaches into objects, none ignores the field",
+    )
+    data.add_argument(
+        "--layout", metavar="NAME", help="a framework's layout (default: recognized); --layouts lists them"
+    )
+    data.add_argument("--layouts", action="store_true", help="list the known layouts and leave")
+    data.add_argument("--group", metavar="COLUMN[,COLUMN]", help="columns that name a group together")
+    data.add_argument("--group-size", type=int, metavar="N", help="the rows are in order, N responses a prompt")
+    data.add_argument(
+        "--trajectory", metavar="COLUMN", help="what the rows of one trajectory share; none: nothing does"
+    )
+    data.add_argument(
+        "--merge-reward", default="same", metavar="HOW", help="rewards of such rows: same (default), sum or last"
+    )
+    data.add_argument("--skip-bad", action="store_true", help="leave broken records out and count them by reason")
+    data.add_argument("--min-group", type=int, default=1, metavar="N", help="leave out smaller groups (default 1)")
+    what = p.add_argument_group("estimators")
+    what.add_argument("--baseline", nargs="+", default=list(DEFAULT_BASELINES), metavar="B", help=", ".join(BASELINES))
+    what.add_argument("--weighting", default="importance", metavar="W", help=", ".join(WEIGHTINGS))
+    what.add_argument("--cap", type=float, default=8.0, help="limit of truncated weights and their ESS (default 8)")
+    what.add_argument("--floor", type=float, help="smallest weight, for clip and mask")
+    what.add_argument("--no-corrections", action="store_true", help="do not rank the catalogue's estimators")
+    how = p.add_argument_group("slices and intervals")
+    how.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="slice by step, lag, version, task or any column; repeatable",
+    )
+    how.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="read again whenever the files change, and print the summary"
+    )
+    how.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples of the groups (default 2000)")
+    how.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    add_output_options(p, FIGURE)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, replay, draw, print: output appears only when all of it could be made."""
+    if arguments.layouts:
+        return _layouts(Console())
+    if arguments.sample:
+        arguments.file = [str(SAMPLE), *arguments.file]
+    if not arguments.file:
+        raise InputError("FILE: missing; name a file or folder of rollouts, - for a pipe, or --sample")
+    if arguments.watch is not None:
+        return _watch(arguments)
+    drawing = wants_figure(arguments, FIGURE)
+    found = _found(arguments)
+    path = None
+    if drawing:
+        from vcposim.commands.figures import replay_figure  # here because matplotlib is slow to load
+
+        path = save_figure(replay_figure(found), arguments.figure, FIGURE)
+    if arguments.json:
+        print(json.dumps(to_json(found), allow_nan=False))
+        return None
+    render(found, Console())
+    if path is not None:
+        print(f"figure: {path}")
+    return None
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    """The five lines again whenever the files have changed, until interrupted."""
+    if not 0 < arguments.watch < math.inf:
+        raise InputError(f"--watch: {arguments.watch} is not a number of seconds above 0")
+    before: Any = None
+    while True:
+        files = find_inputs(arguments.file)[0]
+        if "-" in files:
+            raise InputError("--watch: a pipe cannot be read again; name files or a folder")
+        now = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
+        if now != before:
+            found = _found(arguments)
+            print(time.strftime("%H:%M:%S"), f"{found.n} trajectories in {len(files)} files")
+            for line in summary(found):
+                print(" ", line)
+            for one in found.findings:
+                print(f"  CHECK {one.check}: {one.evidence}")
+            for name, slices in found.slices.items():
+                for gauge, value in first_alarms(slices).items():
+                    print(f"  first alarm of {gauge}: {name} {value}")
+            sys.stdout.flush()
+            before = now
+        time.sleep(arguments.watch)
+
+
+def _found(arguments: argparse.Namespace) -> Replay:
+    dump = read_dump(
+        arguments.file,
+        parse_columns(arguments.column),
+        layout_name=arguments.layout,
+        group=[name for name in (arguments.group or "").split(",") if name],
+        group_size=arguments.group_size,
+        trajectory=arguments.trajectory,
+        merge_reward=arguments.merge_reward,
+        by=arguments.by,
+        skip_bad=arguments.skip_bad,
+        progress=Progress(),
+    )
+    return replay(
+        dump,
+        baselines=arguments.baseline,
+        weighting=arguments.weighting,
+        cap=arguments.cap,
+        floor=arguments.floor,
+        resamples=arguments.bootstrap,
+        seed=arguments.seed,
+        min_group=arguments.min_group,
+        by=arguments.by,
+        corrections=not arguments.no_corrections,
+    )
+
+
+def _layouts(console: Console) -> None:
+    table = _table("Layouts of rollouts", "name", "what it is", "replayable as it is", "source")
+    for one in LAYOUTS.values():
+        table.add_row(one.name, one.what, "no" if one.missing else "yes", f"{one.source} ({one.read_on})")
+    console.print(table)
+
+
+def render(found: Replay, console: Console) -> None:
+    """The answer for a reader: five lines, then checks, gauges, slices, groups, baselines, corrections, a sentence."""
+    limit = found.weighting.cap
+    treatment = found.weighting.treatment + ("" if limit is None else f" (cap {limit:g})")
+    groups = f" in {len(found.labels)} groups" if found.rows else ""
+    console.print(f"{found.n} trajectories{groups}; weights: {treatment}, sequence level")
+    console.print(f"||s||^2 from: {found.norm_source}", markup=False)
+    for line in summary(found):
+        console.print(line, markup=False, style="bold")
+    for one in found.findings:
+        console.print(f"CHECK {one.check}: {one.evidence}. Likely: {one.cause}.", style="red", markup=False)
+    wide = console.width >= WIDE
+    console.print(_gauges(found, wide))
+    for gauge in found.diagnostics.values():
+        if gauge.alarming and not wide:
+            console.print(f"ALARM {gauge.name}: {gauge.meaning}", markup=False)
+    for name, slices in found.slices.items():
+        console.print(_slices(name, slices, found))
+        alarms = first_alarms(slices)
+        if alarms and len(slices) > 1:
+            told = ", ".join(f"{gauge} at {name} {value}" for gauge, value in alarms.items())
+            console.print(f"first alarms: {told}", markup=False)
+    if found.rows:
+        console.print(_groups(found))
+        console.print(_baselines(found))
+        console.print(
+            "In sample, each baseline has seen the rewards it is subtracted from: opob minimizes that "
+            "number by definition. Held out, both are computed without the sample: only that column can show harm. "
+            f"Percentile bootstrap over groups, {found.resamples} resamples, seed {found.seed}.",
+            style="dim",
+            markup=False,
+        )
+    if found.ranking is not None:
+        console.print(_corrections(found.ranking))
+        scope = "tokens of the first" if found.ranking.per_token else "the first"
+        console.print(
+            "risk = bias^2 + spread, relative to the size of the untruncated importance-weighted gradient: bias bounds "
+            "what the correction gives up, spread is what its noise costs. Scores of tokens are taken as orthogonal, "
+            f"scale is free. Over {scope} {found.ranking.groups} groups.",
+            style="dim",
+            markup=False,
+        )
+        for column, names in found.ranking.absent.items():
+            console.print(f"with {column}: also {', '.join(names)}", style="dim", markup=False)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(verdict(found), style="bold", markup=False)
+
+
+SHOWN_CORRECTIONS = 12
+SHOWN_SLICES = 40
+
+
+def _corrections(ranking: Ranking) -> Table:
+    more = f" (best {SHOWN_CORRECTIONS} of {len(ranking.rows)}; --json has all)"
+    table = _table(
+        f"Which correction?{more if len(ranking.rows) > SHOWN_CORRECTIONS else ''}",
+        "estimator", "risk [95%]", "bias", "spread", "kept", "changed", "held out", "ESS", "cosine",
+    )  # fmt: skip
+    for row in ranking.rows[:SHOWN_CORRECTIONS]:
+        optional = [Text("—") if x is None else Text(f"{x:.3f}") for x in (row.changed, row.held_out_ratio)]
+        numbers = [_fixed(x) for x in (row.bias, row.spread, row.kept)]
+        table.add_row(row.name, _interval(row.risk), *numbers, *optional, _fixed(row.effective), _fixed(row.cosine))
+    return table
+
+
+SLICED = ("ess_fraction_sequence", "mean_weight", "kl_behavior_target", "khat")
+
+
+def _slices(name: str, slices: list[Slice], found: Replay) -> Table:
+    more = f" (first {SHOWN_SLICES} of {len(slices)}; --json has all)" if len(slices) > SHOWN_SLICES else ""
+    table = _table(f"By {name}{more}", name, "n", "reward", "ESS", "mean weight", "KL", "k-hat", "alarms")
+    for one in slices[:SHOWN_SLICES]:
+        alarms = sum(gauge.alarming for gauge in one.diagnostics.values())
+        cells = [_number(one.diagnostics[gauge].value) for gauge in SLICED]
+        table.add_row(_short(str(one.value)), str(one.n), _fixed(one.mean_reward), *cells, str(alarms or "—"))
+    cells = [_number(found.diagnostics[gauge].value) for gauge in SLICED]
+    alarms = sum(gauge.alarming for gauge in found.diagnostics.values())
+    table.add_row("all", str(found.n), "", *cells, str(alarms or "—"), style="dim")
+    return table
+
+
+def _gauges(found: Replay, wide: bool) -> Table:
+    table = _table("Is this batch still about the target policy?", "diagnostic", "value", "limit", "needs n", "")
+    if wide:
+        table.add_column("meaning")
+    for one in found.diagnostics.values():
+        required = math.ceil(one.required) if math.isfinite(one.required) else one.required
+        limit = f"{'<' if one.high_is_bad else '>'} {_number(one.threshold)}"
+        cells: list[str | Text] = [_number(one.value), limit, _number(required), _state(one, found.n)]
+        if wide:
+            cells.append(one.meaning)
+        table.add_row(one.name, *cells)
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _state(one: Diagnostic, n: int) -> Text:
+    if math.isnan(one.value):
+        return Text("ALARM: not estimable", style="bold red")
+    if one.alarming:
+        return Text("ALARM", style="bold red")
+    return Text("ok") if n >= one.required else Text("n too small", style="yellow")
+
+
+def _groups(found: Replay) -> Table:
+    names = [row.baseline for row in found.rows if row.baseline in SHOWN_BASELINES]
+    count = len(found.labels)
+    more = f" (first {SHOWN_GROUPS} of {count}; --json has all)" if count > SHOWN_GROUPS else ""
+    reward = [] if "group_mean" in names else ["mean reward"]
+    # words may wrap, underscores may not: the names are the baselines' own
+    headers = [name.replace("_", " ") for name in (*reward, *names)]
+    table = _table(f"Baselines per group{more}", "group", "n", *headers, "max leverage", "ESS fraction")
+    for i, label in enumerate(found.labels[:SHOWN_GROUPS]):
+        values = [row.per_group[i] for row in found.rows if row.baseline in names]
+        cells = [*([found.mean_reward[i]] if reward else []), *values, found.max_leverage[i], found.ess_fraction[i]]
+        table.add_row(Text(_short(str(label))), str(found.size[i]), *map(_fixed, cells))
+    return table
+
+
+def _baselines(found: Replay) -> Table:
+    title = "Mean of (w (R - b) ||s||)^2 relative to group_mean"
+    table = _table(title, "baseline", "in sample [95%]", "held out [95%]")
+    for row in found.rows:
+        table.add_row(row.baseline, _interval(row.second_moment_ratio), _interval(row.held_out_ratio))
+    return table
+
+
+def _interval(x: Interval | None) -> Text:
+    if x is None or math.isnan(x.value):
+        return Text("—")
+    if math.isnan(x.low):
+        return Text(f"{x.value:.3f} [—]")
+    return Text(f"{x.value:.3f} [{_fixed(x.low)}, {_fixed(x.high)}]")
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 20 else label[:19] + "…"
+
+
+def _fixed(x: float) -> str:
+    return "—" if math.isnan(x) else f"{x:.3f}"
+
+
+def _number(x: float) -> str:
+    return "—" if math.isnan(x) else f"{x:.3g}"

@@ -1,0 +1,1 @@
+"""Small asynchronous learners: tasks, lags, optimizers, step rules, and what collapse is."""

@@ -1,0 +1,83 @@
+"""What goes into a learner and what comes out: the `Run`s asked for, an `UpdateRecord` of each update of them all."""
+
+from dataclasses import dataclass
+
+from vcposim.arrays import Array
+from vcposim.catalogue import entry
+from vcposim.errors import InputError, unknown_name
+from vcposim.estimators import AnyEstimator, Resolved, estimator_of
+from vcposim.learning.lags import Lag
+from vcposim.learning.optimizers import OPTIMIZERS
+from vcposim.learning.step_rules import Control
+
+ON_POLICY, FULL_STEP = Lag(), Control()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what distinguishes it from the others of a learner.
+
+    `estimator` is a name of the catalogue, an `Estimator` or a function of a `Batch`; `clip_norm` (inf for none) the
+    limit of the gradient's global norm. Raises `InputError` for unknown names and numbers out of range.
+    """
+
+    estimator: str | AnyEstimator
+    seed: int = 0
+    lag: Lag = ON_POLICY
+    step_size: float = 0.05
+    optimizer: str = "adam"
+    control: Control = FULL_STEP
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("step_size", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name}: {value} is not a finite non-negative number")
+        if not self.clip_norm > 0:
+            raise InputError(f"clip_norm: {self.clip_norm} is not positive; use inf for no clipping")
+        if self.seed < 0:
+            raise InputError(f"seed: {self.seed} is negative; use 0 or more")
+        self.resolved()
+
+    def resolved(self) -> Resolved:
+        """The estimator itself."""
+        return entry(self.estimator).estimator if isinstance(self.estimator, str) else estimator_of(self.estimator)
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """What one update of all runs looked like; arrays are (run,), in the order the runs were given."""
+
+    step: int
+    value: Array
+    """E_pi[R] of the policy before the update, exact"""
+    reward: Array
+    """mean reward of the batch, sampled by stale versions"""
+    ess_fraction: Array
+    """of the untruncated sequence weights of the whole batch"""
+    truncated_ess_fraction: Array
+    """of min(w, 8)"""
+    mean_weight: Array
+    max_share: Array
+    kl: Array
+    """KL(mu||pi) of trajectories estimated from the batch (k3), nats"""
+    chi2: Array
+    """mean (w - 1)^2 of the batch"""
+    entropy: Array
+    """of the policy at the visited rows, nats per token"""
+    gradient_norm: Array
+    """before clipping"""
+    step_scale: Array
+    """multiplier of the step rule"""
+    lag: Array
+    """mean over the batch, in updates"""
+    khat: Array | None = None
+    """Pareto tail index of the batch's weights, on the steps asked for"""
+    true_ess_fraction: Array | None = None
+    """1 / E_mu[w^2], exact, on the steps asked for"""
+    true_cosine: Array | None = None
+    """of the estimated and the exact gradient, on the steps asked for"""

@@ -1,0 +1,26 @@
+"""Rollouts dumped by a training framework: reading them, and what each estimator would have done with them."""
+
+from vcposim.replay.checks import Finding
+from vcposim.replay.corrections import Correction, Ranking, rank
+from vcposim.replay.dumps import Dump, parse_columns, read_dump
+from vcposim.replay.layouts import LAYOUTS, Layout
+from vcposim.replay.replay import Replay, Slice, first_alarms, replay, summary, to_json, verdict
+
+__all__ = [
+    "LAYOUTS",
+    "Correction",
+    "Dump",
+    "Finding",
+    "Layout",
+    "Ranking",
+    "Replay",
+    "Slice",
+    "first_alarms",
+    "parse_columns",
+    "rank",
+    "read_dump",
+    "replay",
+    "summary",
+    "to_json",
+    "verdict",
+]

@@ -1,0 +1,693 @@
+"""Any container of rollouts -> records, one at a time, in bounded memory.
+
+    JSON lines, one JSON array, or JSON columns; plain, gz, zst, bz2, xz or lz4; from a file or a pipe (`-`)
+    Parquet, Arrow (file, stream, Feather), Hugging Face dataset folders
+    PyTorch files (`.pt`), loaded with `weights_only`: a pickle is never executed
+    folders and globs of all of these, in natural order: step_2 before step_10
+
+An input is opened once and read forwards. What it is, is decided by its first bytes, never by its name; what it is not
+is said by name. A record is a dict; a broken one comes as an `InputError` in its place, for the reader to count.
+
+The parser is orjson: 177 MB/s on lists of floats, against 38 (json), 41 (pyarrow.json), 44 (duckdb) and 85 (polars,
+which infers one type a column and would turn a stray string into a null); `simulations/bench/rollouts.py` measures it.
+orjson knows no NaN and no Infinity, so a line that it refuses goes to the standard library before it is called broken.
+"""
+
+import bisect
+import contextlib
+import glob
+import io
+import itertools
+import json
+import lzma
+import re
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from vcposim.errors import InputError
+
+VALUE_LIMIT = 128 << 20
+"""bytes of the largest single JSON value that is held in memory"""
+BATCH_BYTES = 4 << 20
+"""bytes of columnar data that are turned into records at a time"""
+CHUNK = 1 << 20
+DTYPES = [getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
+
+SUFFIXES = ("jsonl", "json", "ndjson", "parquet", "arrow", "feather", "ipc", "pt", "pth")
+PACKED = ("gz", "zst", "zstd", "bz2", "xz", "lz4")
+
+UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x80\x02", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
+    (b"\x80\x03", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
+    (b"\x80\x04", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
+    (b"\x80\x05", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
+    (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f utf-16 -t utf-8 FILE"),
+    (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f utf-16 -t utf-8 FILE"),
+    (b"\x93NUMPY", "a NumPy array", "write a dict of columns as JSON lines or Parquet"),
+    (b"\x89HDF", "an HDF5 file", "write its tables as Parquet: pandas.read_hdf(FILE).to_parquet(...)"),
+    (b"SQLite format 3", "an SQLite database", "write its table as Parquet: pandas.read_sql(...).to_parquet(...)"),
+    (b"ORC", "an ORC file", "write it as Parquet: pyarrow.orc.read_table(FILE)"),
+    (b"Obj\x01", "an Avro file", "write its records as JSON lines"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it first"),
+    (b"\x89PNG", "a PNG picture", "pass the rollouts themselves"),
+    (b"%PDF", "a PDF", "pass the rollouts themselves"),
+)
+"""first bytes, what they begin, and the way out"""
+
+
+class Item(NamedTuple):
+    """One record, or what is wrong in its place."""
+
+    path: str
+    place: str
+    """line, row or item, as a reader counts them"""
+    record: dict[str, Any] | InputError
+
+
+@dataclass
+class Wanted:
+    """The columns a columnar file has to deliver; None until the reader has seen the first record and decides."""
+
+    names: set[str] | None = None
+    seen: set[tuple[Any, Any]] = field(default_factory=set)
+    """(step, sample) already read, where ranks write the same samples"""
+
+
+@dataclass
+class Progress:
+    """Bytes and records so far, on a terminal's stderr at most once a second; silent otherwise."""
+
+    shown: bool = field(default_factory=lambda: sys.stderr.isatty())
+    bytes: int = 0
+    records: int = 0
+    total: int = 0
+    position: Callable[[], int] | None = None
+    """where the file being read is, if it can say"""
+    _next: float = field(default_factory=lambda: time.monotonic() + 1)
+    _drawn: bool = False
+
+    def tick(self) -> None:
+        """One more record."""
+        self.records += 1
+        if self.shown and not self.records % 64 and time.monotonic() > self._next:
+            if self.position is not None:
+                with contextlib.suppress(ValueError):  # it was closed
+                    self.bytes = self.position()
+            of = f" of {self.total / 1e6:,.0f}" if self.total else ""
+            sys.stderr.write(f"\r{self.records:,} rollouts, {self.bytes / 1e6:,.0f}{of} MB")
+            sys.stderr.flush()
+            self._next, self._drawn = time.monotonic() + 1, True
+
+    def done(self) -> None:
+        """Wipe the line."""
+        if self._drawn:
+            sys.stderr.write("\r" + " " * 60 + "\r")
+
+
+def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
+    """The files behind names, folders, globs and `-`, in natural order; and notes on what was passed over.
+
+    Raises `InputError` for a name that is nothing, and for a folder that holds no rollouts.
+    """
+    files: list[str] = []
+    notes: list[str] = []
+    for argument in map(str, arguments):
+        path = Path(argument)
+        if argument == "-" or (path.exists() and not path.is_dir()):
+            files.append(argument)
+        elif path.is_dir():
+            found, passed = _folder(path)
+            if not found:
+                what = f"; not read: {_some(passed)}" if passed else ""
+                raise InputError(f"{path}: a folder without rollouts (of {', '.join(SUFFIXES)}){what}")
+            files += found
+            if passed:
+                notes.append(f"not read in {path}: {_some(passed)}")
+        elif any(letter in argument for letter in "*?["):
+            found = sorted((f for f in glob.glob(argument, recursive=True) if Path(f).is_file()), key=_natural)
+            if not found:
+                raise InputError(f"{argument}: no file matches; check the pattern")
+            files += found
+        else:
+            raise InputError(f"{path}: no such file; pass a file or folder of rollouts, a glob, or - for a pipe")
+    return files, notes
+
+
+NO_ROLLOUTS = re.compile(r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.")
+"""files that trainers put beside their rollouts: what the run was, its metrics, its evaluations"""
+
+
+def _folder(path: Path) -> tuple[list[str], list[str]]:
+    splits = path / "dataset_dict.json"
+    if splits.is_file():
+        names = []
+        with contextlib.suppress(ValueError, OSError, AttributeError):
+            names = json.loads(splits.read_text()).get("splits", [])
+        if len(names) > 1:
+            raise InputError(f"{path}: a dataset of the splits {', '.join(names)}; pass one, as {path / names[0]}")
+    # a folder written by datasets.save_to_disk describes itself in JSON files that are no rollouts
+    saved = {f.parent for f in path.rglob("state.json") if list(f.parent.glob("*.arrow"))}
+    found: list[str] = []
+    passed: list[str] = []
+    details = (path / "train_data").is_dir() and (path / "rollout_data").is_dir()
+    inside = path / "train_data" if details else path  # slime's --dump-details: the other half is joined to it
+    for f in sorted((f for f in inside.rglob("*") if f.is_file()), key=_natural):
+        if NO_ROLLOUTS.search(f.name):
+            passed.append(str(f))
+            continue
+        hidden = any(part.startswith((".", "_")) for part in f.relative_to(path).parts)
+        parts = f.name.lower().split(".")
+        kind = parts[-2] if parts[-1] in PACKED and len(parts) > 2 else parts[-1]
+        describes = f.name == "dataset_dict.json" or (f.parent in saved and f.suffix == ".json")
+        if hidden or describes:
+            continue
+        (found if kind in SUFFIXES else passed).append(str(f))
+    return found, [Path(name).name for name in passed]
+
+
+def _natural(path: Any) -> list[Any]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item]:
+    """All records of the files, in order; a record learns `step` from a folder named step_N if it says none itself."""
+    progress.total = sum(Path(f).stat().st_size for f in files if f != "-" and Path(f).is_file())
+    for name in files:
+        steps = re.findall(r"(?:^|[/_.-])(?:global_)?step[_-]?(\d+)", name)
+        with _opened(name) as raw:
+            for place, record in _records(name, raw, wanted, progress):
+                if steps and isinstance(record, dict) and "step" not in record:
+                    record["step"] = int(steps[-1])
+                progress.tick()
+                yield Item(name, place, record)
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[Any]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(name, "rb", buffering=0)  # noqa: SIM115 - closed below, after the records are read
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be read ({one_line(error)}); check its name and permissions") from None
+    with file:
+        yield file
+
+
+class _Stream(io.RawIOBase):
+    """Bytes from a function, after those already taken to see what they are; a broken source is an `InputError`."""
+
+    def __init__(self, name: str, head: bytes, read: Callable[[int], bytes], progress: Progress | None = None):
+        self.name, self.head, self.read_more, self.progress = name, head, read, progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.head:
+            data, self.head = self.head[: len(buffer)], self.head[len(buffer) :]
+        else:
+            try:
+                data = self.read_more(len(buffer)) or b""
+            except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise InputError(
+                    f"{self.name}: its compressed data is cut off or damaged ({one_line(error)}); copy or dump it again"
+                ) from None
+        if self.progress is not None:
+            self.progress.bytes += len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bool = False) -> Iterator[Any]:
+    head = _head(name, raw)
+    stream: Any
+    if isinstance(raw, io.FileIO) and raw.seekable():  # a file needs nobody between it and its buffer
+        raw.seek(0)
+        progress.position = raw.tell
+        stream = io.BufferedReader(raw, CHUNK)
+    else:
+        source: Any = _Stream(name, head, raw.read, None if packed else progress)
+        stream = io.BufferedReader(source, CHUNK)
+    unpacked = _unpacked(head, stream)
+    if unpacked is not None:
+        if packed:
+            raise InputError(f"{name}: compressed twice; unpack it once")
+        yield from _records(name, unpacked, wanted, progress, packed=True)
+    elif head.startswith(b"PAR1"):
+        yield from _parquet(name, _seekable(name, stream, packed), wanted)
+    elif head.startswith(b"ARROW1"):
+        yield from _arrow(name, _seekable(name, stream, packed), wanted, stream=False)
+    elif head.startswith(b"\xff\xff\xff\xff"):
+        yield from _arrow(name, stream, wanted, stream=True)
+    elif head.startswith(b"PK\x03\x04"):
+        yield from _torch(name, _seekable(name, stream, packed), wanted)
+    else:
+        for magic, what, remedy in UNREADABLE:
+            if head.startswith(magic):
+                raise InputError(f"{name}: is {what}, {remedy}")
+        if head[257:262] == b"ustar":
+            raise InputError(f"{name}: is a tar archive; unpack it and pass the folder")
+        yield from _json(name, stream)
+
+
+def _head(name: str, raw: Any) -> bytes:
+    # a pipe gives what it has: wait for as much as tells the kinds apart, and keep it
+    head = b""
+    read = getattr(raw, "read1", raw.read)
+    try:
+        while len(head) < 512:
+            more = read(512 - len(head))
+            if not more:
+                break
+            head += more
+            if len(head) >= 8 and b"\n" in head:
+                break
+    except InputError:
+        raise
+    except IsADirectoryError:
+        raise InputError(f"{name}: is a directory that cannot be listed; pass its files") from None
+    except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(
+            f"{name}: cannot be read, or its compressed data is cut off or damaged ({one_line(error)}); dump it again"
+        ) from None
+    return head
+
+
+def _unpacked(head: bytes, stream: Any) -> Any:
+    if head.startswith(b"\x1f\x8b"):
+        import gzip
+
+        return gzip.GzipFile(fileobj=stream)
+    if head.startswith(b"BZh"):
+        import bz2
+
+        return bz2.BZ2File(stream)
+    if head.startswith(b"\xfd7zXZ"):
+        return lzma.LZMAFile(stream)
+    kind = "zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else "lz4" if head.startswith(b"\x04\x22\x4d\x18") else None
+    if kind is None:
+        return None
+    import pyarrow as pa  # JSON lines need none of it, and it takes a while
+
+    return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), kind)
+
+
+def _seekable(name: str, stream: Any, packed: bool) -> Any:
+    """The file itself, or the copy of a pipe on disk: these formats keep their index at the end."""
+    if name != "-" and not packed and Path(name).is_file():
+        return name
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the reader holds it
+    while block := stream.read(CHUNK):
+        copy.write(block)
+    copy.seek(0)
+    return copy
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def parse(text: bytes) -> Any:
+    """A JSON value, with NaN and Infinity as Python writes them. Raises `ValueError`."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return json.loads(text)
+
+
+def _json(name: str, stream: Any) -> Iterator[tuple[str, Any]]:
+    number = 0
+    while line := stream.readline(VALUE_LIMIT):
+        number += 1
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line.strip():
+            break
+    else:
+        return
+    # an array, or a value that goes on in the next line, is cut into its rollouts; else a line is a rollout
+    if line.lstrip().startswith(b"[") or (line.endswith(b"\n") and _opens(line)):
+        for first, item, text in _values(name, line, stream, number):
+            yield from _parsed(name, f"line {first}" + (f", item {item}" if item else ""), text, True)
+        return
+    while line:
+        if line.strip():
+            yield from _parsed(name, f"line {number}", line, line.endswith(b"\n"))
+        if len(line) >= VALUE_LIMIT:
+            raise InputError(f"{name}: line {number} {TOO_LARGE}")
+        line = stream.readline(VALUE_LIMIT)
+        number += 1
+
+
+TOO_LARGE = f"is larger than {VALUE_LIMIT >> 20} MB; write one rollout a line (JSON lines), or Parquet"
+
+
+def _opens(line: bytes) -> bool:
+    """Whether a value begins here and does not end here."""
+    if not line.lstrip().startswith(b"{"):
+        return False
+    depth = 0
+    for token in _TOKEN.finditer(line):
+        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(token.group(), 0)
+    return depth > 0
+
+
+def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[str, Any]]:
+    where = f"{name}: {place}"
+    try:
+        value = parse(text)
+    except (ValueError, RecursionError) as error:
+        reason = "not JSON" if whole else "cut off"
+        yield (
+            place,
+            broken(
+                f"{where}: not JSON ({one_line(error)}); every line is one JSON object"
+                if whole
+                else f"{where}: the file is cut off here; dump it again, or delete this last line",
+                reason,
+            ),
+        )
+        return
+    if isinstance(value, dict):
+        yield place, value
+    elif isinstance(value, list):
+        for k, element in enumerate(value):
+            here = f"{place}, item {k + 1}"
+            yield here, element if isinstance(element, dict) else _no_object(f"{name}: {here}", element)
+    else:
+        yield place, _no_object(where, value)
+
+
+def _no_object(where: str, value: Any) -> InputError:
+    return broken(f"{where}: a JSON {kind(value)}, not an object; a rollout is one object", "no JSON object")
+
+
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}"]', re.DOTALL)
+"""what structures JSON: strings as a whole, brackets, and a quote that opens a string which is not all here yet"""
+
+
+def _values(name: str, buffer: bytes, stream: Any, line: int) -> Iterator[tuple[int, int, bytes]]:
+    """The rollouts of arrays and of objects over several lines, as (line, item in its array or 0, text)."""
+    at = start = gap = item = 0
+    depth, inside, comma = 0, False, False  # `inside` an outer array; whether one must stand in the gap
+
+    def gap_is_clean(end: int) -> None:
+        between = buffer[gap:end].strip()
+        if between != (b"," if comma and inside else b""):
+            shown = one_line(between[:30].decode("utf-8", "replace")) or "nothing"
+            raise InputError(f"{name}: line {line}: {shown} stands between two rollouts; this is no JSON array")
+
+    while True:
+        again = None
+        for token in _TOKEN.finditer(buffer, at):
+            text = token.group()
+            if text == b'"':
+                again = token.start()
+                break
+            at = token.end()
+            if text[:1] == b'"':
+                continue
+            if text in b"[{":
+                if depth == inside:
+                    gap_is_clean(token.start())
+                    if text == b"[" and not inside:
+                        line += buffer.count(b"\n", gap, at)
+                        inside, depth, gap, comma, item = True, 1, at, False, 0
+                        continue
+                    start = token.start()
+                    line += buffer.count(b"\n", gap, start)
+                depth += 1
+                continue
+            depth -= 1
+            if depth == inside and not (inside and depth == 0):
+                item += inside
+                yield line, item, buffer[start:at]
+                line += buffer.count(b"\n", start, at)
+                gap, comma = at, True
+            elif depth < inside:
+                if buffer[gap : token.start()].strip():
+                    gap_is_clean(token.start())
+                line += buffer.count(b"\n", gap, at)
+                inside, depth, gap, comma = False, 0, at, False
+            if depth < 0:
+                raise InputError(f"{name}: line {line}: a bracket closes what was never opened; dump it again")
+        at = again if again is not None else len(buffer)
+        keep = min(start if depth > inside else gap, at)
+        buffer, at, start, gap = buffer[keep:], at - keep, start - keep, gap - keep
+        if len(buffer) > VALUE_LIMIT:
+            raise InputError(f"{name}: line {line}: a JSON value {TOO_LARGE}")
+        more = stream.read1(CHUNK)
+        if not more:
+            break
+        buffer += more
+    if depth or inside:
+        raise InputError(f"{name}: line {line}: the file is cut off here; dump it again")
+    gap_is_clean(len(buffer))
+
+
+# --------------------------------------------------------------------------------------------------------- columnar
+
+
+def _parquet(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # read page by page: a row group may be as large as the file
+        with pq.ParquetFile(source, pre_buffer=False, buffer_size=CHUNK, page_checksum_verification=True) as file:
+            meta = file.metadata
+            size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)) / max(meta.num_rows, 1)
+            rows = int(min(max(BATCH_BYTES / max(size, 1), 1), 8192))
+            seen = 0
+            if wanted.names is None and meta.num_rows:
+                for batch in file.iter_batches(batch_size=1):
+                    yield from _rows(batch, 0)
+                    break
+                seen = 1
+            columns = None if wanted.names is None else [c for c in file.schema_arrow.names if c in wanted.names]
+            skip, at = seen, 0
+            for batch in file.iter_batches(batch_size=rows, columns=columns):
+                batch, skipped = batch.slice(skip), min(skip, batch.num_rows)
+                at, skip = at + skipped, skip - skipped
+                yield from _rows(batch, at)
+                at += batch.num_rows
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise InputError(f"{name}: not a readable Parquet file ({one_line(error)}); dump it again") from None
+
+
+def _arrow(name: str, source: Any, wanted: Wanted, *, stream: bool) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+
+    try:
+        if stream:
+            with pa.ipc.open_stream(source) as reader:
+                yield from _batches(reader, wanted)
+        else:
+            with (
+                pa.memory_map(source) if isinstance(source, str) else pa.PythonFile(source, mode="r") as file,
+                pa.ipc.open_file(file) as reader,
+            ):
+                yield from _batches((reader.get_batch(i) for i in range(reader.num_record_batches)), wanted)
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, EOFError, MemoryError) as error:
+        raise InputError(f"{name}: not a readable Arrow file ({one_line(error)}); dump it again") from None
+
+
+def _batches(batches: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    at = 0
+    for batch in batches:
+        batch.validate(full=True)
+        step = int(min(max(BATCH_BYTES * batch.num_rows / max(batch.nbytes, 1), 1), 8192))
+        done = 0
+        while done < batch.num_rows:
+            part = batch.slice(done, 1 if wanted.names is None else step)
+            if wanted.names is not None:
+                part = part.select([c for c in part.schema.names if c in wanted.names])
+            rows = part.num_rows
+            yield from _rows(part, at + done)
+            done += rows
+        at += batch.num_rows
+
+
+def _rows(batch: Any, at: int) -> Iterator[tuple[str, Any]]:
+    names = batch.schema.names
+    columns = [_column(batch.column(i)) for i in range(len(names))]
+    for k in range(batch.num_rows):
+        yield f"row {at + k + 1}", {n: c[k] for n, c in zip(names, columns, strict=True)}
+
+
+def _column(array: Any) -> Any:
+    """Lists of numbers as views of one NumPy array, everything else as Python values."""
+    import pyarrow as pa
+
+    t = array.type
+    if (pa.types.is_list(t) or pa.types.is_large_list(t)) and _number(t.value_type) and not array.values.null_count:
+        values, ends = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
+        if values.dtype.kind == "f":
+            values = values.astype("f8") if values.dtype.itemsize < 8 else values
+        present = array.is_valid().to_pylist() if array.null_count else itertools.repeat(True)
+        return [values[a:b] if here else None for a, b, here in zip(ends[:-1], ends[1:], present, strict=False)]
+    return array.to_pylist()
+
+
+def _number(t: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_floating(t) or pa.types.is_integer(t) or pa.types.is_boolean(t))
+
+
+# ------------------------------------------------------------------------------------------------------------ torch
+
+
+def _torch(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    import zipfile
+
+    try:
+        members = zipfile.ZipFile(source).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(f"{name}: a damaged archive ({one_line(error)}); dump it again") from None
+    if not any(member.endswith("data.pkl") for member in members):
+        what = "a NumPy archive" if any(m.endswith(".npy") for m in members) else "a zip archive"
+        raise InputError(f"{name}: is {what}; unpack it, and pass JSON lines or Parquet")
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{name}: is a PyTorch file, and PyTorch is not installed: pip install 'vcposim[torch]', or convert it"
+        ) from None
+    if not isinstance(source, str):
+        source.seek(0)
+    # arrays and numbers of NumPy are what custom rewards are made of; an allow-list of constructors runs nothing else
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    plain = [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *DTYPES]
+    try:
+        with torch.serialization.safe_globals(plain):
+            value = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        text = one_line(error)
+        if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
+            raise InputError(
+                f"{name}: holds pickled objects, which could run any code and are never loaded; "
+                "write tensors, lists and numbers alone, or JSON lines"
+            ) from None
+        raise InputError(f"{name}: not a readable PyTorch file ({text[:120]}); dump it again") from None
+    value = _plain(value)
+    other = Path(name).parents[1] / "rollout_data" / Path(name).name if len(Path(name).parents) > 1 else None
+    if Path(name).parent.name == "train_data" and other is not None and other.is_file() and isinstance(value, dict):
+        _join(value, [record for _, record in _torch(str(other), str(other), Wanted())])
+    yield from _unfolded(name, value, wanted)
+
+
+def _join(train: dict[str, Any], rollouts: list[Any]) -> None:
+    """slime's training dump has no groups: they are in the rollout dump of the same step, by position."""
+    for sample in train.get("samples", []):
+        at = sample.get("rollout_position")
+        if isinstance(at, int) and 0 <= at < len(rollouts) and isinstance(rollouts[at], dict):
+            for name in ("group_index", "weight_versions"):
+                if name in rollouts[at]:
+                    sample.setdefault(name, rollouts[at][name])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _ranked(name: str, value: dict[str, Any], wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    """miles' training dump of one rank: columns of the rank's samples, and lists of the whole batch."""
+    if value.get("cp_size", 1) != 1:
+        raise InputError(
+            f"{name}: was written under context parallelism (cp_size {value['cp_size']}): its lists are slices of "
+            "sequences; dump with a context-parallel size of 1"
+        )
+    columns = value["rollout_data"]
+    count = len(columns.get("response_lengths", []))
+    partition = columns.get("partition")
+    ends = list(itertools.accumulate(columns.get("prompt_group_sizes") or []))
+    for k in range(count):
+        sample = {c: v[k] for c, v in columns.items() if isinstance(v, list) and len(v) == count}
+        sample["step"] = value.get("rollout_id")
+        if isinstance(partition, list) and len(partition) == count:
+            at = partition[k]
+            raw = columns.get("raw_reward")
+            sample |= {"raw_reward": raw[at]} if isinstance(raw, list) and at < len(raw) else {}
+            sample |= {"group_index": bisect.bisect_right(ends, at)} if ends else {}
+        number = sample.pop("sample_indices", None)
+        if number is not None and (sample["step"], number) in wanted.seen:
+            continue  # tensor- and pipeline-parallel ranks write the same samples
+        wanted.seen.add((sample["step"], number))
+        yield f"sample {k + 1}", sample
+
+
+def _unfolded(name: str, value: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    """Samples in a list, alone or under `samples` beside what they share, or one dict of columns."""
+    if isinstance(value, dict) and isinstance(value.get("rollout_data"), dict):
+        yield from _ranked(name, value, wanted)
+        return
+    if isinstance(value, dict) and isinstance(value.get("samples"), list):
+        samples = value["samples"]
+        shared = {k: v for k, v in value.items() if k != "samples" and not isinstance(v, dict | list)}
+        # slime's rollout_id counts training steps, one a file, and is no trajectory
+        if "rollout_id" in shared:
+            shared["step"] = shared.pop("rollout_id")
+        columns = {k: v for k, v in value.items() if isinstance(v, list) and k != "samples" and len(v) == len(samples)}
+        for k, sample in enumerate(samples):
+            place = f"sample {k + 1}"
+            if not isinstance(sample, dict):
+                yield place, _no_object(f"{name}: {place}", sample)
+                continue
+            yield place, {**shared, **{c: v[k] for c, v in columns.items() if c != "dp_shards"}, **sample}
+    elif isinstance(value, list):
+        for k, sample in enumerate(value):
+            place = f"sample {k + 1}"
+            yield place, sample if isinstance(sample, dict) else _no_object(f"{name}: {place}", sample)
+    elif isinstance(value, dict):
+        yield "columns", value
+    else:
+        raise InputError(f"{name}: a PyTorch file of a {type(value).__name__}; save a list or a dict of rollouts")
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+
+class BadRecord(InputError):
+    """Something wrong with one record; `reason` says what without its value, for counting."""
+
+    reason = ""
+
+
+def broken(message: str, reason: str) -> BadRecord:
+    """A `BadRecord` with its reason."""
+    error = BadRecord(message)
+    error.reason = reason
+    return error
+
+
+def kind(value: Any) -> str:
+    """What JSON calls it."""
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "list" if hasattr(value, "__len__") else "number")
+
+
+def one_line(text: Any) -> str:
+    """Without line breaks."""
+    return " ".join(str(text).split())

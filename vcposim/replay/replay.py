@@ -1,0 +1,514 @@
+"""Dumped rollouts of any framework -> what each baseline would have done to them.
+
+From a dump there are no scores, only their norms, so what can be replayed is the size of the gradient's contributions:
+the second moment mean_i (w_i (R_i - b) ||s_i||)^2, relative to the group mean's. Two numbers per baseline, because
+the first alone flatters:
+
+    second_moment_ratio    in sample: each baseline as a trainer uses it, from the rewards it is subtracted from
+    held_out_ratio         both baselines computed without the sample they are subtracted from
+
+The in-batch OPOB *minimizes* the first by definition, so there it reads at most 1 on any data, noise included. Held
+out and under full importance weights, every estimate has the same mean (claim C7): the ratio orders variances, can come
+out above 1, and alone can say whether a baseline would have helped.
+
+Intervals are percentile bootstrap over groups, the unit that is drawn independently, with the same resamples for all
+baselines. With few groups they are too narrow,
+as percentile intervals of few repeats are; the output says so.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from vcposim.baselines import baseline
+from vcposim.catalogue import weighting as named_weighting
+from vcposim.control import step_scale
+from vcposim.diagnostics import Diagnostic, WeightSums
+from vcposim.errors import InputError
+from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
+from vcposim.gauges.tails import MIN_SAMPLES
+from vcposim.replay.checks import Finding
+from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate
+from vcposim.replay.corrections import Ranking, rank
+from vcposim.replay.dumps import Dump, pooled
+from vcposim.results import Interval, Records, Result
+from vcposim.weights import Weighting
+
+DEFAULT_BASELINES = (
+    "zero",
+    "group_mean",
+    "leave_one_out",
+    "length_weighted",
+    "on_policy_optimal",
+    "opob",
+    "opob_leave_one_out",
+    "opob_released",
+    "leverage_damped_mean",
+)
+NEEDS_SCORES = {
+    "opob_truncated": "needs the scores themselves, a dump has only their norms",
+    "population": "is an oracle, it needs a problem with exact moments",
+}
+"""baselines that no dump can have"""
+LEAST_GROUPS = 10
+"""informative groups without which nothing is concluded"""
+FEW_GROUPS = 60
+"""below this, the bootstrap's intervals are known to be too narrow"""
+LIMITED = frozenset({"truncate", "clip", "mask"})
+NEAR_ONE = 1.5
+"""a mean weight farther from 1 than this factor says that E[(w - 1)^2] is no chi2: its samples miss the target"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One baseline on all groups."""
+
+    baseline: str
+    per_group: np.ndarray
+    """(g,) the baseline, for per-sample baselines the mean of b_i; NaN where a group is too small for it"""
+    second_moment_ratio: Interval
+    held_out_ratio: Interval | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The trajectories with one value of a column."""
+
+    value: Any
+    n: int
+    groups: int
+    mean_reward: float
+    """NaN where the file has no rewards"""
+    diagnostics: dict[str, Diagnostic]
+
+
+@dataclass(frozen=True)
+class Replay(Result):
+    """What the dump says, ready to print, draw or dump; groups in order of appearance."""
+
+    n: int
+    labels: list[Hashable]
+    size: np.ndarray
+    """(g,) responses per group"""
+    mean_reward: np.ndarray
+    ess_fraction: np.ndarray
+    """(g,) of the untouched sequence weights within each group"""
+    max_leverage: np.ndarray
+    """(g,)"""
+    informative: int
+    """groups in which rewards differ, so that the group mean learns something"""
+    carrying: int
+    """those of them in which this also has a weight above 0"""
+    log_ratio: np.ndarray
+    """(n,) in the order of the file, nats"""
+    diagnostics: dict[str, Diagnostic]
+    rows: list[Row]
+    weighting: Weighting
+    cap: float
+    norm_source: str
+    notes: list[str]
+    seed: int
+    resamples: int
+    layout: str = ""
+    findings: tuple[Finding, ...] = ()
+    """what is wrong with the data"""
+    slices: dict[str, list[Slice]] = field(default_factory=dict)
+    """column -> its values in order"""
+    ranking: Ranking | None = None
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    place: tuple[str, ...] = ()
+    """(n,) where each trajectory stands in the file"""
+    lags: tuple[Any, ...] = ()
+    """the lags that the file states"""
+
+    def row(self, name: str) -> Row | None:
+        """The row of a baseline, if it was asked for."""
+        return next((row for row in self.rows if row.baseline == name), None)
+
+    def records(self) -> Records:
+        """A row a baseline: its second moment relative to the group mean's, in sample and held out, with intervals."""
+        rows = Records()
+        for row in self.rows:
+            record: dict[str, Any] = {"baseline": row.baseline}
+            for name in ("second_moment_ratio", "held_out_ratio"):
+                value: Interval | None = getattr(row, name)
+                ends = (None, None, None) if value is None else map(float, value)
+                record |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+            rows.append(record)
+        return rows
+
+
+def replay(
+    dump: Dump,
+    *,
+    baselines: Sequence[str] = DEFAULT_BASELINES,
+    weighting: str = "importance",
+    cap: float = 8.0,
+    floor: float | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    min_group: int = 1,
+    by: Sequence[str] = (),
+    corrections: bool = False,
+) -> Replay:
+    """Replay `baselines` on a dump, under sequence weights treated by `weighting`.
+
+    `cap` is the limit of truncating treatments and of the truncated ESS. Groups below `min_group` are left out. `by`:
+    columns to slice by, of `dump.slices`; a lag is sliced by unasked. `corrections` ranks the catalogue. Without groups
+    or rewards only the weights are read: no rows, no leverage.
+
+    Raises `InputError` for unknown names, numbers out of range, or a dump with no group left.
+    """
+    notes: list[str] = []
+    names = _known(baselines, notes)
+    if resamples < 100:
+        raise InputError(f"bootstrap: {resamples} resamples cannot place a 95% interval; use 100 or more")
+    if seed < 0:
+        raise InputError(f"seed: {seed} is negative; use 0 or more")
+    limits: dict[str, Any] = {"cap": cap, "floor": floor} if weighting in LIMITED else {}
+    weigh = named_weighting(weighting, **limits)
+    dump = _kept_groups(dump, min_group, notes)
+    size = np.bincount(dump.group)
+    diagnostics = _gauges(dump, cap)
+    kinds: dict[str, Any] = {}
+    if dump.has_group and dump.has_reward:
+        table = tabulate(dump, size, names, weigh)
+        ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
+        rows = [
+            Row(name, table.per_group[k], ratio[k], ratio[len(names) + k] if baseline(name).has_held_out else None)
+            for k, name in enumerate(names)
+        ]
+        diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
+        notes += _explanations(dump, size, table, rows, weigh)
+        kinds = {"informative": table.informative, "carrying": table.carrying, "rows": rows}
+        kinds |= {name: getattr(table, name) for name in ("mean_reward", "ess_fraction", "max_leverage")}
+        if corrections:
+            kinds["ranking"] = rank(dump, resamples, seed)
+    else:
+        nothing = np.full(size.size, math.nan)
+        kinds = {"informative": 0, "carrying": 0, "rows": []}
+        kinds |= dict.fromkeys(("mean_reward", "ess_fraction", "max_leverage"), nothing)
+        if dump.norm_source != "score_sq_norm":
+            notes.append(f"the dump has no score_sq_norm: {dump.norm_source} stands in for ||s||^2 everywhere")
+    return Replay(
+        n=dump.group.size,
+        labels=dump.labels,
+        size=size,
+        log_ratio=dump.log_ratio,
+        diagnostics=diagnostics,
+        weighting=weigh,
+        cap=cap,
+        norm_source=dump.norm_source,
+        notes=[*dump.notes, *notes],
+        seed=seed,
+        resamples=resamples,
+        layout=dump.layout,
+        findings=dump.findings,
+        slices=_sliced(dump, by, cap),
+        skipped=dump.skipped,
+        place=dump.place,
+        lags=tuple(sorted(dump.slices["lag"][1], key=_ordered)) if "lag" in dump.slices else (),
+        **kinds,
+    )
+
+
+def _gauges(dump: Dump, cap: float) -> dict[str, Diagnostic]:
+    """All gauges of the weights; chi2 withheld where the samples cannot know it."""
+    # an empty response has no token to average over; its log-ratio is 0
+    length = np.maximum(dump.length, 1)
+    found = sample_panel(dump.log_ratio, length=length, norm=np.sqrt(dump.score_sq_norm), cap=cap)
+    if dump.tokens is not None:
+        found["ess_fraction_token"] = _token_ess(pooled(dump.tokens))
+    log_mean = found["log_mean_weight"].value
+    if not abs(log_mean) <= math.log(NEAR_ONE):
+        found["chi2"] = replace(
+            found["chi2"],
+            value=math.nan,
+            meaning="withheld: the mean weight is not near 1, so the mean of (w - 1)^2 is no chi2; read the ESS",
+        )
+    return found
+
+
+def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]:
+    """Every gauge of every value of the columns asked for, and of the lag where there are several."""
+    out: dict[str, list[Slice]] = {}
+    asked = list(by)
+    unasked = next((n for n in ("lag", "version") if n in dump.slices and 1 < len(dump.slices[n][1]) <= 20), None)
+    for name in dict.fromkeys([*asked, *([unasked] if unasked and not asked else [])]):
+        if name not in dump.slices:
+            have = ", ".join(dump.slices) or "no column to slice by"
+            raise InputError(f"--by: {name!r} is not in the file, or has too many values; it has: {have}")
+        code, values = dump.slices[name]
+        found = []
+        for k in sorted(range(len(values)), key=lambda k: _ordered(values[k])):
+            rows = code == k
+            if not rows.any():
+                continue
+            part = dump.select(rows)
+            reward = float(part.reward.mean()) if dump.has_reward else math.nan
+            found.append(Slice(values[k], int(rows.sum()), len(part.labels), reward, _gauges(part, cap)))
+        out[name] = found
+    return out
+
+
+def _ordered(value: Any) -> tuple[int, float, str]:
+    try:
+        return (0, float(value), "")
+    except (TypeError, ValueError, OverflowError):
+        return (1, 0.0, str(value))
+
+
+def to_json(found: Replay) -> dict[str, Any]:
+    """The machine-readable form; what does not exist (NaN, infinity) is None."""
+    return {
+        "n": found.n,
+        "groups": len(found.labels),
+        "diagnostics": _levels(found.diagnostics),
+        "thresholds": {
+            name: {
+                "threshold": _number(one.threshold),
+                "high_is_bad": one.high_is_bad,
+                "required": _number(one.required),
+                "alarming": one.alarming,
+            }
+            for name, one in found.diagnostics.items()
+        },
+        "rows": [_row_json(row) for row in found.rows],
+        "per_group": {
+            "group": found.labels,
+            "n": found.size.tolist(),
+            "mean_reward": _numbers(found.mean_reward),
+            "ess_fraction": _numbers(found.ess_fraction),
+            "max_leverage": _numbers(found.max_leverage),
+        },
+        "weighting": {"treatment": found.weighting.treatment, "level": "sequence", "cap": found.weighting.cap},
+        "norm_source": found.norm_source,
+        "bootstrap": {"method": "percentile", "level": 0.95, "resamples": found.resamples, "seed": found.seed},
+        "layout": found.layout,
+        "summary": summary(found),
+        "findings": [one._asdict() for one in found.findings],
+        "slices": {name: [_slice_json(one) for one in slices] for name, slices in found.slices.items()},
+        "first_alarms": {name: first_alarms(slices) for name, slices in found.slices.items()},
+        "corrections": None if found.ranking is None else _ranking_json(found.ranking),
+        "skipped": found.skipped,
+        "notes": found.notes,
+    }
+
+
+def _levels(diagnostics: dict[str, Diagnostic]) -> dict[str, Any]:
+    values = {name: _number(one.value) for name, one in diagnostics.items()}
+    prefix = "ess_fraction_"
+    levels = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    return {"ess_fraction": levels, **{n: v for n, v in values.items() if not n.startswith(prefix)}}
+
+
+def first_alarms(slices: Sequence[Slice]) -> dict[str, Any]:
+    """gauge -> the first value of a column, in its order, at which it alarms; gauges that never do are left out.
+
+    What a slice is too small to tell (fewer samples than the gauge requires) is no alarm.
+    """
+    found: dict[str, Any] = {}
+    for one in slices:
+        for name, gauge in one.diagnostics.items():
+            if gauge.alarming and not math.isnan(gauge.value) and one.n >= gauge.required:
+                found.setdefault(name, one.value)
+    return found
+
+
+def _slice_json(one: Slice) -> dict[str, Any]:
+    return {
+        "value": one.value,
+        "n": one.n,
+        "groups": one.groups,
+        "mean_reward": _number(one.mean_reward),
+        "diagnostics": _levels(one.diagnostics),
+        "alarms": [name for name, gauge in one.diagnostics.items() if gauge.alarming],
+    }
+
+
+def _ranking_json(ranking: Ranking) -> dict[str, Any]:
+    rows = []
+    for row in ranking.rows:
+        numbers = {n: _number(v) for n, v in vars(row).items() if isinstance(v, float) and not isinstance(v, Interval)}
+        optional = {
+            n: None if v is None else _number(v) for n, v in vars(row).items() if n in ("changed", "held_out_ratio")
+        }
+        rows.append(
+            {"name": row.name, "risk": {k: _number(x) for k, x in row.risk._asdict().items()}, **numbers, **optional}
+        )
+    return {"groups": ranking.groups, "per_token": ranking.per_token, "rows": rows, "absent": ranking.absent}
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    held_out = row.held_out_ratio
+    return {
+        "baseline": row.baseline,
+        "per_group": _numbers(row.per_group),
+        "second_moment_ratio": {key: _number(x) for key, x in row.second_moment_ratio._asdict().items()},
+        "held_out_ratio": None if held_out is None else {key: _number(x) for key, x in held_out._asdict().items()},
+    }
+
+
+def _number(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def _numbers(x: Any) -> list[float | None]:
+    return [_number(value) for value in x.tolist()]
+
+
+def _known(baselines: Sequence[str], notes: list[str]) -> list[str]:
+    names = [name for name in baselines if name not in NEEDS_SCORES]
+    for name in dict.fromkeys(baselines):
+        baseline(name)
+        if name in NEEDS_SCORES:
+            notes.append(f"baseline {name} is left out: it {NEEDS_SCORES[name]}")
+        if list(baselines).count(name) > 1:
+            raise InputError(f"baseline: {name!r} is given twice; name each once")
+    if not names:
+        raise InputError("baseline: none is left to replay; name at least one that needs only norms, such as opob")
+    return names
+
+
+def _kept_groups(dump: Dump, min_group: int, notes: list[str]) -> Dump:
+    if min_group < 1:
+        raise InputError(f"min_group: {min_group} is not positive; use 1 to keep every group")
+    size = np.bincount(dump.group)
+    kept = size >= min_group
+    if kept.all():
+        return dump
+    if not kept.any():
+        raise InputError(f"min_group: no group has {min_group} responses, the largest has {size.max()}; lower it")
+    notes.append(f"{int((~kept).sum())} groups with fewer than {min_group} responses are left out")
+    return dump.select(kept[dump.group])
+
+
+def _token_ess(tokens: WeightSums) -> Diagnostic:
+    return Diagnostic(
+        name="ess_fraction_token",
+        value=float(tokens.ess_fraction()),
+        threshold=HALF,
+        high_is_bad=False,
+        meaning="share of the tokens that count, by token weights; blind to how ratios multiply along a trajectory",
+    )
+
+
+def _explanations(dump: Dump, size: Any, table: Table, rows: Sequence[Row], weighting: Weighting) -> list[str]:
+    notes = []
+    if weighting.treatment != "importance":
+        notes.append(
+            f"under {weighting.treatment!r} weights means differ too: ratios order second moments, not variances"
+        )
+    if weighting.smooth is not None and size.min() < MIN_SAMPLES:
+        notes.append(f"groups of fewer than {MIN_SAMPLES} have no tail to smooth: their weights are untouched")
+    if dump.norm_source != "score_sq_norm":
+        notes.append(f"the dump has no score_sq_norm: {dump.norm_source} stands in for ||s||^2 everywhere")
+    if not np.any(dump.score_sq_norm > 0):
+        notes.append(f"every {dump.norm_source} is 0: no contribution has a size, ratios are undefined")
+    alone = int((size < 2).sum())
+    if alone:
+        short = [row.baseline for row in rows if baseline(row.baseline).needs_two]
+        skipped = f", {', '.join(short)} skip them" if short else ""
+        notes.append(f"{alone} groups have a single response: the group mean leaves them no advantage{skipped}")
+    equal = len(size) - table.informative
+    if equal:
+        notes.append(
+            f"{equal} of {len(size)} groups have equal rewards throughout: the group mean learns nothing there"
+        )
+    if len(size) < FEW_GROUPS:
+        notes.append(f"{len(size)} groups are few: bootstrap intervals over so few are narrower than their 95% says")
+    if table.carrying < table.informative:
+        notes.append(
+            f"in {table.informative - table.carrying} of the {table.informative} groups with rewards that differ the "
+            "weights of those rewards are 0 (cut off, or out of range beside the heaviest): they say nothing here"
+        )
+    if table.carrying < 2:
+        notes.append("fewer than two groups carry a weighted advantage: no interval can be placed around a ratio")
+    return notes
+
+
+def verdict(found: Replay) -> str:
+    """One sentence: would the off-policy optimal baseline have helped here?"""
+    row = found.row("opob_leave_one_out") or found.row("opob")
+    if not found.rows:
+        return "Would OPOB have helped here? It cannot be told: the file has no groups or no rewards."
+    if row is None or row.held_out_ratio is None:
+        return "Would OPOB have helped here? Not asked: add opob to the baselines."
+    low, value, high = row.held_out_ratio
+    if math.isnan(value):
+        why = "no group has rewards that differ" if not found.informative else "every weight is 0"
+        return f"Would OPOB have helped here? It cannot be told: {why}."
+    said = f"held out, a contribution's second moment is {value:.3f} of the group mean's"
+    if found.carrying < LEAST_GROUPS:
+        few = f"{found.informative} with rewards that differ"
+        few += "" if found.carrying == found.informative else f", {found.carrying} of them with weight"
+        return f"Would OPOB have helped here? Too few groups to tell ({few}): {said}."
+    said += f" (95% interval {low:.3f} to {high:.3f}, {found.informative} groups with rewards that differ)"
+    if high < 1:
+        return f"Would OPOB have helped here? Yes: {said}."
+    if low > 1:
+        gain = (
+            " What it gains in sample, it gains by damping the samples that dominate it."
+            if _gains_in_sample(found)
+            else ""
+        )
+        return f"Would OPOB have helped here? Not by what it subtracts, that would have hurt: {said}.{gain}"
+    return f"Would OPOB have helped here? No evidence either way: {said}, which covers 1."
+
+
+def _gains_in_sample(found: Replay) -> bool:
+    """Whether the in-batch OPOB reads better than the group mean in sample: R_i - b = (1 - h_i)(R_i - b_{-i})."""
+    row = found.row("opob")
+    return row is not None and row.second_moment_ratio.value < 1
+
+
+def summary(found: Replay) -> list[str]:
+    """Five plain lines: is the data sound, how stale, what dominates, what to change, how sure."""
+    d = found.diagnostics
+    ess, mean = d["ess_fraction_sequence"].value, d["mean_weight"].value
+    if found.findings:
+        names = ", ".join(dict.fromkeys(one.check for one in found.findings))
+        sound = f"Data: NOT sound as it stands ({names}); what follows may measure that instead of the run."
+    else:
+        sound = "Data: no sign of a mistake in how it was written."
+    lag = next((found.slices[n] for n in ("lag", "version") if n in found.slices), [])
+    spread = f", at lag {found.lags[0]}" if len(found.lags) == 1 else ""
+    spread += f"; {len(lag)} {'lags' if 'lag' in found.slices else 'versions'} mixed" if len(lag) > 1 else ""
+    if len(lag) > 1:
+        parts = [one.diagnostics["ess_fraction_sequence"].value for one in lag]
+        spread += f", ESS from {parts[0]:.2f} at {lag[0].value} to {parts[-1]:.2f} at {lag[-1].value}"
+    stale = (
+        f"Staleness: {ess:.0%} of the samples count (ESS of sequence weights), the mean weight is {mean:.3g} where 1 "
+        f"is expected, KL {d['kl_behavior_target'].value:.3g} nats{spread}."
+    )
+    heaviest = int(np.argmax(found.log_ratio))
+    where = f" ({found.place[heaviest]})" if found.place else ""
+    share = d["max_share"].value
+    dominates = f"Dominates: the heaviest trajectory{where} has {share:.1%} of all weight"
+    if "max_leverage" in d:
+        dominates += f", the largest leverage in a group is {d['max_leverage'].value:.2f}"
+    scale = float(step_scale(np.asarray(ess), exponent=0.5)) if ess > 0 else 0.0
+    change = f"Change: scale the step by {scale:.2f} (square root of the ESS)"
+    if found.findings:
+        change = "Change: mend the data first; then read this again"
+    elif found.ranking is not None and found.ranking.rows:
+        best = found.ranking.rows[0]
+        change += f"; {best.name} corrects best by its risk bound ({best.risk.value:.3g}, bias {best.bias:.2f})"
+    if ess < HALF and not found.findings and lag and len(lag) > 1:
+        change += "; cap the lag where the ESS falls below one half"
+    required = max(d["khat"].required, d["ess_fraction_sequence"].required)
+    enough = (
+        "enough"
+        if found.n >= required
+        else f"too few, {required:.3g} are needed"
+        if math.isfinite(required)
+        else "never enough"
+    )
+    khat = d["khat"].value
+    tail = "no tail to fit" if not math.isfinite(khat) else f"tail k-hat {khat:.2f}"
+    groups = f", {found.informative} of {len(found.labels)} groups have rewards that differ" if found.rows else ""
+    sure = f"How sure: {found.n} trajectories are {enough} ({tail}){groups}."
+    return [sound, stale, dominates + ".", change + ".", sure]

@@ -1,0 +1,160 @@
+"""A report card: which laws an estimator keeps and breaks, and its exact bias and variance beside the catalogue's.
+
+`vcposim check` prints it. Unlike a test it does not stop at the first broken law, and it tries the laws that are not
+claimed too: what an estimator could claim is as telling as what it may not.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vcposim.catalogue import CATALOGUE
+from vcposim.errors import InputError
+from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD, UNKNOWN, exact_moments, standard_problem
+from vcposim.testing.kit import CLAIMED, NOT_CLAIMED, Judged, Trial, Violation, subject_of, trials
+from vcposim.testing.laws import LAWS, Broken, Subject
+from vcposim.testing.strategies import Case, case_of
+
+VIOLATED = "violated"
+CardRow = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one law: `holds`, `violated`, `not claimed` or `does not apply`."""
+
+    law: str
+    status: str
+    violation: Violation | None = None
+    """the smallest counterexample; of a law that is not claimed, any: the reason not to"""
+    tried: bool = True
+
+    def to_json(self) -> CardRow:
+        """Every field, and what the law says."""
+        seen = self.violation
+        found = None if seen is None else {"size": seen.size, "case": seen.case, "saw": seen.saw}
+        return {
+            "law": self.law,
+            "status": self.status,
+            "statement": LAWS[self.law].statement,
+            "source": LAWS[self.law].source,
+            "tried": self.tried,
+            "counterexample": found,
+            "reproduce": None if seen is None else seen.reproduction,
+        }
+
+
+def findings(asked: Iterable[Trial], progress: Callable[[str], None] = lambda law: None) -> list[Finding]:
+    """Try every law that can be tried."""
+    found = []
+    for trial in asked:
+        progress(trial.law)
+        found.append(_finding(trial))
+    return found
+
+
+def _finding(trial: Trial) -> Finding:
+    if not LAWS[trial.law].fits(trial.subject):
+        return Finding(trial.law, trial.status, tried=False)
+    try:
+        trial()
+    except Violation as violation:
+        return Finding(trial.law, VIOLATED if trial.status == CLAIMED else NOT_CLAIMED, violation)
+    return Finding(trial.law, trial.status)
+
+
+def passed(found: Iterable[Finding]) -> bool:
+    """Whether every law that is claimed holds."""
+    return all(one.status != VIOLATED for one in found)
+
+
+def library_for(estimator: Judged, needs: Iterable[str] = ()) -> str:
+    """`numpy`, or `torch` if the estimator answers only that: it is shown one small batch of each.
+
+    Raises `InputError` with what it said if it answers neither.
+    """
+    said = []
+    for name in ("numpy", "torch"):
+        if name not in sys.modules:
+            continue  # its module has not imported torch, so it is no torch function
+        subject, _ = subject_of(estimator, needs, convert=name)
+        try:
+            subject.of(_probe(subject))
+        except (Broken, InputError) as error:
+            said.append(f"given {name} arrays, {error}")
+        else:
+            return name
+    raise InputError(
+        f"estimator: {estimator} does not answer a small batch: {'; '.join(said)}. It takes a Batch and returns "
+        "one coefficient a sample (..., n) or a token (..., n, t); --needs names the optional fields that it reads"
+    )
+
+
+def _probe(subject: Subject) -> Case:
+    reward, length = [1, 0], [2, 1]
+    if subject.per_token:
+        given: CardRow = {
+            "ratio": [["1/2", 2], [1, 1]],
+            "score": [[[1], [1]], [[-1], [0]]],
+            "token_mask": [[1, 1], [1, 0]],
+        }
+        given |= {"token_probability": [["1/2", "1/3"], ["1/2", "1/2"]], "anchor_ratio": [[1, 1], [1, 1]]}
+    else:
+        given = {"ratio": [2, "1/2"], "score": [[1], [-1]]}
+    given |= {"reward": reward, "length": length}
+    if subject.per_prompt:
+        given = {k: [x] for k, x in given.items()} | {"grouped": True}
+    return case_of(**given)
+
+
+def measured(mine: Subject) -> tuple[list[CardRow], str]:
+    """`beside_the_catalogue`, and what went wrong if it could not be asked there: then without it."""
+    try:
+        return beside_the_catalogue(mine), ""
+    except Broken as error:
+        return beside_the_catalogue(None), f"{mine.name} does not answer the standard problems: {error}"
+
+
+def beside_the_catalogue(mine: Subject | None) -> list[CardRow]:
+    """Exact moments on every standard problem, of an estimator and of all of the catalogue that can be asked.
+
+    Rows hold `problem`, `estimator`, `mine`, and relative to the squared norm of the gradient, `squared_bias`,
+    `variance` (of the mean over a group) and `mse`.
+    """
+    others = [subject_of(name)[0] for name in CATALOGUE]
+    subjects = [*([] if mine is None else [mine]), *others]
+    return [
+        _row(problem, subject, subject is mine)
+        for problem in STANDARD
+        for subject in subjects
+        if not subject.needs & UNKNOWN
+    ]
+
+
+def _row(problem: str, subject: Subject, mine: bool) -> CardRow:
+    with np.errstate(all="ignore"):
+        found = exact_moments(
+            subject.raw,
+            standard_problem(problem),
+            GROUP_SIZE,
+            per_token=subject.per_token,
+            grouped=subject.per_prompt,
+            convert=subject.library.convert,
+        )
+    size = float(np.sum(found.gradient**2))
+    return {
+        "problem": problem,
+        "estimator": subject.name.strip("'"),
+        "mine": mine,
+        "squared_bias": float(np.sum(found.bias**2)) / size,
+        "variance": float(found.variance_of_mean) / size,
+        "mse": float(found.mse) / size,
+    }
+
+
+def catalogue_card(name: str, examples: int) -> list[Finding]:
+    """The findings of one entry, on what it claims by itself."""
+    return findings(trials(name, examples=examples))
