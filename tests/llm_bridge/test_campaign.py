@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
 from llm_bridge import campaign
 from llm_bridge.campaign import Plan, join, main, pack
 from llm_bridge.campaign_report import held_out, report
@@ -68,11 +71,11 @@ def test_a_damaged_piece_is_one_clear_line(tmp_path: Path, harm: str, capsys: py
         piece.unlink()
     else:
         (tmp_path / "pieces" / "manifest.json").unlink()
-    assert main(["unpack", str(tmp_path / "pieces"), "--cache", str(tmp_path / "cache")]) == 2
+    assert main(["unpack", str(tmp_path / "pieces"), "--model", str(tmp_path / "model")]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert ("manifest.json" if harm == "manifest" else piece.name) in said[0]
-    assert not (tmp_path / "cache").exists() or not any((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "model").exists()
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
@@ -157,14 +160,14 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
 
 def test_report_renders(tmp_path: Path) -> None:
     run(dry(methods=("vcpo", "none"), seeds=(0, 1)), tmp_path)
-    text = report(tmp_path / "out" / campaign.RESULT, tmp_path / "report")
+    text = report(tmp_path / "out")
     assert text.count("| letters | 2 | 0.01 |") == 2
     assert "char on CPU" in text
-    assert (tmp_path / "report" / "campaign.png").stat().st_size > 10_000
-    assert (tmp_path / "report" / "campaign.md").read_text().strip() == text.strip()
+    assert (tmp_path / "out" / "campaign.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "campaign.md").read_text().strip() == text.strip()
 
 
 def test_no_result_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "c.json").write_text("{}")
-    assert main(["report", str(tmp_path / "c.json")]) == 2
+    (tmp_path / "campaign.json").write_text("{}")
+    assert main(["report", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

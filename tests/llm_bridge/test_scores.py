@@ -38,7 +38,7 @@ from llm_bridge.scores import (
     weighted_gradient_loop,
 )
 from llm_bridge.scores.calibration import RUNS, WHOLE
-from llm_bridge.scores.layout import Layout, Operands
+from llm_bridge.scores.layout import Layout, Operands, live_rows
 from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_norms
 from llm_bridge.scores.routes import Affine, Line
 from simulations.bench import score_records
@@ -636,6 +636,11 @@ def test_rows_without_output_gradient_are_left_out(owner: list[int] | None, boun
     assert kept.grad[:, 1].tolist() == [1, 2, 3, 4, 5, 6]
     assert torch.equal(kept.spread(kept.grad), grad)
     assert kept.layout.bounds(6) == bounds
+
+
+def test_no_accelerator_is_asked_which_rows_are_live() -> None:
+    """A device without numbers cannot answer: whoever asks raises."""
+    assert live_rows(torch.zeros(64, 3, device="meta")) is None
 
 
 # --- batches and log-probabilities ------------------------------------------------------------------------------------

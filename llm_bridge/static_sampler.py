@@ -4,7 +4,9 @@ A small model samples slowly because the host launches a thousand small kernels 
 one step (draw, write down, run the network on the token) is captured once and replayed; tokens, log-probabilities and
 the key-value cache stay on the device, and the host looks every `LOOK` tokens whether all rows have ended.
 
-    sampler = FastSampler(task, group_size=8, max_new_tokens=48, seed=0)      # a `Sampler`, and equal to it
+    sampler = StaticSampler(task, group_size=8, max_new_tokens=48, seed=0)      # a `Sampler`, and equal to it
+
+The captured graph has not run on a device yet.
 
 A row's slots in the cache are its positions: prompts are padded on the right, and the policy's tokens overwrite the
 padding, so no row needs a position of its own besides the next one. Random numbers and the drawing itself are
@@ -33,17 +35,15 @@ SLOTS = 64
 """the cache's length is a multiple of it: few lengths, few graphs"""
 
 
-def decodes(model: Any) -> bool:
-    """Whether `Decoder` computes this model's function: a Llama without biases, its rope of the default kind."""
-    c = model.config
-    rope = getattr(c, "rope_parameters", None) or {}
-    plain = not (getattr(c, "attention_bias", False) or getattr(c, "mlp_bias", False))
+def served(model: Any) -> bool:
+    """Whether `Decoder` knows this network: a dense Llama with silu, no biases, unscaled rotary positions."""
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return (
-        c.model_type == "llama"
-        and plain
-        and c.hidden_act == "silu"
+        type(model).__name__ == "LlamaForCausalLM"
+        and not any(name.endswith(".bias") for name, _ in model.named_parameters())
+        and config.hidden_act == "silu"
         and rope.get("rope_type", "default") == "default"
-        and getattr(c, "rope_scaling", None) in (None, rope)
     )
 
 
@@ -115,6 +115,8 @@ class Decoder:
         return F.linear(self._rms(x, self.norm), self.head)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        if x.dtype == torch.float32:  # one kernel instead of six
+            return F.rms_norm(x, weight.shape, weight, self.eps).to(self.dtype)
         # transformers' norm computes in float32 whatever it is given
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
@@ -237,7 +239,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class FastSampler(Sampler):
+class StaticSampler(Sampler):
     """A `Sampler` that keeps a whole generation on the device, where it can: one turn, a plain Llama, one version."""
 
     decoders: dict[Any, Decoder] = field(default_factory=dict, compare=False, repr=False)
@@ -248,7 +250,7 @@ class FastSampler(Sampler):
         fresh = not any(row.own for row in state.rows) and rows and len(rows) == len(state.rows)
         longest = max(len(row.ids) for row in state.rows)
         fits = longest + self.max_new_tokens <= lm.max_length
-        if tokens is not None or not fresh or not fits or self.task.max_turns > 1 or not decodes(lm.model):
+        if tokens is not None or not fresh or not fits or self.task.max_turns > 1 or not served(lm.model):
             return super().advance(lm, state, tokens, version)
         decoder = self._decoder(lm)
         slots = -(-(longest + self.max_new_tokens) // SLOTS) * SLOTS
