@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vcposim.baselines import BASELINES
 from vcposim.catalogue import WEIGHTINGS
-from vcposim.commands.output import add_output_options, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, print_whole, save_figure, wants_figure
 from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
 from vcposim.replay import (
@@ -196,19 +196,19 @@ def render(found: Replay, console: Console) -> None:
     for one in found.findings:
         console.print(f"CHECK {one.check}: {one.evidence}. Likely: {one.cause}.", style="red", markup=False)
     wide = console.width >= WIDE
-    console.print(_gauges(found, wide))
+    print_whole(console, _gauges(found, wide))
     for gauge in found.diagnostics.values():
         if gauge.alarming and not wide:
             console.print(f"ALARM {gauge.name}: {gauge.meaning}", markup=False)
     for name, slices in found.slices.items():
-        console.print(_slices(name, slices, found))
+        print_whole(console, _slices(name, slices, found))
         alarms = first_alarms(slices)
         if alarms and len(slices) > 1:
             told = ", ".join(f"{gauge} at {name} {value}" for gauge, value in alarms.items())
             console.print(f"first alarms: {told}", markup=False)
     if found.rows:
         console.print(_groups(found))
-        console.print(_baselines(found))
+        print_whole(console, _baselines(found))
         console.print(
             "In sample, each baseline has seen the rewards it is subtracted from: opob minimizes that "
             "number by definition. Held out, both are computed without the sample: only that column can show harm. "
@@ -217,7 +217,7 @@ def render(found: Replay, console: Console) -> None:
             markup=False,
         )
     if found.ranking is not None:
-        console.print(_corrections(found.ranking))
+        print_whole(console, _corrections(found.ranking))
         scope = "tokens of the first" if found.ranking.per_token else "the first"
         console.print(
             "risk = bias^2 + spread, relative to the size of the untruncated importance-weighted gradient: bias bounds "
