@@ -142,6 +142,8 @@ def test_columns_say_what_happened(tmp_path: Path) -> None:
     assert columns["lag"] == [None, 0, 1, 2, 2]
     assert [made for made, _ in held_out(one)] == [0, 2, 4]
     assert all(0 < x <= 1 for x in columns["ess_fraction_sequence"][1:])
+    parts = [[x[j] for name, x in columns.items() if name.startswith("s_")] for j in range(1, 5)]
+    assert all(0 < sum(spent) <= whole for spent, whole in zip(parts, columns["seconds"][1:], strict=True))
 
 
 def test_settings_may_not_change_under_way(tmp_path: Path) -> None:
