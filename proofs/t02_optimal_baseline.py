@@ -226,7 +226,7 @@ CLAIMS = [
     Claim(
         "T2.on_policy",
         "with all weights 1, OPOB is E[n^2 R] / E[n^2]",
-        shipped=("baselines.weighted_mean", "batch.DenseScores.sq_norm", "estimators.evidence"),
+        shipped=("baselines.weighted_mean", "batch.DenseScores.sq_norm", "baselines.Evidence.weighted_sq_norm"),
         rows=("C6", "C10"),
         assumptions="w = 1, E[n^2] != 0",
         exact=on_policy_exact,

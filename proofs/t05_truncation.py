@@ -319,7 +319,7 @@ CLAIMS = [
     Claim(
         "T5.variance",
         "opob_truncated is the minimizer of Var, with gap (b - b')^2 (E[a] - ||E[v s]||^2)",
-        (*_TRUNCATED, "baselines.minimum_variance", "estimators.evidence", "moments.trace_covariance"),
+        (*_TRUNCATED, "baselines.minimum_variance", "baselines.Evidence.weighted_sq_norm", "moments.trace_covariance"),
         ("C7",),
         "any weights v, a = v^2 n^2; E[a] != ||E[v s]||^2",
         variance_exact,

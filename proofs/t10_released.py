@@ -89,7 +89,7 @@ def difference_symbolic() -> Theorem:
     return prove(goal, over=s.everything)
 
 
-_SHIPPED = ("baselines.weighted_mean", "estimators.evidence", "batch.DenseScores.sq_norm")
+_SHIPPED = ("baselines.weighted_mean", "baselines.Evidence.weighted_sq_norm", "batch.DenseScores.sq_norm")
 
 CLAIMS = [
     Claim(

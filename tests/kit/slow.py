@@ -101,10 +101,10 @@ def coefficients(
     c: list[Any] = []
     size = 0.0
     for i in range(n):
-        scale = 1 / lengths[i] if normalizer == "length" else Fraction(1)
-        if normalizer == "group_std":
+        scale = 1 / lengths[i] if normalizer in ("length", "group_std_length") else Fraction(1)
+        if normalizer in ("group_std", "group_std_length"):
             std = math.sqrt(float(mean([(x - mean(r, m)) ** 2 for x in r], m)))
-            scale = 0 if std == 0 else 1 / std  # type: ignore[assignment]
+            scale = 0 if std == 0 else float(scale) / std  # type: ignore[assignment]
         advantage = float(r[i] - b[i]) * scale if isinstance(scale, float) else (r[i] - b[i]) * scale
         c.append([x * advantage for x in w[i]] if level == "token" else w[i] * advantage)
         largest = max(w[i]) if level == "token" else w[i]

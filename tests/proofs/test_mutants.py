@@ -40,7 +40,13 @@ MUTANTS = [
     Mutant(
         "contributions not averaged", "moments", "combine(coefficient * measure)", "combine(coefficient)", "T1.gradient"
     ),
-    Mutant("opob forgets the weight", "estimators", "sq_norm(weight.relative)", "sq_norm(one)", "T2.gap"),
+    Mutant(
+        "opob forgets the weight",
+        "baselines",
+        "sq_norm(self.weight.relative)",
+        "sq_norm(self.weight.relative * 0 + 1)",
+        "T2.gap",
+    ),
     Mutant("opob mean forgets the weight", "baselines", "expectation(weight * reward", "expectation(reward", "T2.gap"),
     Mutant("norm without square", "batch", "sum(total * total", "sum(total", "T2.gap"),
     Mutant("covariance not centered", "moments", "deviation = vector - mean", "deviation = vector", "T2.gap"),
@@ -138,7 +144,9 @@ def verdict(mutant: Mutant, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(shutil.which("coqc") is None, reason="layer 3 needs coqc")
 def test_coq_notices_a_changed_formula(tmp_path: Path) -> None:
     """Coq compares the shipped OPOB, as it stands, with the definition that its theorems are about."""
-    forgets_the_weight = Mutant("Coq", "estimators", "sq_norm(weight.relative)", "sq_norm(one)", "T2.gap", "coq")
+    forgets_the_weight = Mutant(
+        "Coq", "baselines", "sq_norm(self.weight.relative)", "sq_norm(self.weight.relative * 0 + 1)", "T2.gap", "coq"
+    )
     done = verdict(forgets_the_weight, tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED T2.gap (coq): Shipped.v" in done.stdout

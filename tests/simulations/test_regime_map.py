@@ -70,13 +70,13 @@ def test_what_is_watched_by_hand() -> None:
     scores = DenseScores(np.array([[[[1.0], [2.0]]]]))
     batch = Batch(reward=np.array([[[1.0, 0.0]]]), log_ratio=np.zeros((1, 1, 2)), scores=scores)
     watch = mechanism.Watch(CATALOGUE["dr_grpo"].estimator)
-    assert_near(watch.coefficients(batch), [[[0.5, -0.5]]], scale=0)
+    assert_near(watch(batch), [[[0.5, -0.5]]], scale=0)
     (seen,) = watch.seen
     assert seen["negative share"][0] == near(0.5)
     assert seen["self push"][0] == near(-3 / 5)
     assert seen["baseline below mean"][0] == near(0)
     n2 = mechanism.Watch(CATALOGUE["on_policy_optimal"].estimator)
-    n2.coefficients(batch)
+    n2(batch)
     assert n2.seen[0]["self push"][0] == near(0)
     assert n2.seen[0]["baseline below mean"][0] == near(1 / 2 - 1 / 5)
 

@@ -436,7 +436,7 @@ def test_a_nan_names_setting_and_field(tmp_path: Path, cli: Cli, monkeypatch: py
 BAD_COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "no command": ([], ["COMMAND"]),
     "unknown command": (["rum"], ["'rum'"]),
-    "unknown experiment": (["run", "toy_too", "--out", "{new}"], ["'toy_too'", "did you mean 'toy_two'?"]),
+    "unknown experiment": (["run", "toy_too", "--out", "{new}"], ["'toy_too'", "did you mean 'toy_two' or 'toy'?"]),
     "no worker": (["run", "toy", "--workers", "0", "--out", "{new}"], ["--workers", "'0'", "at least 1"]),
     "negative workers": (["run", "toy", "--workers", "-2", "--out", "{new}"], ["--workers"]),
     "half a worker": (["run", "toy", "--workers", "1.5", "--out", "{new}"], ["--workers", "'1.5'", "integer"]),

@@ -52,7 +52,7 @@ drawn = monte_carlo.moments(problem, {n: CATALOGUE[n].estimator for n in names},
 print([sorted(row)[:2] for row in records_of(known)], len(records_of(drawn)), replay.__name__)
 check_estimator("rloo", examples=2)
 """
-    assert fresh(code) == "[['cosine', 'mse'], ['cosine', 'mse']] 2 vcposim.replay\n"
+    assert fresh(code) == "[['cosine', 'descent_efficiency'], ['cosine', 'descent_efficiency']] 2 vcposim.replay\n"
 
 
 def results() -> dict[str, Result]:

@@ -137,7 +137,7 @@ def print_table(chosen: dict[str, Entry]) -> None:
     table.add_column("coefficient", overflow="fold")
     table.add_column("unbiased", overflow="fold")
     for name, one in chosen.items():
-        table.add_row(Text(name), Text(one.formula), Text(one.validity))
+        table.add_row(Text(name), Text(one.formula), Text(one.unbiased.value))
     console.print(table)
     console.print(
         Text(f"{len(chosen)} estimators; vcposim catalogue NAME shows one in full, vcposim cite NAME its sources")

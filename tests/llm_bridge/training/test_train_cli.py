@@ -209,4 +209,4 @@ def test_wrong_input_is_one_line(model: str, tmp_path: Path, capsys: pytest.Capt
         assert not (tmp_path / "new").exists()
     with pytest.raises(SystemExit):
         call("--estimatr", "vcpo")
-    assert "did you mean --estimator?" in capsys.readouterr().err
+    assert "did you mean --estimator" in capsys.readouterr().err

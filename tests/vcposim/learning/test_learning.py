@@ -65,7 +65,7 @@ def shifted(problem: Task, by: float) -> Task:
     return replace(problem, chain=replace(problem.chain, reward=problem.chain.reward + by))
 
 
-NOT_SHIFT_INVARIANT = ("reinforce", "sequence_is", "topr")
+NOT_SHIFT_INVARIANT = ("reinforce", "sequence_is", "topr", "prefix_is", "maxrl")
 ALONE = "otb_on_policy_zero_tail"
 """not invariant where one response outlives the others, which these tasks of one length do not have"""
 LEARNABLE = [n for n in CATALOGUE if n not in (*NOT_SHIFT_INVARIANT, ALONE)]

@@ -274,8 +274,8 @@ def test_rewards_of_merged_rows_are_asked_for(how: str, right: float, tmp_path: 
 
 
 def test_lags_are_sliced_unasked_and_other_columns_on_request(tmp_path: Path) -> None:
-    near, far = batch(0, 6, 6), batch(1, 6, 6)
-    table = rows(near) + [{**row, "group": row["group"] + 6} for row in rows(far)]
+    recent, far = batch(0, 6, 6), batch(1, 6, 6)
+    table = rows(recent) + [{**row, "group": row["group"] + 6} for row in rows(far)]
     for i, row in enumerate(table):
         row |= {"version": 5 if i < 36 else 1, "learner_version": 5, "data_source": "ab"[i % 2]}
         if i >= 36:
