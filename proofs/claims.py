@@ -65,6 +65,7 @@ class Claim:
 
     @property
     def family(self) -> str:
+        """What stands before the dot: `T2` of `T2.gap`."""
         return self.name.split(".")[0]
 
 
