@@ -17,7 +17,8 @@ from simulations.protocol import discover
 
 ROOT = Path(__file__).parents[1]
 
-ROOMS = ("problems", "gauges", "catalogue", "laboratory", "learning", "pipeline", "replay", "testing", "commands")
+ROOMS = ("problems", "gauges", "catalogue", "laboratory", "learning", "pipeline", "replay", "testing")
+ROOMS += ("comparison", "commands")
 """The folders of vcposim, in the order in which they may import; the formulas lie on top and import no room."""
 
 KIT = "vcposim.testing"
