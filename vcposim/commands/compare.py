@@ -148,7 +148,7 @@ def _print(result: dict[str, Any], costs: dict[str, float | None], path: Path) -
     from rich.table import Table
     from rich.text import Text
 
-    from vcposim.comparison.result import by_rank, counted, staled
+    from vcposim.comparison.result import by_rank, counted, staled, unjudged
 
     console = Console()
     rows = by_rank(result["estimators"])
@@ -178,7 +178,7 @@ def _print(result: dict[str, Any], costs: dict[str, float | None], path: Path) -
     console.print(
         f"{ranked} estimators ranked by the interquartile mean of their success probability over "
         f"{len(result['regimes'])} regimes{origin}; ranks with 95% intervals over seeds. bias and D: exact, on strings "
-        f"at lag 16. laws: kept of tried, ! a claimed one is broken. cost: CPU time of an update over "
+        f"at lag 16. laws: kept of tried, ! one that it must keep is broken. cost: CPU time of an update over "
         f"{result['reference']}'s.",
         style="dim",
         highlight=False,
@@ -189,11 +189,8 @@ def _print(result: dict[str, Any], costs: dict[str, float | None], path: Path) -
         console.print(_words(row), highlight=False)
     for row in rows:
         if row["named"]:
-            reasons: dict[str, list[str]] = {}
-            for part, why in row["not_judged"].items():
-                reasons.setdefault(why, []).append(part)
-            for why, parts in reasons.items():
-                console.print(f"{row['name']}: not judged ({', '.join(parts)}): {why}", markup=False, highlight=False)
+            for why, parts in unjudged(row).items():
+                console.print(f"{row['name']}: not judged, {parts}: {why}", markup=False, highlight=False)
     console.print(f"page: {path / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
 
 

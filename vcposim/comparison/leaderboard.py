@@ -5,11 +5,14 @@ settings, whose hash it holds, and by a source that computes the same: one run o
 must come to the same values. An entry that has changed since, or is new, is not among the results: run it too.
 
     vcposim compare --size full --out DIR
-    python -m vcposim.comparison.leaderboard DIR 2026-11-28     # writes the file that comes along
+    python -m vcposim.comparison.leaderboard 2026-11-28 DIR     # writes the file that comes along
+
+Of several DIRs, of one size and one set of settings, a later one replaces or adds entries.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -94,19 +97,25 @@ def require_same_source(anew: Record, before: Record) -> None:
         )
 
 
-def write(folder: Path, date: str) -> Path:
-    """Make the leaderboard of a finished comparison of the whole catalogue; returns the file."""
-    about = json.loads((folder / "provenance.json").read_bytes())
-    run = Folder(folder, tuple(about["estimators"]), SIZES[about["size"]])
-    if run.missing():
-        raise InputError(f"{folder}: {len(run.missing())} units are missing; finish the comparison first")
-    rows = [
-        f" {json.dumps(name)}: " + canonical({"fingerprint": about["estimators"][name], "records": short(records)})
-        for name, records in run.records().items()
-    ]
-    head = {k: about[k] for k in ("schema", "size", "settings_sha256", "vcposim", "packages", "python")}
-    lines = [f" {json.dumps(k)}: {canonical(v)}" for k, v in {"date": date, **head}.items()]
-    text = "{\n" + ",\n".join(lines) + ',\n "estimators": {\n' + ",\n".join(rows) + "\n}}\n"
+def write(date: str, folders: Sequence[Path]) -> Path:
+    """Make the leaderboard from finished comparisons; returns the file.
+
+    Raises `InputError` if one is not finished, or of other settings than the first.
+    """
+    heads, rows = [], {}
+    for folder in folders:
+        about = json.loads((folder / "provenance.json").read_bytes())
+        heads.append({k: about[k] for k in ("schema", "size", "settings_sha256", "vcposim", "packages", "python")})
+        run = Folder(folder, tuple(about["estimators"]), SIZES[about["size"]])
+        if run.missing():
+            raise InputError(f"{folder}: {len(run.missing())} units are missing; finish the comparison first")
+        if heads[-1]["settings_sha256"] != heads[0]["settings_sha256"]:
+            raise InputError(f"{folder}: of other settings than {folders[0]}; run both at one size of one version")
+        for name, records in run.records().items():
+            row = {"fingerprint": about["estimators"][name], "records": short(records)}
+            rows[name] = f"  {json.dumps(name)}: {canonical(row)}"
+    lines = [f" {json.dumps(k)}: {canonical(v)}" for k, v in {"date": date, **heads[0]}.items()]
+    text = "{\n" + ",\n".join(lines) + ',\n "estimators": {\n' + ",\n".join(rows.values()) + "\n}}\n"
     path = Path(__file__).with_name(FILE)
     write_atomically(path, text.encode())
     return path
@@ -118,4 +127,4 @@ def short(records: dict[str, Record]) -> dict[str, Record]:
 
 
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1]), sys.argv[2]))
+    print(write(sys.argv[1], [Path(x) for x in sys.argv[2:]]))

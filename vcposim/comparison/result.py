@@ -189,10 +189,29 @@ def _values(x: Sequence[float]) -> Array:
 
 
 def staled(row: Mapping[str, Any], key: str, problem: str = "strings", lag: int = LAGS[-1]) -> float | None:
-    """One of `MOMENTS` of an estimator at a lag; None if it was not judged there."""
+    """One of `MOMENTS` of an estimator at a lag; None if it was not judged there.
+
+    D says what a step along the mean's line can gain; where the mean points downhill it is shown with a minus.
+    """
     assert key in MOMENTS
     found = row["moments"].get("moments", {}).get(f"{problem}, lag {lag}")
-    return found[key] if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    return -found[key] if key == "efficiency" and found["cosine"] < 0 else found[key]
+
+
+def unjudged(row: Mapping[str, Any]) -> dict[str, str]:
+    """Why something of an estimator was not judged -> what that was, in words: `learning (4 regimes)`."""
+    parts: dict[str, list[str]] = {}
+    for part, why in row["not_judged"].items():
+        parts.setdefault(why, []).append(part)
+    out = {}
+    for why, names in parts.items():
+        regimes = sum(name in row["learning"] for name in names)
+        words = [name for name in names if name not in row["learning"]]
+        words += [f"learning ({regimes} regime{'s' * (regimes > 1)})"] if regimes else []
+        out[why] = ", ".join(words)
+    return out
 
 
 def by_rank(rows: Sequence[dict[str, Any]], mode: str = "own") -> list[dict[str, Any]]:

@@ -173,7 +173,7 @@ def fingerprint(name: str) -> str:
         return digest(re.sub(r" at 0x[0-9a-f]+", "", repr(entry(name).estimator)))
     place = name.rpartition(":")[0]
     if not place.endswith(".py"):
-        spec = importlib.util.find_spec(place)
+        spec = importlib.util.find_spec(place) if place else None
         place = spec.origin if spec and spec.origin else ""
     return digest(Path(place).read_text()) if place and Path(place).is_file() else digest(name)
 
