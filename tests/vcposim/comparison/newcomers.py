@@ -30,3 +30,11 @@ def torch_soft(batch: Batch) -> torch.Tensor:
     others = 1 - batch.measure
     total = (batch.measure * batch.reward).sum(-1, keepdim=True)
     return torch.tanh(w) * (batch.reward - (total - batch.measure * batch.reward) / others)
+
+
+def oracle(batch: Batch) -> np.ndarray:
+    """Reads what only a problem with exact moments can give: it cannot be learned with."""
+    return batch.reward - batch.given("population_baseline")
+
+
+oracle.needs = ("population_baseline",)  # type: ignore[attr-defined]

@@ -68,6 +68,7 @@ def test_exact_moments_are_those_of_all_ordered_batches(name: str) -> None:
         assert abs(float(found.variance_of_mean) - (square - float(mean @ mean))) < 1e-9
 
 
+@pytest.mark.slow
 def test_variance_and_check_take_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bandit = {"kind": "bandit", "target": [0.7, 0.2, 0.1], "behavior": [0.2, 0.4, 0.4], "reward": [1, 0, 0]}
     (tmp_path / "p.json").write_text(json.dumps(bandit))
