@@ -185,9 +185,9 @@ class ScoreTape:
         batch (-1: padding). affine: (u, v), each (n,), when the coefficients will be u + a v with the one number a
         unknown; v (groups, n) for one unknown per group, at one more gradient buffer each. keep=False: norms only,
         no gradient to follow. per_token: the coefficients that follow are one a token (row, time), which no sum over
-        a trajectory's rows can hold: the graph is kept, and the gradient takes a second backward. scale: what the backward is multiplied by inside, against underflow in
-        float16; norms and gradient come without it. Squares are of the weighted score; per-trajectory factors belong
-        into the coefficients.
+        a trajectory's rows can hold: the graph is kept, and the gradient takes a second backward. scale: what the
+        backward is multiplied by inside, against underflow in float16; norms and gradient come without it. Squares
+        are of the weighted score; per-trajectory factors belong into the coefficients.
 
         Raises InputError on shapes that disagree, a second call before `backward`, or a log_prob without graph.
         """

@@ -147,8 +147,8 @@ class GradientMaker:
     def _read(self, rollouts: Rollouts, tape: ScoreTape | None, keep: bool) -> tuple[Tensor, Reading]:
         logits = policy_logits(self.model, rollouts, self.config.temperature, first_read(rollouts))
         log_prob = policy_log_prob(logits, rollouts)
-        norm = None if tape is None else tape.score_sq_norms(
-            log_prob, rollouts.mask, keep=keep, per_token=self.per_token
+        norm = (
+            None if tape is None else tape.score_sq_norms(log_prob, rollouts.mask, keep=keep, per_token=self.per_token)
         )
         proxy = self.want_proxy or self._norm_kind == "logit"
         reading = read(logits, log_prob, rollouts, proxy=proxy, score_sq_norm=norm)

@@ -15,8 +15,8 @@ from llm_bridge.ratios import trajectory_batch  # noqa: E402
 from llm_bridge.scores import score_sq_norms_loop  # noqa: E402
 from llm_bridge.training import Trainer, gradient  # noqa: E402
 from llm_bridge.training.gradient import GradientMaker  # noqa: E402
-from tests.llm_bridge.training.toys import trainer  # noqa: E402
 from tests.kit.statistical import assert_near  # noqa: E402
+from tests.llm_bridge.training.toys import trainer  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms  # noqa: E402
 from vcposim.catalogue import CATALOGUE, entry  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
