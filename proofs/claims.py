@@ -39,6 +39,7 @@ FAMILIES = tuple(
         "t13_group_std",
         "t14_control_variates",
         "t15_descent",
+        "t16_collapse",
     ]
 )
 
