@@ -99,7 +99,7 @@ def tilted(mu: np.ndarray[Any, Any], reward: np.ndarray[Any, Any], feature: np.n
 
 
 def along_exact() -> str:
-    """Along its own direction: the mean sees the sampler's gradient, a baseline below it holds back, one above it drives."""
+    """Along one direction: the mean sees the gradient at the sampler, a lower baseline holds back, a higher drives."""
     rng = random.Random(1)
     for _ in range(60):
         n, step = rng.randint(2, 5), rng.randint(1, 3)
