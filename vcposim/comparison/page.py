@@ -13,6 +13,8 @@ import numpy as np
 
 from vcposim.comparison.design import ENVIRONMENTS, LAGS
 from vcposim.comparison.result import MODES, by_rank, counted, staled, unjudged
+from vcposim.pages.parts import document
+from vcposim.pages.plots import COLORS
 
 GENERATOR = "vcposim compare"
 FIRST = 5
@@ -67,7 +69,26 @@ def page(result: Mapping[str, Any]) -> str:
         "lags": list(LAGS),
         "shown": shown,
     }
-    return document(title="vcposim: estimators compared", links=links, body=body, data=data)
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    body += f'<script type="application/json" id="data">{text}</script>\n<script src="cost.js"></script>\n'
+    return document(
+        title="vcposim: estimators compared",
+        generator=GENERATOR,
+        links=links,
+        body=body,
+        specs={},
+        style=STYLE + _colors(),
+        script=SCRIPT,
+    )
+
+
+def _colors() -> str:
+    """Classes c0, c1, ... in the colors of every page."""
+
+    def rules(mode: str) -> str:
+        return " ".join(f".c{i} {{ color: {color} }}" for i, color in enumerate(COLORS[mode]))
+
+    return f"{rules('light')}\n@media (prefers-color-scheme: dark) {{ {rules('dark')} }}\n"
 
 
 def _plotted(row: Mapping[str, Any], regimes: Sequence[str]) -> dict[str, Any]:
@@ -266,48 +287,6 @@ def _method(result: Mapping[str, Any]) -> str:
     return f'<section id="method"><h2>Method and provenance</h2>\n<dl>{items}</dl></section>\n'
 
 
-def document(*, title: str, links: Mapping[str, str], body: str, data: Any) -> str:
-    """The file: a bar of links, the body, the data of the figures, and what draws them."""
-    bar = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in links.items())
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="generator" content="{GENERATOR}">\n<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
-        f"<style>{SHARED_STYLE}{STYLE}</style></head>\n<body>\n"
-        f'<nav aria-label="Sections"><a href="#top"><strong>vcposim</strong></a><ul>{bar}</ul></nav>\n'
-        f'<main id="top">\n{body}</main>\n<script type="application/json" id="data">{text}</script>\n'
-        f'<script src="cost.js"></script>\n<script>{SCRIPT}</script></body></html>\n'
-    )
-
-
-SHARED_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --soft: #f3f5f7; --link: #0550ae;
-  --good: #11632a; --mixed: #7d4e00; --bad: #a40e26; --open: #0550ae; --mute: #57606a }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0f1318; --line: #3a424c; --soft: #1a2027;
-  --link: #7cb7ff; --good: #6fdd8b; --mixed: #eac54f; --bad: #ff9a93; --open: #7cb7ff; --mute: #9aa4ae } }
-* { box-sizing: border-box }
-html { scroll-padding-top: 3.2rem }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif }
-nav { position: sticky; top: 0; z-index: 2; background: var(--soft); border-bottom: 1px solid var(--line);
-  padding: .3rem 1rem; display: flex; gap: 1rem; overflow-x: auto; white-space: nowrap; font-size: .85rem }
-nav ul { display: flex; gap: .9rem; margin: 0; padding: 0; list-style: none }
-main { max-width: 86rem; margin: 0 auto; padding: .5rem 1rem }
-h1 { font-size: 1.5rem; margin: .4rem 0 } h2 { font-size: 1.15rem; margin: 1.6rem 0 .4rem; overflow-wrap: anywhere }
-h1, h2 { line-height: 1.2 } a { color: var(--link) } p { margin: .35rem 0 }
-form { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: center; font-size: .85rem; margin-bottom: .3rem }
-input, select, button { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--mute);
-  border-radius: .3rem; padding: .1rem .35rem } button { cursor: pointer }
-summary { cursor: pointer; padding: .17rem .2rem }
-.badge { font-weight: 600; font-size: .8rem; border: 1.5px solid; border-radius: .4rem; padding: 0 .35rem;
-  white-space: nowrap; justify-self: start }
-.note { border-left: 4px solid var(--bad); background: var(--soft); padding: .4rem .8rem }
-table { border-collapse: collapse; font-size: .85rem } th, td { text-align: left; padding: .15rem .5rem;
-  border-bottom: 1px solid var(--line); vertical-align: top } .wide { overflow-x: auto }
-figure { margin: 0 0 1.2rem } figcaption { font-size: .88rem; color: var(--mute) }
-details { margin: .1rem 0 } dt { font-weight: 600 } dd { margin: 0 0 .4rem; overflow-wrap: anywhere }
-"""
-
 STYLE = """
 .holds { color: var(--good) } .holds-if { color: var(--mixed) } .fails { color: var(--bad) }
 .undecided { color: var(--open); border-style: dashed } .not-judged { color: var(--mute); border-style: dotted }
@@ -325,10 +304,6 @@ article li { margin: .35rem 0; font-size: .9rem; overflow-wrap: anywhere }
 #legend span { margin-right: 1rem; white-space: nowrap } #legend i { display: inline-block; width: 1.4rem; height: 0;
   border-top: 3px solid; margin-right: .3rem; vertical-align: .25rem }
 .chart text { fill: var(--ink); font-size: 11px } .chart .axis { stroke: var(--mute) } .chart .grid { stroke: var(--line) }
-.c0 { color: #222 } .c1 { color: #0b6e99 } .c2 { color: #b07100 } .c3 { color: #46782c } .c4 { color: #7b4ea3 }
-.c5 { color: #c1442e }
-@media (prefers-color-scheme: dark) { .c0 { color: #e6edf3 } .c1 { color: #58b8e3 } .c2 { color: #eab94d }
-  .c3 { color: #8ccb6a } .c4 { color: #bf9be0 } .c5 { color: #ff8f7a } }
 .chart .mark { stroke: currentColor; fill: none; stroke-width: 2 } .chart .dot { fill: currentColor; stroke: none }
 select { max-width: 100% } form label { max-width: 100% }
 @media (max-width: 62rem) { .pair { grid-template-columns: minmax(0, 1fr) } }

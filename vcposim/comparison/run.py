@@ -133,6 +133,7 @@ class Folder:
                 )
 
     def file(self, unit: Unit) -> Path:
+        """Where the record of a unit is."""
         return self.path / "records" / f"{unit.name}.json"
 
     def keep(self, unit: Unit, record: Record) -> None:
