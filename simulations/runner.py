@@ -65,7 +65,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXP
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SettingOutcome:
     """What a worker sends back: the records as JSON lines, or why there are none."""
 
     body: bytes = b""
@@ -73,17 +73,17 @@ class Outcome:
     traceback: str = ""
 
 
-def execute(run: Callable[[Setting], list[Record]], setting: Setting, setting_id: str) -> Outcome:
-    """One setting's `Outcome`; an exception of `run` becomes a part of it."""
+def execute(run: Callable[[Setting], list[Record]], setting: Setting, setting_id: str) -> SettingOutcome:
+    """One setting's `SettingOutcome`; an exception of `run` becomes a part of it."""
     try:
-        return Outcome(encode(run(setting), setting_id))
+        return SettingOutcome(encode(run(setting), setting_id))
     except Exception as error:
         return failed(error)
 
 
-def failed(error: BaseException) -> Outcome:
-    """The `Outcome` of an exception: one line for the terminal, everything for the file."""
-    return Outcome(error=one_line(error), traceback="".join(traceback.format_exception(error)))
+def failed(error: BaseException) -> SettingOutcome:
+    """The `SettingOutcome` of an exception: one line for the terminal, everything for the file."""
+    return SettingOutcome(error=one_line(error), traceback="".join(traceback.format_exception(error)))
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class RunFolder:
                 moved.append(self.name(number))
         return moved
 
-    def keep(self, number: int, outcome: Outcome) -> None:
+    def keep(self, number: int, outcome: SettingOutcome) -> None:
         """Write what a worker sent back: a record file, or the traceback."""
         if outcome.error:
             self.error_file(number).parent.mkdir(exist_ok=True)
@@ -331,7 +331,7 @@ def sweep(
         BrokenProcessPool: if a worker died; what had finished is kept.
     """
     remaining = {folder.path: set(folder.missing()) for folder in folders}
-    waiting: dict[Future[Outcome], tuple[RunFolder, int]] = {}
+    waiting: dict[Future[SettingOutcome], tuple[RunFolder, int]] = {}
     with interrupts_held():
         for folder in folders:
             for number in sorted(remaining[folder.path]):

@@ -59,14 +59,14 @@ class GradientMaker:
     """Forms the gradient of one estimator.
 
     `model` is read (and sampled from) whole; `trained` holds the parameters that learn: the same module, or its sharded
-    twin. `old` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
+    twin. `older` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
     estimator asks for ratios to them. `want_proxy`: also read the logit proxy, for dumps.
     """
 
     def __init__(
-        self, model: nn.Module, trained: nn.Module, config: TrainConfig, old: dict[str, nn.Module] | None = None
+        self, model: nn.Module, trained: nn.Module, config: TrainConfig, older: dict[str, nn.Module] | None = None
     ) -> None:
-        self.model, self.trained, self.config, self.older = model, trained, config, old or {}
+        self.model, self.trained, self.config, self.older = model, trained, config, older or {}
         self.estimator = config.resolved()
         self.per_token = token_coefficients(self.estimator, config.group_size)
         self.want_proxy = False

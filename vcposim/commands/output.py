@@ -4,7 +4,7 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vcposim.errors import InputError
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
+
+TableRow = dict[str, Any]
+"""a line of a table that is printed or written as JSON: column -> value"""
 
 
 def figure_path(given: str | None, default: str) -> Path:

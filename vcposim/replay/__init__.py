@@ -3,15 +3,15 @@
 from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
 from vcposim.replay.dumps import Dump, parse_columns, read_dump
-from vcposim.replay.layouts import LAYOUTS, Layout
+from vcposim.replay.layouts import LAYOUTS, ColumnLayout
 from vcposim.replay.replay import Replay, Slice, first_alarms, replay, summary, to_json, verdict
 
 __all__ = [
     "LAYOUTS",
+    "ColumnLayout",
     "Correction",
     "Dump",
     "Finding",
-    "Layout",
     "Ranking",
     "Replay",
     "Slice",

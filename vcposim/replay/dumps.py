@@ -41,7 +41,7 @@ from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.containers import BadRecord, Item, Progress, Wanted, broken, find_inputs, kind, one_line, read_items
-from vcposim.replay.layouts import Layout, layout, look_up, recognized
+from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
 
 NEEDED = ("group", "reward", "log_prob", "behavior_log_prob")
 OPTIONAL = ("length", "mask", "score_sq_norm", "logit_proxy")
@@ -307,7 +307,7 @@ class _Reader:
         self.wanted = Wanted()
         self.several = False
         self.notes: list[str] = []
-        self.layout: Layout | None = None
+        self.layout: ColumnLayout | None = None
         self.mapping: dict[str, str] = {}
         self.reward_rule = "one"
         self.code: dict[Hashable, int] = {}
