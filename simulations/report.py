@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -111,18 +112,28 @@ def claim_rows(sections: Sequence[Section], proofs: Mapping[str, dict[str, Any]]
     return claims.table([(s.id, v) for s in sections for v in s.verdicts], proofs)
 
 
-def claim_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The claims for a terminal, one line each."""
-    table = Table(title="Claims", title_justify="left")
-    for heading in ("Claim", "Verdict", "", "Number that decides", "Decided by", *WITNESSES):
-        table.add_column(heading, no_wrap=heading in ("Claim", "Verdict"))
+WIDE = 120
+"""columns of a terminal from which the claims have a column for each kind of witness"""
+
+
+def claim_table(rows: Sequence[Mapping[str, Any]], width: int = WIDE) -> Table:
+    """The claims for a terminal of this width, one row each; no word is cut: a narrow terminal has fewer columns."""
+    wide = width >= WIDE
+    table = Table(title="Claims", title_justify="left", box=box.HEAVY_HEAD if wide else box.SIMPLE_HEAD, pad_edge=wide)
+    whole = ("Claim", "Verdict", "Decided by")
+    for heading in (*whole[:2], "What is claimed", "Number that decides", *((whole[2], "Witnesses") if wide else ())):
+        table.add_column(heading, no_wrap=heading in whole, overflow="fold")
     short = {"holds": "+", "fails": "-", "holds if": "+/-", "undecided": "?", "not judged": "."}
     for row in rows:
         words = {kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind] for kind in WITNESSES}
-        cells = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
-        cells += [claims.BY_ID[row["claim"]].title, row["number"], row["decided_by"] or ""]
-        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells), *(" ".join(words[k]) for k in WITNESSES))
-    table.caption = "witnesses: + holds, - fails, +/- holds if, ? undecided, . not judged"
+        lines = [" ".join([kind, *marks]) for kind, marks in words.items() if set(marks) != {"."}]
+        start = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
+        by = (row["decided_by"] or "").replace("/", "/\n")  # the question below its experiment
+        end = [row["number"], by, "\n".join(lines)]
+        cells = [*start, claims.BY_ID[row["claim"]].title, *(end if wide else [f"{row['number']}\n{by}".strip()])]
+        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells))
+    marks = "witnesses: + holds, - fails, +/- holds if, ? undecided, . not judged; without a line where there is none"
+    table.caption = marks if wide else f"each witness: --json, or a terminal of {WIDE} columns"
     return table
 
 
