@@ -4,7 +4,8 @@ from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
 from vcposim.replay.dumps import Dump, parse_columns, read_dump
 from vcposim.replay.layouts import LAYOUTS, ColumnLayout
-from vcposim.replay.replay import Replay, Slice, first_alarms, replay, summary, to_json, verdict
+from vcposim.replay.replay import Replay, replay, summary, to_json, verdict
+from vcposim.replay.tracks import Slice, Track, first_alarms, tracks
 
 __all__ = [
     "LAYOUTS",
@@ -15,6 +16,7 @@ __all__ = [
     "Ranking",
     "Replay",
     "Slice",
+    "Track",
     "first_alarms",
     "parse_columns",
     "rank",
@@ -22,5 +24,6 @@ __all__ = [
     "replay",
     "summary",
     "to_json",
+    "tracks",
     "verdict",
 ]

@@ -191,16 +191,25 @@ class Dump:
         code = np.full(len(self.labels), -1)
         code[left] = np.arange(left.size)
         new = np.cumsum(rows) - 1
-        tokens = self.tokens
+        taken = self.take(np.flatnonzero(rows))
         return replace(
-            self,
+            taken,
             labels=[self.labels[g] for g in left],
-            group=code[self.group[rows]],
-            tokens=None if tokens is None else WeightSums(*(x[rows] for x in tokens)),
+            group=code[taken.group],
             slices={name: (values[rows], names) for name, (values, names) in self.slices.items()},
             kept=tuple((int(new[i]), a, b) for i, a, b in self.kept if rows[i]),
             place=tuple(p for p, here in zip(self.place, rows, strict=False) if here),
-            **{name: getattr(self, name)[rows] for name in ("reward", "log_ratio", "length", "score_sq_norm")},
+        )
+
+    def take(self, rows: np.ndarray) -> "Dump":
+        """The numbers of the trajectories `rows` (k,), and nothing else; groups keep their codes."""
+        return replace(
+            self,
+            tokens=None if self.tokens is None else WeightSums(*(x[rows] for x in self.tokens)),
+            slices={},
+            kept=(),
+            place=(),
+            **{name: getattr(self, name)[rows] for name in ("group", "reward", "log_ratio", "length", "score_sq_norm")},
         )
 
 
