@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from simulations.report import (
     is_report,
     load,
     page,
+    standing_table,
     verdict_json,
     verdict_table,
 )
@@ -68,6 +70,14 @@ def parser() -> Parser:
     run = commands.add_parser("run", help="compute records; 'quick' is every experiment, reduced, with a report")
     run.add_argument("ids", nargs="+", metavar="ID", help="experiment, see 'list'; or 'quick'")
     run.add_argument("--size", choices=SIZES, default="reduced", help="how much to sweep (default: %(default)s)")
+    run.add_argument(
+        "--estimator",
+        nargs="+",
+        default=[],
+        metavar="E",
+        help="estimators to run among the methods of an experiment that compares some: names of the catalogue, or "
+        "yours as file.py:function or module:function",
+    )
     run.add_argument(
         "--workers",
         type=_positive,
@@ -203,6 +213,8 @@ def list_command(experiments: Mapping[str, Experiment]) -> int:
 def plan(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> tuple[Path, list[RunFolder]]:
     """Where everything goes: the folder a report is about, and one run folder for each experiment."""
     quick = "quick" in options.ids
+    if quick and options.estimator:
+        raise InputError("--estimator: 'quick' runs every experiment as it is; name those to run with yours")
     if quick and options.size != "reduced":
         raise InputError(f"--size: 'quick' is reduced, not {options.size!r}; name the experiments to run them in full")
     chosen = select(options.ids, experiments)
@@ -211,11 +223,21 @@ def plan(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> 
             say(f"note: {experiment.id} is left out, it needs the extra {experiment.extra!r} (see README)")
     if not chosen:
         raise InputError("run: there is no experiment in simulations/; add one")
+    own = ""
+    if options.estimator:
+        able = [e.id for e in experiments.values() if e.takes_estimators]
+        for experiment in chosen:
+            if experiment.id not in able:
+                raise InputError(
+                    f"--estimator: {experiment.id} compares no list of methods; those that do: {', '.join(able)}"
+                )
+        chosen = [experiment.with_estimators(options.estimator) for experiment in chosen]
+        own = "-with-" + re.sub(r"[^\w.]+", "-", " ".join(options.estimator))
     if len(chosen) == 1 and not quick:
-        path = options.out or Path("results") / f"{chosen[0].id}-{options.size}"
+        path = options.out or Path("results") / f"{chosen[0].id}-{options.size}{own}"
         return path, [RunFolder.plan(path, chosen[0], options.size)]
     root = options.out or (Path("results/quick") if quick else Path("results"))
-    return root, [RunFolder.plan(root / f"{e.id}-{options.size}", e, options.size) for e in chosen]
+    return root, [RunFolder.plan(root / f"{e.id}-{options.size}{own}", e, options.size) for e in chosen]
 
 
 def run_command(options: argparse.Namespace, experiments: Mapping[str, Experiment], command: Sequence[str]) -> int:
@@ -317,7 +339,7 @@ def conclude(
     known = {folder.experiment.id: folder.experiment for folder in complete}
     sections = [load_section(folder.path, known) for folder in complete]
     for section in sections:
-        if section.size == "full" and section.path and not section.error:
+        if section.settles and section.path:
             write_atomically(section.path / "summary.json", dump(section))
     own = gathered(sections, {s.id: s for s in committed(known).values() if s.id not in full_ids(sections)})
     # the terminal shows what was run; the page also what the committed full runs found
@@ -330,12 +352,15 @@ def conclude(
 
 def full_ids(sections: Sequence[Section]) -> set[str]:
     """Experiments with a full run among these."""
-    return {s.id for s in sections if s.size == "full"}
+    return {s.id for s in sections if s.size == "full" and not s.estimators}
 
 
 def tell(findings: Findings) -> int:
     """Print the verdict table, and name each analysis that failed and each run left out."""
     show(verdict_table(findings.sections))
+    for section in findings.sections:
+        if section.standing:
+            show(standing_table(section))
     for path in findings.incomplete:
         say(f"note: {path} is incomplete and left out; the command in its provenance.json resumes it")
     return save_tracebacks(findings)
@@ -417,6 +442,9 @@ def keep_command(options: argparse.Namespace, experiments: Mapping[str, Experime
             print(f"{claims.keep_proofs(path)}: the words of `python -m proofs`")
             continue
         section = load_section(path, experiments)
+        if section.estimators:
+            added = ", ".join(section.estimators)
+            raise InputError(f"DIR: {path} ran with {added}; only an experiment as it is settles anything")
         if section.size != "full" or section.error:
             raise InputError(f"DIR: {path} is a {section.size} run {section.error}; only full runs settle anything")
         target = claims.RESULTS / f"{section.id}.json"

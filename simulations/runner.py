@@ -33,6 +33,7 @@ from typing import Any
 
 from simulations.protocol import (
     EXTRAS,
+    OWN,
     Experiment,
     Record,
     Setting,
@@ -173,7 +174,7 @@ class RunFolder:
         (self.path / "records").mkdir(parents=True, exist_ok=True)
         about = {
             "question": self.experiment.question,
-            "reproduce": f"python -m simulations run {self.experiment.id} --size {self.size}",
+            "reproduce": f"python -m simulations run {self.experiment.id} --size {self.size}{_own(self.settings)}",
             "command": list(command),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": git_state(),
@@ -227,6 +228,11 @@ class RunFolder:
     def records(self) -> list[Record]:
         """Every record, in setting order, read from the verified record files."""
         return [json.loads(line) for body in self.bodies() for line in body.splitlines()]
+
+
+def _own(settings: Sequence[Setting]) -> str:
+    names = list(settings[0].get(OWN, ())) if settings else []
+    return f" --estimator {' '.join(names)}" if names else ""
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

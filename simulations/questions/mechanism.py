@@ -115,6 +115,7 @@ def run(setting: Setting) -> list[Record]:
     out, problem, seeds = [], many_prompts(PROMPTS), setting["seeds"]
     for name, method in METHODS.items():
         inner = entry(method.estimator).estimator if isinstance(method.estimator, str) else method.estimator
+        assert isinstance(inner, Estimator)  # its methods are its own
         watch = Watch(inner)
         watched: Any = Method(watch, method.control)  # type: ignore[arg-type]
         keys = [(step, seed) for step in (SMALL, *LARGE) for seed in seeds]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from simulations.drawing import Plot, of_intervals, panel, plot
-from simulations.methods import Method, at_own_best, chosen, gain, outcome, run_of, trace, value_of
+from simulations.methods import Method, at_own_best, chosen, gain, outcome, own_methods, run_of, trace, value_of
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from vcposim.catalogue import entry
 from vcposim.estimators import Estimator
@@ -123,9 +123,10 @@ def run(setting: Setting) -> list[Record]:
     """One record for each method and seed."""
     groups = 32 // setting["group_size"]
     step = setting["step_size"] * (SGD_STEP if setting["optimizer"] == "sgd" else 1)
-    keys = [(name, seed) for name in METHODS for seed in setting["seeds"]]
+    methods = METHODS | own_methods(setting)
+    keys = [(name, seed) for name in methods for seed in setting["seeds"]]
     options = {"step_size": step, "optimizer": setting["optimizer"]}
-    runs = [run_of(METHODS[name], Lag(setting["lag"]), seed=seed, **options) for name, seed in keys]
+    runs = [run_of(methods[name], Lag(setting["lag"]), seed=seed, **options) for name, seed in keys]
     found = trace(place(setting), runs, setting["updates"], groups=groups, group_size=setting["group_size"])
     found["value"] = found["value"] - setting["low"]
     cell = {key: setting[key] for key in CORE}
@@ -303,6 +304,7 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )
 
 if __name__ == "__main__":  # python -m simulations.questions.regime_map RECORDS... > vcposim/commands/regimes.json
