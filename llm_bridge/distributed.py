@@ -45,7 +45,8 @@ ProcessGroup = Any
 class Additive(Protocol):
     """A NamedTuple of tensors with an associative `merge`."""
 
-    def merge(self, other: Self) -> Any: ...
+    def merge(self, other: Self) -> Any:
+        """The sums of both parts; associative and commutative up to rounding."""
 
 
 Sums = TypeVar("Sums", bound=Additive)

@@ -75,6 +75,7 @@ class Row:
     finished: bool
 
     def add(self, token: int, log_prob: float, version: int) -> None:
+        """Appends one token of the policy's own, its log-probability (nats) and the version that drew it."""
         self.own.append(len(self.ids))
         self.ids.append(token)
         self.log_prob.append(log_prob)
@@ -94,6 +95,7 @@ class State:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "State":
+        """The inverse of `state_dict`."""
         return cls([Row(**row) for row in state["rows"]], state["column"])
 
 

@@ -246,6 +246,7 @@ class StaticSampler(Sampler):
 
     @torch.no_grad()
     def advance(self, lm: LanguageModel, state: State, tokens: int | None = None, version: int = 0) -> State:
+        """As `Sampler.advance`, from the same random numbers; where it can, a whole generation in one captured loop."""
         rows = [row for row in state.rows if not row.done]
         fresh = not any(row.own for row in state.rows) and rows and len(rows) == len(state.rows)
         longest = max(len(row.ids) for row in state.rows)

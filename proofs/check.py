@@ -26,6 +26,7 @@ class Result:
 
     @property
     def failed(self) -> bool:
+        """Whether any layer that ran did not pass."""
         return any(not outcome.passed for outcome in self.outcomes.values())
 
     @property
@@ -77,6 +78,7 @@ class Report:
 
     @property
     def failed(self) -> bool:
+        """Whether any claim failed."""
         return any(result.failed for result in self.results)
 
 

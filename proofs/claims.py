@@ -39,6 +39,7 @@ FAMILIES = tuple(
         "t13_group_std",
         "t14_control_variates",
         "t15_descent",
+        "t16_collapse",
     ]
 )
 
@@ -65,6 +66,7 @@ class Claim:
 
     @property
     def family(self) -> str:
+        """What stands before the dot: `T2` of `T2.gap`."""
         return self.name.split(".")[0]
 
 

@@ -169,6 +169,7 @@ class Problem:
 
     @property
     def ratio(self) -> np.ndarray[Any, Any]:
+        """w = pi / mu: (K,)."""
         return self.pi / self.mu
 
     @property

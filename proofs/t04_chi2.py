@@ -35,6 +35,7 @@ from vcposim.diagnostics import chi2_of_weights, ess_fraction_of_weights, ess_of
 
 
 def chi2_exact() -> str:
+    """E_mu[w^2] = 1 + chi2, and the ESS fraction of the population is 1 / (1 + chi2)."""
     for p in problems(60):
         assert expectation(p.ratio * p.ratio, p.mu) == 1 + chi2_of_weights(p.ratio, p.mu)
         assert ess_fraction_of_weights(p.ratio, p.mu) == 1 / (1 + chi2_of_weights(p.ratio, p.mu))
@@ -64,6 +65,7 @@ def fraction_symbolic() -> Theorem:
 
 
 def mean_exact() -> str:
+    """The variance of a mean of independent draws with weights c is that of one over ess(c)."""
     checked = 0
     for p in problems(12, outcomes=(2, 3)):
         value = p.reward - (p.mu * p.reward).sum()

@@ -31,6 +31,7 @@ from vcposim.arrays import expectation
 
 
 def gap_exact() -> str:
+    """The released baseline costs (b - b*)^2 E[w^2 ||s||^2] of variance."""
     for p in problems(60):
         batch = p.population()
         best, released = baseline_value(batch, "opob"), baseline_value(batch, "opob_released")
@@ -39,6 +40,7 @@ def gap_exact() -> str:
 
 
 def difference_exact() -> str:
+    """It differs from OPOB by a covariance of w^2 and reward under the tilted measure."""
     for p in problems(60, seed=1):
         batch = p.population()
         a, square = batch.scored().sq_norm(batch.ratio), batch.ratio * batch.ratio

@@ -62,6 +62,7 @@ def best_baseline(batch: Batch) -> Any:
 
 
 def biased_exact() -> str:
+    """A problem where division by length makes the estimate move with the baseline."""
     half = Fraction(1, 2)
     array = lambda *x: np.array([Fraction(v) for v in x], dtype=object)  # noqa: E731
     p = Problem(array(half, half), array(half, half), array(0, 0), array(half, -half)[:, None], array(1, 2))
@@ -73,6 +74,7 @@ def biased_exact() -> str:
 
 
 def best_exact() -> str:
+    """Its variance is a parabola in b around the length-weighted optimum."""
     rng = random.Random(3)
     for p in problems(60, seed=3, outcomes=(2, 6)):
         batch, b = p.population(), rational(rng)

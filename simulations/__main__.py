@@ -54,6 +54,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        """A wrong command line is an InputError: one line, as for every other wrong input."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
@@ -264,10 +265,12 @@ def open_folder(folder: RunFolder, state: str, command: Sequence[str], stack: co
 
 
 def total(folders: Sequence[RunFolder]) -> int:
+    """Settings of all folders."""
     return sum(len(folder.settings) for folder in folders)
 
 
 def progress_text(folders: Sequence[RunFolder]) -> str:
+    """How many settings have their record."""
     kept = total(folders) - sum(len(folder.missing()) for folder in folders)
     return f"{kept} of {total(folders)} settings are kept"
 

@@ -120,16 +120,20 @@ class RunFolder:
         return cls(path, experiment, size, settings_of(experiment, size))
 
     def name(self, number: int) -> str:
+        """`experiment/number`, as messages name a setting."""
         return f"{self.experiment.id}/{number}"
 
     def record_file(self, number: int) -> Path:
+        """Where the records of setting `number` are."""
         return self.path / "records" / f"{number}.jsonl"
 
     def error_file(self, number: int) -> Path:
+        """Where the traceback of setting `number` is, if it failed."""
         return self.path / "errors" / f"{number}.txt"
 
     @property
     def results(self) -> Path:
+        """All records in one file, in the order of settings."""
         return self.path / "results.jsonl"
 
     def sealed(self, number: int, body: bytes) -> bytes:

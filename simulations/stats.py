@@ -41,6 +41,7 @@ class Estimate:
 
     @property
     def exact(self) -> bool:
+        """Whether it was computed and not estimated."""
         return self.error == 0.0
 
     @property

@@ -50,6 +50,7 @@ class Section:
 
     @property
     def name(self) -> str:
+        """`C4 (quick)`: experiment and size."""
         return f"{self.id} ({self.size})"
 
 

@@ -60,6 +60,7 @@ class Rule:
 
     @property
     def boundary(self) -> float:
+        """reference + margin, in the statistic's unit."""
         return self.reference + self.margin
 
     def claims(self, value: float) -> bool:

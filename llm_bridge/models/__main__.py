@@ -18,6 +18,7 @@ from vcposim.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The exit status; 2 after one line on stderr for a wrong input."""
     parser = argparse.ArgumentParser(prog="python -m llm_bridge.models", description=__doc__.partition("\n")[0])
     parser.add_argument("--cache", help="folder of models (default: the platform's cache folder)")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -103,6 +103,7 @@ def settle(
 
 
 def weights(lm: LanguageModel) -> list[Tensor]:
+    """Copies of all parameters, in the model's order, detached."""
     return [p.detach().clone() for p in lm.model.parameters()]
 
 

@@ -40,13 +40,17 @@ class Pass(Protocol):
 
     layout: Layout
 
-    def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None: ...
+    def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
+        """One use of a weight matrix in a product, or of its transpose: the pair whose product is the gradient."""
 
-    def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None: ...
+    def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
+        """One use of a bias or a scale: `grad` has its gradient a position, (rows, *param.shape)."""
 
-    def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None: ...
+    def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
+        """One look-up: `grad` (..., width) belongs to row `token` of the weight, that of `padding` to none."""
 
-    def local(self, name: str, inner: "Inner", grad: Sequence[Tensor | None]) -> list[Tensor | None]: ...
+    def local(self, name: str, inner: "Inner", grad: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """One module run as a whole, given the gradients of its outputs; returns those of its inputs."""
 
 
 class Recorder(Protocol):
@@ -59,13 +63,17 @@ class Recorder(Protocol):
     """(row, time) of the model's input, () if unknown"""
 
     @property
-    def running(self) -> Pass | None: ...
+    def running(self) -> Pass | None:
+        """The backward for score norms under way; None in an ordinary one, where layers add gradients as usual."""
 
-    def holds(self, param: object) -> bool: ...
+    def holds(self, param: object) -> bool:
+        """Whether a parameter's score is on the tape."""
 
-    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None: ...
+    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None:
+        """Notes in the forward that a parameter is used, by what kind of map, and an embedding with which tokens."""
 
-    def looped(self, name: str) -> None: ...
+    def looped(self, name: str) -> None:
+        """Notes that this module costs a loop over trajectories."""
 
 
 class Twin:
@@ -77,6 +85,7 @@ class Twin:
         self._lent = {id(p) for part in module.modules() if part is not module for p in part._parameters.values()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward wherever nothing is to be recorded, else `taped`."""
         if self.tape.inside or not torch.is_grad_enabled() or not all(map(self.tape.holds, self.own().values())):
             return self.original(*args, **kwargs)
         return self.taped(*args, **kwargs)
@@ -87,6 +96,7 @@ class Twin:
         return {k: p for k, p in held if p is not None and p.requires_grad and id(p) not in self._lent}
 
     def taped(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward that records: same outputs as the original, one method a kind of layer."""
         raise NotImplementedError
 
     def _refuse_copy(self, *_: object) -> NoReturn:
@@ -228,6 +238,7 @@ class Matrix(Twin):
         self.transposed = transposed
 
     def taped(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `nn.Linear` and transformers' `Conv1D`."""
         x = args[0] if args else next(iter(kwargs.values()))
         weight = self.module.weight
         return matrix(self, x, weight, self.module.bias, weight, self.original, self.transposed)
@@ -285,6 +296,7 @@ class Lookup(Twin):
     """`nn.Embedding`."""
 
     def taped(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `nn.Embedding`."""
         token = args[0] if args else next(iter(kwargs.values()))
         return lookup(self, self.module.weight, token, self.module.padding_idx, self.original)
 
@@ -447,6 +459,7 @@ class Unit(Twin):
     """torch's fused norms: they take no spread scale, but their unit is cheap to have again."""
 
     def taped(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As layer norm and RMS norm."""
         x = args[0] if args else next(iter(kwargs.values()))
         weight, bias = self.module._parameters.get("weight"), self.module._parameters.get("bias")
         rule = (_UNITS[type(self.module).forward], self.module.normalized_shape, self.module.eps)
@@ -618,6 +631,7 @@ class Own(Twin):
     """Any other module: its own code on parameters spread over positions, or else a loop over trajectories."""
 
     def taped(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's code on spread parameters, by a plan made once a form of call; else a loop."""
         own, x = self.own(), _first(args, kwargs)
         shape = () if x is None else (x.dim(), x.shape[:1].numel() > 1)
         form = (self.module.training, *shape, len(args), tuple(k for k, y in kwargs.items() if y is not None))
@@ -679,9 +693,11 @@ class Whole(Twin):
     """A module that is run as a whole, parts and all: a loop over trajectories through it alone."""
 
     def own(self) -> dict[str, nn.Parameter]:
+        """None: its parameters belong to its parts, so whatever the parts hold it is run taped."""
         return {}
 
     def taped(self, *args: Any, **kwargs: Any) -> Any:
+        """A loop over trajectories through the module."""
         return local(self, args, kwargs)
 
 

@@ -51,15 +51,18 @@ def terms_and_digits(terms: int = 2, digits: int = 2) -> dict[str, Any]:
 
 
 def addition(terms: int = 2, digits: int = 2) -> dict[str, Any]:
+    """Sums of so many numbers of so many digits."""
     plus = {"operators": ("+",), "allow_parentheses": False, "allow_negation": False}
     return {**terms_and_digits(terms, digits), **plus}
 
 
 def gcd(largest: int = 99) -> dict[str, Any]:
+    """Greatest common divisors of numbers up to `largest`."""
     return {"max_value": largest}
 
 
 def countdown(numbers: int = 3, largest: int = 9, target: int = 30) -> dict[str, Any]:
+    """Expressions from given numbers (up to `largest`) that make a target up to `target`."""
     return {
         "min_numbers": numbers, "max_numbers": numbers, "max_value": largest, "min_target": 1, "max_target": target,
     }  # fmt: skip

@@ -46,7 +46,8 @@ class Task(Protocol):
     """What the sampler and the trainer know of a task."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As in the table of tasks."""
 
     @property
     def kind(self) -> str:
@@ -98,16 +99,20 @@ class GymTask:
     max_turns: int = 1
 
     def problem(self, index: int) -> Problem:
+        """Item `index` of the dataset, in this task's words."""
         entry = item(self.dataset, index)
         return Problem(index, self.form.prompt(entry), entry)
 
     def reply(self, problem: Problem, responses: Sequence[str]) -> None:
+        """None: one turn."""
         return None
 
     def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+        """The dataset's own verdict on the last response, 0 or 1; 0 without one."""
         return verified(self._score, responses[-1], problem.answer) if responses else 0.0
 
     def demonstration(self, problem: Problem) -> list[str]:
+        """The dataset's answer as a response; InputError where it has none."""
         if problem.answer["answer"] is None:
             raise InputError(f"task {self.name!r}: no oracle answer to learn from; warm up on another task")
         return [self.form.response(problem.answer)]

@@ -55,18 +55,22 @@ def short_shortest_path() -> Form:
 
 
 def letter_counting(words: int = 2) -> dict[str, Any]:
+    """Count a letter in a span of at most so many words."""
     return {"min_words": 1, "max_words": words}
 
 
 def syllogism(invalid: float = 0.5) -> dict[str, Any]:
+    """Does the conclusion follow? In a share `invalid` of the problems it does not."""
     return {"invalid_ratio": invalid}
 
 
 def knights_knaves(people: int = 2) -> dict[str, Any]:
+    """Who lies, among so many people."""
     return {"n_people": people}
 
 
 def shortest_path(side: int = 3, blocked: float = 0.3) -> dict[str, Any]:
+    """Moves through a square grid with this side, each cell blocked with the given probability."""
     return {"min_rows": side, "max_rows": side, "min_cols": side, "max_cols": side, "p_blocked": blocked}
 
 

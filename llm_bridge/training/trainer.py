@@ -35,7 +35,7 @@ from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import STRIDE, Task
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.dumps import dump_records
-from llm_bridge.training.gradient import BatchGradient, GradientMaker, require_served
+from llm_bridge.training.gradient import BatchGradient, GradientMaker, token_coefficients
 from llm_bridge.training.queue import RolloutQueue, moved
 from llm_bridge.training.records import TrainingRecord, update_record
 from llm_bridge.training.schedule import Schedule
@@ -230,7 +230,7 @@ class Trainer:
         return range(rank() * share, (rank() + 1) * share)
 
     def _refuse_what_cannot_be(self) -> None:
-        require_served(self.config.resolved(), self.config.group_size)
+        token_coefficients(self.config.resolved(), self.config.group_size)
         rule = step_rule(self.config.step_rule)
         whole_gradient = "group_gradient" in rule.needs or rule.turn is not None
         if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):

@@ -70,12 +70,14 @@ class Subcommand(_Parser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # here and not in the parent, which would say "vcposim" where it means "vcposim variance"
+        """As argparse's; the parser is filled first, and an unknown argument is an error of this subcommand."""
         found, unknown = super(Subcommand, self.filled()).parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
     def format_help(self) -> str:
+        """As argparse's, with the arguments filled in first."""
         return super(Subcommand, self.filled()).format_help()
 
 
