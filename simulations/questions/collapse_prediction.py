@@ -4,7 +4,7 @@ Many runs that differ in method, lag, step size and seed. Two definitions are in
 
     at a landmark  every tenth update, which of the runs still healthy will collapse within the horizon?
     any time       does a run that is lost show more danger, at its worst before the collapse, than runs never lost do
-                   up to the same update? (Over all of a healthy run the worst would be higher for having had more time.)
+                   up to the same update? (Over a whole healthy run the worst would be higher for having had more time.)
 
 *Pooled*, a detector profits from knowing the configuration, as
 step size times lag does without looking at a run. *Within a configuration* (same method, lag, step size; only the
