@@ -33,6 +33,7 @@ from typing import Any
 
 from simulations.protocol import (
     EXTRAS,
+    OWN,
     Experiment,
     Record,
     Setting,
@@ -64,7 +65,7 @@ SAME = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SettingOutcome:
     """What a worker sends back: the records as JSON lines, or why there are none."""
 
     body: bytes = b""
@@ -72,17 +73,17 @@ class Outcome:
     traceback: str = ""
 
 
-def execute(run: Callable[[Setting], list[Record]], setting: Setting, setting_id: str) -> Outcome:
-    """One setting's `Outcome`; an exception of `run` becomes a part of it."""
+def execute(run: Callable[[Setting], list[Record]], setting: Setting, setting_id: str) -> SettingOutcome:
+    """One setting's `SettingOutcome`; an exception of `run` becomes a part of it."""
     try:
-        return Outcome(encode(run(setting), setting_id))
+        return SettingOutcome(encode(run(setting), setting_id))
     except Exception as error:
         return failed(error)
 
 
-def failed(error: BaseException) -> Outcome:
-    """The `Outcome` of an exception: one line for the terminal, everything for the file."""
-    return Outcome(error=one_line(error), traceback="".join(traceback.format_exception(error)))
+def failed(error: BaseException) -> SettingOutcome:
+    """The `SettingOutcome` of an exception: one line for the terminal, everything for the file."""
+    return SettingOutcome(error=one_line(error), traceback="".join(traceback.format_exception(error)))
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ class RunFolder:
         (self.path / "records").mkdir(parents=True, exist_ok=True)
         about = {
             "question": self.experiment.question,
-            "reproduce": f"python -m simulations run {self.experiment.id} --size {self.size}",
+            "reproduce": f"python -m simulations run {self.experiment.id} --size {self.size}{_own(self.settings)}",
             "command": list(command),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": git_state(),
@@ -196,7 +197,7 @@ class RunFolder:
                 moved.append(self.name(number))
         return moved
 
-    def keep(self, number: int, outcome: Outcome) -> None:
+    def keep(self, number: int, outcome: SettingOutcome) -> None:
         """Write what a worker sent back: a record file, or the traceback."""
         if outcome.error:
             self.error_file(number).parent.mkdir(exist_ok=True)
@@ -227,6 +228,11 @@ class RunFolder:
     def records(self) -> list[Record]:
         """Every record, in setting order, read from the verified record files."""
         return [json.loads(line) for body in self.bodies() for line in body.splitlines()]
+
+
+def _own(settings: Sequence[Setting]) -> str:
+    names = list(settings[0].get(OWN, ())) if settings else []
+    return f" --estimator {' '.join(names)}" if names else ""
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -314,7 +320,7 @@ def sweep(
         BrokenProcessPool: if a worker died; what had finished is kept.
     """
     remaining = {folder.path: set(folder.missing()) for folder in folders}
-    waiting: dict[Future[Outcome], tuple[RunFolder, int]] = {}
+    waiting: dict[Future[SettingOutcome], tuple[RunFolder, int]] = {}
     with interrupts_held():
         for folder in folders:
             for number in sorted(remaining[folder.path]):

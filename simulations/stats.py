@@ -183,9 +183,12 @@ def over_seeds(
     seeds: Sequence[Hashable], statistic: Callable[[Sequence[Hashable]], float], *, resamples: int = 400
 ) -> np.ndarray:
     """A statistic of lists of seeds drawn with replacement: (resample,)."""
-    rng = np.random.default_rng(0)
-    draws = rng.integers(len(seeds), size=(resamples, len(seeds)))
-    return np.array([statistic([seeds[i] for i in row]) for row in draws])
+    return np.array([statistic([seeds[i] for i in row]) for row in resampled(len(seeds), resamples)])
+
+
+def resampled(n: int, resamples: int = 400) -> np.ndarray:
+    """Places of n seeds drawn with replacement, the same whenever asked: (resample, n)."""
+    return np.random.default_rng(0).integers(n, size=(resamples, n))
 
 
 # --- aggregates as the field reads them -------------------------------------------------------------------------------
