@@ -73,6 +73,7 @@ def _estimates(seed: int) -> Any:
 
 
 def gain_exact() -> str:
+    """The best step's gain is the descent efficiency times ||g||^2 / 2L, for biased estimates too."""
     for rng, measure, x, g, d in _estimates(0):
         smooth, eta = Fraction(rng.randint(1, 9), 4), rational(rng)
         square = expectation((x * x).sum(axis=-1), measure)
@@ -84,6 +85,7 @@ def gain_exact() -> str:
 
 
 def shrink_exact() -> str:
+    """The best shrinkage's error is 1 minus the descent efficiency, times ||g||^2."""
     for rng, measure, x, g, d in _estimates(1):
         kappa, square = rational(rng), expectation((x * x).sum(axis=-1), measure)
         best = expectation((x * g).sum(axis=-1), measure) / square
@@ -108,6 +110,7 @@ def damping_exact() -> str:
 
 
 def tower_exact() -> str:
+    """Replacing w^2 ||s||^2 by its mean given the reward keeps the optimal baseline."""
     for p in problems(40, seed=3, outcomes=(2, 6)):
         reward = np.array([Fraction(k % 3) for k in range(len(p.mu))], dtype=object)
         batch = type(p)(p.mu, p.pi, reward, p.score, p.length).population()
@@ -121,6 +124,7 @@ def tower_exact() -> str:
 
 
 def self_push_exact() -> str:
+    """E_pi[(R - b) ||s||^2] = (b* - b) E_pi ||s||^2: only the optimal baseline has no push of its own."""
     rng = random.Random(4)
     for p in problems(40, seed=4, outcomes=(2, 6)):
         batch = p.population()
@@ -230,11 +234,13 @@ def _positive(rng: random.Random) -> Fraction:
 
 
 def scalar_instance(rng: random.Random) -> dict[str, Any]:
+    """Random numbers for E||x||^2 and the like."""
     values = {name: _positive(rng) for name in ("S2", "Q", "L")}
     return {**values, "I": rational(rng), "eta": rational(rng)}
 
 
 def estimate_instance(rng: random.Random) -> dict[str, Any]:
+    """A random estimate on three atoms, and a gradient of two coordinates."""
     return {
         "N": 3,
         "d": 2,

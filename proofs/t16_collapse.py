@@ -79,6 +79,7 @@ def covariance(p: Problem, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> 
 
 
 def stale_exact() -> str:
+    """The identity of the stale update, by enumeration of random problems with any baseline."""
     rng = random.Random(0)
     for p in problems(60, seed=5):
         b, q = rational(rng), (p.mu * p.reward).sum()
@@ -98,6 +99,7 @@ def tilted(mu: np.ndarray[Any, Any], reward: np.ndarray[Any, Any], feature: np.n
 
 
 def along_exact() -> str:
+    """Along one direction: the mean sees the gradient at the sampler, a lower baseline holds back, a higher drives."""
     rng = random.Random(1)
     for _ in range(60):
         n, step = rng.randint(2, 5), rng.randint(1, 3)
@@ -122,6 +124,7 @@ OVERSHOT = (
 
 
 def overshoot_exact() -> str:
+    """Two prompts after a step too far: the stale update with the mean goes on, with n^2 it turns back."""
     made = []
     for prompt in OVERSHOT:
         mu, reward, feature = (np.array([Fraction(x) for x in part], dtype=object) for part in prompt)
@@ -155,6 +158,7 @@ def resting(push: np.ndarray[Any, Any], gap: Fraction) -> tuple[np.ndarray[Any, 
 
 
 def settles_exact() -> str:
+    """With a baseline below the sampler's success rate a softmax comes to rest, and where."""
     rng, lost = random.Random(2), 0
     for _ in range(80):
         n = rng.randint(2, 6)
@@ -175,6 +179,7 @@ def settles_exact() -> str:
 
 
 def transition_exact() -> str:
+    """The sign of b - q alone decides whether two tokens alike are driven apart or drawn together."""
     rng = random.Random(3)
     for _ in range(40):
         n = rng.randint(3, 6)

@@ -15,7 +15,7 @@ on odd ones.
 import numpy as np
 
 from simulations.drawing import ACCENT, INK, Plot, panel, plot, series
-from simulations.methods import METHODS, run_of, trace
+from simulations.methods import METHODS, own_methods, run_of, trace
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.stats import DIFFERENCE, UNIT, Estimate, of_replicates, of_seeds
 from vcposim.arrays import Array
@@ -78,8 +78,10 @@ def settings(size: str) -> list[Setting]:
 
 def run(setting: Setting) -> list[Record]:
     """One record a run: its collapse, and every detector at every landmark."""
-    keys = [(m, e, s) for m in setting["methods"] for e in setting["step_sizes"] for s in setting["seeds"]]
-    runs = [run_of(METHODS[m], Lag(setting["lag"]), seed=s, step_size=e) for m, e, s in keys]
+    own = own_methods(setting)
+    names, methods = (*setting["methods"], *own), METHODS | own
+    keys = [(m, e, s) for m in names for e in setting["step_sizes"] for s in setting["seeds"]]
+    runs = [run_of(methods[m], Lag(setting["lag"]), seed=s, step_size=e) for m, e, s in keys]
     found = trace(TASK, runs, setting["updates"], khat_every=KHAT_EVERY)
     found["khat"] = usable_khat(found["khat"])
     lost = collapse_step(found["value"])
@@ -265,4 +267,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )

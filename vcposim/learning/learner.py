@@ -42,7 +42,7 @@ from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
 from vcposim.learning.run_records import Run, UpdateRecord, remembered_weight
 from vcposim.learning.streams import START, Numbers, cumulative, generator, invert
 from vcposim.learning.tables import Family, TableScores, Tabular, gradient, time_first, time_last
-from vcposim.learning.tasks import Task
+from vcposim.learning.tasks import LearningTask
 from vcposim.problems.policies import log_and_softmax
 
 CAP = 8.0
@@ -56,7 +56,7 @@ LARGEST_LOG = 300.0
 
 
 @dataclass
-class State:
+class LearnerState:
     """All that an update reads and writes: copy it, and a learner resumes from there to the bit."""
 
     step: int
@@ -105,7 +105,7 @@ class Learner:
 
     def __init__(
         self,
-        task: Task,
+        task: LearningTask,
         runs: Sequence[Run],
         *,
         groups: int = 4,
@@ -152,7 +152,7 @@ class Learner:
         for _ in range(count):
             yield self.update()
 
-    def snapshot(self) -> State:
+    def snapshot(self) -> LearnerState:
         """A copy of the state; assign it to `state` of a learner of the same runs to resume there."""
         return copy.deepcopy(self.state)
 
@@ -177,7 +177,7 @@ class Learner:
 
     # --- one update, part by part -------------------------------------------------------------------------------------
 
-    def _initial(self) -> State:
+    def _initial(self) -> LearnerState:
         starts = {}
         for run in self.runs:
             if run.seed not in starts:
@@ -185,7 +185,7 @@ class Learner:
         theta = np.stack([starts[run.seed] for run in self.runs])
         log_prob, prob = log_and_softmax(self.family.logit(theta))
         max_lag = max(run.lag.k for run in self.runs)
-        return State(
+        return LearnerState(
             step=0,
             theta=theta,
             moments=AdamMoments.zeros(theta.shape),

@@ -22,7 +22,7 @@ from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
 from vcposim.learning.streams import CHUNK, Numbers
 from vcposim.learning.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
-from vcposim.learning.tasks import TASKS, Task, many_prompts, network, task, warm
+from vcposim.learning.tasks import TASKS, LearningTask, many_prompts, network, task, warm
 from vcposim.problems.chains import chain_problem
 from vcposim.problems.policies import TabularSoftmax
 from vcposim.weights import Weighting
@@ -32,7 +32,7 @@ OFF_BY_NATURE = {"vcpo_truncation_aware"}
 """no equality at lag 0 in a finite batch, as its note in the catalogue says"""
 
 
-def learned(problem: Task, runs: list[Run], updates: int = 6, **options: object) -> Learner:
+def learned(problem: LearningTask, runs: list[Run], updates: int = 6, **options: object) -> Learner:
     learner = Learner(problem, runs, groups=3, group_size=4, **options)  # type: ignore[arg-type]
     for _ in learner.updates(updates):
         pass
@@ -62,7 +62,7 @@ def test_an_estimator_and_its_host_part_ways_under_lag() -> None:
     assert np.abs(theta[0] - theta[1]).max() > 1e-3
 
 
-def shifted(problem: Task, by: float) -> Task:
+def shifted(problem: LearningTask, by: float) -> LearningTask:
     return replace(problem, chain=replace(problem.chain, reward=problem.chain.reward + by))
 
 
