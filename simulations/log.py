@@ -43,9 +43,8 @@ def computed(rows: Sequence[Mapping[str, Any]], sections: Sequence[Section]) -> 
         for w in sorted(seen, key=lambda w: w["beside"]):
             condition = conditions.get(w["source"], "")
             says = w["statement"] + (f"; *if* {condition}" if condition else "")
-            lines.append(
-                f"| {w['kind']}{', beside the claim' * w['beside']}, {_link(w['source'])} | {w['word']} | {_cell(says)} | {_cell(w['number'])} |"
-            )
+            kind = w["kind"] + ", beside the claim" * w["beside"]
+            lines.append(f"| {kind}, {_link(w['source'])} | {w['word']} | {_cell(says)} | {_cell(w['number'])} |")
         missing = [w["kind"] for w in row["witnesses"] if w["source"] == "none"]
         lines += ["", f"No witness: {', '.join(missing)}."] if missing else []
     return "\n".join(lines)
