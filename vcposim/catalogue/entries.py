@@ -46,7 +46,7 @@ from vcposim.catalogue.references import bibtex
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import NORMALIZERS, Estimator
 from vcposim.gauges.tails import pareto_smooth
-from vcposim.pooled import BalancedClip, CovariancePenalty, EssCap, LengthPower, SuccessRate
+from vcposim.pooled import BalancedClip, CovariancePenalty, EssCap, InfluenceCap, LengthPower, SuccessRate
 from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign
 from vcposim.surrogates import (
@@ -66,6 +66,7 @@ from vcposim.surrogates import (
     SigmoidGate,
     Surrogate,
     TaperNegatives,
+    Tempered,
 )
 from vcposim.weights import TREATMENTS, Weighting
 
@@ -714,6 +715,39 @@ CATALOGUE: dict[str, Entry] = {
         formula="r_t (R - mean) - 0.1 sign(log r_t) on the 0.02% of tokens of largest covariance of A and log pi",
         references=("kl_cov",),
         note="at least one token of a pool; as verl ships it: the gradient of |log r|, not of a KL divergence",
+    ),
+    "half_optimal": Entry(
+        estimator=Estimator(weighting=_NONE, baseline="half_optimal"),
+        formula="R - (mean + n2) / 2, n2 = sum ||s||^2 R / sum ||s||^2",
+        unbiased=Unbiased.NEVER,
+        why="in-batch; bias O(1/n)",
+        references=("weaver_tao", "greensmith"),
+        note="ours: on_policy_optimal shrunk halfway to the mean",
+    ),
+    "n2_soft_negatives": Entry(
+        estimator=Estimator(_NONE, "on_policy_optimal", surrogate=TaperNegatives(0.5, 0.5)),
+        formula="A for A >= 0, A / 2 for A < 0, A = R - sum ||s||^2 R / sum ||s||^2",
+        unbiased=Unbiased.NEVER,
+        why="negatives count half",
+        references=("weaver_tao", "greensmith"),
+        note="ours: what foretold lost runs best was how much negatives push (simulations/LOG.md)",
+    ),
+    "n2_tempered": Entry(
+        estimator=Estimator(_NONE, "on_policy_optimal", surrogate=Tempered()),
+        formula="min(w, 8)^(1/2) (R - sum ||s||^2 R / sum ||s||^2)",
+        unbiased=Unbiased.NEVER,
+        why="in-batch baseline, and half of the ratio",
+        references=("weaver_tao", "greensmith"),
+        host=_OPTIMAL,
+        note="ours: between no ratio and sequence_tis, on the n2 baseline",
+    ),
+    "n2_influence": Entry(
+        estimator=Estimator(_NONE, "on_policy_optimal", surrogate=InfluenceCap()),
+        formula="min(1, 4 mean of the others' |A| ||s|| / (|A| ||s||)) A, A = R - sum ||s||^2 R / sum ||s||^2",
+        unbiased=Unbiased.NEVER,
+        why="in-batch baseline, and a lone success is held back",
+        references=("weaver_tao", "greensmith"),
+        note="ours: no response moves the policy more than four times what the others of its group do",
     ),
     "otb": Entry(
         estimator=Estimator(weighting=_TOKEN_TIS, baseline="otb"),
