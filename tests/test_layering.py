@@ -27,6 +27,7 @@ ROOMS = (
     "replay",
     "testing",
     "pages",
+    "comparison",
     "commands",
 )
 """The folders of vcposim, in the order in which they may import; the formulas lie on top and import no room."""

@@ -16,7 +16,7 @@ from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
 from llm_bridge.scores.check import EVERY, Projection, check_norms, ordinary, squares
 from llm_bridge.scores.layers import Differs, Inner, Twin, Whole, graph_nodes, twin_of
-from llm_bridge.scores.layout import Layout, Operands
+from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
 from llm_bridge.scores.norms import (
     embedding_sq_norms,
@@ -31,7 +31,6 @@ from vcposim.errors import InputError, unknown_name
 _NORMS = ("exact", "sketch")
 _VERIFY = ("first", "always", "never")
 _PASSES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_LOOP = "use ScoreTape(model, method='loop')"
 
 
 def tape_for(model: nn.Module, norm: str, *, method: str = "auto", seed: int = 0) -> "ScoreTape | None":
@@ -134,7 +133,7 @@ class ScoreTape:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
         self._refuse_wrapped()
-        self._refuse_hooks()
+        self._refuse_parameters()
         if any(isinstance(m.__dict__.get("forward"), Twin) for m in self.model.modules()):
             raise InputError("ScoreTape: another tape is open on this model; close it first")
         for module, twin in [] if self.method == "loop" else self._twins():
@@ -285,14 +284,16 @@ class ScoreTape:
         """What to do about a module that cannot be told per trajectory: loop over its owner, or over everything."""
         owner = name.rpartition(".")[0]
         if not owner or self.unknown == "error":
-            return _LOOP
+            return WHOLE_LOOP
         modules = dict(self.model.named_modules())
-        while type(modules[owner]).forward is nn.Module.forward and owner:
+        while owner and (
+            type(modules[owner]).forward is nn.Module.forward or type(modules[owner]).__name__ in self._whole
+        ):
             owner = owner.rpartition(".")[0]
-        kind = type(modules[owner]).__name__
-        if not owner or kind in self._whole:
-            return _LOOP
-        return f"loop over its owner, ScoreTape(model, unknown='loop', loop={sorted({*self._whole, kind})})"
+        if not owner:
+            return WHOLE_LOOP
+        loop = sorted({*self._whole, type(modules[owner]).__name__})
+        return f"loop over its owner, ScoreTape(model, unknown='loop', loop={loop})"
 
     def _note_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
@@ -482,8 +483,16 @@ class ScoreTape:
                     "which gathers parameters for each forward, can be taped"
                 )
 
-    def _refuse_hooks(self) -> None:
+    def _refuse_parameters(self) -> None:
+        for name, module in self.model.named_modules():
+            if getattr(module, "sparse", False) is True and any(p.requires_grad for p in module.parameters()):
+                raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
         for name, p in self.model.named_parameters():
+            if p.requires_grad and p.is_complex():
+                raise InputError(
+                    f"ScoreTape: {name} is complex; hold its real and imaginary parts as one real parameter and "
+                    "take torch.view_as_complex of it in the forward"
+                )
             if p.requires_grad and (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
                 raise InputError(
                     f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
@@ -597,6 +606,9 @@ class ScorePass:
     def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
         """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients."""
         layout, params = self.layout, inner.param
+        for g in grad:
+            if g is not None:  # an output without rows has a gradient that is everybody's
+                layout.flatten(name, g if g.dim() >= 2 else g.unsqueeze(-1))
         alone = [self._wants(p) and self._alone("local", name, p) for p in params]
         square: list[list[Tensor]] = [[] for _ in params]
         kept: list[list[Tensor]] = [[] for _ in params]
@@ -681,7 +693,7 @@ class ScorePass:
         if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
             raise InputError(
                 f"{name}: its parameters are used twice in one forward; give use_reentrant=False to "
-                f"checkpointing, or {_LOOP}"
+                f"checkpointing, or {WHOLE_LOOP}"
             )
         self._seen.add((kind, param))
         return True

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+TableRow = dict[str, Any]
+"""a line of a table that is printed or written as JSON: column -> value"""
+
 
 def figure_path(given: str | None, default: str) -> Path:
     """Where a figure goes: the path given, which is replaced if it exists, or a default name that is still free.

@@ -3,7 +3,7 @@
 from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
 from vcposim.replay.dumps import Dump
-from vcposim.replay.layouts import LAYOUTS, Layout
+from vcposim.replay.layouts import LAYOUTS, ColumnLayout
 from vcposim.replay.metrics import LoggedRun, read_metrics
 from vcposim.replay.names import parse_columns
 from vcposim.replay.reading import read_dump
@@ -12,10 +12,10 @@ from vcposim.replay.tracks import Slice, Track, first_alarms, tracks
 
 __all__ = [
     "LAYOUTS",
+    "ColumnLayout",
     "Correction",
     "Dump",
     "Finding",
-    "Layout",
     "LoggedRun",
     "Ranking",
     "Replay",

@@ -13,7 +13,7 @@ import numpy as np
 
 from vcposim.errors import InputError
 from vcposim.replay.containers import BadRecord, broken, one_line
-from vcposim.replay.layouts import Layout, layout, look_up, recognized
+from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
 from vcposim.replay.metrics import is_log
 from vcposim.replay.names import (
     ABSENT,
@@ -44,7 +44,7 @@ class Columns:
         self.explicit = explicit
         self.asked = None if layout_name is None else layout(layout_name)
         self.group_columns, self.group_size, self.by = group, group_size, by
-        self.layout: Layout | None = None
+        self.layout: ColumnLayout | None = None
         self.mapping: dict[str, str] = {}
         self.used: set[str] = set()
         """names a columnar file has to deliver"""

@@ -69,7 +69,7 @@ NEAR_ONE = 1.5
 
 
 @dataclass(frozen=True)
-class Row:
+class ReplayedBaseline:
     """One baseline on all groups."""
 
     baseline: str
@@ -99,7 +99,7 @@ class Replay(Result):
     log_ratio: np.ndarray
     """(n,) in the order of the file, nats"""
     diagnostics: dict[str, Diagnostic]
-    rows: list[Row]
+    rows: list[ReplayedBaseline]
     weighting: Weighting
     cap: float
     norm_source: str
@@ -118,7 +118,7 @@ class Replay(Result):
     lags: tuple[Any, ...] = ()
     """the lags that the file states"""
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> ReplayedBaseline | None:
         """The row of a baseline, if it was asked for."""
         return next((row for row in self.rows if row.baseline == name), None)
 
@@ -175,7 +175,9 @@ def replay(
         table = tabulate(dump, size, names, weigh)
         ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
         rows = [
-            Row(name, table.per_group[k], ratio[k], ratio[len(names) + k] if baseline(name).has_held_out else None)
+            ReplayedBaseline(
+                name, table.per_group[k], ratio[k], ratio[len(names) + k] if baseline(name).has_held_out else None
+            )
             for k, name in enumerate(names)
         ]
         diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
@@ -340,7 +342,7 @@ def _ranking_json(ranking: Ranking) -> dict[str, Any]:
     return {"groups": ranking.groups, "per_token": ranking.per_token, "rows": rows, "absent": ranking.absent}
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: ReplayedBaseline) -> dict[str, Any]:
     held_out = row.held_out_ratio
     return {
         "baseline": row.baseline,
@@ -394,7 +396,9 @@ def _token_ess(tokens: WeightSums) -> Diagnostic:
     )
 
 
-def _explanations(dump: Dump, size: Any, table: Table, rows: Sequence[Row], weighting: Weighting) -> list[str]:
+def _explanations(
+    dump: Dump, size: Any, table: Table, rows: Sequence[ReplayedBaseline], weighting: Weighting
+) -> list[str]:
     notes = []
     if weighting.treatment != "importance":
         notes.append(
