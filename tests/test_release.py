@@ -115,4 +115,6 @@ def test_what_a_wheel_alone_cannot_do_says_how_in_one_line(
 def test_check_runs_with_the_extra_it_asks_for(installed: Path, dist: Path, tmp_path: Path) -> None:
     wheel = next(dist.glob("*.whl"))
     ran(installed / "python", "-m", "pip", "install", "--quiet", f"{wheel}[testing]", cwd=tmp_path)
-    assert "holds" in ran(installed / "vcposim", *"check sequence_is --examples 5 --no-figure".split(), cwd=tmp_path)
+    assert "holds" in ran(
+        installed / "vcposim", *["check", "sequence_is", "--examples", "5", "--no-figure"], cwd=tmp_path
+    )
