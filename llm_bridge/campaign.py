@@ -223,6 +223,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Adds what the block takes to `spent[name]`, in seconds, once the device has finished it."""
         start = self._now()
         yield
         self.spent[name] += self._now() - start
@@ -499,6 +500,7 @@ def profile(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line: pack, unpack and the parts of a campaign."""
     top = argparse.ArgumentParser(
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -24,7 +24,8 @@ class Tokens(Protocol):
     """What `token_log_prob` reads; any batch with these attributes will do (the last two may be absent)."""
 
     @property
-    def token(self) -> Tensor: ...
+    def token(self) -> Tensor:
+        """Token ids, (row, time)."""
 
 
 @dataclass(frozen=True)

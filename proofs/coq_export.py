@@ -54,6 +54,7 @@ class CoqText:
         self.names = itertools.count()
 
     def number(self, value: Any) -> Text:
+        """A rational constant, or the text of a parameter or length; floats are read in decimal."""
         if isinstance(value, Parameter):
             return value.term  # type: ignore[no-any-return]
         if isinstance(value, Length):
@@ -65,44 +66,57 @@ class CoqText:
         return whole if exact.denominator == 1 else whole / Text(f"{exact.denominator}%:R")
 
     def false(self) -> Text:
+        """The boolean."""
         return Text("false")
 
     def first(self) -> str:
+        """The ordinal 0."""
         return "ord0"
 
     def add(self, element: Callable[[Any], Text], length: Any) -> Text:
+        """A big sum over `length` ordinals, under a bound name that is not used yet."""
         k = f"k{next(self.names)}"
         return Text(f"(\\sum_({k} < {length}) {element(k).text})")
 
     def add_before(self, element: Callable[[Any], Text], index: Any, length: Any) -> Text:
+        """The big sum over ordinals below `index`."""
         k = f"k{next(self.names)}"
         return Text(f"(\\sum_({k} < {length} | ({k} < {index})%N) {element(k).text})")
 
     def mirrored(self, index: Any, length: Any) -> str:
+        """MathComp's `rev_ord`."""
         return f"(rev_ord {index})"
 
     def where(self, test: Text, yes: Text, no: Text) -> Text:
+        """An if."""
         return Text(f"(if {test.text} then {yes.text} else {no.text})")
 
     def minimum(self, x: Text, y: Text) -> Text:
+        """`Num.min`."""
         return Text(f"(Num.min {x.text} {y.text})")
 
     def maximum(self, x: Text, y: Text) -> Text:
+        """`Num.max`."""
         return Text(f"(Num.max {x.text} {y.text})")
 
     def power(self, x: Text, exponent: Any) -> Text:
+        """A natural power."""
         return Text(f"({x.text} ^+ {exponent})")
 
     def compare(self, name: str, x: Text, y: Any) -> Text:
+        """A boolean comparison; `name` is the operator."""
         return x._binary(name, y)
 
     def logic(self, name: str, x: Text, y: Text) -> Text:
+        """A conjunction, the only connective that the shipped functions use."""
         return x._binary("&&", y)
 
     def exp(self, x: Text) -> Text:
+        """Refused: an ordered field has none."""
         raise NotImplementedError("Coq text has no exp")
 
     def sqrt(self, x: Text) -> Text:
+        """Refused: an ordered field has none."""
         raise NotImplementedError("Coq text has no square root")
 
 
@@ -121,6 +135,7 @@ def scores(name: str) -> SymbolicArray:
 
 
 def scalar(text: str) -> SymbolicArray:
+    """A Coq term as an array without axes."""
     return SymbolicArray(ALGEBRA, (), lambda: Text(text))
 
 

@@ -32,6 +32,7 @@ every shipped function it names really runs when it is checked.
 
 
 def path() -> Path:
+    """The file that holds the table."""
     return Path(__file__).parent / "README.md"
 
 

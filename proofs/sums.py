@@ -19,6 +19,7 @@ from proofs.logic import (
     INT,
     MATRIX,
     REAL,
+    SEQUENCE,
     SUM,
     Formula,
     Refused,
@@ -68,16 +69,16 @@ def every(statement: Callable[[Formula], Formula], length: Formula) -> Formula:
 
 # ---- polynomials in atoms ---------------------------------------------------------------------------------------
 
-Monomial = tuple[Formula, ...]
+MonomialTerms = tuple[Formula, ...]
 
 
 @dataclass
 class _Polynomial:
     """sum of coefficient times product of atoms; atoms are terms that arithmetic does not look into."""
 
-    terms: dict[tuple[int, ...], tuple[Fraction, Monomial]] = field(default_factory=dict)
+    terms: dict[tuple[int, ...], tuple[Fraction, MonomialTerms]] = field(default_factory=dict)
 
-    def add(self, coefficient: Fraction, monomial: Monomial) -> None:
+    def add(self, coefficient: Fraction, monomial: MonomialTerms) -> None:
         ordered = tuple(sorted(monomial, key=_name))
         key = tuple(a.get_id() for a in ordered)
         value = self.terms.pop(key, (Fraction(0), ordered))[0] + coefficient
@@ -261,7 +262,7 @@ def _index(level: int, f: Formula) -> Formula:
     return variable("k", INT) if occurs(_indices[level], f) else _indices[level]
 
 
-def _split(c: Fraction, monomial: Monomial, k: Formula) -> tuple[tuple[Fraction, Monomial], Formula | None]:
+def _split(c: Fraction, monomial: MonomialTerms, k: Formula) -> tuple[tuple[Fraction, MonomialTerms], Formula | None]:
     """A monomial as (what does not depend on k) and (the sequence of what does)."""
     inner = [a for a in monomial if occurs(k, a)]
     outer = tuple(a for a in monomial if not occurs(k, a))
@@ -367,6 +368,34 @@ def pointwise(
     return arithmetic(z3.Implies(z3.And(given, length >= 0), SUM(f, length) == SUM(g, length)), rule(length))
 
 
+def nonnegative(
+    f: Formula,
+    length: Formula,
+    *,
+    by: Callable[[Formula], Iterable[Theorem]] = lambda i: (),
+    given: Formula | None = None,
+) -> Theorem:
+    """|- given and length >= 0 -> sum(f) >= 0, because f(i) >= 0 for 0 <= i < length (if `given`)."""
+    given = z3.BoolVal(True) if given is None else given
+    i = variable("i", INT)
+    each = generalize(prove(z3.Implies(z3.And(given, i >= 0, i < length), f[i] >= 0), *by(i)), i)
+    rule = induct(lambda n: z3.Implies(z3.And(given, n <= length), SUM(f, n) >= 0), step=lambda k: [each(k)])
+    return arithmetic(z3.Implies(z3.And(given, length >= 0), SUM(f, length) >= 0), rule(length))
+
+
+@cache
+def delta() -> Theorem:
+    """|- for all f, v, n >= 0: sum_i<n f(i) [i = v] = f(v) where 0 <= v < n, else 0."""
+    f, v = variable("f", SEQUENCE), variable("v", INT)
+    return induct(
+        lambda n: (
+            total(lambda i: f[i] * z3.If(i == v, z3.RealVal(1), z3.RealVal(0)), n)
+            == z3.If(z3.And(v >= 0, v < n), f[v], z3.RealVal(0))
+        ),
+        over=[f, v],
+    )
+
+
 @cache
 def exchange() -> Theorem:
     """|- for all a, n, m >= 0: sum_i<n sum_j<m a(i)(j) = sum_j<m sum_i<n a(i)(j)."""
@@ -401,11 +430,13 @@ __all__ = [
     "REAL",
     "Refused",
     "both",
+    "delta",
     "every",
     "exchange",
     "expansion",
     "implies",
     "induct",
+    "nonnegative",
     "pointwise",
     "prove",
     "sequence",

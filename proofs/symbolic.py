@@ -28,20 +28,47 @@ Index = Any
 class Algebra(Protocol):
     """How terms are written."""
 
-    def number(self, value: Any) -> Term: ...
-    def false(self) -> Term: ...
-    def first(self) -> Index: ...
-    def add(self, element: Callable[[Index], Term], length: Term) -> Term: ...
-    def add_before(self, element: Callable[[Index], Term], index: Index, length: Term) -> Term: ...
-    def mirrored(self, index: Index, length: Term) -> Index: ...
-    def where(self, test: Term, yes: Term, no: Term) -> Term: ...
-    def minimum(self, x: Term, y: Term) -> Term: ...
-    def maximum(self, x: Term, y: Term) -> Term: ...
-    def power(self, x: Term, exponent: Any) -> Term: ...
-    def compare(self, name: str, x: Term, y: Any) -> Term: ...
-    def logic(self, name: str, x: Term, y: Term) -> Term: ...
-    def exp(self, x: Term) -> Term: ...
-    def sqrt(self, x: Term) -> Term: ...
+    def number(self, value: Any) -> Term:
+        """A constant, a `Parameter` or a `Length` as a term."""
+
+    def false(self) -> Term:
+        """The truth value."""
+
+    def first(self) -> Index:
+        """The index 0."""
+
+    def add(self, element: Callable[[Index], Term], length: Term) -> Term:
+        """sum_{k < length} element(k)."""
+
+    def add_before(self, element: Callable[[Index], Term], index: Index, length: Term) -> Term:
+        """sum_{k < index} element(k), `index` itself one of `length`."""
+
+    def mirrored(self, index: Index, length: Term) -> Index:
+        """length - 1 - index."""
+
+    def where(self, test: Term, yes: Term, no: Term) -> Term:
+        """`yes` if the test holds, else `no`."""
+
+    def minimum(self, x: Term, y: Term) -> Term:
+        """min(x, y)."""
+
+    def maximum(self, x: Term, y: Term) -> Term:
+        """max(x, y)."""
+
+    def power(self, x: Term, exponent: Any) -> Term:
+        """x^exponent, for the exponents that the algebra knows."""
+
+    def compare(self, name: str, x: Term, y: Any) -> Term:
+        """x `name` y, where `name` is ==, <, <=, > or >=."""
+
+    def logic(self, name: str, x: Term, y: Term) -> Term:
+        """x `name` y for truth values."""
+
+    def exp(self, x: Term) -> Term:
+        """e^x."""
+
+    def sqrt(self, x: Term) -> Term:
+        """The square root, where the algebra has one."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,7 @@ class Length:
 
     @property
     def term(self) -> Any:
+        """size + offset as a term."""
         return self.size + self.offset if self.offset else self.size
 
 
@@ -88,10 +116,12 @@ class SymbolicArray:
 
     @property
     def dtype(self) -> str:
+        """One for all: elements are terms."""
         return "symbol"
 
     @property
     def ndim(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @property
@@ -275,6 +305,7 @@ class Real:
     """Terms are z3 terms over the reals; a sum is the `sum` of `logic.py`."""
 
     def number(self, value: Any) -> Formula:
+        """A real constant or expression; NaN is an unknown real, so that no theorem can depend on it."""
         if isinstance(value, Parameter):
             return value.term
         if isinstance(value, Length):
@@ -287,45 +318,58 @@ class Real:
         return z3.RealVal(f"{exact.numerator}/{exact.denominator}")
 
     def false(self) -> Formula:
+        """z3's."""
         return z3.BoolVal(False)
 
     def first(self) -> Formula:
+        """The integer 0."""
         return z3.IntVal(0)
 
     def add(self, element: Callable[[Index], Formula], length: Formula) -> Formula:
+        """SUM of the sequence of elements: a function that `sums.py` has axioms for."""
         i = z3.FreshInt("i")
         return SUM(z3.Lambda([i], element(i)), length)
 
     def add_before(self, element: Callable[[Index], Formula], index: Formula, length: Formula) -> Formula:
+        """SUM of the same sequence, cut at `index`."""
         return self.add(element, index)
 
     def mirrored(self, index: Formula, length: Formula) -> Formula:
+        """length - 1 - index."""
         return length - 1 - index
 
     def where(self, test: Formula, yes: Formula, no: Formula) -> Formula:
+        """z3's if."""
         return z3.If(test, yes, no)
 
     def minimum(self, x: Formula, y: Formula) -> Formula:
+        """By cases."""
         return z3.If(x <= y, x, y)
 
     def maximum(self, x: Formula, y: Formula) -> Formula:
+        """By cases."""
         return z3.If(x >= y, x, y)
 
     def power(self, x: Formula, exponent: Any) -> Formula:
+        """Powers 1 and 2; others are refused."""
         if exponent not in (1, 2):
             _refuse(f"power {exponent}")
         return x if exponent == 1 else x * x
 
     def compare(self, name: str, x: Formula, y: Any) -> Formula:
+        """z3's comparison by the operator's name."""
         return {"==": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}[name](x, y)
 
     def logic(self, name: str, x: Formula, y: Formula) -> Formula:
+        """A conjunction, the only connective that the shipped functions use."""
         return z3.And(x, y)
 
     def exp(self, x: Formula) -> Formula:
+        """A function of which the solver knows nothing but what a proof states."""
         return EXP(x)
 
     def sqrt(self, x: Formula) -> Formula:
+        """A function of which the solver knows nothing but what a proof states."""
         return SQRT(x)
 
 

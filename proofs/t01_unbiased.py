@@ -32,6 +32,7 @@ def mean(batch: Batch, baseline: Any, **options: Any) -> Any:
 
 
 def baseline_exact() -> str:
+    """E[c s] does not move with a constant baseline."""
     rng = random.Random(1)
     for p in problems(100):
         b = rational(rng)
@@ -48,6 +49,7 @@ def baseline_symbolic() -> Theorem:
 
 
 def gradient_exact() -> str:
+    """With ratios as weights, E[c s] is the policy gradient."""
     for p in problems(100):
         assert (mean(p.population(), 0) == p.gradient).all()
     return "100 random problems"
@@ -65,11 +67,13 @@ def gradient_symbolic() -> Theorem:
 
 
 def gradient_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rationals for which target probabilities are measure times ratio."""
     values = instance(rng)
     return {**values, "Q": [p * w for p, w in zip(values["P"], values["W"], strict=True)]}
 
 
 def softmax_exact() -> str:
+    """A softmax policy's score has mean 0 under it."""
     rng = random.Random(2)
     for n in range(1, 8):
         pi = np.array([Fraction(rng.randint(1, 9)) for _ in range(n)], dtype=object)
@@ -80,6 +84,7 @@ def softmax_exact() -> str:
 
 
 def no_correction_exact() -> str:
+    """Without weights the estimate moves with the baseline: by -E_mu[s] for each unit."""
     (p,) = problems(1, seed=3, outcomes=(3, 3))
     none = Weighting("none")
     shift = mean(p.population(), Fraction(1), weighting=none) - mean(p.population(), Fraction(0), weighting=none)

@@ -51,6 +51,7 @@ def noise(batch: Batch) -> Any:
 
 
 def gap_exact() -> str:
+    """Variance at b exceeds that at OPOB by (b - b*)^2 E[w^2 ||s||^2]."""
     rng = random.Random(1)
     for p in problems(60):
         batch, b = p.population(), rational(rng)
@@ -60,6 +61,7 @@ def gap_exact() -> str:
 
 
 def unique_exact() -> str:
+    """Any other baseline has a larger variance, if some weighted score is not 0."""
     rng, counted = random.Random(2), 0
     for p in problems(60, seed=1):
         batch, b = p.population(), rational(rng)
@@ -71,6 +73,7 @@ def unique_exact() -> str:
 
 
 def on_policy_exact() -> str:
+    """On policy, OPOB is the classical optimal baseline."""
     for p in problems(60, seed=2):
         batch = p.on_policy().population()
         assert baseline_value(batch, "opob") == baseline_value(batch, "on_policy_optimal")
@@ -188,6 +191,7 @@ def on_policy_symbolic() -> Theorem:
 
 
 def on_policy_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rationals with all ratios 1."""
     values = instance(rng)
     return {**values, "W": [1] * values["N"]}
 

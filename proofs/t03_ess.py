@@ -48,6 +48,7 @@ def _weights(rng: random.Random, n: int) -> np.ndarray[Any, Any]:
 
 
 def bounds_exact() -> str:
+    """1 <= ESS <= n, with equality for a lone weight and for equal weights only."""
     rng = random.Random(0)
     for n in [*range(1, 8)] * 20:
         w = _weights(rng, n)
@@ -60,6 +61,7 @@ def bounds_exact() -> str:
 
 
 def equality_exact() -> str:
+    """n equal weights have ESS n, a lone weight has 1."""
     for n in range(1, 8):
         assert ess_of_weights(np.array([Fraction(3, 7)] * n, dtype=object)) == n
         lone = np.array([Fraction(0)] * (n - 1) + [Fraction(5, 2)], dtype=object)
@@ -68,6 +70,7 @@ def equality_exact() -> str:
 
 
 def scale_exact() -> str:
+    """A common factor on the weights leaves ESS as it is."""
     rng = random.Random(1)
     for n in range(1, 30):
         w, c = _weights(rng, n), Fraction(rng.randint(1, 9), rng.randint(1, 9))
@@ -76,6 +79,7 @@ def scale_exact() -> str:
 
 
 def fraction_exact() -> str:
+    """The fraction is ESS / n for draws, and in [0, 1] under any measure."""
     rng = random.Random(2)
     for n in range(1, 30):
         w, measure = _weights(rng, n), simplex(rng, n)
@@ -244,16 +248,19 @@ def measure_symbolic() -> Theorem:
 
 
 def weights_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rational weights that are not negative, and two indices."""
     values = instance(rng)
     return {**values, "W": [abs(w) for w in values["W"]], "i": 0, "k": 1}
 
 
 def alike_or_not_instance(rng: random.Random) -> dict[str, Any]:
+    """The same, all weights equal in half of the instances."""
     values = weights_instance(rng)
     return {**values, "W": [Fraction(3, 2)] * values["N"] if rng.random() < 0.5 else values["W"]}
 
 
 def lone_instance(rng: random.Random) -> dict[str, Any]:
+    """Three weights, the middle one alone above 0."""
     return {**weights_instance(rng), "N": 3, "W": [Fraction(0), abs(rational(rng)) + 1, Fraction(0)]}
 
 

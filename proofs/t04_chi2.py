@@ -26,7 +26,7 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import REAL, Theorem, variable
-from proofs.setting import Problem, Symbolic, instance, problems, variance
+from proofs.setting import RationalProblem, Symbolic, instance, problems, variance
 from proofs.sums import both, implies, prove, sequence, total
 from proofs.symbolic import vector
 from proofs.t07_independence import Uncorrelated, equal_variance_instance, weighted_sum_symbolic
@@ -35,6 +35,7 @@ from vcposim.diagnostics import chi2_of_weights, ess_fraction_of_weights, ess_of
 
 
 def chi2_exact() -> str:
+    """E_mu[w^2] = 1 + chi2, and the ESS fraction of the population is 1 / (1 + chi2)."""
     for p in problems(60):
         assert expectation(p.ratio * p.ratio, p.mu) == 1 + chi2_of_weights(p.ratio, p.mu)
         assert ess_fraction_of_weights(p.ratio, p.mu) == 1 / (1 + chi2_of_weights(p.ratio, p.mu))
@@ -64,6 +65,7 @@ def fraction_symbolic() -> Theorem:
 
 
 def mean_exact() -> str:
+    """The variance of a mean of independent draws with weights c is that of one over ess(c)."""
     checked = 0
     for p in problems(12, outcomes=(2, 3)):
         value = p.reward - (p.mu * p.reward).sum()
@@ -106,12 +108,12 @@ def gradient_exact() -> str:
     return f"rho = {ess}: variance {high} or {low}, by the reward alone; rho = {float(worse):.3f}: variance 0"
 
 
-def _problem(mu: tuple[Fraction, ...], pi: tuple[Fraction, ...], reward: tuple[Any, ...]) -> Problem:
+def _problem(mu: tuple[Fraction, ...], pi: tuple[Fraction, ...], reward: tuple[Any, ...]) -> RationalProblem:
     def array(x: Any) -> Any:
         return np.array(x, dtype=object)
 
     score = array([[1 - pi[0]], [-pi[0]]])
-    return Problem(array(mu), array(pi), array([Fraction(r) for r in reward]), score, array([Fraction(1)] * 2))
+    return RationalProblem(array(mu), array(pi), array([Fraction(r) for r in reward]), score, array([Fraction(1)] * 2))
 
 
 _CHI2 = ("diagnostics.chi2_of_weights", "arrays.expectation")

@@ -28,7 +28,7 @@ import numpy as np
 from proofs.claims import Claim
 from proofs.logic import INT, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, specialize, variable
 from proofs.setting import (
-    Problem,
+    RationalProblem,
     Symbolic,
     baseline_value,
     coefficients,
@@ -84,6 +84,7 @@ def _cases(count: int, seed: int) -> Any:
 
 
 def bias_exact() -> str:
+    """Truncation at `cap` shifts the mean by -E[(w - cap)^+ (R - b) s]."""
     for p, batch, b, cap in _cases(60, 5):
         shift = mean_estimate(batch, coefficients(batch, b, weighting=truncated(cap))) - p.gradient
         assert (shift == -excess_mean(batch, cap, b)).all()
@@ -91,16 +92,20 @@ def bias_exact() -> str:
 
 
 def biased_exact() -> str:
+    """A problem where the shift is not 0."""
     array = lambda *x: np.array(x, dtype=object)  # noqa: E731
     third = Fraction(1, 3)
     mu, pi = array(third, 2 * third), array(2 * third, third)
-    p = Problem(mu, pi, array(Fraction(0), Fraction(0)), array([third], [-2 * third]), array(Fraction(1), Fraction(1)))
+    p = RationalProblem(
+        mu, pi, array(Fraction(0), Fraction(0)), array([third], [-2 * third]), array(Fraction(1), Fraction(1))
+    )
     moved = mean_estimate(p.population(), coefficients(p.population(), Fraction(1), weighting=truncated(Fraction(1))))
     assert moved[0] == Fraction(1, 9)
     return "all rewards 0, so the gradient is 0; with b = 1 and cap 1 the estimate averages 1/9"
 
 
 def variance_exact() -> str:
+    """The variance of the truncated estimator is a parabola in b around its own optimum."""
     for _, batch, b, cap in _cases(60, 6):
         weighting = truncated(cap)
         best = baseline_value(batch, "opob_truncated", weighting=weighting)
@@ -111,6 +116,7 @@ def variance_exact() -> str:
 
 
 def mse_exact() -> str:
+    """The mean squared error of the truncated estimator is a parabola in b around an optimum of its own."""
     for p, batch, b, cap in _cases(40, 7):
         draws, mass = p.batches(1)
         mse = lambda x: draw_mse(draws, mass, p.gradient, x, weighting=truncated(cap))  # noqa: E731, B023
@@ -284,6 +290,7 @@ def _mse_gap_at_bottom() -> Theorem:
 
 
 def mse_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rationals, with a gradient of two coordinates."""
     return {**instance(rng), "g": [rational(rng), rational(rng)]}
 
 

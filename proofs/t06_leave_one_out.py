@@ -59,6 +59,7 @@ def mean_over_batches(batch: Batch, mass: Any, baseline: str) -> Any:
 
 
 def unbiased_exact() -> str:
+    """Baselines of the other samples leave the mean of the estimate at the gradient."""
     checked = 0
     for outcomes, draws in SIZES:
         for p in problems(3, seed=outcomes, outcomes=(outcomes, outcomes)):
@@ -71,6 +72,7 @@ def unbiased_exact() -> str:
 
 
 def shrinks_exact() -> str:
+    """The group mean shrinks it by 1 - 1/N."""
     checked = 0
     for outcomes, draws in SIZES:
         for p in problems(3, seed=outcomes, outcomes=(outcomes, outcomes)):
@@ -81,6 +83,7 @@ def shrinks_exact() -> str:
 
 
 def opob_biased_exact() -> str:
+    """OPOB computed from its own batch is biased, and not by that factor."""
     (p,) = problems(1, seed=8, outcomes=(3, 3), dimension=1)
     mean = batch_moments(p, 3, "opob").mean
     ratio = [m / g for m, g in zip(mean, p.gradient, strict=True)]
@@ -198,11 +201,13 @@ def _scaled() -> Theorem:
 
 
 def independent_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rationals, with a law `nu` of a baseline of three values that is independent of the sample."""
     nu = [Fraction(1, 6), Fraction(1, 3), Fraction(1, 2)]
     return {**instance(rng), "M": 3, "nu": nu, "b": [rational(rng) for _ in nu]}
 
 
 def ignores_instance(rng: random.Random) -> dict[str, Any]:
+    """A group, and the same with another reward and weight at sample i."""
     values = group_instance(rng)
     changed = lambda x: [rational(rng) if k == values["i"] else v for k, v in enumerate(x)]  # noqa: E731
     return {**values, "R'": changed(values["R"]), "A'": changed(values["A"])}

@@ -25,7 +25,7 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import INT, MATRIX, REAL, SEQUENCE, Formula, Theorem, specialize, sum_empty, sum_next, variable, z3
-from proofs.setting import Problem, coefficients, problems, rational
+from proofs.setting import RationalProblem, coefficients, problems, rational
 from proofs.sums import both, implies, induct, pointwise, prove, sequence, total
 from proofs.symbolic import REAL_ALGEBRA, Length, SymbolicArray, vector
 from vcposim.arrays import expectation
@@ -35,13 +35,14 @@ from vcposim.moments import Moments, batch_sums, moments
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
 
-def batch_moments(p: Problem, size: int, baseline: Any) -> Moments:
+def batch_moments(p: RationalProblem, size: int, baseline: Any) -> Moments:
     """Exact moments of the shipped estimator on batches of that size: all K^size of them, each with its probability."""
     batch, mass = p.batches(size)
     return moments(batch_sums(batch, coefficients(batch, baseline), mass), p.gradient, drawn=False)
 
 
 def mean_exact() -> str:
+    """The mean of n independent contributions has 1/n of their variance."""
     rng, checked = random.Random(1), 0
     for p in problems(10, outcomes=(2, 4)):
         for n in (1, 2, 3, 4):
@@ -52,6 +53,7 @@ def mean_exact() -> str:
 
 
 def groups_exact() -> str:
+    """The average of two independent groups has a quarter of the sum of their variances."""
     checked = 0
     for p, q in itertools.pairwise(problems(10, seed=2, outcomes=(2, 3), dimension=1)):
         (first, m1), (second, m2) = p.batches(2), q.batches(3)
@@ -74,6 +76,7 @@ def _estimates(batch: Batch) -> np.ndarray[Any, Any]:
 
 
 def in_batch_exact() -> str:
+    """With the group mean, contributions are dependent and 1/n is wrong."""
     (p,) = problems(1, seed=3, outcomes=(3, 3))
     m = batch_moments(p, 2, "group_mean")
     ratio = m.variance_of_mean / (m.variance_per_sample / 2)
@@ -82,6 +85,7 @@ def in_batch_exact() -> str:
 
 
 def sum_exact() -> str:
+    """E[(sum c_k Y_k)^2] = sum c_k^2 E[Y^2] for independent centered draws."""
     rng, checked = random.Random(4), 0
     for p in problems(10, outcomes=(2, 3)):
         c = np.array([rational(rng) for _ in range(3)], dtype=object)
@@ -106,6 +110,7 @@ class Uncorrelated:
 
     @property
     def everything(self) -> list[Formula]:
+        """All variables, for statements over all of them."""
         return [self.N, self.B, self.P, self.C, self.V, self.Y]
 
     def but(self, **changes: Formula) -> Uncorrelated:
@@ -121,6 +126,7 @@ class Uncorrelated:
 
     @property
     def uncorrelated(self) -> Formula:
+        """E[Y_k Y_m] is V_k if k = m, else 0, for all k, m < B."""
         k, m = z3.FreshInt("k"), z3.FreshInt("m")
         inside = both(k >= 0, k < self.B, m >= 0, m < self.B)
         covariance = self.mean(lambda i: self.Y[k][i] * self.Y[m][i])
@@ -128,6 +134,7 @@ class Uncorrelated:
 
     @property
     def given(self) -> Formula:
+        """The hypotheses: sizes are not negative, sequences are uncorrelated."""
         return both(self.N >= 0, self.B >= 0, self.uncorrelated)
 
     def combination(self, i: Formula, n: Formula) -> Formula:
@@ -135,6 +142,7 @@ class Uncorrelated:
         return total(lambda k: self.C[k] * self.Y[k][i], n)
 
     def unrolled(self, i: Formula) -> Formula:
+        """The terms c_k Y_k(i) of T_n at atom i, as a sequence in k."""
         return sequence(lambda k: self.C[k] * self.Y[k][i])
 
 
@@ -220,6 +228,7 @@ def uncorrelated_instance(rng: random.Random) -> dict[str, Any]:
 
 
 def equal_variance_instance(rng: random.Random) -> dict[str, Any]:
+    """Uncorrelated sequences with one variance, and positive coefficients."""
     values = uncorrelated_instance(rng)
     v, signs = Fraction(9, 4), [[Fraction(3, 2) * (1 if x > 0 else -1) for x in row] for row in values["Y"]]
     return {**values, "Y": signs, "V": [v] * 3, "v": v, "C": [abs(c) + 1 for c in values["C"]]}

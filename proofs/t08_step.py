@@ -68,6 +68,7 @@ def best_at_ess(samples: Any, signal: Any, noise: Any, smoothness: Any) -> Any:
 
 
 def bound_exact() -> str:
+    """The guaranteed gain of a step: the mean over draws equals `gain` of signal and noise."""
     rng = random.Random(0)
     for p in problems(40):
         x, eta, smooth = rational_array(rng, *p.score.shape), rational(rng), Fraction(rng.randint(1, 9), 4)
@@ -82,6 +83,7 @@ def _positive(rng: random.Random) -> Fraction:
 
 
 def best_exact() -> str:
+    """`best_step` maximizes it: another step loses L/2 (G^2 + V) (eta - eta*)^2."""
     rng = random.Random(1)
     for _ in range(100):
         signal, noise, smooth, eta = (_positive(rng) for _ in range(4))
@@ -92,6 +94,7 @@ def best_exact() -> str:
 
 
 def linear_exact() -> str:
+    """The linear step scale is within a factor 1 + n G^2 / V of the best step."""
     rng = random.Random(2)
     for _ in range(100):
         n, signal, noise, smooth = (_positive(rng) for _ in range(4))
@@ -104,6 +107,7 @@ def linear_exact() -> str:
 
 
 def overshoots_exact() -> str:
+    """A setting where the square-root scale loses and the linear one gains."""
     rho, signal, noise, smooth = Fraction(1, 16), Fraction(1), Fraction(99), Fraction(1)
     scale = Fraction(float(step_scale(np.array([rho], dtype=object), reference=1, exponent=0.5)[0]))
     assert scale == Fraction(1, 4)
@@ -116,6 +120,7 @@ def overshoots_exact() -> str:
 
 
 def range_exact() -> str:
+    """The scale lies in [0, 1], and is 0 for every rho outside (0, 1]."""
     rhos = np.array([Fraction(k, 20) for k in range(-5, 41)], dtype=object)
     scale = step_scale(rhos, reference=Fraction(11, 20), exponent=1)
     assert all(0 <= s <= 1 for s in scale)
@@ -215,12 +220,14 @@ def range_symbolic() -> Theorem:
 
 
 def step_instance(rng: random.Random) -> dict[str, Any]:
+    """Random positive constants of the descent bound, and two ESS fractions in order."""
     names = ("n", "G2", "V", "L", "eta", "V1")
     rho, more = sorted(Fraction(rng.randint(1, 20), 20) for _ in range(2))
     return {**{name: _positive(rng) for name in names}, "rho": rho, "more": more, "ref": Fraction(11, 20)}
 
 
 def bound_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rationals, with g the mean of the rows of S."""
     values = instance(rng)
     mean = [
         sum((p * row[j] for p, row in zip(values["P"], values["S"], strict=True)), Fraction(0))

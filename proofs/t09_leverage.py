@@ -53,6 +53,7 @@ from vcposim.baselines import leverage, leverage_damped, weighted_mean, weighted
 
 
 def others_exact() -> str:
+    """The sum of the others and the sample itself give the whole sum."""
     rng = random.Random(0)
     for n in range(1, 20):
         x = rational_array(rng, n)
@@ -61,6 +62,7 @@ def others_exact() -> str:
 
 
 def identity_exact() -> str:
+    """The baseline of the others is the full one, moved by h / (1 - h) times the residual."""
     rng, checked = random.Random(1), 0
     for n in range(2, 12):
         reward, weight = rational_array(rng, n), rational_array(rng, n) ** 2
@@ -79,6 +81,7 @@ def identity_exact() -> str:
 
 
 def share_exact() -> str:
+    """Leverages of a group are positive and add up to 1."""
     rng = random.Random(2)
     for n in range(1, 20):
         weight, measure = rational_array(rng, n) ** 2 + 1, np.array([Fraction(1, n)] * n, dtype=object)
@@ -89,6 +92,7 @@ def share_exact() -> str:
 
 
 def vanishing_exact() -> str:
+    """A sample whose weight grows without bound ends up with no contribution of its own."""
     (p,) = problems(1, seed=4, outcomes=(4, 4))
     sizes = []
     for factor in (1, 10, 100, 1000):
@@ -137,14 +141,17 @@ class Group:
 
     @property
     def everything(self) -> list[Formula]:
+        """All variables, for statements over all of them."""
         return [self.N, self.i, self.unit, self.R, self.A, self.P]
 
     @property
     def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """Rewards, weights and measure as arrays (N,), and the mass of one draw."""
         return vector(self.R, self.N), vector(self.A, self.N), vector(self.P, self.N), scalar(self.unit)
 
     @property
     def inside(self) -> Formula:
+        """0 <= i < N."""
         return both(self.i >= 0, self.i < self.N)
 
     @property
@@ -297,6 +304,7 @@ def _damped_square() -> Theorem:
 
 
 def group_instance(rng: random.Random) -> dict[str, Any]:
+    """Three random rewards and weights, one of them chosen."""
     n = 3
     return {
         "N": n,
@@ -310,6 +318,7 @@ def group_instance(rng: random.Random) -> dict[str, Any]:
 
 
 def batch_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rationals under the uniform measure."""
     values = instance(rng)
     return {**values, "P": [Fraction(1, values["N"])] * values["N"]}
 

@@ -48,6 +48,7 @@ from vcposim.moments import Sums, batch_sums
 
 
 def parts_exact() -> str:
+    """Sums of two parts merge, in either order, to the sums of the whole."""
     checked = 0
     for p in problems(10, outcomes=(2, 3)):
         batch, mass = p.batches(2)
@@ -72,6 +73,7 @@ class Power(Fraction):
     """A rational logarithm to base 2: numpy's `exp` of it is exact."""
 
     def exp(self) -> Fraction:
+        """2 to this power: exact for an integer."""
         return power_of_two(self)
 
     def __sub__(self, other: Any) -> Power:
@@ -79,6 +81,7 @@ class Power(Fraction):
 
 
 def log_scale_exact() -> str:
+    """Merging sums at different scales is associative and commutative."""
     rng, checked = random.Random(1), 0
     for _ in range(100):
         parts = [_random_part(rng) for _ in range(3)]
@@ -204,6 +207,7 @@ def ess_symbolic() -> Theorem:
 
 
 def part_instance(rng: random.Random) -> dict[str, Any]:
+    """Random sums of three parts, each at a scale of its own."""
     values: dict[str, Any] = {}
     for k in range(3):
         values |= {
@@ -215,6 +219,7 @@ def part_instance(rng: random.Random) -> dict[str, Any]:
 
 
 def replications_instance(rng: random.Random) -> dict[str, Any]:
+    """Random coefficients of n + m batches of N samples with d coordinates."""
     n, m, N, d = 2, 3, 2, 2
     table = lambda *shape: rational_array(rng, *shape).tolist()  # noqa: E731
     return {

@@ -29,7 +29,7 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import INT, REAL, SQRT, Theorem, specialize, variable
-from proofs.setting import Problem, Symbolic, coefficients, instance, mean_estimate, random_problem, rational
+from proofs.setting import RationalProblem, Symbolic, coefficients, instance, mean_estimate, random_problem, rational
 from proofs.sums import both, every, implies, pointwise, prove, sequence, total
 from proofs.surd import Surd
 from vcposim.arrays import expectation
@@ -42,7 +42,7 @@ STD = {"normalizer": "group_std"}
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
 
-def mean_update(p: Problem, draws: int, baseline: str) -> list[Surd]:
+def mean_update(p: RationalProblem, draws: int, baseline: str) -> list[Surd]:
     """E[estimate] of the shipped estimator with group std, over all ordered batches: (p,)."""
     batch, mass = p.batches(draws)
     with_roots = Batch(
@@ -64,6 +64,7 @@ def closed_form(q: Fraction, draws: int) -> Surd:
 
 
 def scale_exact() -> str:
+    """For rewards 0 and 1, division by the group's deviation scales the mean update by the closed form."""
     rng, checked = random.Random(0), 0
     for outcomes, draws in ((2, 2), (2, 3), (2, 4), (3, 2), (3, 3), (4, 3)):
         for p in (
@@ -78,6 +79,7 @@ def scale_exact() -> str:
 
 
 def leave_one_out_exact() -> str:
+    """With baselines of the others the mean update keeps the gradient's direction."""
     rng, checked = random.Random(1), 0
     for outcomes, draws in ((3, 2), (3, 3), (4, 3)):
         for baseline in ("leave_one_out", "opob_leave_one_out"):
@@ -90,6 +92,7 @@ def leave_one_out_exact() -> str:
 
 
 def in_batch_opob_exact() -> str:
+    """A problem where OPOB of its own batch turns it against the gradient."""
     p = random_problem(random.Random(36), 4, 2, binary=True)
     x, y = mean_update(p, 3, "opob")
     g = p.gradient
@@ -148,6 +151,7 @@ def binary_instance(rng: random.Random) -> dict[str, Any]:
 
 
 def balanced_instance(rng: random.Random) -> dict[str, Any]:
+    """Four outcomes with rewards 0 and 1 in turn."""
     values = instance(rng, outcomes=4)
     R = [Fraction(k % 2) for k in range(4)]
     return {**values, "R": R, "one": rational(rng), "zero": rational(rng)}

@@ -26,7 +26,7 @@ from typing import Any
 from proofs.claims import Claim
 from proofs.logic import INT, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, specialize, variable
 from proofs.setting import (
-    Problem,
+    RationalProblem,
     Symbolic,
     baseline_value,
     coefficients,
@@ -48,19 +48,20 @@ from vcposim.moments import trace_covariance
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
 
-def coordinate_variance(p: Problem, baseline: Any) -> Any:
+def coordinate_variance(p: RationalProblem, baseline: Any) -> Any:
     """tr Cov of w (R - b_j) s_j with one baseline a coordinate: the shipped estimator, one coordinate at a time."""
     batch = p.population()
     columns = [contribution(batch, coefficients(batch, b))[:, j : j + 1] for j, b in enumerate(baseline)]
     return sum(trace_covariance(x, p.mu) for x in columns)
 
 
-def coordinate_weight(p: Problem, j: int) -> Any:
+def coordinate_weight(p: RationalProblem, j: int) -> Any:
     """w^2 s_j^2."""
     return p.ratio**2 * p.score[:, j] ** 2
 
 
 def coordinates_exact() -> str:
+    """The best baseline a coordinate, and what another one costs."""
     rng = random.Random(1)
     for p in problems(40, seed=1, outcomes=(2, 6)):
         d = p.score.shape[1]
@@ -74,6 +75,7 @@ def coordinates_exact() -> str:
 
 
 def control_exact() -> str:
+    """Subtracting the best multiple of w - 1 takes chi2 times its square off the variance."""
     for p in problems(40, seed=2, outcomes=(2, 6)):
         batch = p.population()
         x = contribution(batch, coefficients(batch, "opob"))
@@ -135,6 +137,7 @@ class Coordinates:
 
     @property
     def given(self) -> Formula:
+        """The hypotheses: a distribution, scores with mean 0, and no coordinate without noise."""
         return both(self.s.distribution, self.s.balanced, every(lambda j: self.norm(j) > 0, self.s.d))
 
 
@@ -269,6 +272,7 @@ def spread_at(s: Symbolic, X: Formula, j: Formula) -> Formula:
 
 
 def coordinates_instance(rng: random.Random) -> dict[str, Any]:
+    """Random rationals, with two baselines."""
     return {**instance(rng), "B": list(rational_array(rng, 2))}
 
 

@@ -17,7 +17,8 @@ The third statement is about the reward-stratified OPOB. With a_i = w_i^2 |s_i|^
 
 the tower rule: for one prompt the baseline that uses the levels' means is OPOB's in the population.
 
-The fourth says what the n^2 baseline does without ratios: of all scalar baselines it alone (if E|s|^2 > 0) leaves
+The fourth (`self_push`) and fifth (`only`) say what the n^2 baseline b* does without ratios: of all scalar baselines it
+alone (if E|s|^2 > 0) leaves
 
     E[(R - b) |s|^2] = 0,    as E[(R - b) |s|^2] = (b* - b) E|s|^2
 
@@ -38,7 +39,17 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import INT, MATRIX, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, variable
-from proofs.setting import Symbolic, baseline_value, instance, problems, rational, rational_array, simplex
+from proofs.setting import (
+    Symbolic,
+    baseline_value,
+    coefficients,
+    estimator,
+    instance,
+    problems,
+    rational,
+    rational_array,
+    simplex,
+)
 from proofs.sums import both, exchange, implies, pointwise, prove, sequence, total
 from proofs.symbolic import scalar
 from vcposim.arrays import expectation
@@ -62,6 +73,7 @@ def _estimates(seed: int) -> Any:
 
 
 def gain_exact() -> str:
+    """The best step's gain is the descent efficiency times ||g||^2 / 2L, for biased estimates too."""
     for rng, measure, x, g, d in _estimates(0):
         smooth, eta = Fraction(rng.randint(1, 9), 4), rational(rng)
         square = expectation((x * x).sum(axis=-1), measure)
@@ -73,6 +85,7 @@ def gain_exact() -> str:
 
 
 def shrink_exact() -> str:
+    """The best shrinkage's error is 1 minus the descent efficiency, times ||g||^2."""
     for rng, measure, x, g, d in _estimates(1):
         kappa, square = rational(rng), expectation((x * x).sum(axis=-1), measure)
         best = expectation((x * g).sum(axis=-1), measure) / square
@@ -97,6 +110,7 @@ def damping_exact() -> str:
 
 
 def tower_exact() -> str:
+    """Replacing w^2 ||s||^2 by its mean given the reward keeps the optimal baseline."""
     for p in problems(40, seed=3, outcomes=(2, 6)):
         reward = np.array([Fraction(k % 3) for k in range(len(p.mu))], dtype=object)
         batch = type(p)(p.mu, p.pi, reward, p.score, p.length).population()
@@ -110,6 +124,7 @@ def tower_exact() -> str:
 
 
 def self_push_exact() -> str:
+    """E_pi[(R - b) ||s||^2] = (b* - b) E_pi ||s||^2: only the optimal baseline has no push of its own."""
     rng = random.Random(4)
     for p in problems(40, seed=4, outcomes=(2, 6)):
         batch = p.population()
@@ -181,14 +196,14 @@ def inner_symbolic() -> Theorem:
 def self_push_symbolic() -> Theorem:
     """|- sum P = 1, E|s|^2 > 0 -> E[c |s|^2] = 0, c the shipped n^2 estimator without ratios."""
     s, m = Symbolic(), variable("m", REAL)
-    estimator = Estimator(Weighting("none"), "on_policy_optimal")
+    chosen = Estimator(Weighting("none"), "on_policy_optimal")
     square = lambda i: total(lambda j: s.S[i][j] * s.S[i][j], s.d)  # noqa: E731
     size, weighted = total(lambda i: s.P[i] * square(i), s.N), total(lambda i: s.P[i] * square(i) * s.R[i], s.N)
-    b = estimator.baseline_value(s.batch()).term
+    b = chosen.baseline_value(s.batch()).term
     bottom = prove(implies(both(s.sized, size > 0), b * size == weighted))
     pushed = lambda v: total(lambda i: s.P[i] * (s.R[i] - v) * square(i), s.N)  # noqa: E731
     split = prove(implies(s.sized, pushed(m) == weighted - m * size), over=[*s.everything, m])
-    coefficient = estimator.coefficients(s.batch())
+    coefficient = chosen.coefficients(s.batch())
     own = total(lambda i: s.P[i] * coefficient.at(i) * square(i), s.N)
     same = pointwise(
         sequence(lambda i: s.P[i] * coefficient.at(i) * square(i)),
@@ -200,16 +215,32 @@ def self_push_symbolic() -> Theorem:
     return generalize(arithmetic(goal, bottom, split(*s.everything, b), same), *s.everything)
 
 
+def only_symbolic() -> Theorem:
+    """|- sum P = 1, E|s|^2 > 0 -> E[c |s|^2] = (b* - b) E|s|^2, c the shipped estimator with baseline b, no ratios."""
+    s, b = Symbolic(), variable("b", REAL)
+    square = lambda i: total(lambda j: s.S[i][j] * s.S[i][j], s.d)  # noqa: E731
+    size, weighted = total(lambda i: s.P[i] * square(i), s.N), total(lambda i: s.P[i] * square(i) * s.R[i], s.N)
+    best = estimator("on_policy_optimal", weighting=Weighting("none")).baseline_value(s.batch()).term
+    bottom = prove(implies(both(s.sized, size > 0), best * size == weighted))
+    coefficient = coefficients(s.batch(), b, weighting=Weighting("none"))
+    own = total(lambda i: s.P[i] * coefficient.at(i) * square(i), s.N)
+    split = prove(implies(s.sized, own == weighted - b * size), over=[*s.everything, b])
+    goal = implies(both(s.distribution, size > 0), own == (best - b) * size)
+    return generalize(arithmetic(goal, bottom, split(*s.everything, b)), *s.everything, b)
+
+
 def _positive(rng: random.Random) -> Fraction:
     return Fraction(rng.randint(1, 20), rng.randint(1, 20))
 
 
 def scalar_instance(rng: random.Random) -> dict[str, Any]:
+    """Random numbers for E||x||^2 and the like."""
     values = {name: _positive(rng) for name in ("S2", "Q", "L")}
     return {**values, "I": rational(rng), "eta": rational(rng)}
 
 
 def estimate_instance(rng: random.Random) -> dict[str, Any]:
+    """A random estimate on three atoms, and a gradient of two coordinates."""
     return {
         "N": 3,
         "d": 2,
@@ -269,6 +300,16 @@ CLAIMS = [
         "E|s|^2 > 0",
         self_push_exact,
         self_push_symbolic,
+        instance,
+    ),
+    Claim(
+        "T15.only",
+        "without ratios E[(R - b) |s|^2] = (b* - b) E|s|^2, b* the n^2 baseline: no other number leaves 0",
+        ("estimators.Estimator.coefficients", "baselines.weighted_mean"),
+        ("C10",),
+        "E|s|^2 > 0",
+        self_push_exact,
+        only_symbolic,
         instance,
     ),
     Claim(

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from simulations import claims
+from simulations import claims, log
 from simulations.protocol import SIZES, Experiment, discover, select, settings_of
 from simulations.report import (
     Findings,
@@ -44,18 +44,20 @@ from simulations.runner import (
     sweep,
     write_atomically,
 )
-from simulations.summaries import Section, committed, dump, load_section, numbers_without_a_source, read
+from simulations.summaries import Section, committed, dump, load_section, read
 from vcposim.commands.logs import quiet_libraries
 from vcposim.errors import InputError
 
 PROGRAM = "python -m simulations"
 DEFAULT = Path("results")
+LOG = Path(__file__).parent / "LOG.md"
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        """A wrong command line is an InputError: one line, as for every other wrong input."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
@@ -115,10 +117,19 @@ def parser() -> Parser:
     told.add_argument("--markdown", action="store_true", help="print the claims themselves, as simulations/CLAIMS.md")
 
     keep = commands.add_parser("keep", help="copy the summary of a full run to simulations/results/, to be committed")
-    keep.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="complete full runs")
+    keep.add_argument(
+        "dirs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="complete full runs; or the output of `python -m proofs --json`",
+    )
 
-    check = commands.add_parser("check", help="numbers in a text that no committed summary holds; 1 if there are any")
-    check.add_argument("file", type=Path, metavar="FILE", help="such as simulations/LOG.md")
+    written = commands.add_parser("log", help="rewrite the computed part of the log, from what is committed")
+    written.add_argument("file", nargs="?", type=Path, default=LOG, metavar="FILE", help="default: simulations/LOG.md")
+
+    check = commands.add_parser("check", help="numbers of a text that the sources it names do not hold; 1 if any")
+    check.add_argument("file", nargs="?", type=Path, default=LOG, metavar="FILE", help="default: simulations/LOG.md")
     return root
 
 
@@ -146,6 +157,8 @@ def main(arguments: Sequence[str] | None = None, experiments: Mapping[str, Exper
             return claims_command(options, known)
         if options.command == "keep":
             return keep_command(options, known)
+        if options.command == "log":
+            return log_command(options, known)
         if options.command == "check":
             return check_command(options, known)
         with quiet_libraries(PROGRAM):
@@ -165,10 +178,15 @@ def say(line: str) -> None:
     print(" ".join(line.split()), file=sys.stderr)
 
 
-def show(table: Table) -> None:
-    """A table to standard output; where that is no terminal, as wide as the table needs within reason."""
+def console_of_results() -> Console:
+    """Standard output; where that is no terminal, wide within reason."""
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=140).print(table)
+    return console if console.is_terminal else Console(width=140)
+
+
+def show(table: Table) -> None:
+    """A table to standard output."""
+    console_of_results().print(table)
 
 
 # --- list ---------------------------------------------------------------------------------------------------------
@@ -286,10 +304,12 @@ def open_folder(folder: RunFolder, state: str, command: Sequence[str], stack: co
 
 
 def total(folders: Sequence[RunFolder]) -> int:
+    """Settings of all folders."""
     return sum(len(folder.settings) for folder in folders)
 
 
 def progress_text(folders: Sequence[RunFolder]) -> str:
+    """How many settings have their record."""
     kept = total(folders) - sum(len(folder.missing()) for folder in folders)
     return f"{kept} of {total(folders)} settings are kept"
 
@@ -411,13 +431,16 @@ def claims_command(options: argparse.Namespace, experiments: Mapping[str, Experi
     if options.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        show(claim_table(rows))
+        show(claim_table(rows, console_of_results().width))
     return 0
 
 
 def keep_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
     """Analyse full runs and put their summaries where they are committed."""
     for path in options.dirs:
+        if path.is_file():
+            print(f"{claims.keep_proofs(path)}: the words of `python -m proofs`")
+            continue
         section = load_section(path, experiments)
         if section.estimators:
             added = ", ".join(section.estimators)
@@ -432,12 +455,23 @@ def keep_command(options: argparse.Namespace, experiments: Mapping[str, Experime
     return 0
 
 
+def log_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
+    """Put into the log what the committed proofs and summaries say."""
+    sections = list(committed(experiments).values())
+    text = options.file.read_text()
+    new = log.rewritten(text, log.computed(claim_rows(sections, claims.proof_results()), sections))
+    if new != text:
+        write_atomically(options.file, new.encode())
+    print(f"{options.file}: {'rewritten' if new != text else 'is current'}")
+    return 0
+
+
 def check_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
-    """Numbers that nothing committed holds."""
-    missing = numbers_without_a_source(options.file.read_text(), committed(experiments).values())
+    """Numbers that what is named with them does not hold."""
+    missing = log.numbers_without_a_source(options.file.read_text(), committed(experiments).values())
     for number in missing:
         print(number)
-    say(f"{options.file}: {len(missing)} numbers with two decimals or more are in no committed summary")
+    say(f"{options.file}: {len(missing)} numbers of two decimals or more are not in what their paragraph names")
     return int(bool(missing))
 
 

@@ -34,7 +34,7 @@ from vcposim.learning.learner import Learner
 from vcposim.learning.run_records import Run, UpdateRecord
 from vcposim.learning.step_rules import Control
 from vcposim.learning.tables import Family
-from vcposim.learning.tasks import Task, network, task
+from vcposim.learning.tasks import LearningTask, network, task
 
 FULL_STEP = Control()
 ESS = Control("ess")
@@ -110,7 +110,7 @@ def run_of(method: Method, lag: Lag, **options: Any) -> Run:
 
 
 def trace(
-    problem: Task | str, runs: Sequence[Run], updates: int, *, family: Family | None = None, **options: Any
+    problem: LearningTask | str, runs: Sequence[Run], updates: int, *, family: Family | None = None, **options: Any
 ) -> dict[str, Array]:
     """Every field of the records of `updates` updates, stacked: (update, run); fields seen only now and then are held.
 

@@ -7,7 +7,6 @@ A full run writes `summary.json` beside its records; `python -m simulations keep
 import base64
 import gzip
 import json
-import re
 import traceback as tracebacks
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -55,6 +54,7 @@ class Section:
 
     @property
     def name(self) -> str:
+        """`C4 (quick)`: experiment and size, and whose estimators were added."""
         own = f", with {', '.join(self.estimators)}" if self.estimators else ""
         return f"{self.id} ({self.size}{own})"
 
@@ -219,26 +219,6 @@ def once_each(sections: Iterable[Section]) -> list[Section]:
         else:
             out.append(next(iter(sizes.values())))
     return out + own
-
-
-# --- numbers of the log -----------------------------------------------------------------------------------------------
-
-NUMBER = re.compile(r"(?<![\w.,-])-?\d+\.\d{2,}(?![\w.]*\d)")
-
-
-def numbers_without_a_source(text: str, sections: Iterable[Section]) -> list[str]:
-    """Numbers with two decimals or more in a text that no summary holds, in their order.
-
-    Signs are ignored: "worse by 0.02" is -0.02. A number is held if some number of a summary rounds to it.
-    """
-    known: set[str] = set()
-    values: list[float] = []
-    for s in sections:
-        data = json.dumps({"verdicts": [vars(v) for v in s.verdicts], "figures": [f.get("plot") for f in s.figures]})
-        values += [abs(float(x)) for x in re.findall(r"-?\d+\.?\d*(?:[eE][-+]?\d+)?", data)]
-    for decimals in range(2, 7):
-        known |= {f"{v:.{decimals}f}" for v in values}
-    return [x for x in dict.fromkeys(NUMBER.findall(text)) if x.lstrip("-") not in known]
 
 
 def of_settings(section: Section, experiment: Experiment, settings: list[dict[str, Any]]) -> bool:

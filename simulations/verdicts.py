@@ -26,10 +26,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulations.stats import LEVEL, Estimate, holm
+from simulations.stats import Estimate
+from vcposim.comparison.statistics import LEVEL, WORDS, holm, verdict
 from vcposim.errors import InputError
 
-WORDS = ("holds", "holds if", "fails", "undecided", "not judged")
 WITNESSES = ("proof", "exact", "simulated", "transformer")
 STUDENT = "Student's, over seeds"
 EXACT = "none: computed exactly"
@@ -60,6 +60,7 @@ class Rule:
 
     @property
     def boundary(self) -> float:
+        """reference + margin, in the statistic's unit."""
         return self.reference + self.margin
 
     def claims(self, value: float) -> bool:
@@ -170,14 +171,7 @@ def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
     if not known:
         return Verdict(q.claim, q.statement, "not judged", "nothing to compare in these records", **about)
     by_word = {word: [i for i in known if judged[i]["word"] == word] for word in ("holds", "fails", "undecided")}
-    if len(by_word["holds"]) == len(judged):
-        word = "holds"
-    elif q.over == "where" and by_word["holds"] and by_word["fails"]:
-        word = "holds if"
-    elif by_word["fails"] and (q.over == "all" or not by_word["holds"]):
-        word = "fails"
-    else:
-        word = "undecided"
+    word = verdict([c["word"] for c in judged], over=q.over)
 
     def certainty(i: int) -> float:
         return abs(judged[i]["distance"]) if judged[i]["distance"] is not None else math.inf

@@ -321,6 +321,11 @@ def _opob_truncated(e: Evidence) -> Array:
     )
 
 
+def _half_optimal(e: Evidence) -> Array:
+    # halfway from the mean to n^2: shrinks what n^2 estimates with few responses towards what it estimates well
+    return (_group_mean(e) + weighted_mean(e.reward, SCORE.of(e), e.measure)) / 2
+
+
 def _damped_mean(e: Evidence) -> Array:
     share = leverage(e.weighted_sq_norm(), e.measure, e.unit)
     return leverage_damped(e.reward, weighted_mean(e.reward, e.one, e.measure), share)
@@ -484,6 +489,7 @@ BASELINES: dict[str, Baseline] = {
     "leave_one_out": leave_one_out(PLAIN),
     "length_weighted": mean(LENGTH),
     "on_policy_optimal": mean(SCORE),
+    "half_optimal": Baseline(_half_optimal, needs=_SCORES),
     "opob": mean(OPOB),
     "opob_leave_one_out": leave_one_out(OPOB),
     "opob_truncated": Baseline(_opob_truncated, needs=_SCORES, norms_suffice=False),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vcposim.arrays import LOG, Array, namespace, safe_divide
-from vcposim.baselines import MEDIAN, weighted_quantile
+from vcposim.baselines import MEDIAN, weighted_mean_of_others, weighted_quantile
 from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError
 from vcposim.second_moment import pooled, unpooled
@@ -270,6 +270,32 @@ class LengthPower:
         mass = xp.where(length > 0, batch.measure, 0.0)
         mean = xp.sum(power * mass, axis=axes, keepdims=True) / xp.sum(mass, axis=axes, keepdims=True)
         return over_tokens(power / mean, advantage)
+
+
+@dataclass(frozen=True)
+class InfluenceCap:
+    """No response moves the policy more than `times` the others of its group do on average.
+
+    1 where |A_i| ||s_i|| <= times mean_{j != i} |A_j| ||s_j||, and less, so that it is just that, where it is more. A
+    ratio takes no part. On a baseline that gives failures an advantage of 0 a lone success would be held at nothing;
+    use it on a mean.
+    """
+
+    times: float = 4.0
+    needs: ClassVar[Needs] = ("scores",)
+    families: ClassVar[tuple[str, ...]] = ("truncate", "pooled")
+
+    def __post_init__(self) -> None:
+        require_not_negative(times=self.times)
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n). Advantages are one a response."""
+        if advantage.ndim > batch.reward.ndim:
+            raise InputError("InfluenceCap: it takes one advantage a response; use a baseline of the group")
+        one = batch.reward * 0 + 1
+        size = abs(advantage) * namespace(advantage).sqrt(batch.scored().sq_norm(one))
+        limit = self.times * weighted_mean_of_others(size, one, batch.measure, batch.unit)
+        return namespace(size).minimum(safe_divide(limit, size, one), 1.0)
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,33 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class Tempered:
+    """min(w, cap)^exponent: between no ratio (exponent 0) and truncated importance weights (exponent 1).
+
+    Its mean is the gradient at no policy unless the exponent is 0 and pi = mu, or 1 without a cap.
+    """
+
+    exponent: float = 0.5
+    cap: float = 8.0
+    level: str = "sequence"
+    families: ClassVar[tuple[str, ...]] = ("soft", "truncate")
+
+    def __post_init__(self) -> None:
+        require_level(self.level)
+        require_not_negative(exponent=self.exponent, cap=self.cap)
+
+    @property
+    def needs(self) -> Needs:
+        """See `Surrogate`."""
+        return LEVEL_NEEDS[self.level]
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t) at token level, else (..., n)."""
+        x = log_ratio_at(batch, self.level, self)
+        return weight_of(self.exponent * namespace(x).minimum(x, LOG.write(self.cap)), batch)
+
+
+@dataclass(frozen=True)
 class ProductOfTruncated:
     """prod_t min(r_t, cap): tokens truncated, then multiplied (Retrace, V-trace traces); TIS truncates the product."""
 

@@ -27,14 +27,18 @@ class Tokenizer(Protocol):
     """Text to tokens and back."""
 
     @property
-    def pad_id(self) -> int: ...
+    def pad_id(self) -> int:
+        """The id that fills rows up to one length; it may be `eos_id`, so masks and not ids say what is real."""
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The id that ends a turn of the policy."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without special tokens."""
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, without special tokens."""
 
     def encode_prompt(self, text: str) -> list[int]:
         """A trajectory's first tokens."""
@@ -42,7 +46,8 @@ class Tokenizer(Protocol):
     def encode_reply(self, text: str) -> list[int]:
         """What follows the `eos_id` of a turn when the environment says `text`."""
 
-    def save_pretrained(self, folder: Path) -> Any: ...
+    def save_pretrained(self, folder: Path) -> Any:
+        """Writes into a folder what `from_pretrained` reads."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,12 @@ class CharTokenizer:
     encode_prompt = encode_reply = encode
 
     def save_pretrained(self, folder: Path) -> None:
+        """Writes the alphabet as JSON into `folder`."""
         (Path(folder) / CHARACTERS).write_text(json.dumps({"alphabet": self.alphabet}) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "CharTokenizer":
+        """The tokenizer that `save_pretrained` wrote; OSError if there is none."""
         return cls(json.loads((Path(folder) / CHARACTERS).read_text())["alphabet"])
 
     def __len__(self) -> int:
@@ -95,12 +102,15 @@ class HubTokenizer:
         self.pad_id = self.eos_id if inner.pad_token_id is None else int(inner.pad_token_id)
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without special tokens."""
         return self.inner.encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
         return str(self.inner.decode(ids, skip_special_tokens=True))
 
     def encode_prompt(self, text: str) -> list[int]:
+        """A user's turn in the model's chat template; bare text, with its special tokens, where there is none."""
         if self.inner.chat_template is None:
             return self.inner.encode(text)
         return self.encode(self._chat({"role": "user", "content": text}))
@@ -115,6 +125,7 @@ class HubTokenizer:
         return self.encode(talk.partition("!" + str(self.inner.eos_token))[2])
 
     def save_pretrained(self, folder: Path) -> None:
+        """Writes the inner tokenizer's files into `folder`."""
         self.inner.save_pretrained(folder)
 
     def _chat(self, *messages: dict[str, str]) -> str:
@@ -131,10 +142,12 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
+        """The tokenizer's."""
         return self.tokenizer.pad_id
 
     @property
     def eos_id(self) -> int:
+        """The tokenizer's."""
         return self.tokenizer.eos_id
 
     @property
@@ -143,15 +156,19 @@ class LanguageModel:
         return self.model.config.max_position_embeddings
 
     def encode(self, text: str) -> list[int]:
+        """The tokenizer's."""
         return self.tokenizer.encode(text)
 
     def decode(self, ids: list[int]) -> str:
+        """The tokenizer's."""
         return self.tokenizer.decode(ids)
 
     def encode_prompt(self, text: str) -> list[int]:
+        """The tokenizer's."""
         return self.tokenizer.encode_prompt(text)
 
     def encode_reply(self, text: str) -> list[int]:
+        """The tokenizer's."""
         return self.tokenizer.encode_reply(text)
 
     def save_pretrained(self, folder: Path) -> None:

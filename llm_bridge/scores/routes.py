@@ -123,9 +123,11 @@ class General(Route):
         self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout]] = []
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+        """Keeps the operands: left (rows, out), right (rows, in)."""
         self._matrix.append((param, left, right, layout))
 
     def finish(self, coefficient: Tensor) -> None:
+        """Adds -sum_i c_i s_i of every matrix to its `.grad`, given the coefficients (n,), and drops the operands."""
         scaled = Recent(1)  # an input that several maps read is scaled once
         spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         while self._matrix:
@@ -212,11 +214,13 @@ class Affine(Route):
         self._sum: list[tuple[nn.Parameter, Sequence[Tensor]]] = []
 
     def sink(self, param: nn.Parameter) -> Sink:
+        """A buffer (k, *param.shape) for the line's k sums of this parameter, which `finish` combines."""
         total = [torch.empty_like(param, dtype=sum_dtype(param.dtype)) for _ in self._factor]
         self._sum.append((param, total))
         return Sink(total, self._factor, self._plan)
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+        """Adds left (rows, out) and right (rows, in) to the line's sums at once, and keeps neither."""
         bounds = layout.bounds(left.shape[0])
         runs = [_runs(row, bounds) for row in self._factor.tolist()]
         if left.dtype == param.dtype and all(len(run) == 1 for run in runs):
@@ -233,6 +237,7 @@ class Affine(Route):
                 _sum_runs(left, right, run, each)
 
     def finish(self, coefficient: Tensor) -> None:
+        """Combines the line's sums into `.grad`, given coefficients (n,) on the line."""
         share = [s / self.scale for s in self.line.share(self.line.unknown(coefficient))]
         while self._sum:
             param, total = self._sum.pop()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_bridge.tasks.base import Entry, Form, final_number, instruction
+from llm_bridge.tasks.base import DatasetItem, Form, final_number, instruction
 from llm_bridge.tasks.calculator import CalculatorError, calculate, numbers_in
 
 NUMBERS = instruction(final_number)
@@ -35,7 +35,7 @@ def short_countdown() -> Form:
     )
 
 
-def countdown_score(answer: str, entry: Entry) -> float:
+def countdown_score(answer: str, entry: DatasetItem) -> float:
     """1 if the expression is worth the target and uses each number once; reasoning-gym's own verifier evaluates it."""
     try:
         value = calculate(answer)
@@ -51,15 +51,18 @@ def terms_and_digits(terms: int = 2, digits: int = 2) -> dict[str, Any]:
 
 
 def addition(terms: int = 2, digits: int = 2) -> dict[str, Any]:
+    """Sums of so many numbers of so many digits."""
     plus = {"operators": ("+",), "allow_parentheses": False, "allow_negation": False}
     return {**terms_and_digits(terms, digits), **plus}
 
 
 def gcd(largest: int = 99) -> dict[str, Any]:
+    """Greatest common divisors of numbers up to `largest`."""
     return {"max_value": largest}
 
 
 def countdown(numbers: int = 3, largest: int = 9, target: int = 30) -> dict[str, Any]:
+    """Expressions from given numbers (up to `largest`) that make a target up to `target`."""
     return {
         "min_numbers": numbers, "max_numbers": numbers, "max_value": largest, "min_target": 1, "max_target": target,
     }  # fmt: skip

@@ -7,8 +7,9 @@
 
 Three routes lead to the same gradient:
 
-    one pass    a rank's rows fit one forward (`micro_batch` 0): norms on a `ScoreTape` without a second backward, or
-                plain autograd on the surrogate where the estimator needs none
+    one pass    a rank's rows fit one forward (`micro_batch` 0): norms on a `ScoreTape` without a second backward (with
+                one where coefficients are per token, as PPO's with an n^2 baseline), or plain autograd on the
+                surrogate where the estimator needs no norms
     by group    `micro_batch` is one group, and the coefficient is affine in the group's one unknown, its baseline
                 (OPOB and its kin): each group is finished by itself, and the tape keeps two sums, not activations
     two passes  anything else, and sharded parameters: one pass that reads, one that descends. A forward more (for
@@ -58,15 +59,16 @@ class GradientMaker:
     """Forms the gradient of one estimator.
 
     `model` is read (and sampled from) whole; `trained` holds the parameters that learn: the same module, or its sharded
-    twin. `old` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
+    twin. `older` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
     estimator asks for ratios to them. `want_proxy`: also read the logit proxy, for dumps.
     """
 
     def __init__(
-        self, model: nn.Module, trained: nn.Module, config: TrainConfig, old: dict[str, nn.Module] | None = None
+        self, model: nn.Module, trained: nn.Module, config: TrainConfig, older: dict[str, nn.Module] | None = None
     ) -> None:
-        self.model, self.trained, self.config, self.older = model, trained, config, old or {}
+        self.model, self.trained, self.config, self.older = model, trained, config, older or {}
         self.estimator = config.resolved()
+        self.per_token = token_coefficients(self.estimator, config.group_size)
         self.want_proxy = False
 
     @property
@@ -146,7 +148,9 @@ class GradientMaker:
     def _read(self, rollouts: Rollouts, tape: ScoreTape | None, keep: bool) -> tuple[Tensor, Reading]:
         logits = policy_logits(self.model, rollouts, self.config.temperature, first_read(rollouts))
         log_prob = policy_log_prob(logits, rollouts)
-        norm = None if tape is None else tape.score_sq_norms(log_prob, rollouts.mask, keep=keep)
+        norm = (
+            None if tape is None else tape.score_sq_norms(log_prob, rollouts.mask, keep=keep, per_token=self.per_token)
+        )
         proxy = self.want_proxy or self._norm_kind == "logit"
         reading = read(logits, log_prob, rollouts, proxy=proxy, score_sq_norm=norm)
         return log_prob, reading
@@ -217,8 +221,11 @@ class GradientMaker:
         return _rows(rollouts, self.config.micro_batch or len(rollouts))
 
 
-def require_served(estimator: Resolved, group_size: int) -> None:
-    """Refuse an estimator that asks for what a trainer cannot give, before any work: `InputError` says what."""
+def token_coefficients(estimator: Resolved, group_size: int) -> bool:
+    """Whether coefficients come one a token; refuses, before any work, what a trainer cannot give.
+
+    Asked of a batch of ones. Raises `InputError`, which says what is missing.
+    """
     n = 2 * max(group_size, 2)
     one, tokens = torch.ones(n), torch.ones(n, 1)
     optional: dict[str, Any] = {"log_prob": -tokens, "collision": tokens, "anchor_log_ratio": tokens}
@@ -226,7 +233,8 @@ def require_served(estimator: Resolved, group_size: int) -> None:
     given = {name: x for name, x in optional.items() if name in estimator.needs}
     try:
         batch = trajectory_batch(one, -tokens, -tokens, tokens, score_sq_norm=one)
-        estimator.coefficients(gather_batch(replace(batch, **given), torch.arange(n) % 2).batch)
+        every = gather_batch(replace(batch, **given), torch.arange(n) % 2).batch
+        return estimator.coefficients(every).ndim > every.reward.ndim
     except InputError as error:
         raise InputError(f"estimator: cannot be served in training: {error}") from None
 

@@ -28,14 +28,14 @@ from torch import nn
 from llm_bridge.distributed import gathered_rows, rank, world_size
 from llm_bridge.models import load_model
 from llm_bridge.models.language_model import LanguageModel
-from llm_bridge.models.warmup import Report
+from llm_bridge.models.warmup import ReportProgress
 from llm_bridge.ratios import log_ratio, present
 from llm_bridge.rollouts import Rollouts, Sampler
 from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import STRIDE, Task
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.dumps import dump_records
-from llm_bridge.training.gradient import BatchGradient, GradientMaker, require_served
+from llm_bridge.training.gradient import BatchGradient, GradientMaker, token_coefficients
 from llm_bridge.training.queue import RolloutQueue, moved
 from llm_bridge.training.records import TrainingRecord, update_record
 from llm_bridge.training.schedule import Schedule
@@ -71,7 +71,7 @@ class Trainer:
         task: Task | None = None,
         lm: LanguageModel | None = None,
         accelerator: Accelerator | None = None,
-        report: Report = lambda step, rate: None,
+        report: ReportProgress = lambda step, rate: None,
         sampler: Callable[..., Sampler] = Sampler,
     ) -> None:
         self.config = config
@@ -170,8 +170,8 @@ class Trainer:
         load_weights(self.trained, state["model"])
         if self.maker.sharded:
             synchronize(self.model, self.trained)
-        for name, old in state["old"].items():
-            load_weights(self.older[name], old)
+        for name, kept in state["old"].items():
+            load_weights(self.older[name], kept)
         load_moments(self.optimizer, state["optimizer"])
         self.steps.load_state_dict(state["steps"])
         self.queue.load_state_dict(*state["queue"])
@@ -215,7 +215,7 @@ class Trainer:
         bf16 = self.config.dtype == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16)
 
-    def _load_model(self, report: Report) -> LanguageModel:
+    def _load_model(self, report: ReportProgress) -> LanguageModel:
         config = self.config
         with self.accelerator.main_process_first():  # one rank fills the cache, the others read it
             task = load_task(config.task, seed=config.model_seed, **config.task_options)
@@ -226,12 +226,12 @@ class Trainer:
     def _older_models(self) -> dict[str, nn.Module]:
         """The policies that ratios are taken to besides mu: one update ago (itself on policy), and the start."""
         needs = self.config.resolved().needs
-        old: dict[str, nn.Module] = {}
+        older: dict[str, nn.Module] = {}
         if "anchor_log_ratio" in needs:
-            old["anchor"] = copy.deepcopy(self.model) if self.config.lag else self.model
+            older["anchor"] = copy.deepcopy(self.model) if self.config.lag else self.model
         if "reference_log_ratio" in needs:
-            old["reference"] = copy.deepcopy(self.model)
-        return old
+            older["reference"] = copy.deepcopy(self.model)
+        return older
 
     def _own_groups(self) -> range:
         """The groups of an update that this rank samples and reads."""
@@ -244,7 +244,7 @@ class Trainer:
         return range(rank() * share, (rank() + 1) * share)
 
     def _refuse_what_cannot_be(self) -> None:
-        require_served(self.config.resolved(), self.config.group_size)
+        token_coefficients(self.config.resolved(), self.config.group_size)
         rule = step_rule(self.config.step_rule)
         whole_gradient = "group_gradient" in rule.needs or rule.turn is not None
         if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):

@@ -28,6 +28,7 @@ def milliseconds(lm: LanguageModel, repeats: int = 21) -> list[float]:
 
 
 def main() -> None:
+    """Prints one line a model size."""
     torch.set_num_threads(1)
     for size in SIZES:
         lm = LanguageModel(char_llama(CharTokenizer(), **size), CharTokenizer(), "char")

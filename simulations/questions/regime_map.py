@@ -25,7 +25,7 @@ from vcposim.catalogue import entry
 from vcposim.estimators import Estimator
 from vcposim.learning.lags import Lag
 from vcposim.learning.step_rules import Control
-from vcposim.learning.tasks import Task, many_prompts
+from vcposim.learning.tasks import LearningTask, many_prompts
 from vcposim.surrogates import Clip, Reject
 from vcposim.weights import Weighting
 
@@ -108,7 +108,7 @@ def settings(size: str) -> list[Setting]:
     ]
 
 
-def place(setting: Setting) -> Task:
+def place(setting: Setting) -> LearningTask:
     """The task of a cell."""
     length = setting["length"]
     task = many_prompts(setting["prompts"], length, probability=setting["base_rate"] ** (1 / length))

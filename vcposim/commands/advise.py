@@ -48,7 +48,7 @@ CATALOGUE_NAMES = {
 VCPO = "OPOB / TIS / ESS step"
 NOTES = {"GSPO": "its band at 0.2 for responses of 8 tokens", "M2PO": "its threshold 0.04", "TIS": "cap 8"}
 """what the name of a ratio leaves open"""
-Cell = dict[str, Any]
+MapCell = dict[str, Any]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -82,14 +82,14 @@ class Regime:
     ess: float | None = None
     shifted: bool = False
 
-    def octaves(self, cell: Cell) -> float:
+    def octaves(self, cell: MapCell) -> float:
         """How far a measured place is: doublings of prompts, of lag + 1 and of length between the two."""
         pairs = [(self.prompts, cell["prompts"]), (self.length, cell["length"])]
         pairs += [(None if self.lag is None else self.lag + 1, cell["lag"] + 1)]
         return sum(abs(math.log2(mine / theirs)) for mine, theirs in pairs if mine is not None)
 
 
-def evidence() -> list[Cell]:
+def evidence() -> list[MapCell]:
     """The measured places."""
     return json.loads(files("vcposim.commands").joinpath("regimes.json").read_text())
 
@@ -130,7 +130,7 @@ def regime_of(a: argparse.Namespace) -> Regime:
     return Regime(**known, shifted=shifted)
 
 
-def advise(regime: Regime, cells: Sequence[Cell]) -> dict[str, Any]:
+def advise(regime: Regime, cells: Sequence[MapCell]) -> dict[str, Any]:
     """The answer as plain data: the place, the methods there from best to worst, the choice, and its limits."""
     law = [cell for cell in cells if (cell["low"] != 0) == regime.shifted]
     place = min(law or cells, key=regime.octaves)
@@ -174,19 +174,19 @@ def advise(regime: Regime, cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def chosen(cell: Cell, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def chosen(cell: MapCell, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the methods surely no more than `MATTERS` below the best, the one that is best over the grid of step sizes."""
     close = [r for r in rows if difference(cell, rows[0]["method"], r["method"])[2] <= MATTERS]
     return max(close or rows[:1], key=lambda r: r["grid"])
 
 
-def abs_low(cell: Cell, first: str, second: str) -> float:
+def abs_low(cell: MapCell, first: str, second: str) -> float:
     """The lower end of the size of a difference: 0 or less where the interval covers 0."""
     low, _, high = difference(cell, first, second)
     return max(low, -high)
 
 
-def ranked(cell: Cell) -> list[dict[str, Any]]:
+def ranked(cell: MapCell) -> list[dict[str, Any]]:
     """The methods of a place, best at own best step first."""
     rows = []
     for method, m in cell["methods"].items():
@@ -215,14 +215,14 @@ def interval(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else math.inf
 
 
-def difference(cell: Cell, first: str, second: str) -> tuple[float, float, float]:
+def difference(cell: MapCell, first: str, second: str) -> tuple[float, float, float]:
     """First minus second at own best, paired by seed: (low, value, high)."""
     a, b = (np.asarray(cell["methods"][name]["own_best"]) for name in (first, second))
     mean, half = float(np.mean(a - b)), interval(a - b)
     return mean - half, mean, mean + half
 
 
-def words(cell: Cell) -> str:
+def words(cell: MapCell) -> str:
     """A place in words."""
     rewards = "" if cell["low"] == 0 else f", rewards {cell['low']:g} and {cell['low'] + 1:g}"
     where = f"{cell['prompts']} prompts, lag {cell['lag']}, {cell['length']} tokens, base rate {cell['base_rate']:g}"

@@ -3,6 +3,7 @@
     vcposim variance    bias, variance and MSE of estimators on a problem with a known gradient
     vcposim replay      what dumped rollouts say about a run, and what each correction would have done
     vcposim check       which laws an estimator of yours keeps, and its bias and variance
+    vcposim compare     estimators of yours measured like the catalogue's: laws, exact moments, learning
     vcposim advise      which estimator, baseline and step rule did best nearest to your regime
     vcposim plan        which lag and which split of devices reach the target first
     vcposim catalogue   every named estimator with its formula and validity
@@ -31,6 +32,7 @@ COMMANDS = {
     "variance": "bias, variance and MSE of estimators on a problem with a known gradient",
     "replay": "what dumped rollouts say about a run, and what each correction would have done",
     "check": "which laws an estimator of yours keeps, and its bias and variance beside the catalogue's",
+    "compare": "your estimators measured like the catalogue's, and beside them: laws, exact moments, learning, cost",
     "advise": "which estimator, baseline and step rule did best nearest to your regime, and how sure that is",
     "plan": "which lag and generation/training split reach the target first",
     "catalogue": "every named estimator with its formula and validity; one of them in full",
@@ -70,12 +72,14 @@ class Subcommand(_Parser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # here and not in the parent, which would say "vcposim" where it means "vcposim variance"
+        """As argparse's; the parser is filled first, and an unknown argument is an error of this subcommand."""
         found, unknown = super(Subcommand, self.filled()).parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
     def format_help(self) -> str:
+        """As argparse's, with the arguments filled in first."""
         return super(Subcommand, self.filled()).format_help()
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vcposim.baselines import BASELINES
 from vcposim.catalogue import WEIGHTINGS
-from vcposim.commands.output import add_output_options, print_whole, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, page_path, print_whole, save_figure, save_page, wants_figure
 from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
 from vcposim.replay import (
@@ -96,6 +96,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples of the groups (default 2000)")
     how.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    p.add_argument("--html", metavar="FILE", help="write it all to one interactive page; an earlier one is replaced")
     add_output_options(p, FIGURE)
 
 
@@ -110,25 +111,46 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.watch is not None:
         return _watch(arguments)
     drawing = wants_figure(arguments, FIGURE)
+    page = _page_asked(arguments)
     found = _found(arguments)
     path = None
     if drawing:
         from vcposim.commands.figures import replay_figure  # here because matplotlib is slow to load
 
         path = save_figure(replay_figure(found), arguments.figure, FIGURE)
+    if page is not None:
+        _write_page(found, arguments, page)
     if arguments.json:
         print(json.dumps(to_json(found), allow_nan=False))
         return None
     render(found, Console())
     if path is not None:
         print(f"figure: {path}")
+    if page is not None:
+        print(f"page: {page}")
     return None
+
+
+def _page_asked(arguments: argparse.Namespace) -> Path | None:
+    if not arguments.html:
+        return None
+    from vcposim.commands.replay_page import GENERATOR
+
+    return page_path(arguments.html, GENERATOR)
+
+
+def _write_page(found: Replay, arguments: argparse.Namespace, page: Path) -> None:
+    from vcposim.commands.replay_page import replay_page
+
+    title = ", ".join(Path(name).name or name for name in arguments.file[:3])
+    save_page(replay_page(found, title + (" and more" if len(arguments.file) > 3 else "")), page)
 
 
 def _watch(arguments: argparse.Namespace) -> None:
     """The five lines again whenever the files have changed, until interrupted."""
     if not 0 < arguments.watch < math.inf:
         raise InputError(f"--watch: {arguments.watch} is not a number of seconds above 0")
+    page = _page_asked(arguments)
     before: Any = None
     while True:
         files = find_inputs(arguments.file)[0]
@@ -145,6 +167,9 @@ def _watch(arguments: argparse.Namespace) -> None:
             for name, slices in found.slices.items():
                 for gauge, value in first_alarms(slices).items():
                     print(f"  first alarm of {gauge}: {name} {value}")
+            if page is not None:
+                _write_page(found, arguments, page)
+                print(f"  page: {page}")
             sys.stdout.flush()
             before = now
         time.sleep(arguments.watch)
@@ -234,7 +259,7 @@ def render(found: Replay, console: Console) -> None:
 
 
 SHOWN_CORRECTIONS = 12
-SHOWN_SLICES = 40
+SHOWN_SLICES = 16
 
 
 def _corrections(ranking: Ranking) -> Table:
@@ -254,9 +279,16 @@ SLICED = ("ess_fraction_sequence", "mean_weight", "kl_behavior_target", "khat")
 
 
 def _slices(name: str, slices: list[Slice], found: Replay) -> Table:
-    more = f" (first {SHOWN_SLICES} of {len(slices)}; --json has all)" if len(slices) > SHOWN_SLICES else ""
+    shown = list(slices)
+    if len(slices) > SHOWN_SLICES:
+        spread = {round(k * (len(slices) - 1) / (SHOWN_SLICES - 1)) for k in range(SHOWN_SLICES)}
+        firsts = set(first_alarms(slices).values())
+        shown = [one for k, one in enumerate(slices) if k in spread or one.value in firsts]
+    more = (
+        f" ({len(shown)} of {len(slices)}, first alarms among them; --json has all)" if len(shown) < len(slices) else ""
+    )
     table = _table(f"By {name}{more}", name, "n", "reward", "ESS", "mean weight", "KL", "k-hat", "alarms")
-    for one in slices[:SHOWN_SLICES]:
+    for one in shown:
         alarms = sum(gauge.alarming for gauge in one.diagnostics.values())
         cells = [_number(one.diagnostics[gauge].value) for gauge in SLICED]
         table.add_row(_short(str(one.value)), str(one.n), _fixed(one.mean_reward), *cells, str(alarms or "—"))

@@ -3,18 +3,20 @@
 from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
 from vcposim.replay.dumps import Dump, parse_columns, read_dump
-from vcposim.replay.layouts import LAYOUTS, Layout
-from vcposim.replay.replay import Replay, Slice, first_alarms, replay, summary, to_json, verdict
+from vcposim.replay.layouts import LAYOUTS, ColumnLayout
+from vcposim.replay.replay import Replay, replay, summary, to_json, verdict
+from vcposim.replay.tracks import Slice, Track, first_alarms, tracks
 
 __all__ = [
     "LAYOUTS",
+    "ColumnLayout",
     "Correction",
     "Dump",
     "Finding",
-    "Layout",
     "Ranking",
     "Replay",
     "Slice",
+    "Track",
     "first_alarms",
     "parse_columns",
     "rank",
@@ -22,5 +24,6 @@ __all__ = [
     "replay",
     "summary",
     "to_json",
+    "tracks",
     "verdict",
 ]

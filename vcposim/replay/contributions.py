@@ -54,6 +54,7 @@ class Table(NamedTuple):
 
 
 def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting) -> Table:
+    """Every baseline on every group, groups of one size together; `size` (g,) counts their samples."""
     k, g = len(names), len(size)
     table = Table(np.empty((k, g)), np.zeros((k, 2, g)), np.zeros((k, 2, g)), *(np.empty(g) for _ in range(5)))
     # second moments enter as ratios: one factor on all weights (where the treatment allows it) and one on all norms

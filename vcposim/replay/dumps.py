@@ -41,7 +41,7 @@ from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.containers import BadRecord, Item, Progress, Wanted, broken, find_inputs, kind, one_line, read_items
-from vcposim.replay.layouts import Layout, layout, look_up, recognized
+from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
 
 NEEDED = ("group", "reward", "log_prob", "behavior_log_prob")
 OPTIONAL = ("length", "mask", "score_sq_norm", "logit_proxy")
@@ -191,16 +191,25 @@ class Dump:
         code = np.full(len(self.labels), -1)
         code[left] = np.arange(left.size)
         new = np.cumsum(rows) - 1
-        tokens = self.tokens
+        taken = self.take(np.flatnonzero(rows))
         return replace(
-            self,
+            taken,
             labels=[self.labels[g] for g in left],
-            group=code[self.group[rows]],
-            tokens=None if tokens is None else WeightSums(*(x[rows] for x in tokens)),
+            group=code[taken.group],
             slices={name: (values[rows], names) for name, (values, names) in self.slices.items()},
             kept=tuple((int(new[i]), a, b) for i, a, b in self.kept if rows[i]),
             place=tuple(p for p, here in zip(self.place, rows, strict=False) if here),
-            **{name: getattr(self, name)[rows] for name in ("reward", "log_ratio", "length", "score_sq_norm")},
+        )
+
+    def take(self, rows: np.ndarray) -> "Dump":
+        """The numbers of the trajectories `rows` (k,), and nothing else; groups keep their codes."""
+        return replace(
+            self,
+            tokens=None if self.tokens is None else WeightSums(*(x[rows] for x in self.tokens)),
+            slices={},
+            kept=(),
+            place=(),
+            **{name: getattr(self, name)[rows] for name in ("group", "reward", "log_ratio", "length", "score_sq_norm")},
         )
 
 
@@ -307,7 +316,7 @@ class _Reader:
         self.wanted = Wanted()
         self.several = False
         self.notes: list[str] = []
-        self.layout: Layout | None = None
+        self.layout: ColumnLayout | None = None
         self.mapping: dict[str, str] = {}
         self.reward_rule = "one"
         self.code: dict[Hashable, int] = {}

@@ -1,0 +1,44 @@
+"""Plain text into Markdown: what is written for a terminal must read the same on a page."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def plain(text: str) -> str:
+    r"""Text in which nothing but code between backticks is markup.
+
+    >>> plain("E[w_i] <= `n_i` |x|*2")
+    'E\\[w\\_i\\] \\<= `n_i` \\|x\\|\\*2'
+    """
+    parts = re.split(r"(`[^`]+`)", str(text))
+    return "".join(p if k % 2 else re.sub(r"([\\*_\[\]<>|${}~^#])", r"\\\1", p) for k, p in enumerate(parts))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; cells are Markdown, one line each, and may hold bars only as code or escaped."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(x) for x in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(x: Any) -> str:
+    text = " ".join(str(x).split())
+    return re.sub(r"(?<!\\)\|", r"\\|", text) or " "
+
+
+def fence(code: str, language: str = "text") -> str:
+    """A code block."""
+    return f"```{language}\n{code.rstrip()}\n```\n"
+
+
+def number(x: float | None) -> str:
+    """Three digits, and none for what is zero but for rounding.
+
+    >>> number(0.12345), number(3e-31), number(1234.5)
+    ('0.123', '0', '1.23e+03')
+    """
+    if x is None:
+        return "—"
+    return "0" if abs(x) < 1e-12 else f"{x:.3g}"
