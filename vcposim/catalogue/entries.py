@@ -331,7 +331,8 @@ CATALOGUE: dict[str, Entry] = {
         unbiased=Unbiased.NEVER,
         why="in-batch; bias O(1/n)",
         references=("otb",),
-        note="the tail of the longest response gets no gradient: alone, it is its own baseline",
+        note="the tail of the longest response gets no gradient: alone, it is its own baseline; verl's "
+        "handle_zero_tail=False, but that a group of one keeps R there",
     ),
     "otb_on_policy_zero_tail": Entry(
         estimator=Estimator(weighting=_NONE, baseline="otb_zero_tail"),
@@ -339,7 +340,8 @@ CATALOGUE: dict[str, Entry] = {
         unbiased=Unbiased.NEVER,
         why="in-batch; bias O(1/n)",
         references=("otb",),
-        note="verl's default handle_zero_tail=True: it zeroes the baseline of that tail, which so keeps all of R",
+        note="verl's handle_zero_tail=True, its default (False in earlier versions): it zeroes the baseline of that "
+        "tail, which so keeps all of R",
     ),
     "sequence_is": Entry(
         estimator=Estimator(weighting=_FULL),
