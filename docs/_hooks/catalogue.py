@@ -12,9 +12,9 @@ from llm_bridge.training.gradient import require_served
 from simulations.methods import METHODS
 from simulations.protocol import discover
 from simulations.summaries import committed
-from vcposim.catalogue import CATALOGUE, Entry
+from vcposim.catalogue import CATALOGUE, FAMILIES, Entry
 from vcposim.catalogue.references import SOURCES, short
-from vcposim.commands.catalogue import FAMILIES, as_json, families, name_of
+from vcposim.commands.catalogue import as_json, name_of
 from vcposim.commands.figures import LEAST
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD
@@ -258,7 +258,7 @@ def page(name: str, entry: Entry) -> str:
         ("unbiased", plain(entry.validity)),
         (
             "where π = μ it is",
-            "its own formula, which has no ratio" if "on_policy" in families(entry) else entry_link(host),
+            "its own formula, which has no ratio" if "on_policy" in entry.families else entry_link(host),
         ),
         ("a constant added to all rewards", "changes nothing" if known["shift_invariant"] else "changes it"),
         (
@@ -266,12 +266,12 @@ def page(name: str, entry: Entry) -> str:
             "; ".join(
                 [
                     "rewards",
-                    *([] if "on_policy" in families(entry) else ["ratios π/μ"]),
+                    *([] if "on_policy" in entry.families else ["ratios π/μ"]),
                     *(NEEDS.get(x, f"`{x}`") for x in known["needs"]),
                 ]
             ),
         ),
-        ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in families(entry))),
+        ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in entry.families)),
         *([("note", plain(entry.note))] if entry.note else []),
         ("sources", "; ".join(f"{{ref}}`{plain(short(key))} <paper-{key}>`" for key in entry.references)),
     ]
@@ -355,7 +355,7 @@ def pages() -> dict[str, str]:
         rows = [
             (f"{{ref}}`{name} <entry-{name}>`", code(entry.formula), plain(entry.unbiased.value.partition(":")[0]))
             for name, entry in CATALOGUE.items()
-            if family in families(entry)
+            if family in entry.families
         ]
         parts += [
             f"## {title}\n",
