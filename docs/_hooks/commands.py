@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from _hooks.cache import cached
-from _hooks.text import fence, plain, table
+from _hooks.text import fence, plain, table, wrapped
 from vcposim.commands.main import COMMANDS, Subcommand, main, parser
 
 WIDTH = "96"
@@ -20,6 +20,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "variance": ("vcposim variance --estimator sequence_is sequence_tis vcpo gspo --no-figure",),
     "replay": ("vcposim replay --sample --no-figure",),
     "check": ("vcposim check mine.py:mine --claims unbiased --examples 5 --no-figure",),
+    "compare": ("vcposim compare vcpo mine.py:mine --size tiny --alone",),
     "advise": ("vcposim advise --lag 16 --prompts 16",),
     "plan": (
         "vcposim plan --devices 8 --groups 16 --group-size 8 --tokens-per-s 2500 --slots 32 --train-s 40 "
@@ -91,7 +92,7 @@ def page(name: str) -> str:
         code, text = output(line)
         lines = [x.rstrip() for x in text.splitlines()]
         cut = [*lines[:MOST], f"... ({len(lines) - MOST} lines more)"] if len(lines) > MOST + 5 else lines
-        out += [fence(line, "sh"), fence("\n".join(cut))]
+        out += [fence(wrapped(line), "sh"), fence("\n".join(cut))]
         if code:
             out.append(f"Exit code {code}.\n")
     out += ["## Options\n", fence(help_of(name))]
