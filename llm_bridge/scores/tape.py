@@ -286,12 +286,14 @@ class ScoreTape:
         if not owner or self.unknown == "error":
             return WHOLE_LOOP
         modules = dict(self.model.named_modules())
-        while type(modules[owner]).forward is nn.Module.forward and owner:
+        while owner and (
+            type(modules[owner]).forward is nn.Module.forward or type(modules[owner]).__name__ in self._whole
+        ):
             owner = owner.rpartition(".")[0]
-        kind = type(modules[owner]).__name__
-        if not owner or kind in self._whole:
+        if not owner:
             return WHOLE_LOOP
-        return f"loop over its owner, ScoreTape(model, unknown='loop', loop={sorted({*self._whole, kind})})"
+        loop = sorted({*self._whole, type(modules[owner]).__name__})
+        return f"loop over its owner, ScoreTape(model, unknown='loop', loop={loop})"
 
     def _note_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
@@ -604,6 +606,9 @@ class ScorePass:
     def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
         """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients."""
         layout, params = self.layout, inner.param
+        for g in grad:
+            if g is not None:  # an output without rows has a gradient that is everybody's
+                layout.flatten(name, g if g.dim() >= 2 else g.unsqueeze(-1))
         alone = [self._wants(p) and self._alone("local", name, p) for p in params]
         square: list[list[Tensor]] = [[] for _ in params]
         kept: list[list[Tensor]] = [[] for _ in params]

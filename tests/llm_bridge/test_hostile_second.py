@@ -250,6 +250,13 @@ def _unused_forward(s: Any, x: Tensor) -> Tensor:
     return s.a(x)
 
 
+def _twice() -> nn.Module:
+    """Two norms with one scale, one after the other: the input of the second holds the scale as well."""
+    first, second = Norm(), Norm()
+    second.scale = first.scale
+    return nn.Sequential(first, _lin(), second)
+
+
 def _weight_tied_to_transpose() -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
@@ -390,6 +397,7 @@ EXACT: dict[str, Body] = {
         lambda s, x: checkpoint(
             lambda y: s.n(checkpoint(s.a, y, use_reentrant=False)) + y, x, use_reentrant=False
         ), a=_lin(), n=nn.RMSNorm(D)),
+    "a scale in two places": lambda: _twice(),
     "gradient stopped": _with(lambda s, x: s.a(x.detach()) + x * (s.w - s.w.detach() + 1), a=_lin, w=(D,)),
     "waves": _with(lambda s, x: torch.fft.irfft(torch.fft.rfft(x, dim=2) * torch.view_as_complex(s.w), n=D, dim=2),
                    w=(3, 2)),
@@ -742,3 +750,11 @@ def test_autocast_is_the_models_own(case: str, dtype: torch.dtype) -> None:
             norm = tape.score_sq_norms(again, mask)
             tape.backward(c)
     assert torch.allclose(norm.float(), expected.float(), rtol=0.1)
+
+
+def test_a_scale_in_two_places_takes_no_loop() -> None:
+    model, token, mask, c = given(_twice, SQUARE)
+    with ScoreTape(model, unknown="error") as tape:
+        tape.score_sq_norms(model(token), mask)
+        tape.backward(c)
+    assert not tape.loops

@@ -16,6 +16,7 @@ from simulations.protocol import plain
 from simulations.questions import (
     ablation,
     baselines_under_lag,
+    beyond_vcpo,
     in_batch_bias,
     mechanism,
     pipeline_speedup,
@@ -77,6 +78,27 @@ def ablation_world(mode: str, key: str) -> Records:
         for n, shift in places
         for r in of_methods(ablation.PARTS, mode, {"group_size": n, "shift": shift}, ablation.OPOB)
     ]
+
+
+def beyond_world(mode: str, key: str) -> Records:
+    levels = {  # VCPO, candidates, rivals, synchronous
+        "true": (0.8, 0.5, 0.3, 0.4),
+        "opposite": (0.3, 0.5, 0.8, 0.9),
+        "between": (0.5, 0.509, 0.5, 0.518),
+        "noise": (0.5,) * 4,
+    }[mode]
+    rng, records = rng_of(mode, 3), []
+    for prompts in (1, 16):
+        for half in beyond_vcpo.HALVES:
+            for name in (*beyond_vcpo.RIVALS, *beyond_vcpo.CANDIDATES):
+                kind = 0 if name == beyond_vcpo.VCPO else 1 if name in beyond_vcpo.CANDIDATES else 2
+                level = levels[3 if name.startswith("synchronous") else kind]
+                for step, off in ((0.01, 0.1), (0.02, 0.0), (0.04, 0.1)):
+                    for seed in SEEDS:
+                        value = rng.random() if mode == "noise" else level - off + 0.001 * rng.normal()
+                        place = {"prompts": prompts, "lag": 16, "half": half, "step_size": step, "method": name}
+                        records.append({**place, "seed": seed, "average": value, "ess": 0.5, "collapse": None})
+    return records
 
 
 def step_world(mode: str, key: str) -> Records:
@@ -306,6 +328,7 @@ WORLDS: dict[str, Callable[[str, str], Records]] = {
     "async_learning": async_world,
     "baselines_under_lag": baselines_world,
     "best_step_size": best_world,
+    "beyond_vcpo": beyond_world,
     "collapse_prediction": collapse_world,
     "ess_reliability": ess_world,
     "in_batch_bias": in_batch_world,
@@ -325,6 +348,8 @@ BETWEEN = {
     | dict.fromkeys(("matches_mean", "matches_opob"), "holds"),
     "best_step_size": dict.fromkeys(("beats_rivals", "both_parts", "group_std"), "fails")
     | dict.fromkeys(("matches_mean", "matches_opob"), "holds"),
+    "beyond_vcpo": dict.fromkeys(("vcpo_not_worse", "simple_n2_not_worse", "matches_synchronous"), "holds")
+    | {"beats_rivals": "fails"},
     "baselines_under_lag": {
         "centering_helps_random": "fails",
         "in_batch_opob_helps_trained": "fails",

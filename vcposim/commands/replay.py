@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vcposim.baselines import BASELINES
-from vcposim.catalogue import WEIGHTINGS
+from vcposim.catalogue import CATALOGUE, WEIGHTINGS
 from vcposim.commands.output import add_output_options, page_path, print_whole, save_figure, save_page, wants_figure
 from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
@@ -32,7 +32,7 @@ from vcposim.replay import (
     verdict,
 )
 from vcposim.replay.containers import Progress, find_inputs
-from vcposim.replay.dumps import FIELDS
+from vcposim.replay.names import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
 from vcposim.results import Interval
 
@@ -82,6 +82,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     what.add_argument("--weighting", default="importance", metavar="W", help=", ".join(WEIGHTINGS))
     what.add_argument("--cap", type=float, default=8.0, help="limit of truncated weights and their ESS (default 8)")
     what.add_argument("--floor", type=float, help="smallest weight, for clip and mask")
+    what.add_argument(
+        "--estimator",
+        nargs="+",
+        default=[],
+        metavar="E",
+        help="rank these catalogue entries alone; mine.py:function or module:function (a function of a Batch, see "
+        "vcposim check) is ranked beside them, or without names among the whole catalogue",
+    )
     what.add_argument("--no-corrections", action="store_true", help="do not rank the catalogue's estimators")
     how = p.add_argument_group("slices and intervals")
     how.add_argument(
@@ -199,6 +207,7 @@ def _found(arguments: argparse.Namespace) -> Replay:
         min_group=arguments.min_group,
         by=arguments.by,
         corrections=not arguments.no_corrections,
+        estimators=arguments.estimator,
     )
 
 
@@ -268,7 +277,8 @@ def _corrections(ranking: Ranking) -> Table:
         f"Which correction?{more if len(ranking.rows) > SHOWN_CORRECTIONS else ''}",
         "estimator", "risk [95%]", "bias", "spread", "kept", "changed", "held out", "ESS", "cosine",
     )  # fmt: skip
-    for row in ranking.rows[:SHOWN_CORRECTIONS]:
+    own = [row for row in ranking.rows[SHOWN_CORRECTIONS:] if row.name not in CATALOGUE]
+    for row in [*ranking.rows[:SHOWN_CORRECTIONS], *own]:
         optional = [Text("—") if x is None else Text(f"{x:.3f}") for x in (row.changed, row.held_out_ratio)]
         numbers = [_fixed(x) for x in (row.bias, row.spread, row.kept)]
         table.add_row(row.name, _interval(row.risk), *numbers, *optional, _fixed(row.effective), _fixed(row.cosine))

@@ -2,8 +2,10 @@
 
 from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
-from vcposim.replay.dumps import Dump, parse_columns, read_dump
+from vcposim.replay.dumps import Dump
 from vcposim.replay.layouts import LAYOUTS, ColumnLayout
+from vcposim.replay.names import parse_columns
+from vcposim.replay.reading import read_dump
 from vcposim.replay.replay import Replay, replay, summary, to_json, verdict
 from vcposim.replay.tracks import Slice, Track, first_alarms, tracks
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,6 +295,29 @@ def test_each_of_many_prompts_pays_for_its_own_string_alone() -> None:
     assert problem.value(start)[0] == near(0.7**4)
 
 
+@pytest.mark.parametrize("kind", [{"targets": 1}, {"targets": 3}, {"graded": True}])
+def test_values_of_many_prompts_are_sums_over_all_strings(kind: dict[str, Any]) -> None:
+    """All 64 strings of both prompts: right ones share all but the last two tokens, or every right token pays."""
+    problem = many_prompts(2, 3, 4, **kind)
+    logit = np.random.default_rng(0).normal(size=problem.logit.shape)
+    prob = np.exp(logit) / np.exp(logit).sum(axis=1, keepdims=True)
+    answer = np.random.default_rng([0, 2]).integers(4, size=(kind.get("targets", 1), 2, 3))
+    total = 0.0
+    for g, string in product(range(2), product(range(4), repeat=3)):
+        chance = np.prod([prob[t * 2 + g, v] for t, v in enumerate(string)])
+        rights = [[a[g, t] if t >= 1 else answer[0, g, t] for t in range(3)] for a in answer]
+        right = [v == w for v, w in zip(string, rights[0], strict=True)]
+        total += chance / 2 * (np.mean(right) if kind.get("graded") else list(string) in rights)
+    assert problem.value(prob[None])[0] == near(total)
+    favored = np.argsort(-problem.logit, axis=1)[:, : len(answer)]
+    assert all(answer[k, g, 2] in favored[2 * 2 + g] for k in range(len(answer)) for g in range(2))
+
+
+def test_graded_rewards_have_one_target() -> None:
+    with pytest.raises(InputError, match="targets: 2; use 1 to 5, and 1 if rewards are graded"):
+        many_prompts(2, targets=2, graded=True)
+
+
 def test_a_fitted_start_is_near_what_was_asked_for() -> None:
     problem = many_prompts(16)
     family = network(problem)
@@ -462,7 +486,8 @@ def test_adam_and_weight_decay_are_pytorchs() -> None:
 
 def test_every_rule_scales_between_0_and_1_and_replay_repeats_a_run() -> None:
     problem = task("several_targets")
-    controls = [Control(rule, value=0.5, schedule=(1.0, 0.25)) for rule in STEP_RULES]
+    factor = {"length_signal": 2.0}  # which no factor below 1 is
+    controls = [Control(rule, value=factor.get(rule, 0.5), schedule=(1.0, 0.25)) for rule in STEP_RULES]
     learner = Learner(problem, [Run("vcpo", lag=Lag(4), control=c, step_size=0.2) for c in controls])
     scale = np.array([record.step_scale for record in learner.updates(5)])
     assert np.all((scale >= 0) & (scale <= 1))
