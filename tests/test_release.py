@@ -87,6 +87,7 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(dist: Path
         ("vcposim variance --no-figure", "Moments of the gradient estimate"),
         ("vcposim variance --estimator vcpo gspo --figure one.png", "figure: one.png"),
         ("vcposim replay --sample --no-figure", "Staleness:"),
+        ("vcposim compare vcpo --size tiny --alone", "2 estimators ranked"),
         ("vcposim advise --lag 16 --prompts 16", "Nearest place measured"),
         ("vcposim catalogue vcpo", "coefficient"),
         ("vcposim cite vcpo", "@misc{vcpo"),

@@ -35,11 +35,11 @@ def fence(code: str, language: str = "text") -> str:
 
 
 def wrapped(command: str, width: int = 78) -> str:
-    """A long command over several lines, as a shell takes it.
+    r"""A long command over several lines, as a shell takes it.
 
     >>> print(wrapped("vcposim plan --devices 8 --groups 16", 24))
-    vcposim plan --devices \\
-      8 --groups 16
+    vcposim plan --devices 8 \
+      --groups 16
     """
     return " \\\n  ".join(textwrap.wrap(command, width, break_long_words=False, break_on_hyphens=False))
 
