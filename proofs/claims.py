@@ -39,6 +39,8 @@ FAMILIES = tuple(
         "t13_group_std",
         "t14_control_variates",
         "t15_descent",
+        "t16_collapse",
+        "t17_centering",
     ]
 )
 

@@ -19,6 +19,7 @@ from proofs.logic import (
     INT,
     MATRIX,
     REAL,
+    SEQUENCE,
     SUM,
     Formula,
     Refused,
@@ -367,6 +368,34 @@ def pointwise(
     return arithmetic(z3.Implies(z3.And(given, length >= 0), SUM(f, length) == SUM(g, length)), rule(length))
 
 
+def nonnegative(
+    f: Formula,
+    length: Formula,
+    *,
+    by: Callable[[Formula], Iterable[Theorem]] = lambda i: (),
+    given: Formula | None = None,
+) -> Theorem:
+    """|- given and length >= 0 -> sum(f) >= 0, because f(i) >= 0 for 0 <= i < length (if `given`)."""
+    given = z3.BoolVal(True) if given is None else given
+    i = variable("i", INT)
+    each = generalize(prove(z3.Implies(z3.And(given, i >= 0, i < length), f[i] >= 0), *by(i)), i)
+    rule = induct(lambda n: z3.Implies(z3.And(given, n <= length), SUM(f, n) >= 0), step=lambda k: [each(k)])
+    return arithmetic(z3.Implies(z3.And(given, length >= 0), SUM(f, length) >= 0), rule(length))
+
+
+@cache
+def delta() -> Theorem:
+    """|- for all f, v, n >= 0: sum_i<n f(i) [i = v] = f(v) where 0 <= v < n, else 0."""
+    f, v = variable("f", SEQUENCE), variable("v", INT)
+    return induct(
+        lambda n: (
+            total(lambda i: f[i] * z3.If(i == v, z3.RealVal(1), z3.RealVal(0)), n)
+            == z3.If(z3.And(v >= 0, v < n), f[v], z3.RealVal(0))
+        ),
+        over=[f, v],
+    )
+
+
 @cache
 def exchange() -> Theorem:
     """|- for all a, n, m >= 0: sum_i<n sum_j<m a(i)(j) = sum_j<m sum_i<n a(i)(j)."""
@@ -401,11 +430,13 @@ __all__ = [
     "REAL",
     "Refused",
     "both",
+    "delta",
     "every",
     "exchange",
     "expansion",
     "implies",
     "induct",
+    "nonnegative",
     "pointwise",
     "prove",
     "sequence",

@@ -17,7 +17,8 @@ The third statement is about the reward-stratified OPOB. With a_i = w_i^2 |s_i|^
 
 the tower rule: for one prompt the baseline that uses the levels' means is OPOB's in the population.
 
-The fourth says what the n^2 baseline does without ratios: of all scalar baselines it alone (if E|s|^2 > 0) leaves
+The fourth (`self_push`) and fifth (`only`) say what the n^2 baseline b* does without ratios: of all scalar baselines it
+alone (if E|s|^2 > 0) leaves
 
     E[(R - b) |s|^2] = 0,    as E[(R - b) |s|^2] = (b* - b) E|s|^2
 
@@ -38,7 +39,17 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import INT, MATRIX, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, variable
-from proofs.setting import Symbolic, baseline_value, instance, problems, rational, rational_array, simplex
+from proofs.setting import (
+    Symbolic,
+    baseline_value,
+    coefficients,
+    estimator,
+    instance,
+    problems,
+    rational,
+    rational_array,
+    simplex,
+)
 from proofs.sums import both, exchange, implies, pointwise, prove, sequence, total
 from proofs.symbolic import scalar
 from vcposim.arrays import expectation
@@ -185,14 +196,14 @@ def inner_symbolic() -> Theorem:
 def self_push_symbolic() -> Theorem:
     """|- sum P = 1, E|s|^2 > 0 -> E[c |s|^2] = 0, c the shipped n^2 estimator without ratios."""
     s, m = Symbolic(), variable("m", REAL)
-    estimator = Estimator(Weighting("none"), "on_policy_optimal")
+    chosen = Estimator(Weighting("none"), "on_policy_optimal")
     square = lambda i: total(lambda j: s.S[i][j] * s.S[i][j], s.d)  # noqa: E731
     size, weighted = total(lambda i: s.P[i] * square(i), s.N), total(lambda i: s.P[i] * square(i) * s.R[i], s.N)
-    b = estimator.baseline_value(s.batch()).term
+    b = chosen.baseline_value(s.batch()).term
     bottom = prove(implies(both(s.sized, size > 0), b * size == weighted))
     pushed = lambda v: total(lambda i: s.P[i] * (s.R[i] - v) * square(i), s.N)  # noqa: E731
     split = prove(implies(s.sized, pushed(m) == weighted - m * size), over=[*s.everything, m])
-    coefficient = estimator.coefficients(s.batch())
+    coefficient = chosen.coefficients(s.batch())
     own = total(lambda i: s.P[i] * coefficient.at(i) * square(i), s.N)
     same = pointwise(
         sequence(lambda i: s.P[i] * coefficient.at(i) * square(i)),
@@ -202,6 +213,20 @@ def self_push_symbolic() -> Theorem:
     )
     goal = implies(both(s.distribution, size > 0), own == 0)
     return generalize(arithmetic(goal, bottom, split(*s.everything, b), same), *s.everything)
+
+
+def only_symbolic() -> Theorem:
+    """|- sum P = 1, E|s|^2 > 0 -> E[c |s|^2] = (b* - b) E|s|^2, c the shipped estimator with baseline b, no ratios."""
+    s, b = Symbolic(), variable("b", REAL)
+    square = lambda i: total(lambda j: s.S[i][j] * s.S[i][j], s.d)  # noqa: E731
+    size, weighted = total(lambda i: s.P[i] * square(i), s.N), total(lambda i: s.P[i] * square(i) * s.R[i], s.N)
+    best = estimator("on_policy_optimal", weighting=Weighting("none")).baseline_value(s.batch()).term
+    bottom = prove(implies(both(s.sized, size > 0), best * size == weighted))
+    coefficient = coefficients(s.batch(), b, weighting=Weighting("none"))
+    own = total(lambda i: s.P[i] * coefficient.at(i) * square(i), s.N)
+    split = prove(implies(s.sized, own == weighted - b * size), over=[*s.everything, b])
+    goal = implies(both(s.distribution, size > 0), own == (best - b) * size)
+    return generalize(arithmetic(goal, bottom, split(*s.everything, b)), *s.everything, b)
 
 
 def _positive(rng: random.Random) -> Fraction:
@@ -275,6 +300,16 @@ CLAIMS = [
         "E|s|^2 > 0",
         self_push_exact,
         self_push_symbolic,
+        instance,
+    ),
+    Claim(
+        "T15.only",
+        "without ratios E[(R - b) |s|^2] = (b* - b) E|s|^2, b* the n^2 baseline: no other number leaves 0",
+        ("estimators.Estimator.coefficients", "baselines.weighted_mean"),
+        ("C10",),
+        "E|s|^2 > 0",
+        self_push_exact,
+        only_symbolic,
         instance,
     ),
     Claim(

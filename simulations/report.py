@@ -7,7 +7,6 @@ Where that is not installed the page has the static figures only. Equal sections
 provenance what determines the records, not when or where they were made. Everything from an experiment is escaped.
 """
 
-import json
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,30 +15,27 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from simulations import claims
-from simulations.drawing import COLORS, vega
 from simulations.protocol import WITNESSES, WORDS, Experiment, Verdict, one_line
 from simulations.summaries import Section, against_full, load_section, once_each, pictures
 from simulations.verdicts import shown
 from vcposim.errors import InputError
+from vcposim.pages import parts
+from vcposim.pages.parts import bundle, document, glossary_section, is_page, prose
+from vcposim.pages.plots import vega
 
 GENERATOR = "vcposim simulations"
 COLOR = {"holds": "green", "holds if": "yellow", "fails": "red", "undecided": "blue", "not judged": "dim"}
 FIRST = ("best_step_size", "async_learning", "baselines_under_lag")
 """whose figure stands beside the claims, the first that is there"""
 GLOSSARY = {
-    "ESS": "effective sample size of the importance weights, (sum w)^2 / sum w^2",
-    "OPOB": "off-policy optimal baseline: mean reward weighted by w^2 times the squared score norm",
-    "VCPO": "ESS-scaled step and OPOB together",
-    "TIS": "truncated importance sampling: weights min(w, cap)",
+    **parts.GLOSSARY,
     "AUROC": "probability that a run that collapses soon scores above one that does not; 0.5 is guessing",
     "IQM": "interquartile mean: mean of the middle half of the runs",
-    "chi2": "chi-squared divergence of target from behavior policy, E[w^2] - 1",
-    "k-hat": "Pareto tail index of the weights; above 0.7 their mean cannot be trusted",
-    "lag": "learner updates between the policy that sampled the data and the one that learns",
     "lost": "collapsed: from some update to its end the run stays below half of its own best",
     "seeds": "the unit that was randomised; intervals resample it",
     "Holm": "correction for several comparisons: together they are wrong with probability at most 5%",
@@ -77,7 +73,7 @@ def gathered(
     sections: Sequence[Section], summaries: Mapping[str, Section], incomplete: Sequence[Path] = ()
 ) -> Findings:
     """Sections of runs and committed summaries together, an experiment once."""
-    full = {**summaries, **{s.id: s for s in sections if s.size == "full" and not s.error}}
+    full = {**summaries, **{s.id: s for s in sections if s.settles}}
     settled = [against_full(s, full.get(s.id)) for s in sections]
     return Findings(once_each([*settled, *summaries.values()]), list(incomplete))
 
@@ -101,33 +97,63 @@ def verdict_table(sections: Sequence[Section]) -> Table:
     """The verdict table for a terminal."""
     table = Table(title="Verdicts", title_justify="left", show_lines=True)
     for heading, ratio in (("Claim", 2), ("Verdict", 3), ("Statement", 8), ("Number", 5), ("Experiment", 4)):
-        table.add_column(heading, ratio=ratio, no_wrap=heading in ("Claim", "Verdict"), overflow="fold")
+        table.add_column(heading, ratio=ratio, no_wrap=heading == "Verdict", overflow="fold")
     for verdict, section in verdict_rows(sections):
         statement = Text(verdict.statement)
         if verdict.condition:
             statement.append(f"\nif: {verdict.condition}", style="italic")
         word = Text(verdict.verdict, style=f"bold {COLOR[verdict.verdict]}")
-        table.add_row(Text(verdict.claim), word, statement, Text(verdict.number), Text(section.name))
+        table.add_row(
+            Text(f"{'beside ' * verdict.beside}{verdict.claim}"),
+            word,
+            statement,
+            Text(verdict.number),
+            Text(section.name),
+        )
+    return table
+
+
+def standing_table(section: Section) -> Table:
+    """Where estimators of anyone's stand among an experiment's methods, for a terminal."""
+    table = Table(title=f"{section.name}: {section.question}", title_justify="left")
+    for heading in standing_headings(section):
+        table.add_column(heading, overflow="fold")
+    for row in section.standing:
+        style = "bold" if row[0] in section.estimators else ""
+        table.add_row(*(Text(cell, style=style) for cell in row))
     return table
 
 
 def claim_rows(sections: Sequence[Section], proofs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a claim, as `python -m simulations claims --json` prints them."""
-    return claims.table([(s.id, v) for s in sections for v in s.verdicts], proofs)
+    return claims.table([(s.id, v) for s in sections if not s.estimators for v in s.verdicts], proofs)
 
 
-def claim_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The claims for a terminal, one line each."""
-    table = Table(title="Claims", title_justify="left")
-    for heading in ("Claim", "Verdict", "", "Number that decides", "Decided by", *WITNESSES):
-        table.add_column(heading, no_wrap=heading in ("Claim", "Verdict"))
+WIDE = 120
+"""columns of a terminal from which the claims have a column for each kind of witness"""
+
+
+def claim_table(rows: Sequence[Mapping[str, Any]], width: int = WIDE) -> Table:
+    """The claims for a terminal of this width, one row each; no word is cut: a narrow terminal has fewer columns."""
+    wide = width >= WIDE
+    table = Table(title="Claims", title_justify="left", box=box.HEAVY_HEAD if wide else box.SIMPLE_HEAD, pad_edge=wide)
+    whole = ("Claim", "Verdict", "Decided by")
+    for heading in (*whole[:2], "What is claimed", "Number that decides", *((whole[2], "Witnesses") if wide else ())):
+        table.add_column(heading, no_wrap=heading in whole, overflow="fold")
     short = {"holds": "+", "fails": "-", "holds if": "+/-", "undecided": "?", "not judged": "."}
     for row in rows:
-        words = {kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind] for kind in WITNESSES}
-        cells = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
-        cells += [claims.BY_ID[row["claim"]].title, row["number"], row["decided_by"] or ""]
-        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells), *(" ".join(words[k]) for k in WITNESSES))
-    table.caption = "witnesses: + holds, - fails, +/- holds if, ? undecided, . not judged"
+        words = {
+            kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind and not w["beside"]]
+            for kind in WITNESSES
+        }
+        lines = [" ".join([kind, *marks]) for kind, marks in words.items() if set(marks) != {"."}]
+        start = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
+        by = (row["decided_by"] or "").replace("/", "/\n")  # the question below its experiment
+        end = [row["number"], by, "\n".join(lines)]
+        cells = [*start, claims.BY_ID[row["claim"]].title, *(end if wide else [f"{row['number']}\n{by}".strip()])]
+        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells))
+    marks = "witnesses: + holds, - fails, +/- holds if, ? undecided, . not judged; without a line where there is none"
+    table.caption = marks if wide else f"each witness: --json, or a terminal of {WIDE} columns"
     return table
 
 
@@ -140,11 +166,11 @@ def page(findings: Findings, proofs: Mapping[str, dict[str, Any]]) -> tuple[str,
     specs: dict[str, Any] = {}
     library = bundle()
     sections = findings.sections
-    drawn = {s.id: [_figure(s, f, problems, specs if library else None) for f in s.figures] for s in sections}
+    drawn = {s.name: [_figure(s, f, problems, specs if library else None) for f in s.figures] for s in sections}
     rows = claim_rows(sections, proofs)
-    first = next((s for name in FIRST for s in sections if s.id == name and drawn[name]), None)
-    first = first or next((s for s in sections if drawn[s.id]), None)
-    reduced = [s.id for s in sections if s.size != "full"]
+    first = next((s for name in FIRST for s in sections if s.id == name and drawn[s.name]), None)
+    first = first or next((s for s in sections if drawn[s.name]), None)
+    reduced = [s.id for s in sections if s.size != "full" and not s.estimators]
     banner = (
         f'<p class="note">Reduced runs only, which settle nothing: {escape(", ".join(reduced))}. '
         "Their verdicts read undecided unless a full run says the same.</p>"
@@ -152,23 +178,8 @@ def page(findings: Findings, proofs: Mapping[str, dict[str, Any]]) -> tuple[str,
         else ""
     )
     count = ", ".join(f"{n} {w}" for w in WORDS if (n := sum(r["verdict"] == w for r in rows)))
-    links = "".join(f'<li><a href="#{_anchor(s)}">{escape(s.id)}</a></li>' for s in sections)
-    data = json.dumps(specs, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    script = (
-        f'<script type="application/json" id="specs">{data}</script>\n'
-        f'<script type="text/plain" id="vega">{library}</script>\n'
-        if specs
-        else ""
-    )
-    text = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="generator" content="{GENERATOR}">\n<link rel="icon" href="data:,">\n'
-        f"<title>vcposim: verdicts</title>\n"
-        f"<style>{STYLE}</style></head>\n<body>\n"
-        f'<nav aria-label="Sections"><a href="#top"><strong>vcposim</strong></a><ul><li><a href="#claims">claims</a></li>'
-        f"{links}</ul></nav>\n"
-        f'<main id="top">\n<h1>What is true of stable asynchrony</h1>\n'
+    body = (
+        f"<h1>What is true of stable asynchrony</h1>\n"
         f"<p>20 claims: {count}. Every word and number was computed from checks and records; bars are 95% intervals that "
         f"resample seeds, the upright line is the boundary (reference and margin). The comparisons of one experiment are "
         f"corrected together (Holm, 5%).</p>\n{banner}"
@@ -176,30 +187,23 @@ def page(findings: Findings, proofs: Mapping[str, dict[str, Any]]) -> tuple[str,
         f"{_filters()}{''.join(_claim(row, sections) for row in rows)}"
         f'<p id="none" hidden>No claim matches.</p></section>\n'
         f"{_aside(first, drawn)}</div>\n"
-        f"{''.join(_section(s, drawn[s.id]) for s in sections)}"
-        f"{_glossary()}</main>\n{script}<script>{SCRIPT}</script></body></html>\n"
+        f"{''.join(_section(s, drawn[s.name]) for s in sections)}"
+        f"{glossary_section(GLOSSARY)}"
+    )
+    links = {"claims": "claims"} | {_anchor(s): ", with ".join((s.id, *s.estimators)) for s in sections}
+    text = document(
+        title="vcposim: verdicts", generator=GENERATOR, links=links, body=body, specs=specs, style=STYLE, script=SCRIPT
     )
     return text, problems
 
 
-def bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script; empty where vl-convert-python is not installed."""
-    try:
-        import vl_convert
-    except ImportError:
-        return ""
-    code: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
-    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
 def is_report(path: Path) -> bool:
     """Whether a file is a page of this module."""
-    with open(path, "rb") as file:
-        return f'content="{GENERATOR}"'.encode() in file.read(1000)
+    return is_page(path, GENERATOR)
 
 
 def _anchor(section: Section) -> str:
-    return f"{section.id}-{section.size}"
+    return re.sub(r"[^\w-]+", "-", "-".join((section.id, section.size, *section.estimators)))
 
 
 def _badge(word: str) -> str:
@@ -207,12 +211,7 @@ def _badge(word: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped text, the first use of each term of the glossary explained on hover."""
-    out = escape(text)
-    for term, words in GLOSSARY.items():
-        pattern = rf"(?<![\w>-]){re.escape(term)}(?![\w-])(?![^<]*</abbr>)(?![^<]*>)"
-        out = re.sub(pattern, rf'<abbr title="{escape(words)}">\g<0></abbr>', out, count=1)
-    return out
+    return prose(text, GLOSSARY)
 
 
 def _filters() -> str:
@@ -249,7 +248,7 @@ def _bar(c: Mapping[str, Any], boundary: float) -> str:
 def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """One claim: a line, and what is behind it."""
     claim = claims.BY_ID[row["claim"]]
-    by_source = {f"{s.id}/{v.key}": (v, s) for s in sections for v in s.verdicts}
+    by_source = {f"{s.id}/{v.key}": (v, s) for s in sections if not s.estimators for v in s.verdicts}
     bar = ""
     number = row["number"]
     if row["decided_by"] in by_source:
@@ -259,14 +258,14 @@ def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
             bar, number = _bar(c, v.rule["boundary"]), shown(c)
     elif row["decided_by"]:
         number = f"{row['decided_by']}, proved"
-    kinds = {w["kind"] for w in row["witnesses"] if w["word"] != "not judged"}
+    kinds = {w["kind"] for w in row["witnesses"] if w["word"] != "not judged" and not w["beside"]}
     items = []
     for w in row["witnesses"]:
         source = escape(w["source"])
         if w["source"] in by_source:
             source = f'<a href="#{_anchor(by_source[w["source"]][1])}">{source}</a>'
         items.append(
-            f"<li>{_badge(w['word'])} <em>{w['kind']}</em> {source}: {_prose(w['statement'])}"
+            f"<li>{_badge(w['word'])} <em>{w['kind']}{', beside the claim' * w['beside']}</em> {source}: {_prose(w['statement'])}"
             f"{': ' + escape(w['number']) if w['number'] else ''}</li>"
         )
     word = row["verdict"]
@@ -282,13 +281,15 @@ def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
 def _aside(first: Section | None, drawn: Mapping[str, Sequence[str]]) -> str:
     if first is None:
         return ""
-    figure = re.sub(r'<button.*?</button>|<div class="live".*?</div>', "", drawn[first.id][0])
+    figure = re.sub(r'<button.*?</button>|<div class="live".*?</div>', "", drawn[first.name][0])
     return f'<aside aria-label="A figure"><p><a href="#{_anchor(first)}">{escape(first.question)}</a></p>{figure}</aside>\n'
 
 
 def _section(section: Section, figures: Sequence[str]) -> str:
     notes = []
-    if section.size != "full":
+    if section.estimators:
+        notes.append("With estimators that are not of the experiment: it settles no claim.")
+    elif section.size != "full":
         notes.append("A reduced run: it can agree with the full one or be undecided; it settles nothing.")
     if section.error:
         notes.append(f"The analysis failed: {section.error}")
@@ -305,9 +306,30 @@ def _section(section: Section, figures: Sequence[str]) -> str:
     return (
         f'<section id="{_anchor(section)}"><h2>{escape(section.name)}</h2>\n'
         f"<p><strong>{_prose(section.question)}</strong> {section.settings} settings, {section.records} records; claims "
-        f"{anchors}.</p>\n{note}{also}"
+        f"{anchors}.</p>\n{note}{also}{_standing(section)}"
         f'<div class="pair"><div>{verdicts}</div><div>{"".join(figures)}</div></div>'
         f"<details><summary>Provenance</summary><dl>{facts}</dl></details></section>\n"
+    )
+
+
+def standing_headings(section: Section) -> list[str]:
+    """What the columns of `Section.standing` are."""
+    return ["method", "value averaged over training", "lost", *(f"{name} minus it" for name in section.estimators)]
+
+
+def _standing(section: Section) -> str:
+    """Where estimators of anyone's stand among the experiment's methods."""
+    if not section.standing:
+        return ""
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in standing_headings(section))
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in section.standing
+    )
+    label = escape(f"methods of {section.name}")
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>\n"
     )
 
 
@@ -331,7 +353,7 @@ def _verdict(v: Verdict, where: str) -> str:
     )
     condition = f"<p><em>if: {escape(v.condition)}</em></p>" if v.condition else ""
     return (
-        f'<div class="verdict"><p><a href="#{v.claim}">{v.claim}</a> {_badge(v.verdict)} {_prose(v.statement)}</p>'
+        f'<div class="verdict"><p>{"beside " * v.beside}<a href="#{v.claim}">{v.claim}</a> {_badge(v.verdict)} {_prose(v.statement)}</p>'
         f'<p class="number">{escape(v.number)}</p>{condition}{more}</div>\n'
     )
 
@@ -376,65 +398,32 @@ def _figure(section: Section, figure: Mapping[str, Any], problems: dict[str, str
     return f"<figure>{image}{live}<figcaption>{_prose(figure['caption'])}</figcaption></figure>\n"
 
 
-def _glossary() -> str:
-    terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(words)}</dd>" for t, words in GLOSSARY.items())
-    return f'<section id="glossary"><h2>Glossary</h2><details><summary>Terms</summary><dl>{terms}</dl></details></section>\n'
-
-
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --soft: #f3f5f7; --link: #0550ae;
-  --good: #11632a; --mixed: #7d4e00; --bad: #a40e26; --open: #0550ae; --mute: #57606a }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0f1318; --line: #3a424c; --soft: #1a2027;
-  --link: #7cb7ff; --good: #6fdd8b; --mixed: #eac54f; --bad: #ff9a93; --open: #7cb7ff; --mute: #9aa4ae } }
-* { box-sizing: border-box }
-html { scroll-padding-top: 3.2rem }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif }
-nav { position: sticky; top: 0; z-index: 2; background: var(--soft); border-bottom: 1px solid var(--line);
-  padding: .3rem 1rem; display: flex; gap: 1rem; overflow-x: auto; white-space: nowrap; font-size: .85rem }
-nav ul { display: flex; gap: .9rem; margin: 0; padding: 0; list-style: none }
-main { max-width: 86rem; margin: 0 auto; padding: .5rem 1rem }
-h1 { font-size: 1.5rem; margin: .4rem 0 } h2 { font-size: 1.15rem; margin: 1.6rem 0 .4rem; overflow-wrap: anywhere }
-.first h2 { margin-top: .3rem } h1, h2 { line-height: 1.2 } a { color: var(--link) } p { margin: .35rem 0 }
-abbr { text-decoration-style: dotted; cursor: help }
+.first h2 { margin-top: .3rem }
 .first { display: grid; grid-template-columns: minmax(0, 1.6fr) minmax(0, 1fr); gap: 1.5rem }
 .first aside { font-size: .85rem } .first aside img { max-height: 33rem }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.1fr); gap: 1.5rem }
-form { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: center; font-size: .85rem; margin-bottom: .3rem }
 fieldset { border: 0; padding: 0; margin: 0; display: flex; flex-wrap: wrap; gap: .1rem .7rem } legend { float: left;
   padding: 0 .6rem 0 0 }
-input, select, button { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--mute);
-  border-radius: .3rem; padding: .1rem .35rem } button { cursor: pointer } #search { width: 11rem }
-summary { cursor: pointer; padding: .17rem .2rem }
+#search { width: 11rem }
 .claim { border-top: 1px solid var(--line); font-size: .88rem } .claim[open] { background: var(--soft) }
 .claim > summary { display: grid; grid-template-columns: 2.2rem minmax(8rem, 1fr) 5.9rem 7.2rem 10.5rem; gap: .5rem;
   align-items: center; list-style: none } .claim > summary::-webkit-details-marker { display: none }
 .claim > :not(summary) { margin-left: 2.9rem } .claim ul { padding-left: 1rem }
-.badge { font-weight: 600; font-size: .8rem; border: 1.5px solid; border-radius: .4rem; padding: 0 .35rem;
-  white-space: nowrap; justify-self: start }
 .holds { color: var(--good) } .holds-if { color: var(--mixed) } .fails { color: var(--bad) }
 .undecided { color: var(--open); border-style: dashed } .not-judged { color: var(--mute); border-style: dotted }
 .bar { display: block } .bar .edge { stroke: var(--bad); stroke-width: 1.5 } .bar .span { stroke: var(--ink);
   stroke-width: 2 } .bar circle { fill: var(--ink) }
-.number { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 .verdict { border-left: 3px solid var(--line); padding-left: .7rem; margin: 0 0 .8rem } .verdict .number { font-size: .9rem }
-.note { border-left: 4px solid var(--bad); background: var(--soft); padding: .4rem .8rem }
-table { border-collapse: collapse; font-size: .85rem } th, td { text-align: left; padding: .15rem .5rem;
-  border-bottom: 1px solid var(--line); vertical-align: top } .wide { overflow-x: auto }
-figure { margin: 0 0 1.2rem } figcaption { font-size: .88rem; color: var(--mute) }
-img { max-width: 100%; height: auto; display: block } .live { overflow-x: auto } .hidden { position: absolute;
-  clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden }
-details { margin: .1rem 0 } dt { font-weight: 600 } dd { margin: 0 0 .4rem; overflow-wrap: anywhere }
 @media (max-width: 62rem) { .first, .pair { grid-template-columns: minmax(0, 1fr) } .first aside { order: 2 } }
 @media (max-width: 40rem) { .claim > summary { grid-template-columns: 2.2rem minmax(0, 1fr) auto }
   .claim .cell { grid-column: 2 } .claim .number { grid-column: 3; text-align: right; max-width: 9rem }
   .claim > :not(summary) { margin-left: .3rem } }
-@media print { nav, form, button { display: none } body { font-size: 10px } .first, .pair { grid-template-columns: 1fr 1fr }
-  figure img { max-height: 14rem } section { break-inside: auto } .claim > summary { padding: 0 }
-  .verdict, figure { break-inside: avoid } }
+@media print { .first, .pair { grid-template-columns: 1fr 1fr } figure img { max-height: 14rem }
+  .claim > summary { padding: 0 } .verdict { break-inside: avoid } }
 """
 
-SCRIPT = (
-    """
+SCRIPT = """
 const rows = [...document.querySelectorAll('.claim')], form = document.getElementById('filters');
 function filter() {
   const words = new Set([...form.querySelectorAll('[name=word]:checked')].map(box => box.value));
@@ -453,32 +442,12 @@ form.addEventListener('input', filter);
 form.addEventListener('submit', event => event.preventDefault());
 addEventListener('hashchange', () => { const to = document.getElementById(location.hash.slice(1));
   if (to && to.tagName === 'DETAILS') to.open = true; });
-const COLORS = """
-    + json.dumps(COLORS)
-    + """;
-function tinted(spec, dark) {
-  const text = JSON.stringify(spec).replace(/"series(\\d)"/g, (_, i) => JSON.stringify(COLORS[dark ? 'dark' : 'light'][i]));
-  const ink = dark ? '#e6edf3' : '#1b1f24', out = JSON.parse(text);
-  out.config = {...out.config, background: 'transparent', title: {color: ink}, rule: {color: ink},
-    axis: {...out.config.axis, labelColor: ink, titleColor: ink, gridColor: dark ? '#2a313a' : '#e6e9ec'},
-    legend: {labelColor: ink}};
-  return out;
-}
-let vegaReady = false;
 document.addEventListener('click', async event => {
   const button = event.target.closest('.explore');
   if (!button) return;
   const place = document.getElementById('live-' + button.dataset.figure), picture = button.parentElement.querySelector('picture');
   if (!place.hidden) { place.hidden = true; picture.hidden = false; button.firstChild.data = 'Explore'; return; }
-  if (!vegaReady) {
-    const code = document.createElement('script');
-    code.type = 'module';
-    code.textContent = document.getElementById('vega').textContent + ';window.dispatchEvent(new Event("vega"));';
-    await new Promise(done => { addEventListener('vega', done, {once: true}); document.head.append(code); });
-    vegaReady = true;
-  }
-  const spec = JSON.parse(document.getElementById('specs').textContent)[button.dataset.figure];
-  const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+  const spec = specOf(button.dataset.figure);
   place.replaceChildren();
   const log = document.createElement('label'), box = document.createElement('input');
   box.type = 'checkbox';
@@ -493,11 +462,10 @@ document.addEventListener('click', async event => {
       if (box.checked) delete l.encoding.y.scale.zero;
       if (box.checked) delete l.encoding.y.scale.domain;
     }
-    return vegaEmbed(view, tinted(spec, dark), {actions: false, renderer: 'svg', ast: false});
+    return drawn(view, spec);
   };
   box.addEventListener('change', show);
   await show();
   place.hidden = false; picture.hidden = true; button.firstChild.data = 'Static figure';
 });
 """
-)

@@ -17,7 +17,19 @@ from simulations.protocol import discover
 
 ROOT = Path(__file__).parents[1]
 
-ROOMS = ("problems", "gauges", "catalogue", "laboratory", "learning", "pipeline", "replay", "testing", "commands")
+ROOMS = (
+    "problems",
+    "gauges",
+    "catalogue",
+    "laboratory",
+    "learning",
+    "pipeline",
+    "replay",
+    "testing",
+    "pages",
+    "comparison",
+    "commands",
+)
 """The folders of vcposim, in the order in which they may import; the formulas lie on top and import no room."""
 
 KIT = "vcposim.testing"
@@ -29,9 +41,10 @@ TRANSFORMERS = {
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 
 OPTIONAL = {
-    "simulations.report": {"vl_convert"},  # of vl-convert-python; without it a page has still figures only
+    "vcposim.pages.parts": {"vl_convert"},  # of vl-convert-python; without it a page has no figures to explore
     "simulations.runner": {"distributed"},
     "vcposim.replay.containers": {"torch"},
+    "vcposim.replay.metrics": {"tensorboard"},
     **TRANSFORMERS,
 }
 """libraries that a module uses if they are there and has an error message for if not"""

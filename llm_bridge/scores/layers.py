@@ -18,16 +18,18 @@ Which of them fits is found by running the module's own code (`Own._plan`), neve
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.layout import Layout, Operands, live_rows
+from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands, live_rows
 from vcposim.errors import InputError
 
 # Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias.
@@ -108,17 +110,24 @@ class Twin:
 
 def twin_of(module: Any, name: str, tape: Recorder) -> Twin:
     """The twin that fits `module` by the code it runs."""
-    plain = "forward" not in module.__dict__ and set(module._parameters) == {"weight", "bias"}
-    code = type(module).forward
-    if plain and code is nn.Linear.forward:
+    code, held = type(module).forward, module._parameters
+    if "forward" in module.__dict__ or not all(p is None or is_plain(p) for p in held.values()):
+        return Own(module, name, tape)
+    if code is nn.Linear.forward and set(held) == {"weight", "bias"}:
         return Matrix(module, name, tape)
-    if plain and code.__qualname__ == "Conv1D.forward" and code.__module__ == "transformers.pytorch_utils":
+    conv1d = code.__qualname__ == "Conv1D.forward" and code.__module__ == "transformers.pytorch_utils"
+    if conv1d and set(held) == {"weight", "bias"}:
         return Matrix(module, name, tape, transposed=True)
-    if "forward" not in module.__dict__ and code is nn.Embedding.forward and _is_dense(module):
+    if code is nn.Embedding.forward and set(held) == {"weight"} and _is_dense(module):
         return Lookup(module, name, tape)
-    if "forward" not in module.__dict__ and code in _UNITS and set(module._parameters) <= {"weight", "bias"}:
+    if code in _UNITS and set(held) <= {"weight", "bias"}:
         return Unit(module, name, tape)
     return Own(module, name, tape)
+
+
+def is_plain(p: Tensor) -> bool:
+    """Whether functions of a parameter are torch's, not those of a class of its own (whose shards are whole again)."""
+    return type(p) in (Tensor, nn.Parameter) or isinstance(p, DTensor)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -127,6 +136,39 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+@contextmanager
+def rehearsal(twin: Twin, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Run a module as if it had not been run: no node of its parts, no count, no draw, no trace in its state.
+
+    With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
+    """
+    parts = [(part, dict(part.__dict__), dict(part._buffers)) for part in twin.module.modules()]
+    kept = [(b, b._version, b.clone()) for b in twin.module.buffers()]
+    inside = twin.tape.inside
+    twin.tape.inside = 1
+    try:
+        with torch.enable_grad(), _uncounted(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        twin.tape.inside = inside
+        for part, attributes, buffers in parts:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            part._buffers.clear()
+            part._buffers.update(buffers)
+        with torch.no_grad():
+            for b, version, value in kept:
+                if b._version != version:
+                    b.copy_(value)
+
+
+def _cloned(given: Any) -> Any:
+    """Arguments without a history, of a call that may change them in place; what is one object stays one."""
+    leaves, spec = pytree.tree_flatten(given)
+    new = {id(x): _apart(x).clone() for x in leaves if isinstance(x, Tensor)}
+    return pytree.tree_unflatten([new.get(id(x), x) for x in leaves], spec)
 
 
 @contextmanager
@@ -144,7 +186,7 @@ def shadowed(module: nn.Module, value: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 class _Matrix(torch.autograd.Function):
-    """y = x W^T + b (transposed: x W + b), computed by `call`."""
+    """y = x V^T + b (transposed: x V + b), computed by `call`; V is the weight, or the weight and a constant."""
 
     @staticmethod
     def forward(
@@ -152,21 +194,22 @@ class _Matrix(torch.autograd.Function):
         x: Tensor,
         weight: nn.Parameter,
         bias: nn.Parameter | None,
+        value: Tensor,
         call: Callable[[Tensor], Tensor],
         twin: Twin,
         transposed: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, value)
         ctx.weight, ctx.bias, ctx.twin, ctx.transposed = weight, bias, twin, transposed
         return call(x).data  # no view of what was inside, so that it may be changed in place like the model's own
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, value = ctx.saved_tensors
         ask_x, ask_weight, ask_bias = ctx.needs_input_grad[:3]
-        rest = (None,) * 3
+        rest = (None,) * 4
         with torch.autocast(grad.device.type, enabled=False):
-            matrix = (weight.t() if ctx.transposed else weight).to(grad.dtype)
+            matrix = (value.t() if ctx.transposed else value).to(grad.dtype)
             running, name = ctx.twin.tape.running, ctx.twin.name
             if running is None:
                 rows, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -197,33 +240,38 @@ class Matrix(Twin):
     def taped(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `nn.Linear` and transformers' `Conv1D`."""
         x = args[0] if args else next(iter(kwargs.values()))
-        return matrix(self, x, self.module.weight, self.module.bias, self.original, self.transposed)
+        weight = self.module.weight
+        return matrix(self, x, weight, self.module.bias, weight, self.original, self.transposed)
 
 
-def matrix(
-    twin: Twin, x: Tensor, weight: Any, bias: Any, call: Callable[[Tensor], Tensor], transposed: bool = False
-) -> Tensor:
-    """`call`(x), reported as a linear map."""
+def matrix(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Tensor, call: Any, transposed: bool = False) -> Tensor:
+    """`call`(x), reported as a linear map by `value`, laid out as the weight is."""
     dtype = autocast_dtype(x)
     x = x if dtype is None else x.to(dtype)
     twin.tape.uses("matrix", weight)
     if bias is not None:
         twin.tape.uses("vector", bias)
-    return _Matrix.apply(x, weight, bias, call, twin, transposed)  # type: ignore[no-any-return]
+    return _Matrix.apply(x, weight, bias, value.detach(), call, twin, transposed)  # type: ignore[no-any-return]
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
 
 
 class _Lookup(torch.autograd.Function):
-    """y_t = W[token_t], computed by `call`; the row of `padding` gets no gradient."""
+    """y_t = W[token_t], computed by `call`; the row of `padding` gets no gradient. `shared`: one for all rows."""
 
     @staticmethod
     def forward(
-        ctx: Any, weight: nn.Parameter, token: Tensor, padding: int | None, call: Callable[[Tensor], Tensor], twin: Twin
+        ctx: Any,
+        weight: nn.Parameter,
+        token: Tensor,
+        padding: int | None,
+        call: Callable[[Tensor], Tensor],
+        twin: Twin,
+        shared: bool,
     ) -> Tensor:
         ctx.save_for_backward(weight, token)
-        ctx.weight, ctx.padding, ctx.twin = weight, padding, twin
+        ctx.weight, ctx.padding, ctx.twin, ctx.shared = weight, padding, twin, shared
         return call(token).data
 
     @staticmethod
@@ -231,11 +279,13 @@ class _Lookup(torch.autograd.Function):
         weight, token = ctx.saved_tensors
         running = ctx.twin.tape.running
         if running is not None:
+            if ctx.shared:
+                raise running.layout.mixed(ctx.twin.name, grad)
             running.embedding(ctx.twin.name, ctx.weight, token, grad, ctx.padding)
-            return (None,) * 5
+            return (None,) * 6
         padding = -1 if ctx.padding is None else ctx.padding
         dense = torch.ops.aten.embedding_dense_backward(grad, token, weight.shape[0], padding, False)
-        return dense.to(weight.dtype), None, None, None, None
+        return dense.to(weight.dtype), *[None] * 5
 
 
 def _is_dense(module: Any) -> bool:
@@ -253,11 +303,76 @@ class Lookup(Twin):
 
 def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Callable[[Tensor], Tensor]) -> Tensor:
     """`call`(token), reported as an embedding."""
+
+    def each(token: Tensor) -> Tensor:
+        twin.tape.uses("embedding", weight, token)
+        return _Lookup.apply(weight, token, padding, call, twin, False)  # type: ignore[no-any-return]
+
     row, time = twin.tape.batch or (0, 0)
     if row > 1 and time > 1 and token.shape in ((time,), (1, time)):
-        token = token.expand(row, time)  # positions shared by the batch: their gradient would arrive summed over it
-    twin.tape.uses("embedding", weight, token)
-    return _Lookup.apply(weight, token, padding, call, twin)  # type: ignore[no-any-return]
+        plain = _Lookup.apply(weight, token, padding, call, twin, True)
+        return Shared.of(plain, lambda: each(token.expand(row, time)), (row, time))
+    return each(token)
+
+
+_ADDS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+_TIMES = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
+_SAME = {Tensor.float, Tensor.to, Tensor.type, Tensor.type_as, Tensor.double}
+_UNSQUEEZES = {torch.unsqueeze, Tensor.unsqueeze, Tensor.__getitem__}
+_SPREADS = {Tensor.expand, Tensor.expand_as, Tensor.repeat, torch.broadcast_to, Tensor.broadcast_to}
+
+
+class Shared(Tensor):
+    """One look-up for all rows of a batch, such as positions: (time, d) or (1, time, d), as the module gave it.
+
+    Its gradient arrives summed over the batch and would tell no trajectory apart. So where it meets the rows of the
+    batch, in a sum, a product of elements or `expand`, the same look-up made row by row takes its place, of equal
+    bits. Whatever else is done with it is done to itself, and a pass refuses the gradient.
+    """
+
+    plain: Tensor
+    wide: Callable[[], Tensor]
+    lead: tuple[int, int]
+
+    @staticmethod
+    def of(plain: Tensor, wide: Callable[[], Tensor], lead: tuple[int, int]) -> "Shared":
+        """From the look-up itself, a function that makes it for all rows, and (row, time)."""
+        shared: Shared = plain.as_subclass(Shared)  # type: ignore[assignment]
+        shared.plain, shared.wide, shared.lead = plain, cache(wide), lead
+        return shared
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, kwargs or {})
+        tensors = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor)]
+        shared = [x for x in tensors if isinstance(x, Shared)]
+        rows = [x for x in tensors if not isinstance(x, Shared)]
+        lead = shared[0].lead
+
+        def call(*, wide: bool) -> Any:
+            def of(x: Any) -> Any:
+                return (x.wide() if wide else x.plain) if isinstance(x, Shared) else x
+
+            args, kwargs = pytree.tree_map(of, given)
+            return func(*args, **kwargs)
+
+        if func in _ADDS | _TIMES and rows and all(x.dim() >= 3 and tuple(x.shape[:2]) == lead for x in rows):
+            return call(wide=True)
+        out = call(wide=False)
+        if func in _SPREADS and tuple(out.shape[:-1]) == lead:
+            return shared[0].wide()
+        along = func in _UNSQUEEZES and out.shape[:-2] == (1,) and _only_none(args[1:])
+        if along or (not rows and func in (_ADDS | _SAME | _TIMES) and out.shape == shared[0].plain.shape):
+            inner = shared[0].wide if along else lambda: call(wide=True)
+            return cls.of(out, inner, lead)
+        return out
+
+
+def _only_none(index: Sequence[Any]) -> bool:
+    """Whether an index, or the place of an unsqueeze, puts a new axis first and does nothing else."""
+    found = index[0] if len(index) == 1 else None
+    every = found if isinstance(found, tuple) else (found,)
+    return every[0] in (None, 0) and all(x is Ellipsis or x == slice(None) for x in every[1:])
 
 
 # --- normalizations ---------------------------------------------------------------------------------------------------
@@ -379,14 +494,15 @@ class _Spread(torch.autograd.Function):
 class _Known(TorchFunctionMode):
     """Finds uses of a module's parameters in matrix products, look-ups and fused norms; with a `twin`, reports them.
 
-    Casts, transposes and added constants of a parameter count as the parameter.
+    Casts, transposes and added constants of a parameter count as the parameter. Without a twin, a use that would be
+    reported leaves no trace in the graph: a parameter that is still there is used in some other way as well.
     """
 
     def __init__(self, own: Mapping[str, nn.Parameter], twin: Twin | None) -> None:
         super().__init__()
         self.twin, self.served = twin, set[str]()
         self._name = {id(p): k for k, p in own.items()}
-        self._cast: dict[int, tuple[Any, Any]] = {id(p): (p, p) for p in own.values()}
+        self._cast: dict[int, tuple[Any, Any]] = {id(p): (p, p) for p in own.values() if is_plain(p)}
         self._turned: dict[int, tuple[Any, Any]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -399,48 +515,58 @@ class _Known(TorchFunctionMode):
                 self.served |= {self._name[id(p)] for p in params if id(p) in self._name}
                 if self.twin is not None:
                     return report()
+                unseen = {id(p) for p in params} | self._cast.keys() | self._turned.keys()
+                args, kwargs = pytree.tree_map(
+                    lambda x: x.detach() if isinstance(x, Tensor) and id(x) in unseen else x, (args, kwargs)
+                )
         out = func(*args, **kwargs)
-        if func in _SAME and isinstance(out, Tensor) and out.dtype.is_floating_point:
-            known = next((self._cast[id(x)] for x in args if id(x) in self._cast), None)
-            others = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and id(x) not in self._cast]
-            if known is not None and (func not in _ADDS or not others):
+        known = self._cast.get(id(args[0])) if args else None
+        if known is None or not isinstance(out, Tensor):
+            return out
+        if func in _SAME or func in _ADDS:
+            alone = not any(isinstance(x, Tensor) for x in (*args[1:], *kwargs.values()))
+            if out.dtype.is_floating_point and (func in _SAME or alone):
                 self._cast[id(out)] = (known[0], out)
-        if func in _TURNS and id(args[0]) in self._cast and args[0].dim() == 2 and isinstance(out, Tensor):
-            self._turned[id(out)] = (self._cast[id(args[0])][0], out)
+        elif func in _TURNS and args[0].dim() == 2 and {k % 2 for k in args[1:]} in (set(), {0, 1}) and not kwargs:
+            self._turned[id(out)] = (known[0], out)
         return out
 
     def _plain(self, bias: Any) -> bool:
-        return bias is None or id(bias) in self._name or not bias.requires_grad
+        """Whether a bias is this module's own, as it is, or nobody's."""
+        return bias is None or (id(bias) in self._name and is_plain(bias)) or not bias.requires_grad
 
     def linear(self, func: Any, args: Any, kwargs: Any) -> Any:
         x, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
-        if id(weight) not in self._cast or weight.dim() != 2 or not self._plain(bias):
+        turned = id(weight) in self._turned
+        if not (turned or id(weight) in self._cast) or weight.dim() != 2 or not self._plain(bias):
             return None
-        param, value = self._cast[id(weight)]
+        param, value = (self._turned if turned else self._cast)[id(weight)]
+        stored = value.t() if turned else value
 
         def call(x: Tensor) -> Tensor:
             return F.linear(x, value.detach(), bias)
 
-        return (param, bias), lambda: matrix(self.twin, x, param, bias, call)  # type: ignore[arg-type]
+        return (param, bias), lambda: matrix(self.twin, x, param, bias, stored, call, turned)  # type: ignore[arg-type]
 
     def matmul(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if len(args) != 2 or not isinstance(args[1], Tensor) or args[1].dim() != 2:
+        if len(args) != 2 or not isinstance(args[1], Tensor) or args[1].dim() != 2 or args[0].dim() < 2:
             return None
         x, weight = args
         turned = id(weight) in self._turned
         if not turned and id(weight) not in self._cast:
             return None
         param, value = (self._turned if turned else self._cast)[id(weight)]
+        stored = value.t() if turned else value
 
         def call(x: Tensor) -> Tensor:
             return torch.matmul(x, value.detach())
 
-        return (param,), lambda: matrix(self.twin, x, param, None, call, transposed=not turned)  # type: ignore[arg-type]
+        return (param,), lambda: matrix(self.twin, x, param, None, stored, call, not turned)  # type: ignore[arg-type]
 
     def embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
         names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
         token, weight, padding, most, _, frequency, sparse = _arguments(names, args, kwargs)
-        if id(weight) not in self._name or most or frequency or sparse:
+        if id(weight) not in self._name or not is_plain(weight) or most or frequency or sparse:
             return None
 
         def call(token: Tensor) -> Tensor:
@@ -450,7 +576,7 @@ class _Known(TorchFunctionMode):
 
     def rows(self, func: Any, args: Any, kwargs: Any) -> Any:
         weight, index = args
-        if id(weight) not in self._name or weight.dim() != 2:
+        if id(weight) not in self._name or not is_plain(weight) or weight.dim() != 2:
             return None
         if not isinstance(index, slice) and not (isinstance(index, Tensor) and index.dtype == torch.long):
             return None
@@ -499,48 +625,50 @@ _HANDLERS: dict[Any, Any] = {
     Tensor.__matmul__: _Known.matmul,
     Tensor.__getitem__: _Known.rows,
 }
-_ADDS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
-_SAME = {Tensor.float, Tensor.to, Tensor.type, Tensor.type_as, Tensor.double, *_ADDS}
 _TURNS = {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__, torch.transpose, Tensor.transpose}  # type: ignore[attr-defined]
-_PLANS: WeakKeyDictionary[nn.Module, dict[frozenset[str], frozenset[str] | None]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str] | None]] = WeakKeyDictionary()
 
 
 class Own(Twin):
     """Any other module: its own code on parameters spread over positions, or else a loop over trajectories."""
 
     def taped(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's code on spread parameters, by a plan made once a module and set of parameters; else a loop."""
-        own = self.own()
-        plans, key = _PLANS.setdefault(self.module, {}), frozenset(own)
+        """The module's code on spread parameters, by a plan made once a form of call; else a loop."""
+        own, x = self.own(), _first(args, kwargs)
+        shape = () if x is None else (x.dim(), x.shape[:1].numel() > 1)
+        form = (self.module.training, *shape, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
         if key not in plans:
-            plans[key] = self._plan(own, args, kwargs)
+            plans[key] = self._plan(own, x, args, kwargs)
         spread = plans[key]
         if spread is None:
             return self._local(args, kwargs)
         return self._spread(own, spread, args, kwargs)
 
-    def _plan(self, own: Mapping[str, nn.Parameter], args: Any, kwargs: Any) -> frozenset[str] | None:
-        """Which parameters to spread so that all are seen and the output is the module's own; None: impossible."""
-        x = _first(args, kwargs)
+    def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> frozenset[str] | None:
+        """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
         devices = [x.device] if x is not None and x.is_cuda else []
-        watch, saved = _Known(own, None), self.tape.inside
-        self.tape.inside = 1  # a rehearsal: no node of any part, no count
+        watch = _Known(own, None)
+        with rehearsal(self, devices):
+            given, options = _cloned((args, kwargs))
+            with watch:
+                expected = self.original(*given, **options)
+            spread = sorted(own.keys() - watch.served)
+            left = [own[k] for k in spread]
+            if {own[k] for k in watch.served} & set(leaf_parameters(_differentiable(expected))):
+                return None  # used in a product, and in some other way
+            if x is None or not all(_fits(p, x) for p in left):
+                return None
         try:
-            # With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
-            with torch.enable_grad(), _uncounted(), torch.random.fork_rng(devices), watch:
-                expected = self.original(*args, **kwargs)
-            spread = frozenset(own) - watch.served
-            if x is None or not all(_fits(own[k], x) for k in spread):
-                return None
-            try:
-                wide = {k: own[k].expand(_positions(own[k], x)) for k in spread}
-                with torch.no_grad(), torch.random.fork_rng(devices), shadowed(self.module, wide):
-                    found = self.original(*args, **kwargs)
-            except Exception:  # whatever the module's code says of a parameter of another shape
-                return None
-        finally:
-            self.tape.inside = saved
-        return spread if _same(expected, found) else None
+            with rehearsal(self, devices):
+                wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in left]
+                given, options = _cloned((args, kwargs))
+                with shadowed(self.module, dict(zip(spread, wide, strict=True))):
+                    found = self.original(*given, **options)
+                right = _same(expected, found) and _stays_in_its_row(expected, found, left, wide, len(x))
+        except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
+            return None
+        return frozenset(spread) if right else None
 
     def _spread(self, own: Mapping[str, nn.Parameter], spread: frozenset[str], args: Any, kwargs: Any) -> Any:
         x = _first(args, kwargs)
@@ -578,6 +706,40 @@ class Whole(Twin):
 def _uncounted() -> Any:
     """Tensors saved in here are kept as they are, and a checkpoint around does not count them."""
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+
+
+def _differentiable(out: Any) -> list[Tensor]:
+    return [y for y in pytree.tree_leaves(out) if isinstance(y, Tensor) and y.requires_grad]
+
+
+def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: Sequence[Tensor], rows: int) -> bool:
+    """Whether gradients of parameters spread over positions are the module's own, each found where it belongs.
+
+    expected, found: the module's output, plain and with `wide` for `param`. For a random cotangent the sum over
+    positions must be the parameter's gradient, which then goes no other way; for one on the first row alone, no other
+    row may have any.
+    """
+    plain, spread = _differentiable(expected), _differentiable(found)
+    if not param or not plain:
+        return True
+    cotangent = [torch.randn_like(y) for y in plain]
+    first = [c.clone() for c in cotangent]
+    for y, c in zip(plain, first, strict=True):
+        size = y.shape[0] // rows if y.dim() and y.shape[0] % rows == 0 else 0
+        c[size:] = 0
+
+    def grads(out: Sequence[Tensor], of: Sequence[Tensor], seed: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(out, of, seed, retain_graph=True, allow_unused=True)
+
+    if len(spread) != len(plain) or any(g is not None for g in grads(spread, param, cotangent)):
+        return False
+    if any(g is not None and bool((g[1:] != 0).any()) for g in grads(spread, wide, first)):
+        return False
+    for p, whole, each in zip(param, grads(plain, param, cotangent), grads(spread, wide, cotangent), strict=True):
+        a, b = (torch.zeros_like(p) if g is None else g.double().sum_to_size(p.shape) for g in (whole, each))
+        if not float((a - b).norm()) <= torch.finfo(p.dtype).eps ** 0.5 * float(a.norm() + b.norm()):
+            return False
+    return True
 
 
 def _first(args: Any, kwargs: Any) -> Tensor | None:
@@ -628,10 +790,16 @@ class Inner:
         self.input = [self._leaf[k] for k in self.place]
         x = _first(args, kwargs)
         self._device = "cpu" if x is None else x.device.type
+        self._devices = [x.device] if x is not None and x.is_cuda else []
         self._cast = (torch.get_autocast_dtype(self._device), torch.is_autocast_enabled(self._device))
-        flat, self.spec = pytree.tree_flatten(self._call(self._leaf))
+        try:
+            flat, self.spec = pytree.tree_flatten(self._call(self._leaf))
+        except RuntimeError as error:
+            if "leaf Variable" not in str(error):
+                raise
+            raise InputError(f"{twin.name}: changes its input in place, which no loop allows; {WHOLE_LOOP}") from error
         self.flat = flat
-        self.out = [y for y in flat if isinstance(y, Tensor) and y.requires_grad]
+        self.out = _differentiable(flat)
         self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
 
     def _call(self, leaf: Sequence[Any]) -> Any:
@@ -655,12 +823,12 @@ class Inner:
         if not pair or not wanted:
             return [None] * len(wanted)
         out, seed = zip(*pair, strict=True)
-        return self._grad(out, wanted, seed, True)
+        return self._grad(out, wanted, seed)
 
-    def _grad(self, out: Any, wanted: Any, seed: Any, retain: bool) -> list[Tensor | None]:
+    def _grad(self, out: Any, wanted: Any, seed: Any) -> list[Tensor | None]:
         self.twin.tape.inside += 1  # the pass takes no note of what comes to a parameter in here
-        try:
-            return list(torch.autograd.grad(out, wanted, seed, retain_graph=retain, allow_unused=True))
+        try:  # the graph stays: a part of it may have been made before the call, for all trajectories
+            return list(torch.autograd.grad(out, wanted, seed, retain_graph=True, allow_unused=True))
         finally:
             self.twin.tape.inside -= 1
 
@@ -676,7 +844,8 @@ class Inner:
             leaf = [layout.part(x, i) if isinstance(x, Tensor) else x for x in self._leaf]
             leaf = [_apart(x) if k in self.place else x for k, x in enumerate(leaf)]
             try:
-                out = [y for y in pytree.tree_leaves(self._call(leaf)) if isinstance(y, Tensor) and y.requires_grad]
+                with rehearsal(self.twin, self._devices):
+                    out = _differentiable(self._call(leaf))
             except Exception as error:  # whatever the module's code says of fewer rows
                 raise Differs from error
             if len(out) != len(self.out):
@@ -694,7 +863,7 @@ class Inner:
                 pair.append((y, layout.part(g, i)))
             ys, gs = zip(*pair, strict=True)
             wanted = [leaf[k] for k in self.place]
-            found = self._grad(ys, [*self.param, *wanted], gs, False)
+            found = self._grad(ys, [*self.param, *wanted], gs)
             take(i, found[: len(self.param)])
             parts.append(found[len(self.param) :])
         whole_grad: list[Tensor | None] = []
@@ -723,17 +892,17 @@ class _Local(torch.autograd.Function):
         running = inner.twin.tape.running
         if running is None:
             return None, *inner.grads(grad, [*inner.input, *inner.param])
-        return None, *running.local(inner.twin.name, inner, grad), *[None] * len(inner.param)
+        given = running.local(inner.twin.name, inner, grad) if inner.param else inner.grads(grad, inner.input)
+        return None, *given, *[None] * len(inner.param)
 
 
 def local(twin: Twin, args: Any, kwargs: Any) -> Any:
     """The module's own output, reported by a loop over trajectories."""
     inner = Inner(twin, args, kwargs)
-    if not inner.param:
-        return twin.original(*args, **kwargs)
     for p in inner.param:
         twin.tape.uses("local", p)
-    twin.tape.looped(twin.name)
+    if inner.param:
+        twin.tape.looped(twin.name)
     found = iter(_Local.apply(inner, *inner.given, *inner.param))
     graph = [next(found) if isinstance(y, Tensor) and y.requires_grad else y for y in inner.flat]
     return pytree.tree_unflatten(graph, inner.spec)

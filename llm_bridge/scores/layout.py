@@ -17,8 +17,12 @@ from vcposim.errors import InputError
 _WORTH_A_COPY = 1 / 8
 
 
+WHOLE_LOOP = "use ScoreTape(model, method='loop')"
+"""what helps with any model"""
+
+
 def _whole_loop(name: str) -> str:
-    return "use ScoreTape(model, method='loop')"
+    return WHOLE_LOOP
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,16 @@ class Layout:
     def flatten(self, name: str, x: Tensor) -> Tensor:
         """(row, time, ..., feature) -> (N, feature), refusing arrays in which trajectories cannot be told apart."""
         if not self.tells(x):
-            expected = f"{self.lead}" if self.owner is not None else f"({self.n}, time)"
-            raise InputError(
-                f"{name}: sees shape {tuple(x.shape)}, not {expected} and features, so trajectories are mixed; "
-                f"pass one row per trajectory, or {self.advise(name)}"
-            )
+            raise self.mixed(name, x)
         return x.reshape(-1, x.shape[-1])
+
+    def mixed(self, name: str, x: Tensor) -> InputError:
+        """What to say of a module whose array x has no rows for each trajectory."""
+        expected = f"{self.lead}" if self.owner is not None else f"({self.n}, time)"
+        return InputError(
+            f"{name}: sees shape {tuple(x.shape)}, not {expected} and features, so trajectories are mixed; "
+            f"pass one row per trajectory, or {self.advise(name)}"
+        )
 
     def tells(self, x: Tensor) -> bool:
         """Whether x is (row, time, ...), or the same with row, time and perhaps heads in one axis."""

@@ -1,7 +1,8 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -16,7 +17,7 @@ from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
 from llm_bridge.scores.check import EVERY, Projection, check_norms, ordinary, squares
 from llm_bridge.scores.layers import Differs, Inner, Twin, Whole, graph_nodes, twin_of
-from llm_bridge.scores.layout import Layout, Operands
+from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
 from llm_bridge.scores.norms import (
     embedding_sq_norms,
@@ -31,7 +32,6 @@ from vcposim.errors import InputError, unknown_name
 _NORMS = ("exact", "sketch")
 _VERIFY = ("first", "always", "never")
 _PASSES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_LOOP = "use ScoreTape(model, method='loop')"
 
 
 def tape_for(model: nn.Module, norm: str, *, method: str = "auto", seed: int = 0) -> "ScoreTape | None":
@@ -125,7 +125,7 @@ class ScoreTape:
         self._stored: dict[nn.Parameter, nn.Parameter] = {}
         self._finish: Callable[[Tensor], None] | None = None
         self._eager: Any = None
-        self._n = 0
+        self._shape: tuple[int, ...] = ()
         self._open = self._called = False
 
     # --- context ------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class ScoreTape:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
         self._refuse_wrapped()
-        self._refuse_hooks()
+        self._refuse_parameters()
         if any(isinstance(m.__dict__.get("forward"), Twin) for m in self.model.modules()):
             raise InputError("ScoreTape: another tape is open on this model; close it first")
         for module, twin in [] if self.method == "loop" else self._twins():
@@ -176,6 +176,7 @@ class ScoreTape:
         segment: Tensor | None = None,
         affine: tuple[Tensor, Tensor] | None = None,
         keep: bool = True,
+        per_token: bool = False,
         scale: float = 1.0,
     ) -> Tensor:
         """||grad sum_t mask_t weight_t log_prob_t||^2 of every trajectory: (n,), at least float32, no gradient.
@@ -183,20 +184,35 @@ class ScoreTape:
         log_prob, mask, token_weight, segment: (row, time). One trajectory a row, or `segment` ids 0..n-1 of a packed
         batch (-1: padding). affine: (u, v), each (n,), when the coefficients will be u + a v with the one number a
         unknown; v (groups, n) for one unknown per group, at one more gradient buffer each. keep=False: norms only,
-        no gradient to follow. scale: what the backward is multiplied by inside, against underflow in
-        float16; norms and gradient come without it. Squares are of the weighted score; per-trajectory factors belong
-        into the coefficients.
+        no gradient to follow. per_token: the coefficients that follow are one a token (row, time), which no sum over
+        a trajectory's rows can hold: the graph is kept, and the gradient takes a second backward. scale: what the
+        backward is multiplied by inside, against underflow in float16; norms and gradient come without it. Squares
+        are of the weighted score; per-trajectory factors belong into the coefficients.
 
         Raises InputError on shapes that disagree, a second call before `backward`, or a log_prob without graph.
         """
         self._check_ready(log_prob, mask, token_weight)
+        with self._untouched():
+            return self._norms(log_prob, mask, token_weight, segment, affine, keep, per_token, scale)
+
+    def _norms(
+        self,
+        log_prob: Tensor,
+        mask: Tensor,
+        token_weight: Tensor | None,
+        segment: Tensor | None,
+        affine: tuple[Tensor, Tensor] | None,
+        keep: bool,
+        per_token: bool,
+        scale: float,
+    ) -> Tensor:
         layout = Layout.of(log_prob, segment, self.batch, self._advice)
-        self._n = layout.n
+        self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
         reentrant = self._read_graph(log_prob)
         if self.method == "loop":
-            return self._loop(log_prob, mask, token_weight, segment, keep, reentrant)
+            return self._loop(log_prob, mask, token_weight, segment, keep, per_token, reentrant)
         line = None if affine is None else Line.of(*affine, layout.n)
-        again = self._subset is not None
+        again = per_token or self._subset is not None
         route = _route(layout, line, keep and not again, self._stored)
         route.scale = scale
         objective = weighted(log_prob, mask, token_weight) * scale
@@ -225,7 +241,8 @@ class ScoreTape:
             _PASSES[self.model] += 1
         if keep and again:
             assert total is not None
-            self._finish = self._second_backward(total, reentrant)
+            each = weighted(log_prob, mask, token_weight) if per_token else total
+            self._finish = self._second_backward(each, reentrant)
         elif keep:
             self._finish = (
                 route.finish if total is None else self._checked(route, total, score.coarsest, reentrant, due)
@@ -233,20 +250,26 @@ class ScoreTape:
         return norms
 
     def backward(self, coefficient: Tensor) -> None:
-        """Add -sum_i c_i grad log pi(tau_i) to p.grad; c (n,), detached.
+        """Add -sum_i c_i grad log pi(tau_i) to p.grad; c (n,), detached; (row, time) after `per_token` norms.
 
         Raises InputError before any norms, for a wrong shape or a number that is not finite (then p.grad is
         untouched).
         """
         if self._finish is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
-        if tuple(coefficient.shape) != (self._n,):
-            raise InputError(f"coefficient: shape {tuple(coefficient.shape)}; give one per trajectory, ({self._n},)")
+        if tuple(coefficient.shape) != self._shape:
+            one = "token (the norms were taken with per_token)" if len(self._shape) == 2 else "trajectory"
+            remedy = "" if len(self._shape) == 2 else "; for one per token, take the norms with per_token=True"
+            raise InputError(
+                f"coefficient: shape {tuple(coefficient.shape)}; give one per {one}, {self._shape}{remedy}"
+            )
         bad = ~torch.isfinite(coefficient)
         if bool(bad.any()):
-            i = int(bad.nonzero()[0])
+            at = bad.nonzero()[0].tolist()
+            token = f", token {at[1]}" if len(at) == 2 else ""
             raise InputError(
-                f"coefficient: {float(coefficient[i])} at trajectory {i}; skip this update or repair its weights"
+                f"coefficient: {float(coefficient[tuple(at)])} at trajectory {at[0]}{token}; skip this update or "
+                "repair its weights"
             )
         with torch.no_grad():
             self._finish(coefficient.detach())
@@ -276,19 +299,38 @@ class ScoreTape:
         """What to do about a module that cannot be told per trajectory: loop over its owner, or over everything."""
         owner = name.rpartition(".")[0]
         if not owner or self.unknown == "error":
-            return _LOOP
+            return WHOLE_LOOP
         modules = dict(self.model.named_modules())
-        while type(modules[owner]).forward is nn.Module.forward and owner:
+        while owner and (
+            type(modules[owner]).forward is nn.Module.forward or type(modules[owner]).__name__ in self._whole
+        ):
             owner = owner.rpartition(".")[0]
-        kind = type(modules[owner]).__name__
-        if not owner or kind in self._whole:
-            return _LOOP
-        return f"loop over its owner, ScoreTape(model, unknown='loop', loop={sorted({*self._whole, kind})})"
+        if not owner:
+            return WHOLE_LOOP
+        loop = sorted({*self._whole, type(modules[owner]).__name__})
+        return f"loop over its owner, ScoreTape(model, unknown='loop', loop={loop})"
 
     def _note_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self.batch = tuple(found[0].shape[:2]) if found else ()
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """Raises InputError if p.grad changes in here: an operator whose own backward adds to it hides its scores."""
+        found = [(name, p, p.grad, None if p.grad is None else p.grad._version) for name, p in self._targets()]
+        try:
+            yield
+        finally:
+            moved = [name for name, p, g, old in found if p.grad is not g or (g is not None and g._version != old)]
+            for _, p, g, _ in found:
+                if g is None:
+                    p.grad = None
+            if moved:
+                raise InputError(
+                    f"ScoreTape: {moved[0]}: an operator of the model adds to p.grad in its own backward, as "
+                    "reversible layers do; neither a tape nor a loop sees its scores; train this model without"
+                )
 
     def _read_graph(self, log_prob: Tensor) -> bool:
         """Whether reentrant checkpoints lie in the graph; Raises InputError for a compiled one."""
@@ -370,6 +412,7 @@ class ScoreTape:
         return named if self._subset is None else [(name, p) for name, p in named if p in self._subset]
 
     def _second_backward(self, total: Tensor, reentrant: bool) -> Callable[[Tensor], None]:
+        # of trajectories (n,) or of tokens (row, time), whichever the coefficients will be of
         params = [p for p in self.model.parameters() if p.requires_grad]
 
         def finish(coefficient: Tensor) -> None:
@@ -384,6 +427,7 @@ class ScoreTape:
         token_weight: Tensor | None,
         segment: Tensor | None,
         keep: bool,
+        per_token: bool,
         reentrant: bool,
     ) -> Tensor:
         params = [p for _, p in self._targets()]
@@ -391,7 +435,8 @@ class ScoreTape:
             raise InputError("ScoreTape: method='loop' needs checkpointing with use_reentrant=False")
         norms = score_sq_norms_loop(log_prob, mask, params, token_weight=token_weight, segment=segment)
         if keep:
-            total = trajectory_sums(log_prob, mask, token_weight, segment)
+            each = (log_prob, mask, token_weight)
+            total = weighted(*each) if per_token else trajectory_sums(*each, segment)
             self._finish = self._second_backward(total, reentrant)
         return norms
 
@@ -470,8 +515,16 @@ class ScoreTape:
                     "which gathers parameters for each forward, can be taped"
                 )
 
-    def _refuse_hooks(self) -> None:
+    def _refuse_parameters(self) -> None:
+        for name, module in self.model.named_modules():
+            if getattr(module, "sparse", False) is True and any(p.requires_grad for p in module.parameters()):
+                raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
         for name, p in self.model.named_parameters():
+            if p.requires_grad and p.is_complex():
+                raise InputError(
+                    f"ScoreTape: {name} is complex; hold its real and imaginary parts as one real parameter and "
+                    "take torch.view_as_complex of it in the forward"
+                )
             if p.requires_grad and (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
                 raise InputError(
                     f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
@@ -585,6 +638,9 @@ class ScorePass:
     def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
         """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients."""
         layout, params = self.layout, inner.param
+        for g in grad:
+            if g is not None:  # an output without rows has a gradient that is everybody's
+                layout.flatten(name, g if g.dim() >= 2 else g.unsqueeze(-1))
         alone = [self._wants(p) and self._alone("local", name, p) for p in params]
         square: list[list[Tensor]] = [[] for _ in params]
         kept: list[list[Tensor]] = [[] for _ in params]
@@ -669,7 +725,7 @@ class ScorePass:
         if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
             raise InputError(
                 f"{name}: its parameters are used twice in one forward; give use_reentrant=False to "
-                f"checkpointing, or {_LOOP}"
+                f"checkpointing, or {WHOLE_LOOP}"
             )
         self._seen.add((kind, param))
         return True

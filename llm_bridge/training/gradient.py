@@ -7,8 +7,9 @@
 
 Three routes lead to the same gradient:
 
-    one pass    a rank's rows fit one forward (`micro_batch` 0): norms on a `ScoreTape` without a second backward, or
-                plain autograd on the surrogate where the estimator needs none
+    one pass    a rank's rows fit one forward (`micro_batch` 0): norms on a `ScoreTape` without a second backward (with
+                one where coefficients are per token, as PPO's with an n^2 baseline), or plain autograd on the
+                surrogate where the estimator needs no norms
     by group    `micro_batch` is one group, and the coefficient is affine in the group's one unknown, its baseline
                 (OPOB and its kin): each group is finished by itself, and the tape keeps two sums, not activations
     two passes  anything else, and sharded parameters: one pass that reads, one that descends. A forward more (for
@@ -35,7 +36,7 @@ from llm_bridge.training.reading import Reading, first_read, policy_log_prob, po
 from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, Resolved
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class GradientMaker:
     ) -> None:
         self.model, self.trained, self.config, self.older = model, trained, config, older or {}
         self.estimator = config.resolved()
+        self.per_token = token_coefficients(self.estimator, config.group_size)
         self.want_proxy = False
 
     @property
@@ -118,6 +120,7 @@ class GradientMaker:
         for part in parts:
             with self._tape(step) as tape:
                 log_prob, reading = self._read(part, None, keep=False)
+                assert isinstance(self.estimator, Estimator)  # else it is not affine
                 at_0, at_1 = (
                     self._own(part, reading, replace(self.estimator, baseline=b)) / filled for b in (0.0, 1.0)
                 )
@@ -145,7 +148,9 @@ class GradientMaker:
     def _read(self, rollouts: Rollouts, tape: ScoreTape | None, keep: bool) -> tuple[Tensor, Reading]:
         logits = policy_logits(self.model, rollouts, self.config.temperature, first_read(rollouts))
         log_prob = policy_log_prob(logits, rollouts)
-        norm = None if tape is None else tape.score_sq_norms(log_prob, rollouts.mask, keep=keep)
+        norm = (
+            None if tape is None else tape.score_sq_norms(log_prob, rollouts.mask, keep=keep, per_token=self.per_token)
+        )
         proxy = self.want_proxy or self._norm_kind == "logit"
         reading = read(logits, log_prob, rollouts, proxy=proxy, score_sq_norm=norm)
         return log_prob, reading
@@ -156,7 +161,7 @@ class GradientMaker:
         c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
         return BatchGradient(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
 
-    def _own(self, group: Rollouts, reading: Reading, estimator: Estimator) -> Tensor:
+    def _own(self, group: Rollouts, reading: Reading, estimator: Resolved) -> Tensor:
         """Coefficients of the rows of one group, as if it were the batch: (n,)."""
         record = replace(self._record(group, reading), grouped=False)
         return mean_coefficient(estimator.coefficients(record), record)
@@ -198,6 +203,8 @@ class GradientMaker:
 
     def _affine(self, parts: Sequence[Rollouts]) -> bool:
         e, one_group = self.estimator, len(parts[0]) == self.config.group_size
+        if not isinstance(e, Estimator):
+            return False  # a function says nothing of what it is made of
         local = e.surrogate is None and "grouped" not in e.needs and e.weighting.level != "token"
         on_tape = self._norm_kind in ("exact", "sketch") and not self.sharded
         return one_group and local and on_tape and isinstance(e.baseline, str) and baseline(e.baseline).one_unknown
@@ -214,8 +221,11 @@ class GradientMaker:
         return _rows(rollouts, self.config.micro_batch or len(rollouts))
 
 
-def require_served(estimator: Estimator, group_size: int) -> None:
-    """Refuse an estimator that asks for what a trainer cannot give, before any work: `InputError` says what."""
+def token_coefficients(estimator: Resolved, group_size: int) -> bool:
+    """Whether coefficients come one a token; refuses, before any work, what a trainer cannot give.
+
+    Asked of a batch of ones. Raises `InputError`, which says what is missing.
+    """
     n = 2 * max(group_size, 2)
     one, tokens = torch.ones(n), torch.ones(n, 1)
     optional: dict[str, Any] = {"log_prob": -tokens, "collision": tokens, "anchor_log_ratio": tokens}
@@ -223,7 +233,8 @@ def require_served(estimator: Estimator, group_size: int) -> None:
     given = {name: x for name, x in optional.items() if name in estimator.needs}
     try:
         batch = trajectory_batch(one, -tokens, -tokens, tokens, score_sq_norm=one)
-        estimator.coefficients(gather_batch(replace(batch, **given), torch.arange(n) % 2).batch)
+        every = gather_batch(replace(batch, **given), torch.arange(n) % 2).batch
+        return estimator.coefficients(every).ndim > every.reward.ndim
     except InputError as error:
         raise InputError(f"estimator: cannot be served in training: {error}") from None
 

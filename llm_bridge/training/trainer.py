@@ -35,13 +35,14 @@ from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import STRIDE, Task
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.dumps import dump_records
-from llm_bridge.training.gradient import BatchGradient, GradientMaker, require_served
+from llm_bridge.training.gradient import BatchGradient, GradientMaker, token_coefficients
 from llm_bridge.training.queue import RolloutQueue, moved
 from llm_bridge.training.records import TrainingRecord, update_record
 from llm_bridge.training.schedule import Schedule
 from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
 from llm_bridge.training.steps import Stepped, Steps, make_optimizer
 from vcposim.control import step_rule
+from vcposim.diagnostics import weight_sums
 from vcposim.errors import InputError
 
 HELD_OUT = STRIDE // 10 * 9
@@ -184,8 +185,21 @@ class Trainer:
         if "anchor" in self.older and self.older["anchor"] is not self.model:
             load_weights(self.older["anchor"], weights(self.model))
         log_w = log_ratio(made.reading.log_prob, rollouts.behavior_log_prob, rollouts.mask)
+        every = made.every.batch
+        token_ess = None
+        if "token_ess_fraction" in self.steps.rule.needs:
+            tokens, mask = every.given("log_ratio").flatten(), every.given("token_mask").flatten()
+            token_ess = float(weight_sums(tokens, mask).ess_fraction())
+        here = every.given("measure") > 0
         stepped = self.steps.step(
-            self.version, lag, log_w, present(rollouts.mask), finite=made.finite, group_gradient=group_gradient
+            self.version,
+            lag,
+            log_w,
+            present(rollouts.mask),
+            finite=made.finite,
+            group_gradient=group_gradient,
+            token_ess_fraction=token_ess,
+            length=float(every.token_length()[here].mean()),
         )
         if self.maker.sharded:
             synchronize(self.model, self.trained)
@@ -230,7 +244,7 @@ class Trainer:
         return range(rank() * share, (rank() + 1) * share)
 
     def _refuse_what_cannot_be(self) -> None:
-        require_served(self.config.resolved(), self.config.group_size)
+        token_coefficients(self.config.resolved(), self.config.group_size)
         rule = step_rule(self.config.step_rule)
         whole_gradient = "group_gradient" in rule.needs or rule.turn is not None
         if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):

@@ -116,6 +116,33 @@ def compare(
     assert float(norm.max() / norm.min()) > 1.5, "trajectories too alike to tell a wrong norm"
 
 
+@pytest.mark.parametrize("layout", BATCHES)
+@pytest.mark.parametrize("method", ["block", "loop"])
+def test_coefficients_of_tokens_follow_the_norms(layout: str, method: str) -> None:
+    """The gradient of sum c_it log pi_it, by autograd alone; padding has none, even where c is not 0 there."""
+    model, batch = tiny_model("qwen2", tied=True), BATCHES[layout]()
+    params = [p for p in model.parameters() if p.requires_grad]
+    log_prob = token_log_prob(model, batch)
+    c = torch.linspace(-1, 2, log_prob.numel(), dtype=log_prob.dtype).reshape(log_prob.shape)
+    twin = torch.autograd.grad(-(c * torch.where(batch.mask > 0, log_prob, 0)).sum(), params, retain_graph=True)
+    norm = score_sq_norms_loop(log_prob, batch.mask, params, segment=batch.segment)
+    model.zero_grad()
+    with ScoreTape(model, verify="always", method=method) as tape_:
+        log_prob = token_log_prob(model, batch)
+        ours = tape_.score_sq_norms(log_prob, batch.mask, segment=batch.segment, per_token=True)
+        with pytest.raises(InputError, match="give one per token"):
+            tape_.backward(torch.ones(len(norm)))
+        with pytest.raises(InputError, match=r"nan at trajectory 0, token 1; skip"):
+            tape_.backward(c.index_fill(1, torch.tensor(1), float("nan")))
+        tape_.backward(c)
+    assert_near(ours, norm, allow=SUMMED, scale=0)
+    assert relative([p.grad for p in params], list(twin)) <= RELATIVE  # type: ignore[misc]
+    with ScoreTape(model) as tape_:
+        tape_.score_sq_norms(token_log_prob(model, batch), batch.mask, segment=batch.segment)
+        with pytest.raises(InputError, match="take the norms with per_token=True"):
+            tape_.backward(c)
+
+
 # --- exactness --------------------------------------------------------------------------------------------------------
 
 

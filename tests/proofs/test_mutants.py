@@ -82,6 +82,49 @@ MUTANTS = [
     Mutant(
         "n^2 mean without n^2", "baselines", "weight * reward, measure", "reward * reward, measure", "T15.self_push"
     ),
+    Mutant(
+        "baseline counted twice",
+        "estimators",
+        "over_tokens(batch.reward, b) - b",
+        "over_tokens(batch.reward, b) - 2 * b",
+        "T15.only",
+    ),
+    Mutant(
+        "no correction keeps the ratio", "weights", "zeros_like(x) + scale.write(1)", "zeros_like(x) + x", "T16.stale"
+    ),
+    Mutant(
+        "reward shifted by the baseline's double",
+        "estimators",
+        "over_tokens(batch.reward, b) - b",
+        "over_tokens(batch.reward, b) - 2 * b",
+        "T16.along",
+    ),
+    Mutant("update of a sum", "moments", "combine(coefficient * measure)", "combine(coefficient)", "T16.transition"),
+    Mutant("no correction damps", "weights", "scale.write(1)", "scale.write(1) / 2", "T16.settles"),
+    Mutant(
+        "n^2 mean takes the mean's weight",
+        "baselines",
+        "[e.score_sq_norm()] if self.score",
+        "[e.one] if self.score",
+        "T16.overshoot",
+        "exact",
+    ),
+    Mutant(
+        "center under the target",
+        "vocabulary",
+        "center = behavior * weighted",
+        "center = target * weighted",
+        "T17.constant",
+        "exact",
+    ),
+    Mutant(
+        "center forgets the weight",
+        "vocabulary",
+        "center = behavior * weighted",
+        "center = behavior",
+        "T17.covariance",
+        "exact",
+    ),
     Mutant("own sample left in", "baselines", "+ x * (measure - unit)", "+ x * measure", "T6.ignores"),
     Mutant("step ignores the reference", "control", "safe / reference", "safe", "T8.range"),
     Mutant(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,7 +15,9 @@ from llm_bridge.ratios import trajectory_batch  # noqa: E402
 from llm_bridge.scores import score_sq_norms_loop  # noqa: E402
 from llm_bridge.training import Trainer, gradient  # noqa: E402
 from llm_bridge.training.gradient import GradientMaker  # noqa: E402
+from tests.kit.statistical import assert_near  # noqa: E402
 from tests.llm_bridge.training.toys import trainer  # noqa: E402
+from vcposim.batch import Batch, ScoreNorms  # noqa: E402
 from vcposim.catalogue import CATALOGUE, entry  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
 
@@ -62,14 +65,42 @@ def off(found: Any, expected: Any) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def on_n2(name: str) -> Any:
+    """A rival on the baseline that weighs rewards by squared score norms: coefficients a token, norms a trajectory."""
+    return replace(entry(name).estimator, baseline="on_policy_optimal")
+
+
+N2 = {f"{name} on n2": on_n2(name) for name in ("ppo_clip", "m2po", "token_tis")}
+
+
 @pytest.mark.parametrize(
-    "name", ["dr_grpo", "vcpo", "vcpo_group_std", "vcpo_leave_one_out", "token_tis", "gspo", "m2po"]
+    "name", ["dr_grpo", "vcpo", "vcpo_group_std", "vcpo_leave_one_out", "token_tis", "gspo", "m2po", *N2]
 )
 def test_every_route_forms_the_slow_twins_gradient(name: str) -> None:
-    made = lagging(estimator=name)
+    made = lagging(estimator=N2.get(name, name))
     expected = slow_twin(made)
     for route in (0, made.config.group_size, 5):  # one pass; a group at a time; two passes with a ragged end
         assert off(gradient_of(made, micro_batch=route), expected) < ROUNDING, route
+
+
+@pytest.mark.parametrize("name", N2)
+def test_token_coefficients_on_a_norm_baseline_are_the_numpy_kernels(name: str) -> None:
+    """From the same log-probabilities and norms, in NumPy; the group mean instead of n^2 is another update."""
+    made = lagging(estimator=N2[name])
+    assert made.rollouts is not None
+    found = made.maker(made.rollouts, made.version)
+    seen = {k: np.asarray(x) for k, x in vars(found.every.batch).items() if isinstance(x, torch.Tensor)}
+    norms = ScoreNorms(np.asarray(found.every.batch.scored().sq_norm(found.every.batch.reward * 0 + 1)))
+    batch = Batch(**seen, scores=norms, grouped=True)
+    c = N2[name].coefficients(batch) * seen["measure"][..., None] / len(seen["reward"])
+    plain = replace(N2[name], baseline="group_mean").coefficients(batch) * seen["measure"][..., None] / len(c)
+    assert_near(found.coefficient, c.reshape(-1, c.shape[-1]), scale=1)
+    assert abs(c - plain).max() > 1e-3 * abs(c).max()
+
+
+def test_ppo_on_a_norm_baseline_trains() -> None:
+    records = list(trainer(estimator=N2["ppo_clip on n2"], lag=1, updates=3).updates())
+    assert [r["step_scale"] for r in records] == [1, 1, 1]
 
 
 def test_the_route_by_group_is_taken_and_needs_no_second_forward(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Pages of one file: what the report of the experiments and the page of a replay share."""
