@@ -116,7 +116,7 @@ def write(date: str, folders: Sequence[Path]) -> Path:
             raise InputError(f"{folder}: of other settings than {folders[0]}; run both at one size of one version")
         for name, records in run.records().items():
             row = {"fingerprint": about["estimators"][name], "records": short(records)}
-            rows[name] = f"  {json.dumps(name)}: {canonical(row)}"
+            rows[name] = f"  {json.dumps(name)}: {json.dumps(row, allow_nan=False, separators=(',', ':'))}"
     lines = [f" {json.dumps(k)}: {canonical(v)}" for k, v in {"date": date, **heads[0]}.items()]
     text = "{\n" + ",\n".join(lines) + ',\n "estimators": {\n' + ",\n".join(rows.values()) + "\n}}\n"
     path = Path(__file__).with_name(FILE)
