@@ -8,7 +8,7 @@ from _hooks.cache import cached
 from _hooks.formula import clauses, latex
 from _hooks.text import fence, number, plain, table
 from llm_bridge.adapters.rows import require
-from llm_bridge.training.gradient import require_served
+from llm_bridge.training.gradient import token_coefficients
 from simulations.methods import METHODS
 from simulations.protocol import discover
 from simulations.summaries import committed
@@ -193,7 +193,7 @@ def trained_with(name: str, entry: Entry) -> str:
     ]
     trainers = {
         "In the trainer that comes along, on transformers": (
-            lambda: require_served(entry.estimator, 4),
+            lambda: token_coefficients(entry.estimator, 4),
             fence(f"python -m llm_bridge.train --task addition --lag 16 --estimator {name}", "sh"),
         ),
         "In TRL ({doc}`how to </guides/HOWTO_TRL>`)": (
