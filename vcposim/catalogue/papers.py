@@ -110,7 +110,7 @@ def markdown(found: Mapping[str, Sequence[str]] | None = None) -> str:
     for paper in papers():
         names = [f"`{name}`" for name in paper.entries] + [f"step rule `{name}`" for name in paper.rules]
         said = [*paper.found, *(found or {}).get(paper.key, ())]
-        cells = (_title(paper.key), ", ".join(names), "; ".join(said), "<br>".join(_switched(paper)))
+        cells = (_title(paper.key), ", ".join(names), "; ".join(said), "<br>".join(switched(paper)))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     unread = [f"- {name}: {why}" for name, why in UNREAD.items()]
     lacking = [f"- {name}: {what}" for name, what in LACKING.items()]
@@ -141,8 +141,8 @@ def _title(key: str) -> str:
     return f"{title}<br>{short(key)}"
 
 
-def _switched(paper: Paper) -> list[str]:
-    """A line for each trainer, of the first entry that it serves, and the trainers that serve none."""
+def switched(paper: Paper) -> list[str]:
+    """How to switch on what stands on a paper: for each trainer a line of the first entry that it serves."""
     out = []
     for trainer, switch in SWITCHES.items() if paper.entries else ():
         lines = [line for name in paper.entries if (line := switch.on(name)) is not None]
