@@ -49,7 +49,7 @@ class Additive(Protocol):
         """The sums of both parts; associative and commutative up to rounding."""
 
 
-Sums = TypeVar("Sums", bound=Additive)
+AnySums = TypeVar("AnySums", bound=Additive)
 
 
 def world_size(process_group: ProcessGroup = None) -> int:
@@ -91,12 +91,12 @@ def gathered_rows(x: Tensor, process_group: ProcessGroup = None) -> Tensor:
     return torch.cat([part[: int(shape[0])] for part, shape in zip(every, shapes, strict=True)])
 
 
-def merged(sums: Sums, process_group: ProcessGroup = None) -> Sums:
+def merged(sums: AnySums, process_group: ProcessGroup = None) -> AnySums:
     """Every rank's sums in one (`WeightSums`, `GroupSums`), bit-equal on all ranks."""
     return reduce(lambda a, b: a.merge(b), _parts(sums, process_group))
 
 
-def merged_others(sums: Sums, process_group: ProcessGroup = None) -> Sums | None:
+def merged_others(sums: AnySums, process_group: ProcessGroup = None) -> AnySums | None:
     """The sums of all ranks but this one, None if there is no other."""
     parts = _parts(sums, process_group)
     del parts[rank(process_group)]

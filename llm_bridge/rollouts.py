@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from llm_bridge.models.language_model import LanguageModel
-from llm_bridge.tasks.base import Problem, Task
+from llm_bridge.tasks.base import Task, TaskProblem
 from vcposim.errors import InputError
 
 
@@ -60,7 +60,7 @@ class Rollouts:
 
 
 @dataclass
-class Row:
+class OpenTrajectory:
     """One trajectory under way. `log_prob` and `version` speak about its own tokens, in order; `own` says where."""
 
     problem: int
@@ -83,10 +83,10 @@ class Row:
 
 
 @dataclass
-class State:
+class SamplerState:
     """Trajectories between two calls of `Sampler.advance`; `column` is the next one to fill."""
 
-    rows: list[Row]
+    rows: list[OpenTrajectory]
     column: int
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,9 +94,9 @@ class State:
         return {"column": self.column, "rows": [dict(vars(row)) for row in self.rows]}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "State":
+    def from_state_dict(cls, state: dict[str, Any]) -> "SamplerState":
         """The inverse of `state_dict`."""
-        return cls([Row(**row) for row in state["rows"]], state["column"])
+        return cls([OpenTrajectory(**row) for row in state["rows"]], state["column"])
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Sampler:
         if not self.temperature > 0:
             raise InputError(f"temperature: {self.temperature}; give a positive number (sampling, not argmax)")
 
-    def start(self, lm: LanguageModel, problems: Sequence[int | Problem]) -> State:
+    def start(self, lm: LanguageModel, problems: Sequence[int | TaskProblem]) -> SamplerState:
         """`group_size` rows for each problem (or index of one), in order, with nothing drawn yet.
 
         Raises InputError if there is no problem, or a prompt does not fit the model.
@@ -136,11 +136,15 @@ class Sampler:
                 )
             for sample in range(self.group_size):
                 done = self.max_new_tokens == 0
-                rows.append(Row(problem.index, sample, list(prompt), [], [], [], len(prompt), [], done, False))
-        return State(rows, min(len(row.ids) for row in rows))
+                rows.append(
+                    OpenTrajectory(problem.index, sample, list(prompt), [], [], [], len(prompt), [], done, False)
+                )
+        return SamplerState(rows, min(len(row.ids) for row in rows))
 
     @torch.no_grad()
-    def advance(self, lm: LanguageModel, state: State, tokens: int | None = None, version: int = 0) -> State:
+    def advance(
+        self, lm: LanguageModel, state: SamplerState, tokens: int | None = None, version: int = 0
+    ) -> SamplerState:
         """Fills the next `tokens` columns (all that are needed, if None) with this model's tokens; changes `state`."""
         problems = {row.problem: self.task.problem(row.problem) for row in state.rows}
         uniform = [self._uniform(row) for row in state.rows]
@@ -159,7 +163,7 @@ class Sampler:
                 state.column += 1
         return state
 
-    def finished(self, lm: LanguageModel, state: State) -> Rollouts:
+    def finished(self, lm: LanguageModel, state: SamplerState) -> Rollouts:
         """The trajectories as tensors, with their rewards; those that are still under way are scored as they stand."""
         problems = [self.task.problem(row.problem) for row in state.rows]
         width = max(len(row.ids) for row in state.rows)
@@ -187,12 +191,12 @@ class Sampler:
             prompts=[p.prompt for p in problems],
         )
 
-    def _uniform(self, row: Row) -> np.ndarray:
+    def _uniform(self, row: OpenTrajectory) -> np.ndarray:
         """The numbers in [0, 1) that choose a trajectory's own tokens, by their ordinal."""
         philox = np.random.Philox(key=[self.seed, row.problem], counter=[0, 0, row.sample, 0])
         return np.random.Generator(philox).random(max(self.max_new_tokens, 1))
 
-    def _turn(self, lm: LanguageModel, row: Row, problem: Problem) -> None:
+    def _turn(self, lm: LanguageModel, row: OpenTrajectory, problem: TaskProblem) -> None:
         """After a token: is the turn over, what does the environment say, is there room to go on?"""
         ended = row.ids[-1] == lm.eos_id
         spent = len(row.own) == self.max_new_tokens or len(row.ids) == lm.max_length
@@ -211,7 +215,7 @@ class Sampler:
 def sample(
     lm: LanguageModel,
     task: Task,
-    problems: Sequence[int | Problem],
+    problems: Sequence[int | TaskProblem],
     *,
     group_size: int,
     max_new_tokens: int,
@@ -242,12 +246,12 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Ten
     return token[:, 0], log_prob.gather(1, token)[:, 0]
 
 
-def next_of(row: Row, uniform: np.ndarray) -> float:
+def next_of(row: OpenTrajectory, uniform: np.ndarray) -> float:
     """The number that chooses a trajectory's next own token; any, if there is none."""
     return float(uniform[min(len(row.own), len(uniform) - 1)])
 
 
-def columns(rows: Sequence[Row], start: int, stop: int, pad: int) -> Tensor:
+def columns(rows: Sequence[OpenTrajectory], start: int, stop: int, pad: int) -> Tensor:
     """Columns start <= j < stop of the token matrix, (n, stop - start), padded on the right."""
     cut = [row.ids[start:stop] for row in rows]
     return torch.tensor([ids + [pad] * (stop - start - len(ids)) for ids in cut], dtype=torch.long)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_bridge.models.language_model import LanguageModel
-from llm_bridge.rollouts import Row, Sampler, State, draw
+from llm_bridge.rollouts import OpenTrajectory, Sampler, SamplerState, draw
 
 LOOK = 8
 """tokens between two looks at who has ended"""
@@ -245,7 +245,9 @@ class StaticSampler(Sampler):
     decoders: dict[Any, Decoder] = field(default_factory=dict, compare=False, repr=False)
 
     @torch.no_grad()
-    def advance(self, lm: LanguageModel, state: State, tokens: int | None = None, version: int = 0) -> State:
+    def advance(
+        self, lm: LanguageModel, state: SamplerState, tokens: int | None = None, version: int = 0
+    ) -> SamplerState:
         """As `Sampler.advance`, from the same random numbers; where it can, a whole generation in one captured loop."""
         rows = [row for row in state.rows if not row.done]
         fresh = not any(row.own for row in state.rows) and rows and len(rows) == len(state.rows)
@@ -265,7 +267,9 @@ class StaticSampler(Sampler):
         state.column = max(len(row.ids) for row in rows)
         return state
 
-    def _fill(self, lm: LanguageModel, row: Row, token: list[int], log_prob: list[float], version: int) -> None:
+    def _fill(
+        self, lm: LanguageModel, row: OpenTrajectory, token: list[int], log_prob: list[float], version: int
+    ) -> None:
         ended = lm.eos_id in token
         count = token.index(lm.eos_id) + 1 if ended else len(token)
         row.own = list(range(len(row.ids), len(row.ids) + count))

@@ -1,6 +1,7 @@
-"""Train a language model on stale rollouts, with any estimator and step rule of the catalogue.
+"""Train a language model on stale rollouts, with any estimator and step rule of the catalogue, or your own.
 
     python -m llm_bridge.train --task addition --estimator vcpo --step-rule ess_sqrt --lag 16
+    python -m llm_bridge.train --task addition --estimator mine.py:soft --lag 16
     torchrun --nproc_per_node 4 -m llm_bridge.train --model smollm2 --dtype bf16 --sharding fsdp2 ...
 
 The same command runs on a CPU, one accelerator, or several. Settings come from flags, or from --config FILE (TOML or
@@ -11,6 +12,7 @@ JSON, the flags' names with underscores); flags override the file. Bad input is 
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -165,8 +167,8 @@ def default_folder(given: dict[str, Any]) -> str:
     from llm_bridge.training.config import TrainConfig
 
     known = {f.name: f.default for f in fields(TrainConfig)} | given
-    task = str(known["task"]).replace(":", "-")
-    return f"runs/{task}-{known['estimator']}-{known['step_rule']}-lag{known['lag']}-seed{known['seed']}"
+    task, estimator = (re.sub(r"[^\w.-]+", "-", str(known[name])) for name in ("task", "estimator"))
+    return f"runs/{task}-{estimator}-{known['step_rule']}-lag{known['lag']}-seed{known['seed']}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

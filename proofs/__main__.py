@@ -91,7 +91,7 @@ def _show(report: check.Report, seconds: float) -> None:
 COLUMNS = ("claim", "statement", "assumptions", "verdict", "layers", "shipped functions", "rows")
 
 
-def _cells(result: check.Result) -> dict[str, Text]:
+def _cells(result: check.ClaimResult) -> dict[str, Text]:
     claim, verdict = result.claim, result.verdict
     texts = (claim.name, claim.statement, claim.assumptions, verdict, result.layers or "-",
              "\n".join(claim.shipped) or "-", " ".join(claim.rows))  # fmt: skip

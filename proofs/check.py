@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proofs import coq_layer, second_opinion
-from proofs.claims import Claim, Outcome, run_exact, run_symbolic
+from proofs.claims import Claim, LayerOutcome, run_exact, run_symbolic
 from proofs.logic import z3
 
 LAYERS = ("exact", "symbolic", "coq")
 
 
 @dataclass
-class Result:
+class ClaimResult:
     """A claim and what became of it in each layer that was run."""
 
     claim: Claim
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, LayerOutcome] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -68,7 +68,7 @@ class Result:
 class Report:
     """Everything that was run, and remarks on what was not."""
 
-    results: list[Result]
+    results: list[ClaimResult]
     confirmed: int = 0
     contradicted: int = 0
     asked: int = 0
@@ -84,7 +84,7 @@ class Report:
 
 def run(claims: list[Claim], layers: tuple[str, ...] = LAYERS, *, need_coq: bool = False) -> Report:
     """All the claims through all the layers."""
-    report = Report([Result(claim) for claim in claims])
+    report = Report([ClaimResult(claim) for claim in claims])
     coq = coq_layer.start() if "coq" in layers else None
     if "symbolic" in layers:
         _symbolic(report)
@@ -122,7 +122,7 @@ def _compare(report: Report, answers: dict[str, str]) -> None:
         if symbolic and any(answers[text] == "unknown" for text in symbolic.obligations):
             report.undecided.append(result.claim.name)
         if symbolic and symbolic.obligations & refuted:
-            result.outcomes["symbolic"] = Outcome(False, "cvc5 contradicts z3 on an obligation")
+            result.outcomes["symbolic"] = LayerOutcome(False, "cvc5 contradicts z3 on an obligation")
 
 
 def _coq(report: Report, started: coq_layer.Compilation, needed: bool) -> None:
@@ -131,6 +131,6 @@ def _coq(report: Report, started: coq_layer.Compilation, needed: bool) -> None:
         report.notes.append(outcome.skipped or outcome.summary)
     for result in report.results:
         if result.claim.coq and outcome.skipped and needed:
-            result.outcomes["coq"] = Outcome(False, outcome.skipped)
+            result.outcomes["coq"] = LayerOutcome(False, outcome.skipped)
         if result.claim.coq and not outcome.skipped:
             result.outcomes["coq"] = outcome.of(result.claim.coq)

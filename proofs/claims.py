@@ -40,6 +40,7 @@ FAMILIES = tuple(
         "t14_control_variates",
         "t15_descent",
         "t16_collapse",
+        "t17_centering",
     ]
 )
 
@@ -89,7 +90,7 @@ def select(names: list[str] | None) -> list[Claim]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LayerOutcome:
     """What became of a claim in one layer."""
 
     passed: bool
@@ -97,27 +98,27 @@ class Outcome:
     obligations: frozenset[str] = frozenset()
 
 
-def run_exact(claim: Claim) -> Outcome:
+def run_exact(claim: Claim) -> LayerOutcome:
     """Layer 1."""
     assert claim.exact is not None
     try:
-        return Outcome(True, claim.exact())
+        return LayerOutcome(True, claim.exact())
     except Exception as error:  # a broken formula may fail in any way; every way is a failure of the claim
-        return Outcome(False, f"{type(error).__name__}: {error}".splitlines()[0])
+        return LayerOutcome(False, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def run_symbolic(claim: Claim) -> Outcome:
+def run_symbolic(claim: Claim) -> LayerOutcome:
     """Layer 2: the theorem, and its statement on rational numbers."""
     assert claim.symbolic is not None
     try:
         theorem = claim.symbolic()
         if not isinstance(theorem, Theorem):
-            return Outcome(False, f"not a theorem: {theorem!r}")
+            return LayerOutcome(False, f"not a theorem: {theorem!r}")
         met = sensible(claim, theorem)
     except Exception as error:
-        return Outcome(False, f"{type(error).__name__}: {error}".splitlines()[0][:200])
+        return LayerOutcome(False, f"{type(error).__name__}: {error}".splitlines()[0][:200])
     asked = frozenset(obligations(theorem))
-    return Outcome(True, f"{len(asked)} obligations, {met} instances", asked)
+    return LayerOutcome(True, f"{len(asked)} obligations, {met} instances", asked)
 
 
 def sensible(claim: Claim, theorem: Theorem, tries: int = 6) -> int:

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from proofs.claims import Outcome, all_claims
+from proofs.claims import LayerOutcome, all_claims
 
 FOLDER = Path(__file__).parent / "coq"
 FILES = ("Vcposim", "Shipped", "Audit")
@@ -39,16 +39,16 @@ class CoqOutcome:
         lemmas = len(self.assumptions) - links
         return f"layer 3: {lemmas} lemmas, {links} links to shipped functions, {axioms} of them resting on axioms"
 
-    def of(self, lemmas: tuple[str, ...]) -> Outcome:
+    def of(self, lemmas: tuple[str, ...]) -> LayerOutcome:
         """Whether all of these lemmas are proved without axioms."""
         if self.error:
-            return Outcome(False, self.error)
+            return LayerOutcome(False, self.error)
         bad = [
             f"{name}: {self.assumptions.get(name, 'not audited')}"
             for name in lemmas
             if self.assumptions.get(name) != CLOSED
         ]
-        return Outcome(not bad, "; ".join(bad) if bad else ", ".join(lemmas))
+        return LayerOutcome(not bad, "; ".join(bad) if bad else ", ".join(lemmas))
 
 
 @dataclass

@@ -4,7 +4,7 @@ K outcomes (trajectories of one prompt) are drawn from a behavior policy mu and 
 
     mu_k > 0, sum mu = 1      w_k = pi_k / mu_k      reward R_k      score s_k in R^d with E_pi[s] = E_mu[w s] = 0
 
-`Symbolic` holds it for unknown K and d, `Problem` with rational numbers. Both give the *same kind of*
+`Symbolic` holds it for unknown K and d, `RationalProblem` with rational numbers. Both give the *same kind of*
 `vcposim.Batch`, so one line such as `variance(batch, b)` is the law in both layers."""
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def simplex(rng: random.Random, n: int, size: int = 9) -> np.ndarray[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RationalProblem:
     """Rational mu, pi, R, s (E_pi[s] = 0 exactly) and lengths, for K outcomes."""
 
     mu: np.ndarray[Any, Any]
@@ -177,7 +177,7 @@ class Problem:
         """The exact policy gradient E_pi[R s]."""
         return ((self.pi * self.reward)[:, None] * self.score).sum(axis=0)
 
-    def on_policy(self) -> Problem:
+    def on_policy(self) -> RationalProblem:
         """The same rewards and scores with mu = pi."""
         return replace(self, mu=self.pi)
 
@@ -219,7 +219,7 @@ def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def random_problem(rng: random.Random, outcomes: int, dimension: int, *, binary: bool = False) -> Problem:
+def random_problem(rng: random.Random, outcomes: int, dimension: int, *, binary: bool = False) -> RationalProblem:
     """A random rational problem; `binary` makes rewards 0 or 1, with both present."""
     mu, pi = simplex(rng, outcomes), simplex(rng, outcomes)
     score = rational_array(rng, outcomes, dimension)
@@ -228,10 +228,12 @@ def random_problem(rng: random.Random, outcomes: int, dimension: int, *, binary:
     if binary:
         reward = np.array([Fraction(k % 2) for k in range(outcomes)], dtype=object)
     length = np.array([Fraction(rng.randint(1, 5)) for _ in range(outcomes)], dtype=object)
-    return Problem(mu, pi, reward, score, length)
+    return RationalProblem(mu, pi, reward, score, length)
 
 
-def problems(count: int, *, seed: int = 0, outcomes: tuple[int, int] = (1, 6), dimension: int = 3) -> Iterator[Problem]:
+def problems(
+    count: int, *, seed: int = 0, outcomes: tuple[int, int] = (1, 6), dimension: int = 3
+) -> Iterator[RationalProblem]:
     """`count` random problems."""
     rng = random.Random(seed)
     for _ in range(count):

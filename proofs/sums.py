@@ -69,16 +69,16 @@ def every(statement: Callable[[Formula], Formula], length: Formula) -> Formula:
 
 # ---- polynomials in atoms ---------------------------------------------------------------------------------------
 
-Monomial = tuple[Formula, ...]
+MonomialTerms = tuple[Formula, ...]
 
 
 @dataclass
 class _Polynomial:
     """sum of coefficient times product of atoms; atoms are terms that arithmetic does not look into."""
 
-    terms: dict[tuple[int, ...], tuple[Fraction, Monomial]] = field(default_factory=dict)
+    terms: dict[tuple[int, ...], tuple[Fraction, MonomialTerms]] = field(default_factory=dict)
 
-    def add(self, coefficient: Fraction, monomial: Monomial) -> None:
+    def add(self, coefficient: Fraction, monomial: MonomialTerms) -> None:
         ordered = tuple(sorted(monomial, key=_name))
         key = tuple(a.get_id() for a in ordered)
         value = self.terms.pop(key, (Fraction(0), ordered))[0] + coefficient
@@ -262,7 +262,7 @@ def _index(level: int, f: Formula) -> Formula:
     return variable("k", INT) if occurs(_indices[level], f) else _indices[level]
 
 
-def _split(c: Fraction, monomial: Monomial, k: Formula) -> tuple[tuple[Fraction, Monomial], Formula | None]:
+def _split(c: Fraction, monomial: MonomialTerms, k: Formula) -> tuple[tuple[Fraction, MonomialTerms], Formula | None]:
     """A monomial as (what does not depend on k) and (the sequence of what does)."""
     inner = [a for a in monomial if occurs(k, a)]
     outer = tuple(a for a in monomial if not occurs(k, a))

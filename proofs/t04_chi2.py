@@ -26,7 +26,7 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import REAL, Theorem, variable
-from proofs.setting import Problem, Symbolic, instance, problems, variance
+from proofs.setting import RationalProblem, Symbolic, instance, problems, variance
 from proofs.sums import both, implies, prove, sequence, total
 from proofs.symbolic import vector
 from proofs.t07_independence import Uncorrelated, equal_variance_instance, weighted_sum_symbolic
@@ -108,12 +108,12 @@ def gradient_exact() -> str:
     return f"rho = {ess}: variance {high} or {low}, by the reward alone; rho = {float(worse):.3f}: variance 0"
 
 
-def _problem(mu: tuple[Fraction, ...], pi: tuple[Fraction, ...], reward: tuple[Any, ...]) -> Problem:
+def _problem(mu: tuple[Fraction, ...], pi: tuple[Fraction, ...], reward: tuple[Any, ...]) -> RationalProblem:
     def array(x: Any) -> Any:
         return np.array(x, dtype=object)
 
     score = array([[1 - pi[0]], [-pi[0]]])
-    return Problem(array(mu), array(pi), array([Fraction(r) for r in reward]), score, array([Fraction(1)] * 2))
+    return RationalProblem(array(mu), array(pi), array([Fraction(r) for r in reward]), score, array([Fraction(1)] * 2))
 
 
 _CHI2 = ("diagnostics.chi2_of_weights", "arrays.expectation")

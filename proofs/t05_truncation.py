@@ -28,7 +28,7 @@ import numpy as np
 from proofs.claims import Claim
 from proofs.logic import INT, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, specialize, variable
 from proofs.setting import (
-    Problem,
+    RationalProblem,
     Symbolic,
     baseline_value,
     coefficients,
@@ -96,7 +96,9 @@ def biased_exact() -> str:
     array = lambda *x: np.array(x, dtype=object)  # noqa: E731
     third = Fraction(1, 3)
     mu, pi = array(third, 2 * third), array(2 * third, third)
-    p = Problem(mu, pi, array(Fraction(0), Fraction(0)), array([third], [-2 * third]), array(Fraction(1), Fraction(1)))
+    p = RationalProblem(
+        mu, pi, array(Fraction(0), Fraction(0)), array([third], [-2 * third]), array(Fraction(1), Fraction(1))
+    )
     moved = mean_estimate(p.population(), coefficients(p.population(), Fraction(1), weighting=truncated(Fraction(1))))
     assert moved[0] == Fraction(1, 9)
     return "all rewards 0, so the gradient is 0; with b = 1 and cap 1 the estimate averages 1/9"

@@ -25,7 +25,7 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import INT, MATRIX, REAL, SEQUENCE, Formula, Theorem, specialize, sum_empty, sum_next, variable, z3
-from proofs.setting import Problem, coefficients, problems, rational
+from proofs.setting import RationalProblem, coefficients, problems, rational
 from proofs.sums import both, implies, induct, pointwise, prove, sequence, total
 from proofs.symbolic import REAL_ALGEBRA, Length, SymbolicArray, vector
 from vcposim.arrays import expectation
@@ -35,7 +35,7 @@ from vcposim.moments import Moments, batch_sums, moments
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
 
-def batch_moments(p: Problem, size: int, baseline: Any) -> Moments:
+def batch_moments(p: RationalProblem, size: int, baseline: Any) -> Moments:
     """Exact moments of the shipped estimator on batches of that size: all K^size of them, each with its probability."""
     batch, mass = p.batches(size)
     return moments(batch_sums(batch, coefficients(batch, baseline), mass), p.gradient, drawn=False)

@@ -24,7 +24,7 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import Theorem, arithmetic, generalize
-from proofs.setting import Problem, Symbolic, baseline_value, instance, problems, variance
+from proofs.setting import RationalProblem, Symbolic, baseline_value, instance, problems, variance
 from proofs.sums import both, implies, prove, total
 from proofs.t02_optimal_baseline import gap_symbolic, noise
 from vcposim.arrays import expectation
@@ -59,7 +59,7 @@ def worse_exact() -> str:
     array = lambda *x: np.array([Fraction(v) for v in x], dtype=object)  # noqa: E731
     mu, pi = array(2, 3, 5) / 10, array(1, 1, 8) / 10
     score = np.where(np.eye(3, dtype=bool), Fraction(1), Fraction(0)) - pi
-    batch = Problem(mu, pi, array(0, 0, 1), score, array(1, 1, 1)).population()
+    batch = RationalProblem(mu, pi, array(0, 0, 1), score, array(1, 1, 1)).population()
     best, released, mean = (variance(batch, baseline_value(batch, b)) for b in ("opob", "opob_released", "group_mean"))
     assert best < mean < released / 5
     return f"Var: OPOB {float(best):.4f}, released {float(released):.4f}, mean {float(mean):.4f}"

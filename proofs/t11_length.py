@@ -24,7 +24,7 @@ import numpy as np
 from proofs.claims import Claim
 from proofs.logic import REAL, Theorem, arithmetic, generalize, variable
 from proofs.setting import (
-    Problem,
+    RationalProblem,
     Symbolic,
     coefficients,
     instance,
@@ -65,7 +65,7 @@ def biased_exact() -> str:
     """A problem where division by length makes the estimate move with the baseline."""
     half = Fraction(1, 2)
     array = lambda *x: np.array([Fraction(v) for v in x], dtype=object)  # noqa: E731
-    p = Problem(array(half, half), array(half, half), array(0, 0), array(half, -half)[:, None], array(1, 2))
+    p = RationalProblem(array(half, half), array(half, half), array(0, 0), array(half, -half)[:, None], array(1, 2))
     batch = p.population()
     means = [mean_estimate(batch, coefficients(batch, b, normalizer="length"))[0] for b in (Fraction(0), Fraction(1))]
     assert (p.mu[:, None] * p.score).sum() == 0

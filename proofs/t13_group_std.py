@@ -29,7 +29,7 @@ import numpy as np
 
 from proofs.claims import Claim
 from proofs.logic import INT, REAL, SQRT, Theorem, specialize, variable
-from proofs.setting import Problem, Symbolic, coefficients, instance, mean_estimate, random_problem, rational
+from proofs.setting import RationalProblem, Symbolic, coefficients, instance, mean_estimate, random_problem, rational
 from proofs.sums import both, every, implies, pointwise, prove, sequence, total
 from proofs.surd import Surd
 from vcposim.arrays import expectation
@@ -42,7 +42,7 @@ STD = {"normalizer": "group_std"}
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
 
-def mean_update(p: Problem, draws: int, baseline: str) -> list[Surd]:
+def mean_update(p: RationalProblem, draws: int, baseline: str) -> list[Surd]:
     """E[estimate] of the shipped estimator with group std, over all ordered batches: (p,)."""
     batch, mass = p.batches(draws)
     with_roots = Batch(

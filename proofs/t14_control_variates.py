@@ -26,7 +26,7 @@ from typing import Any
 from proofs.claims import Claim
 from proofs.logic import INT, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, specialize, variable
 from proofs.setting import (
-    Problem,
+    RationalProblem,
     Symbolic,
     baseline_value,
     coefficients,
@@ -48,14 +48,14 @@ from vcposim.moments import trace_covariance
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
 
-def coordinate_variance(p: Problem, baseline: Any) -> Any:
+def coordinate_variance(p: RationalProblem, baseline: Any) -> Any:
     """tr Cov of w (R - b_j) s_j with one baseline a coordinate: the shipped estimator, one coordinate at a time."""
     batch = p.population()
     columns = [contribution(batch, coefficients(batch, b))[:, j : j + 1] for j, b in enumerate(baseline)]
     return sum(trace_covariance(x, p.mu) for x in columns)
 
 
-def coordinate_weight(p: Problem, j: int) -> Any:
+def coordinate_weight(p: RationalProblem, j: int) -> Any:
     """w^2 s_j^2."""
     return p.ratio**2 * p.score[:, j] ** 2
 

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from simulations import claims
+from simulations import claims, log
 from simulations.protocol import SIZES, Experiment, discover, select, settings_of
 from simulations.report import (
     Findings,
@@ -30,6 +31,7 @@ from simulations.report import (
     is_report,
     load,
     page,
+    standing_table,
     verdict_json,
     verdict_table,
 )
@@ -42,12 +44,13 @@ from simulations.runner import (
     sweep,
     write_atomically,
 )
-from simulations.summaries import Section, committed, dump, load_section, numbers_without_a_source, read
+from simulations.summaries import Section, committed, dump, load_section, read
 from vcposim.commands.logs import quiet_libraries
 from vcposim.errors import InputError
 
 PROGRAM = "python -m simulations"
 DEFAULT = Path("results")
+LOG = Path(__file__).parent / "LOG.md"
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +70,14 @@ def parser() -> Parser:
     run = commands.add_parser("run", help="compute records; 'quick' is every experiment, reduced, with a report")
     run.add_argument("ids", nargs="+", metavar="ID", help="experiment, see 'list'; or 'quick'")
     run.add_argument("--size", choices=SIZES, default="reduced", help="how much to sweep (default: %(default)s)")
+    run.add_argument(
+        "--estimator",
+        nargs="+",
+        default=[],
+        metavar="E",
+        help="estimators to run among the methods of an experiment that compares some: names of the catalogue, or "
+        "yours as file.py:function or module:function",
+    )
     run.add_argument(
         "--workers",
         type=_positive,
@@ -106,10 +117,19 @@ def parser() -> Parser:
     told.add_argument("--markdown", action="store_true", help="print the claims themselves, as simulations/CLAIMS.md")
 
     keep = commands.add_parser("keep", help="copy the summary of a full run to simulations/results/, to be committed")
-    keep.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="complete full runs")
+    keep.add_argument(
+        "dirs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="complete full runs; or the output of `python -m proofs --json`",
+    )
 
-    check = commands.add_parser("check", help="numbers in a text that no committed summary holds; 1 if there are any")
-    check.add_argument("file", type=Path, metavar="FILE", help="such as simulations/LOG.md")
+    written = commands.add_parser("log", help="rewrite the computed part of the log, from what is committed")
+    written.add_argument("file", nargs="?", type=Path, default=LOG, metavar="FILE", help="default: simulations/LOG.md")
+
+    check = commands.add_parser("check", help="numbers of a text that the sources it names do not hold; 1 if any")
+    check.add_argument("file", nargs="?", type=Path, default=LOG, metavar="FILE", help="default: simulations/LOG.md")
     return root
 
 
@@ -137,6 +157,8 @@ def main(arguments: Sequence[str] | None = None, experiments: Mapping[str, Exper
             return claims_command(options, known)
         if options.command == "keep":
             return keep_command(options, known)
+        if options.command == "log":
+            return log_command(options, known)
         if options.command == "check":
             return check_command(options, known)
         with quiet_libraries(PROGRAM):
@@ -156,10 +178,15 @@ def say(line: str) -> None:
     print(" ".join(line.split()), file=sys.stderr)
 
 
-def show(table: Table) -> None:
-    """A table to standard output; where that is no terminal, as wide as the table needs within reason."""
+def console_of_results() -> Console:
+    """Standard output; where that is no terminal, wide within reason."""
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=140).print(table)
+    return console if console.is_terminal else Console(width=140)
+
+
+def show(table: Table) -> None:
+    """A table to standard output."""
+    console_of_results().print(table)
 
 
 # --- list ---------------------------------------------------------------------------------------------------------
@@ -186,6 +213,8 @@ def list_command(experiments: Mapping[str, Experiment]) -> int:
 def plan(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> tuple[Path, list[RunFolder]]:
     """Where everything goes: the folder a report is about, and one run folder for each experiment."""
     quick = "quick" in options.ids
+    if quick and options.estimator:
+        raise InputError("--estimator: 'quick' runs every experiment as it is; name those to run with yours")
     if quick and options.size != "reduced":
         raise InputError(f"--size: 'quick' is reduced, not {options.size!r}; name the experiments to run them in full")
     chosen = select(options.ids, experiments)
@@ -194,11 +223,21 @@ def plan(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> 
             say(f"note: {experiment.id} is left out, it needs the extra {experiment.extra!r} (see README)")
     if not chosen:
         raise InputError("run: there is no experiment in simulations/; add one")
+    own = ""
+    if options.estimator:
+        able = [e.id for e in experiments.values() if e.takes_estimators]
+        for experiment in chosen:
+            if experiment.id not in able:
+                raise InputError(
+                    f"--estimator: {experiment.id} compares no list of methods; those that do: {', '.join(able)}"
+                )
+        chosen = [experiment.with_estimators(options.estimator) for experiment in chosen]
+        own = "-with-" + re.sub(r"[^\w.]+", "-", " ".join(options.estimator))
     if len(chosen) == 1 and not quick:
-        path = options.out or Path("results") / f"{chosen[0].id}-{options.size}"
+        path = options.out or Path("results") / f"{chosen[0].id}-{options.size}{own}"
         return path, [RunFolder.plan(path, chosen[0], options.size)]
     root = options.out or (Path("results/quick") if quick else Path("results"))
-    return root, [RunFolder.plan(root / f"{e.id}-{options.size}", e, options.size) for e in chosen]
+    return root, [RunFolder.plan(root / f"{e.id}-{options.size}{own}", e, options.size) for e in chosen]
 
 
 def run_command(options: argparse.Namespace, experiments: Mapping[str, Experiment], command: Sequence[str]) -> int:
@@ -300,7 +339,7 @@ def conclude(
     known = {folder.experiment.id: folder.experiment for folder in complete}
     sections = [load_section(folder.path, known) for folder in complete]
     for section in sections:
-        if section.size == "full" and section.path and not section.error:
+        if section.settles and section.path:
             write_atomically(section.path / "summary.json", dump(section))
     own = gathered(sections, {s.id: s for s in committed(known).values() if s.id not in full_ids(sections)})
     # the terminal shows what was run; the page also what the committed full runs found
@@ -313,12 +352,15 @@ def conclude(
 
 def full_ids(sections: Sequence[Section]) -> set[str]:
     """Experiments with a full run among these."""
-    return {s.id for s in sections if s.size == "full"}
+    return {s.id for s in sections if s.size == "full" and not s.estimators}
 
 
 def tell(findings: Findings) -> int:
     """Print the verdict table, and name each analysis that failed and each run left out."""
     show(verdict_table(findings.sections))
+    for section in findings.sections:
+        if section.standing:
+            show(standing_table(section))
     for path in findings.incomplete:
         say(f"note: {path} is incomplete and left out; the command in its provenance.json resumes it")
     return save_tracebacks(findings)
@@ -389,14 +431,20 @@ def claims_command(options: argparse.Namespace, experiments: Mapping[str, Experi
     if options.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        show(claim_table(rows))
+        show(claim_table(rows, console_of_results().width))
     return 0
 
 
 def keep_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
     """Analyse full runs and put their summaries where they are committed."""
     for path in options.dirs:
+        if path.is_file():
+            print(f"{claims.keep_proofs(path)}: the words of `python -m proofs`")
+            continue
         section = load_section(path, experiments)
+        if section.estimators:
+            added = ", ".join(section.estimators)
+            raise InputError(f"DIR: {path} ran with {added}; only an experiment as it is settles anything")
         if section.size != "full" or section.error:
             raise InputError(f"DIR: {path} is a {section.size} run {section.error}; only full runs settle anything")
         target = claims.RESULTS / f"{section.id}.json"
@@ -407,12 +455,23 @@ def keep_command(options: argparse.Namespace, experiments: Mapping[str, Experime
     return 0
 
 
+def log_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
+    """Put into the log what the committed proofs and summaries say."""
+    sections = list(committed(experiments).values())
+    text = options.file.read_text()
+    new = log.rewritten(text, log.computed(claim_rows(sections, claims.proof_results()), sections))
+    if new != text:
+        write_atomically(options.file, new.encode())
+    print(f"{options.file}: {'rewritten' if new != text else 'is current'}")
+    return 0
+
+
 def check_command(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
-    """Numbers that nothing committed holds."""
-    missing = numbers_without_a_source(options.file.read_text(), committed(experiments).values())
+    """Numbers that what is named with them does not hold."""
+    missing = log.numbers_without_a_source(options.file.read_text(), committed(experiments).values())
     for number in missing:
         print(number)
-    say(f"{options.file}: {len(missing)} numbers with two decimals or more are in no committed summary")
+    say(f"{options.file}: {len(missing)} numbers of two decimals or more are not in what their paragraph names")
     return int(bool(missing))
 
 

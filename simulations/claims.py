@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from simulations.verdicts import WITNESSES, Verdict, shown
+from vcposim.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = "Stable Asynchrony (VCPO), arXiv 2602.17616"
 
 
 @dataclass(frozen=True)
-class Claim:
+class PaperClaim:
     """One row of the table.
 
     Attributes:
@@ -40,7 +41,7 @@ class Claim:
 
 
 CLAIMS = (
-    Claim(
+    PaperClaim(
         "C1",
         "Lag fattens the ratios",
         "The spread of log-ratios, their tail index and the share of the heaviest 1% grow with lag, "
@@ -48,15 +49,15 @@ CLAIMS = (
         f"{PAPER}, motivation",
         "A concordance (Somers' D) with lag, step size or length that is surely below 0.1.",
     ),
-    Claim(
+    PaperClaim(
         "C2",
         "Only full sequence weights are unbiased",
         "Full sequence importance weights leave the policy gradient unbiased; truncated weights and none do not.",
         "importance sampling; the field's token, geometric and truncated variants",
         "A relative bias with full weights above 1%, or one with cut weights surely below 1%.",
-        {"T1.gradient": "holds", "T1.softmax": "holds", "T5.bias": "holds", "T5.witness": "holds"},
+        {"T1.gradient": "holds", "T5.bias": "holds", "T5.witness": "holds"},
     ),
-    Claim(
+    PaperClaim(
         "C3",
         "ESS identities",
         "ESS/n = 1/(1 + chi2) in expectation, lies in [1/n, 1], and does not change with the scale of the weights.",
@@ -64,7 +65,7 @@ CLAIMS = (
         "A violation beyond rounding.",
         {"T3.upper": "holds", "T3.lower": "holds", "T3.scale": "holds", "T4.chi2": "holds", "T4.fraction": "holds"},
     ),
-    Claim(
+    PaperClaim(
         "C4",
         "Gradient variance goes as 1/ESS",
         "Variance times ESS fraction equals the on-policy variance, within 25%.",
@@ -72,22 +73,23 @@ CLAIMS = (
         "Variance times ESS that surely differs by more than 25% from its on-policy value.",
         {"T4.mean": "holds if", "T4.gradient": "fails"},
     ),
-    Claim(
+    PaperClaim(
         "C5",
         "The ESS of a batch can be trusted",
         "The ESS read off a batch is within 25% of the true one, and an alarm tells where it is not.",
         f"{PAPER} reads it off every minibatch",
         "A median reading more than 25% too high, or a missed mode without an alarm.",
     ),
-    Claim(
+    PaperClaim(
         "C6",
         "OPOB is the best scalar baseline",
-        "OPOB is the unique constant baseline of least variance; any other pays (b - b*)^2 E[w^2 n^2].",
+        "With full weights OPOB is the unique constant baseline of least variance; any other pays "
+        "(b - b*)^2 E[w^2 n^2].",
         f"{PAPER}, closed-form off-policy optimal baseline",
         "A constant baseline of lower variance.",
         {"T2.gap": "holds", "T2.unique": "holds"},
     ),
-    Claim(
+    PaperClaim(
         "C7",
         "A baseline leaves the mean unchanged",
         "Subtracting a baseline does not move the expected gradient by more than 1%.",
@@ -95,21 +97,25 @@ CLAIMS = (
         "A relative bias surely above 1%.",
         {
             "T1.baseline": "holds if",
+            "T1.softmax": "holds if",
             "T6.independent": "holds if",
+            "T6.unbiased": "holds if",
             "T1.no_correction": "fails",
             "T5.bias": "fails",
+            "T6.shrinks": "fails",
+            "T6.opob_biased": "fails",
             "T11.biased": "fails",
         },
     ),
-    Claim(
+    PaperClaim(
         "C8",
         "In-batch OPOB is a soft mask, and unbiased",
         "In-batch OPOB is leave-one-out OPOB times 1 - leverage, and its bias is below 1%.",
         "this project; the released code of VCPO estimates it in the batch",
         "A violation of the identity, or a relative bias surely above 1%.",
-        {"T9.identity": "holds", "T6.shrinks": "fails", "T6.opob_biased": "fails"},
+        {"T9.identity": "holds", "T6.opob_biased": "fails"},
     ),
-    Claim(
+    PaperClaim(
         "C9",
         "Released weights do as well",
         "The released code's baseline weight, w counted twice, has at most 5% more error than the formula.",
@@ -117,14 +123,14 @@ CLAIMS = (
         "An error surely more than 5% above the formula's.",
         {"T10.worse": "fails"},
     ),
-    Claim(
+    PaperClaim(
         "C10",
         "All parts of OPOB earn their keep",
         "Norms, weights, centering and damping each gain: OPOB is better than the mean and than each part alone.",
         f"{PAPER}, ablations",
         "A part, or the plain mean, that is as good within 0.02 of success probability.",
     ),
-    Claim(
+    PaperClaim(
         "C11",
         "Square root for Adam, linear for SGD",
         "Scaling the step by ESS^(1/2) with Adam and ESS with SGD is the best power, and beats controls "
@@ -132,9 +138,9 @@ CLAIMS = (
         "at the batch.",
         f"{PAPER}, step rule",
         "A better power, or a matched constant that does as well.",
-        {"T8.linear": "holds if", "T8.sqrt_overshoots": "holds if"},
+        {"T8.linear": "holds if", "T8.sqrt_overshoots": "holds if", "T8.adam": "not judged"},
     ),
-    Claim(
+    PaperClaim(
         "C12",
         "ESS and gradient norm foretell collapse",
         "ESS and the gradient norm predict collapse within 30 updates with an AUROC above 0.55, better "
@@ -142,7 +148,7 @@ CLAIMS = (
         f"{PAPER}, predictive signals",
         "An AUROC surely below 0.55, or another number surely better by 0.05.",
     ),
-    Claim(
+    PaperClaim(
         "C13",
         "Rivals collapse, VCPO does not",
         "Under large lag every rival collapses more often, or learns less, than VCPO, at one and at "
@@ -150,14 +156,14 @@ CLAIMS = (
         f"{PAPER}, main comparison",
         "A rival or simple control that is as good within the margin.",
     ),
-    Claim(
+    PaperClaim(
         "C14",
         "Both parts are needed",
         "ESS scaling and OPOB together beat neither and either alone by 0.02 of success probability.",
         f"{PAPER}, ablation",
         "A part that alone is as good.",
     ),
-    Claim(
+    PaperClaim(
         "C15",
         "Matches synchronous training",
         "VCPO under lag is at most 0.02 below synchronous training with the mean and with OPOB, at the "
@@ -165,21 +171,21 @@ CLAIMS = (
         f"{PAPER}, headline",
         "A loss surely above 0.02.",
     ),
-    Claim(
+    PaperClaim(
         "C16",
         "Faster end to end",
         "Asynchronous VCPO reaches the target at least 5% sooner than synchronous training on the same devices.",
         f"{PAPER}, 2.5x",
         "A pipeline in which it surely is not faster.",
     ),
-    Claim(
+    PaperClaim(
         "C17",
         "Minimal overhead",
         "A cheap stand-in for the exact score norm costs at most 1% of second moment.",
         f"{PAPER}, gradient norms at small cost",
         "A second moment surely more than 1% above that with exact norms.",
     ),
-    Claim(
+    PaperClaim(
         "C18",
         "Numerics",
         "The step is right at any scale of log-ratios, and closes on what cannot be weighed.",
@@ -187,15 +193,15 @@ CLAIMS = (
         "An input for which the step is wrong, or full where it has to be none.",
         {"T8.range": "holds", "T12.log_scale": "holds", "T12.ess": "holds"},
     ),
-    Claim(
+    PaperClaim(
         "C19",
         "Group std and OPOB together",
         "Dividing by the group's std on top of OPOB keeps the direction and improves learning by 0.02.",
         "GRPO; an option of the reference loss",
         "A mean update that leaves the gradient's direction, or a gain surely below 0.02.",
-        {"T13.direction": "holds if", "T13.opob": "fails"},
+        {"T13.direction": "holds if", "T13.scale": "holds if", "T13.opob": "fails"},
     ),
-    Claim(
+    PaperClaim(
         "C20",
         "Math, reasoning and tool use alike",
         "VCPO beats sequence TIS on small transformers on verifiable tasks of each kind.",
@@ -217,9 +223,14 @@ class Witness:
     number: str = ""
     verdict: Verdict | None = None
 
+    @property
+    def beside(self) -> bool:
+        """Whether it is shown and does not judge."""
+        return self.verdict is not None and self.verdict.beside
+
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        return {k: getattr(self, k) for k in ("kind", "source", "word", "statement", "number")}
+        return {k: getattr(self, k) for k in ("kind", "source", "word", "statement", "number", "beside")}
 
 
 def proof_results(path: Path = RESULTS / "proofs.json") -> dict[str, dict[str, Any]]:
@@ -229,8 +240,23 @@ def proof_results(path: Path = RESULTS / "proofs.json") -> dict[str, dict[str, A
     return {row["claim"]: row for row in json.loads(path.read_text())["claims"]}
 
 
+def keep_proofs(said: Path, path: Path = RESULTS / "proofs.json") -> Path:
+    """Commit what `python -m proofs --json` printed to a file: one line a claim, without what differs by machine.
+
+    Raises:
+        InputError: if it is not that.
+    """
+    try:
+        found = json.loads(said.read_text())["claims"]
+        rows = [{k: row[k] for k in ("claim", "statement", "assumptions", "kind", "verdict", "rows")} for row in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"DIR: {said} is not what `python -m proofs --json` prints; print it again") from None
+    path.write_text('{"claims": [\n' + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]}\n")
+    return path
+
+
 def witnesses(
-    claim: Claim, verdicts: Iterable[tuple[str, Verdict]], proofs: Mapping[str, dict[str, Any]]
+    claim: PaperClaim, verdicts: Iterable[tuple[str, Verdict]], proofs: Mapping[str, dict[str, Any]]
 ) -> list[Witness]:
     """All evidence on a claim: theorems that check, and verdicts by the name of their run."""
     found = []
@@ -238,11 +264,13 @@ def witnesses(
         row = proofs.get(name)
         checked = row is not None and row["verdict"] != "FAILED"
         text, about = (row["statement"], row["verdict"]) if row else ("", "was not checked")
+        if row and row.get("assumptions", "none") != "none":
+            text += f", if {row['assumptions']}"
         found.append(Witness("proof", name, word if checked else "not judged", text, about))
     for source, v in verdicts:
         if v.claim == claim.id:
             found.append(Witness(v.witness, f"{source}/{v.key}", v.verdict, v.statement, v.number, v))
-    present = {w.kind for w in found}
+    present = {w.kind for w in found if not w.beside}
     missing = [kind for kind in WITNESSES if kind not in present]
     found += [Witness(kind, "none", "not judged", "no witness of this kind") for kind in missing]
     return sorted(found, key=lambda w: WITNESSES.index(w.kind))
@@ -252,8 +280,10 @@ def combined(found: Sequence[Witness]) -> str:
     """One word for all: the same word if they agree, "holds if" where some say so and some not.
 
     What is undecided vetoes a "holds" that rests on simulation alone: neither the mathematics nor an exact computation
-    settles it. It vetoes no "fails": a general claim falls with one place where it surely is not so.
+    settles it. It vetoes no "fails": a general claim falls with one place where it surely is not so. What stands beside
+    the claim does not count.
     """
+    found = [w for w in found if not w.beside]
     words = {w.word for w in found}
     if "holds if" in words or {"holds", "fails"} <= words:
         return "holds if"
@@ -269,7 +299,7 @@ def decisive(found: Sequence[Witness], word: str) -> Witness | None:
     """The witness whose number is shown: one that says the word or, for "holds if", one that sets the limit."""
     order = {"holds if": ("holds if", "fails"), "not judged": ()}.get(word, (word,))
     for wanted in order:
-        some = [w for w in found if w.word == wanted]
+        some = [w for w in found if w.word == wanted and not w.beside]
         numbered = [w for w in some if w.verdict is not None]
         if numbered:
             return max(numbered, key=_weight)

@@ -4,13 +4,14 @@ A method is an estimator of the catalogue, a step rule, and whether it learns fr
 the plain host `R - group mean`, so that differences come from the ratio treatment alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from simulations.drawing import panel, ranking, series
+from simulations.protocol import OWN, digest_of
 from simulations.stats import (
     DIFFERENCE,
     UNIT,
@@ -24,14 +25,16 @@ from simulations.stats import (
 )
 from vcposim.arrays import Array
 from vcposim.catalogue import entry
-from vcposim.estimators import Estimator
+from vcposim.catalogue.loading import estimator_named
+from vcposim.errors import InputError
+from vcposim.estimators import Estimator, Resolved
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
 from vcposim.learning.lags import Lag
 from vcposim.learning.learner import Learner
 from vcposim.learning.run_records import Run, UpdateRecord
 from vcposim.learning.step_rules import Control
 from vcposim.learning.tables import Family
-from vcposim.learning.tasks import Task, network, task
+from vcposim.learning.tasks import LearningTask, network, task
 
 FULL_STEP = Control()
 ESS = Control("ess")
@@ -43,7 +46,7 @@ GROUPS, GROUP_SIZE = 4, 8
 class Method:
     """How to learn: estimator, step rule, and `stale=False` for the synchronous references."""
 
-    estimator: str | Estimator
+    estimator: str | Resolved
     control: Control = FULL_STEP
     stale: bool = True
 
@@ -84,6 +87,20 @@ METHODS: dict[str, Method] = {
 }
 """name -> method: the paper's comparison, its hosts, and the simple controls"""
 
+
+def own_methods(setting: Mapping[str, Any]) -> dict[str, Method]:
+    """The estimators that a setting adds to an experiment's methods, under their own names, at the full step.
+
+    Raises `InputError` if the file of one is not what it was when the run was planned.
+    """
+    out = {}
+    for name, digest in setting.get(OWN, {}).items():
+        if digest_of(name) != digest:
+            raise InputError(f"{name}: its file has changed since this run began; put it back, or choose another --out")
+        out[name] = Method(estimator_named(name))
+    return out
+
+
 SYNCHRONOUS = ("synchronous, mean", "synchronous, OPOB", "synchronous, no baseline")
 
 
@@ -93,7 +110,7 @@ def run_of(method: Method, lag: Lag, **options: Any) -> Run:
 
 
 def trace(
-    problem: Task | str, runs: Sequence[Run], updates: int, *, family: Family | None = None, **options: Any
+    problem: LearningTask | str, runs: Sequence[Run], updates: int, *, family: Family | None = None, **options: Any
 ) -> dict[str, Array]:
     """Every field of the records of `updates` updates, stacked: (update, run); fields seen only now and then are held.
 
@@ -219,6 +236,21 @@ def improvements(title: str, records: list[dict[str, Any]], ours: str, names: It
 
         rows[name] = of_replicates(probability(seeds), over_seeds(seeds, probability), len(seeds), bounds=UNIT)
     return ranking(title, f"probability that a run of {ours} is better", rows, xlim=[0, 1], vlines=[0.5])
+
+
+def standing(records: list[dict[str, Any]], own: Sequence[str]) -> list[list[str]]:
+    """Every method from best to worst, each at its own best step size where there are several: rows of words.
+
+    Name, value averaged over training, lost runs, and for each of `own` its value minus this one's (95% intervals,
+    seeds paired and resampled). Empty for records without values.
+    """
+    if not records or "average" not in records[0]:
+        return []
+    best = best_of(records) if "step_size" in records[0] else records
+    values = {name: value_of(best, name) for name in dict.fromkeys(r["method"] for r in best)}
+    ordered = sorted(values, key=lambda name: -(values[name].value if values[name] else 0.0))  # type: ignore[union-attr]
+    gains = {name: ["" if name == mine else str(gain(best, mine, name)) for mine in own] for name in ordered}
+    return [[name, str(values[name]), lost_of(best, name), *gains[name]] for name in ordered]
 
 
 def key_of(record: dict[str, Any]) -> str:

@@ -39,12 +39,13 @@ import math
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simulations.verdicts import WITNESSES, WORDS, Comparison, Question, Rule, Verdict, judge
+from vcposim.catalogue.loading import estimator_named, source_of
 from vcposim.errors import InputError, unknown_name
 
 __all__ = [
@@ -67,6 +68,8 @@ Record = dict[str, Any]
 
 SIZES = ("reduced", "full")
 SETTING_ID = "setting_id"  # the runner adds this field to every record; `run` must not
+OWN = "estimators"
+"""the entry of a setting that names estimators beside the experiment's own methods, with the digests of their files"""
 EXTRAS = {"llm": ("torch", "transformers", "reasoning_gym")}
 """optional extra of the project -> the modules that an experiment which needs it imports, inside its functions only"""
 
@@ -116,6 +119,8 @@ class Experiment:
     run: Callable[[Setting], list[Record]]
     analyse: Callable[[list[Record]], Analysis]
     extra: str = ""
+    takes_estimators: bool = False
+    """whether `run` also runs the methods of `simulations.methods.own_methods(setting)`"""
 
     def __post_init__(self) -> None:
         if self.extra and self.extra not in EXTRAS:
@@ -125,6 +130,22 @@ class Experiment:
         for claim in self.claims:
             if not _is_claim(claim):
                 raise InputError(f"{self.id}.claims: {claim!r} is not a claim of the project; write it like 'C4'")
+
+    def with_estimators(self, names: Iterable[str]) -> "Experiment":
+        """The same with estimators of anyone's among its methods: each setting also names them and their source.
+
+        Records bear the names. The digest of a function's file makes a run of another version another run.
+
+        Raises:
+            InputError: for a name given twice, and what is no estimator.
+        """
+        names = list(names)
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"--estimator: {name!r} is given twice")
+        own = {name: digest_of(name) for name in names}
+        listed = self.settings
+        return replace(self, settings=lambda size: [{**setting, OWN: own} for setting in listed(size)])
 
     @property
     def missing(self) -> list[str]:
@@ -164,6 +185,17 @@ def canonical(value: Any) -> str:
 def digest(text: str | bytes) -> str:
     """SHA-256, as hexadecimal digits."""
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def digest_of(estimator: str) -> str:
+    """SHA-256 of the file that an estimator's name leads to; empty for a name of the catalogue.
+
+    Raises:
+        InputError: for what is no estimator.
+    """
+    estimator_named(estimator)
+    source = source_of(estimator)
+    return "" if source is None else digest(source.read_bytes())
 
 
 def one_line(error: BaseException) -> str:

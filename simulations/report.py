@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -72,7 +73,7 @@ def gathered(
     sections: Sequence[Section], summaries: Mapping[str, Section], incomplete: Sequence[Path] = ()
 ) -> Findings:
     """Sections of runs and committed summaries together, an experiment once."""
-    full = {**summaries, **{s.id: s for s in sections if s.size == "full" and not s.error}}
+    full = {**summaries, **{s.id: s for s in sections if s.settles}}
     settled = [against_full(s, full.get(s.id)) for s in sections]
     return Findings(once_each([*settled, *summaries.values()]), list(incomplete))
 
@@ -96,33 +97,63 @@ def verdict_table(sections: Sequence[Section]) -> Table:
     """The verdict table for a terminal."""
     table = Table(title="Verdicts", title_justify="left", show_lines=True)
     for heading, ratio in (("Claim", 2), ("Verdict", 3), ("Statement", 8), ("Number", 5), ("Experiment", 4)):
-        table.add_column(heading, ratio=ratio, no_wrap=heading in ("Claim", "Verdict"), overflow="fold")
+        table.add_column(heading, ratio=ratio, no_wrap=heading == "Verdict", overflow="fold")
     for verdict, section in verdict_rows(sections):
         statement = Text(verdict.statement)
         if verdict.condition:
             statement.append(f"\nif: {verdict.condition}", style="italic")
         word = Text(verdict.verdict, style=f"bold {COLOR[verdict.verdict]}")
-        table.add_row(Text(verdict.claim), word, statement, Text(verdict.number), Text(section.name))
+        table.add_row(
+            Text(f"{'beside ' * verdict.beside}{verdict.claim}"),
+            word,
+            statement,
+            Text(verdict.number),
+            Text(section.name),
+        )
+    return table
+
+
+def standing_table(section: Section) -> Table:
+    """Where estimators of anyone's stand among an experiment's methods, for a terminal."""
+    table = Table(title=f"{section.name}: {section.question}", title_justify="left")
+    for heading in standing_headings(section):
+        table.add_column(heading, overflow="fold")
+    for row in section.standing:
+        style = "bold" if row[0] in section.estimators else ""
+        table.add_row(*(Text(cell, style=style) for cell in row))
     return table
 
 
 def claim_rows(sections: Sequence[Section], proofs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a claim, as `python -m simulations claims --json` prints them."""
-    return claims.table([(s.id, v) for s in sections for v in s.verdicts], proofs)
+    return claims.table([(s.id, v) for s in sections if not s.estimators for v in s.verdicts], proofs)
 
 
-def claim_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The claims for a terminal, one line each."""
-    table = Table(title="Claims", title_justify="left")
-    for heading in ("Claim", "Verdict", "", "Number that decides", "Decided by", *WITNESSES):
-        table.add_column(heading, no_wrap=heading in ("Claim", "Verdict"))
+WIDE = 120
+"""columns of a terminal from which the claims have a column for each kind of witness"""
+
+
+def claim_table(rows: Sequence[Mapping[str, Any]], width: int = WIDE) -> Table:
+    """The claims for a terminal of this width, one row each; no word is cut: a narrow terminal has fewer columns."""
+    wide = width >= WIDE
+    table = Table(title="Claims", title_justify="left", box=box.HEAVY_HEAD if wide else box.SIMPLE_HEAD, pad_edge=wide)
+    whole = ("Claim", "Verdict", "Decided by")
+    for heading in (*whole[:2], "What is claimed", "Number that decides", *((whole[2], "Witnesses") if wide else ())):
+        table.add_column(heading, no_wrap=heading in whole, overflow="fold")
     short = {"holds": "+", "fails": "-", "holds if": "+/-", "undecided": "?", "not judged": "."}
     for row in rows:
-        words = {kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind] for kind in WITNESSES}
-        cells = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
-        cells += [claims.BY_ID[row["claim"]].title, row["number"], row["decided_by"] or ""]
-        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells), *(" ".join(words[k]) for k in WITNESSES))
-    table.caption = "witnesses: + holds, - fails, +/- holds if, ? undecided, . not judged"
+        words = {
+            kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind and not w["beside"]]
+            for kind in WITNESSES
+        }
+        lines = [" ".join([kind, *marks]) for kind, marks in words.items() if set(marks) != {"."}]
+        start = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
+        by = (row["decided_by"] or "").replace("/", "/\n")  # the question below its experiment
+        end = [row["number"], by, "\n".join(lines)]
+        cells = [*start, claims.BY_ID[row["claim"]].title, *(end if wide else [f"{row['number']}\n{by}".strip()])]
+        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells))
+    marks = "witnesses: + holds, - fails, +/- holds if, ? undecided, . not judged; without a line where there is none"
+    table.caption = marks if wide else f"each witness: --json, or a terminal of {WIDE} columns"
     return table
 
 
@@ -135,11 +166,11 @@ def page(findings: Findings, proofs: Mapping[str, dict[str, Any]]) -> tuple[str,
     specs: dict[str, Any] = {}
     library = bundle()
     sections = findings.sections
-    drawn = {s.id: [_figure(s, f, problems, specs if library else None) for f in s.figures] for s in sections}
+    drawn = {s.name: [_figure(s, f, problems, specs if library else None) for f in s.figures] for s in sections}
     rows = claim_rows(sections, proofs)
-    first = next((s for name in FIRST for s in sections if s.id == name and drawn[name]), None)
-    first = first or next((s for s in sections if drawn[s.id]), None)
-    reduced = [s.id for s in sections if s.size != "full"]
+    first = next((s for name in FIRST for s in sections if s.id == name and drawn[s.name]), None)
+    first = first or next((s for s in sections if drawn[s.name]), None)
+    reduced = [s.id for s in sections if s.size != "full" and not s.estimators]
     banner = (
         f'<p class="note">Reduced runs only, which settle nothing: {escape(", ".join(reduced))}. '
         "Their verdicts read undecided unless a full run says the same.</p>"
@@ -156,10 +187,10 @@ def page(findings: Findings, proofs: Mapping[str, dict[str, Any]]) -> tuple[str,
         f"{_filters()}{''.join(_claim(row, sections) for row in rows)}"
         f'<p id="none" hidden>No claim matches.</p></section>\n'
         f"{_aside(first, drawn)}</div>\n"
-        f"{''.join(_section(s, drawn[s.id]) for s in sections)}"
+        f"{''.join(_section(s, drawn[s.name]) for s in sections)}"
         f"{glossary_section(GLOSSARY)}"
     )
-    links = {"claims": "claims"} | {_anchor(s): s.id for s in sections}
+    links = {"claims": "claims"} | {_anchor(s): ", with ".join((s.id, *s.estimators)) for s in sections}
     text = document(
         title="vcposim: verdicts", generator=GENERATOR, links=links, body=body, specs=specs, style=STYLE, script=SCRIPT
     )
@@ -172,7 +203,7 @@ def is_report(path: Path) -> bool:
 
 
 def _anchor(section: Section) -> str:
-    return f"{section.id}-{section.size}"
+    return re.sub(r"[^\w-]+", "-", "-".join((section.id, section.size, *section.estimators)))
 
 
 def _badge(word: str) -> str:
@@ -217,7 +248,7 @@ def _bar(c: Mapping[str, Any], boundary: float) -> str:
 def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """One claim: a line, and what is behind it."""
     claim = claims.BY_ID[row["claim"]]
-    by_source = {f"{s.id}/{v.key}": (v, s) for s in sections for v in s.verdicts}
+    by_source = {f"{s.id}/{v.key}": (v, s) for s in sections if not s.estimators for v in s.verdicts}
     bar = ""
     number = row["number"]
     if row["decided_by"] in by_source:
@@ -227,14 +258,14 @@ def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
             bar, number = _bar(c, v.rule["boundary"]), shown(c)
     elif row["decided_by"]:
         number = f"{row['decided_by']}, proved"
-    kinds = {w["kind"] for w in row["witnesses"] if w["word"] != "not judged"}
+    kinds = {w["kind"] for w in row["witnesses"] if w["word"] != "not judged" and not w["beside"]}
     items = []
     for w in row["witnesses"]:
         source = escape(w["source"])
         if w["source"] in by_source:
             source = f'<a href="#{_anchor(by_source[w["source"]][1])}">{source}</a>'
         items.append(
-            f"<li>{_badge(w['word'])} <em>{w['kind']}</em> {source}: {_prose(w['statement'])}"
+            f"<li>{_badge(w['word'])} <em>{w['kind']}{', beside the claim' * w['beside']}</em> {source}: {_prose(w['statement'])}"
             f"{': ' + escape(w['number']) if w['number'] else ''}</li>"
         )
     word = row["verdict"]
@@ -250,13 +281,15 @@ def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
 def _aside(first: Section | None, drawn: Mapping[str, Sequence[str]]) -> str:
     if first is None:
         return ""
-    figure = re.sub(r'<button.*?</button>|<div class="live".*?</div>', "", drawn[first.id][0])
+    figure = re.sub(r'<button.*?</button>|<div class="live".*?</div>', "", drawn[first.name][0])
     return f'<aside aria-label="A figure"><p><a href="#{_anchor(first)}">{escape(first.question)}</a></p>{figure}</aside>\n'
 
 
 def _section(section: Section, figures: Sequence[str]) -> str:
     notes = []
-    if section.size != "full":
+    if section.estimators:
+        notes.append("With estimators that are not of the experiment: it settles no claim.")
+    elif section.size != "full":
         notes.append("A reduced run: it can agree with the full one or be undecided; it settles nothing.")
     if section.error:
         notes.append(f"The analysis failed: {section.error}")
@@ -273,9 +306,30 @@ def _section(section: Section, figures: Sequence[str]) -> str:
     return (
         f'<section id="{_anchor(section)}"><h2>{escape(section.name)}</h2>\n'
         f"<p><strong>{_prose(section.question)}</strong> {section.settings} settings, {section.records} records; claims "
-        f"{anchors}.</p>\n{note}{also}"
+        f"{anchors}.</p>\n{note}{also}{_standing(section)}"
         f'<div class="pair"><div>{verdicts}</div><div>{"".join(figures)}</div></div>'
         f"<details><summary>Provenance</summary><dl>{facts}</dl></details></section>\n"
+    )
+
+
+def standing_headings(section: Section) -> list[str]:
+    """What the columns of `Section.standing` are."""
+    return ["method", "value averaged over training", "lost", *(f"{name} minus it" for name in section.estimators)]
+
+
+def _standing(section: Section) -> str:
+    """Where estimators of anyone's stand among the experiment's methods."""
+    if not section.standing:
+        return ""
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in standing_headings(section))
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in section.standing
+    )
+    label = escape(f"methods of {section.name}")
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>\n"
     )
 
 
@@ -299,7 +353,7 @@ def _verdict(v: Verdict, where: str) -> str:
     )
     condition = f"<p><em>if: {escape(v.condition)}</em></p>" if v.condition else ""
     return (
-        f'<div class="verdict"><p><a href="#{v.claim}">{v.claim}</a> {_badge(v.verdict)} {_prose(v.statement)}</p>'
+        f'<div class="verdict"><p>{"beside " * v.beside}<a href="#{v.claim}">{v.claim}</a> {_badge(v.verdict)} {_prose(v.statement)}</p>'
         f'<p class="number">{escape(v.number)}</p>{condition}{more}</div>\n'
     )
 

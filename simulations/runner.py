@@ -20,15 +20,12 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
-import signal
 import subprocess
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +33,7 @@ from typing import Any
 
 from simulations.protocol import (
     EXTRAS,
+    OWN,
     Experiment,
     Record,
     Setting,
@@ -47,7 +45,10 @@ from simulations.protocol import (
     source_files,
     source_hash,
 )
+from vcposim.comparison.workers import interrupts_held, local_executor, write_atomically
 from vcposim.errors import InputError
+
+__all__ = ["interrupts_held", "local_executor", "write_atomically"]
 
 PACKAGES = ("vcposim", "numpy", "scipy", "array-api-compat", "arviz-stats")
 SAME = {
@@ -58,14 +59,13 @@ SAME = {
     "packages": "other package versions",
     "python": "another Python",
 }
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 # --- one setting, computed in a worker ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SettingOutcome:
     """What a worker sends back: the records as JSON lines, or why there are none."""
 
     body: bytes = b""
@@ -73,36 +73,20 @@ class Outcome:
     traceback: str = ""
 
 
-def execute(run: Callable[[Setting], list[Record]], setting: Setting, setting_id: str) -> Outcome:
-    """One setting's `Outcome`; an exception of `run` becomes a part of it."""
+def execute(run: Callable[[Setting], list[Record]], setting: Setting, setting_id: str) -> SettingOutcome:
+    """One setting's `SettingOutcome`; an exception of `run` becomes a part of it."""
     try:
-        return Outcome(encode(run(setting), setting_id))
+        return SettingOutcome(encode(run(setting), setting_id))
     except Exception as error:
         return failed(error)
 
 
-def failed(error: BaseException) -> Outcome:
-    """The `Outcome` of an exception: one line for the terminal, everything for the file."""
-    return Outcome(error=one_line(error), traceback="".join(traceback.format_exception(error)))
+def failed(error: BaseException) -> SettingOutcome:
+    """The `SettingOutcome` of an exception: one line for the terminal, everything for the file."""
+    return SettingOutcome(error=one_line(error), traceback="".join(traceback.format_exception(error)))
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all, even if the machine stops."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    with contextlib.suppress(OSError):  # some file systems cannot sync a directory
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -190,7 +174,7 @@ class RunFolder:
         (self.path / "records").mkdir(parents=True, exist_ok=True)
         about = {
             "question": self.experiment.question,
-            "reproduce": f"python -m simulations run {self.experiment.id} --size {self.size}",
+            "reproduce": f"python -m simulations run {self.experiment.id} --size {self.size}{_own(self.settings)}",
             "command": list(command),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": git_state(),
@@ -213,7 +197,7 @@ class RunFolder:
                 moved.append(self.name(number))
         return moved
 
-    def keep(self, number: int, outcome: Outcome) -> None:
+    def keep(self, number: int, outcome: SettingOutcome) -> None:
         """Write what a worker sent back: a record file, or the traceback."""
         if outcome.error:
             self.error_file(number).parent.mkdir(exist_ok=True)
@@ -244,6 +228,11 @@ class RunFolder:
     def records(self) -> list[Record]:
         """Every record, in setting order, read from the verified record files."""
         return [json.loads(line) for body in self.bodies() for line in body.splitlines()]
+
+
+def _own(settings: Sequence[Setting]) -> str:
+    names = list(settings[0].get(OWN, ())) if settings else []
+    return f" --estimator {' '.join(names)}" if names else ""
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -331,7 +320,7 @@ def sweep(
         BrokenProcessPool: if a worker died; what had finished is kept.
     """
     remaining = {folder.path: set(folder.missing()) for folder in folders}
-    waiting: dict[Future[Outcome], tuple[RunFolder, int]] = {}
+    waiting: dict[Future[SettingOutcome], tuple[RunFolder, int]] = {}
     with interrupts_held():
         for folder in folders:
             for number in sorted(remaining[folder.path]):
@@ -356,61 +345,6 @@ def sweep(
                 folder.finish()
         finished(folder, number)
     return failures
-
-
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment. Processes started meanwhile never see it: the parent decides for them.
-
-    The mask is what they inherit; the handler serves this process, where a thread of a library may catch the signal.
-    """
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if caught:
-            signal.raise_signal(signal.SIGINT)
-
-
-@contextlib.contextmanager
-def local_executor(workers: int) -> Iterator[Executor]:
-    """A pool of fresh processes, one numerical thread each; none outlives this process, even if it is killed."""
-    others = set(multiprocessing.active_children())
-    saved = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # read by the workers when they load their libraries
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    except BaseException:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()  # a setting may take minutes; nobody waits for it any more
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # a pool worker whose parent was killed would wait for work for ever
 
 
 @contextlib.contextmanager

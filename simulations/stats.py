@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap, norm, t
 
+from vcposim.comparison.statistics import LEVEL
+from vcposim.comparison.statistics import holm as holm
+from vcposim.comparison.statistics import interquartile_mean as interquartile_mean
 from vcposim.results import Interval
 
-LEVEL = 0.05
-"""intervals are 1 - LEVEL; comparisons of one page are wrong together with at most this probability (Holm)"""
 POWER = 0.8
 """of the number of seeds that would decide"""
 
@@ -182,37 +183,15 @@ def over_seeds(
     seeds: Sequence[Hashable], statistic: Callable[[Sequence[Hashable]], float], *, resamples: int = 400
 ) -> np.ndarray:
     """A statistic of lists of seeds drawn with replacement: (resample,)."""
-    rng = np.random.default_rng(0)
-    draws = rng.integers(len(seeds), size=(resamples, len(seeds)))
-    return np.array([statistic([seeds[i] for i in row]) for row in draws])
+    return np.array([statistic([seeds[i] for i in row]) for row in resampled(len(seeds), resamples)])
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p-values of a family (Holm 1979): below 0.05 together are wrong with probability at most 0.05.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    adjusted, worst = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = worst
-    return adjusted
+def resampled(n: int, resamples: int = 400) -> np.ndarray:
+    """Places of n seeds drawn with replacement, the same whenever asked: (resample, n)."""
+    return np.random.default_rng(0).integers(n, size=(resamples, n))
 
 
 # --- aggregates as the field reads them -------------------------------------------------------------------------------
-
-
-def interquartile_mean(values: Iterable[float]) -> float:
-    """Mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264): steadier than a median, less moved than a mean.
-
-    >>> interquartile_mean([0, 1, 2, 3, 4, 5, 6, 100])
-    3.5
-    """
-    x = np.sort(np.asarray(list(values), dtype=float))
-    cut = x.size // 4
-    return float(x[cut : x.size - cut].mean())
 
 
 def improvement(first: Iterable[float], second: Iterable[float]) -> float:

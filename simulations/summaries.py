@@ -7,7 +7,6 @@ A full run writes `summary.json` beside its records; `python -m simulations keep
 import base64
 import gzip
 import json
-import re
 import traceback as tracebacks
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,8 @@ from typing import Any
 
 from simulations.claims import RESULTS
 from simulations.drawing import draw
-from simulations.protocol import Analysis, Experiment, Record, Verdict, digest, one_line, plain, source_hash
+from simulations.methods import standing
+from simulations.protocol import OWN, Analysis, Experiment, Record, Verdict, digest, one_line, plain, source_hash
 from simulations.runner import RunFolder, read_provenance
 from vcposim.errors import InputError, unknown_name
 
@@ -47,11 +47,21 @@ class Section:
     source_changed: bool = False
     beside: "Section | None" = None
     """the reduced run of the same experiment, if this one is full"""
+    estimators: tuple[str, ...] = ()
+    """what `run --estimator` added to its methods; such a run is beside the experiment, and settles no claim"""
+    standing: list[list[str]] = field(default_factory=list)
+    """with estimators: every method from best to worst, rows of `simulations.methods.standing`"""
 
     @property
     def name(self) -> str:
-        """`C4 (quick)`: experiment and size."""
-        return f"{self.id} ({self.size})"
+        """`C4 (quick)`: experiment and size, and whose estimators were added."""
+        own = f", with {', '.join(self.estimators)}" if self.estimators else ""
+        return f"{self.id} ({self.size}{own})"
+
+    @property
+    def settles(self) -> bool:
+        """Whether its verdicts are the experiment's own."""
+        return self.size == "full" and not self.error and not self.estimators
 
 
 def load_section(path: Path, experiments: Mapping[str, Experiment]) -> Section:
@@ -71,6 +81,7 @@ def load_section(path: Path, experiments: Mapping[str, Experiment]) -> Section:
         raise unknown_name(f"{path / 'provenance.json'}: experiment", str(name), experiments)
     experiment = experiments[name]
     records = RunFolder(path, experiment, size, settings).records()
+    estimators = tuple(settings[0].get(OWN, ())) if settings and isinstance(settings[0], dict) else ()
     section = Section(
         name,
         experiment.question,
@@ -82,6 +93,8 @@ def load_section(path: Path, experiments: Mapping[str, Experiment]) -> Section:
         [],
         path=path,
         source_changed=provenance.get("source_sha256") != source_hash(experiment),
+        estimators=estimators,
+        standing=standing(records, estimators) if estimators else [],
     )
     try:
         analysis = experiment.analyse(records)
@@ -128,8 +141,8 @@ def pictures(figure: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def against_full(section: Section, full: Section | None) -> Section:
-    """What a reduced run may say: what the full one says, or that it does not decide."""
-    if section.size == "full":
+    """What a run that does not settle may say: what the full one says, or that it does not decide."""
+    if section.size == "full" and not section.estimators:
         return section
     known = {v.key: v.verdict for v in full.verdicts} if full else {}
 
@@ -189,10 +202,15 @@ def committed(names: Iterable[str], folder: Path = RESULTS) -> dict[str, Section
 
 
 def once_each(sections: Iterable[Section]) -> list[Section]:
-    """An experiment in both sizes appears once, as the full run with the reduced one beside it."""
+    """An experiment in both sizes appears once, as the full run with the reduced one beside it; those with estimators
+    of anyone's follow, all of them."""
     by_id: dict[str, dict[str, Section]] = {}
+    own = []
     for s in sections:
-        by_id.setdefault(s.id, {}).setdefault(s.size, s)
+        if s.estimators:
+            own.append(s)
+        else:
+            by_id.setdefault(s.id, {}).setdefault(s.size, s)
     out = []
     for name in sorted(by_id):
         sizes = by_id[name]
@@ -200,27 +218,7 @@ def once_each(sections: Iterable[Section]) -> list[Section]:
             out.append(replace(sizes["full"], beside=sizes.get("reduced")))
         else:
             out.append(next(iter(sizes.values())))
-    return out
-
-
-# --- numbers of the log -----------------------------------------------------------------------------------------------
-
-NUMBER = re.compile(r"(?<![\w.,-])-?\d+\.\d{2,}(?![\w.]*\d)")
-
-
-def numbers_without_a_source(text: str, sections: Iterable[Section]) -> list[str]:
-    """Numbers with two decimals or more in a text that no summary holds, in their order.
-
-    Signs are ignored: "worse by 0.02" is -0.02. A number is held if some number of a summary rounds to it.
-    """
-    known: set[str] = set()
-    values: list[float] = []
-    for s in sections:
-        data = json.dumps({"verdicts": [vars(v) for v in s.verdicts], "figures": [f.get("plot") for f in s.figures]})
-        values += [abs(float(x)) for x in re.findall(r"-?\d+\.?\d*(?:[eE][-+]?\d+)?", data)]
-    for decimals in range(2, 7):
-        known |= {f"{v:.{decimals}f}" for v in values}
-    return [x for x in dict.fromkeys(NUMBER.findall(text)) if x.lstrip("-") not in known]
+    return out + own
 
 
 def of_settings(section: Section, experiment: Experiment, settings: list[dict[str, Any]]) -> bool:

@@ -26,10 +26,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulations.stats import LEVEL, Estimate, holm
+from simulations.stats import Estimate
+from vcposim.comparison.statistics import LEVEL, WORDS, holm, verdict
 from vcposim.errors import InputError
 
-WORDS = ("holds", "holds if", "fails", "undecided", "not judged")
 WITNESSES = ("proof", "exact", "simulated", "transformer")
 STUDENT = "Student's, over seeds"
 EXACT = "none: computed exactly"
@@ -93,6 +93,8 @@ class Question:
         over: "all" if the sentence says it of every comparison, "where" if it may depend on the place.
         witness: "exact", "simulated" or "transformer".
         note: other numbers for the reader.
+        beside: the sentence belongs to the claim's subject and is neither the claim nor its contrary: it is shown with
+            the claim and does not judge it.
     """
 
     key: str
@@ -103,6 +105,7 @@ class Question:
     over: str = "all"
     witness: str = "simulated"
     note: str = ""
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Verdict:
     decided_by: int | None = None
     """which comparison"""
     note: str = ""
+    beside: bool = False
 
     def __post_init__(self) -> None:
         if not (self.claim[:1] == "C" and self.claim[1:].isdecimal() and self.claim[1] != "0"):
@@ -166,19 +170,13 @@ def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
         "rule": {**vars(q.rule), "boundary": q.rule.boundary, "text": str(q.rule)},
         "comparisons": judged,
         "note": q.note,
+        "beside": q.beside,
     }
     known = [i for i, c in enumerate(judged) if c["word"] != "not judged"]
     if not known:
         return Verdict(q.claim, q.statement, "not judged", "nothing to compare in these records", **about)
     by_word = {word: [i for i in known if judged[i]["word"] == word] for word in ("holds", "fails", "undecided")}
-    if len(by_word["holds"]) == len(judged):
-        word = "holds"
-    elif q.over == "where" and by_word["holds"] and by_word["fails"]:
-        word = "holds if"
-    elif by_word["fails"] and (q.over == "all" or not by_word["holds"]):
-        word = "fails"
-    else:
-        word = "undecided"
+    word = verdict([c["word"] for c in judged], over=q.over)
 
     def certainty(i: int) -> float:
         return abs(judged[i]["distance"]) if judged[i]["distance"] is not None else math.inf

@@ -1,5 +1,6 @@
 """What CONTRIBUTING, CHANGELOG and CITATION say is so."""
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -10,6 +11,10 @@ import pytest
 import vcposim
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("vcposim", "simulations", "llm_bridge", "proofs")
+SOURCES = {path: path.read_text() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+SHARED_NAMES: dict[str, str] = {}
+"""classes of one name in two files -> why that cannot be misread"""
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MOVED = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
@@ -51,3 +56,31 @@ def test_tools_of_contributing_are_in_the_extra_dev(tool: str) -> None:
     assert any(line.startswith(f"{named}>") for line in extra)
     assert tool in CONTRIBUTING.replace("pre-commit", "pre_commit").replace("-n 2", "xdist")
     assert importlib.util.find_spec(tool) or tool == "pre_commit"
+
+
+def public_classes(tree: ast.Module) -> list[str]:
+    """Classes, and aliases that are named like one (`Row = dict[str, Any]`), but for those private to their file."""
+    aliases = [
+        target.id
+        for statement in tree.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for target in getattr(statement, "targets", [getattr(statement, "target", None)])
+        if isinstance(target, ast.Name) and re.fullmatch("[A-Z]+[a-z][A-Za-z]*", target.id)
+    ]
+    found = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)] + aliases
+    return [name for name in found if not name.startswith("_")]
+
+
+def clashes(sources: dict[Path, str]) -> dict[str, list[str]]:
+    """Names of two or more classes, with their files."""
+    places: dict[str, list[str]] = {}
+    for path, text in sources.items():
+        for name in public_classes(ast.parse(text)):
+            places.setdefault(name, []).append(path.name)
+    return {name: files for name, files in places.items() if len(files) > 1}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    assert clashes(SOURCES).keys() == SHARED_NAMES.keys()
+    planted = {**SOURCES, Path("planted.py"): "Batch = dict[str, int]\nclass Weighting: ...\nclass _Log: ..."}
+    assert clashes(planted).keys() - SHARED_NAMES.keys() == {"Batch", "Weighting"}

@@ -27,6 +27,7 @@ ROOMS = (
     "replay",
     "testing",
     "pages",
+    "comparison",
     "commands",
 )
 """The folders of vcposim, in the order in which they may import; the formulas lie on top and import no room."""
@@ -43,6 +44,7 @@ OPTIONAL = {
     "vcposim.pages.parts": {"vl_convert"},  # of vl-convert-python; without it a page has no figures to explore
     "simulations.runner": {"distributed"},
     "vcposim.replay.containers": {"torch"},
+    "vcposim.replay.metrics": {"tensorboard"},
     **TRANSFORMERS,
 }
 """libraries that a module uses if they are there and has an error message for if not"""

@@ -321,6 +321,11 @@ def _opob_truncated(e: Evidence) -> Array:
     )
 
 
+def _half_optimal(e: Evidence) -> Array:
+    # halfway from the mean to n^2: shrinks what n^2 estimates with few responses towards what it estimates well
+    return (_group_mean(e) + weighted_mean(e.reward, SCORE.of(e), e.measure)) / 2
+
+
 def _damped_mean(e: Evidence) -> Array:
     share = leverage(e.weighted_sq_norm(), e.measure, e.unit)
     return leverage_damped(e.reward, weighted_mean(e.reward, e.one, e.measure), share)
@@ -339,6 +344,10 @@ def weighted_quantile(reward: Array, weight: Array, measure: Array, quantile: fl
     eligible = (cumulated >= quantile * total) & (mass > 0)
     found = xp.min(xp.where(eligible, reward, float("inf")), axis=-1, keepdims=True)
     return where(total > 0, found, expectation(reward, measure, keepdims=True))
+
+
+MEDIAN = 0.5 - 1e-9
+"""the quantile of the lower median; less than 1/2, for masses 1/n do not always add up to it"""
 
 
 def winsorized_mean(reward: Array, weight: Array, measure: Array, tail: float) -> Array:
@@ -480,6 +489,7 @@ BASELINES: dict[str, Baseline] = {
     "leave_one_out": leave_one_out(PLAIN),
     "length_weighted": mean(LENGTH),
     "on_policy_optimal": mean(SCORE),
+    "half_optimal": Baseline(_half_optimal, needs=_SCORES),
     "opob": mean(OPOB),
     "opob_leave_one_out": leave_one_out(OPOB),
     "opob_truncated": Baseline(_opob_truncated, needs=_SCORES, norms_suffice=False),
@@ -488,6 +498,7 @@ BASELINES: dict[str, Baseline] = {
     "population": Baseline(
         Evidence.population, needs=frozenset({"population_baseline"}), independent=True, equivariant=False
     ),
+    "group_median": Baseline(lambda e: weighted_quantile(e.reward, e.one, e.measure, MEDIAN), rational=False),
     "opob_released_median": Baseline(
         lambda e: weighted_quantile(e.reward, RELEASED.of(e), e.measure, 0.5), needs=_SCORES, rational=False
     ),

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vcposim.arrays import (
+    LINEAR,
+    LOG,
     Array,
     expectation,
     indistinguishable,
@@ -25,7 +27,7 @@ from vcposim.baselines import Evidence, baseline, leverage
 from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError, unknown_name
 from vcposim.surrogates import Penalized, Surrogate
-from vcposim.weights import Weight, Weighting
+from vcposim.weights import Weight, Weighting, at_level
 
 IMPORTANCE = Weighting("importance")
 
@@ -134,7 +136,8 @@ class FunctionEstimator:
     rewards; whatever axes precede it are groups that do not see each other, so reduce over the last one only.
 
     `needs` says what it reads besides rewards, log-ratios of trajectories (..., n), lengths and scores; for `tokens`,
-    log-ratios are those of tokens (..., n, t). Other names are optional fields of `Batch`. `exchangeable` promises that
+    log-ratios are those of tokens (..., n, t), otherwise their sums, whatever the batch holds. Other names are optional
+    fields of `Batch`. `exchangeable` promises that
     the order of samples does not matter: then exact moments run over multisets of outcomes, far fewer than orders. Both
     may be written on the function itself, `mine.needs = ("tokens",)`, which is where `estimator_of` looks.
 
@@ -153,6 +156,8 @@ class FunctionEstimator:
         """What the function says of a batch that has all it needs: (..., n) or (..., n, t)."""
         for need in sorted(self.needs):
             batch.require(need)
+        if batch.per_token and not self.needs & PER_TOKEN:
+            batch = of_trajectories(batch)
         c, want = self.function(batch), tuple(batch.reward.shape)
         got = tuple(getattr(c, "shape", ()))
         if got != want and not (got[:-1] == want and batch.per_token):
@@ -178,6 +183,9 @@ NEEDS = frozenset(
 )
 """all that `Estimator.needs` may hold"""
 
+PER_TOKEN = frozenset({"tokens", "log_prob", "collision", "anchor_log_ratio"})
+"""those that come with a ratio for each token"""
+
 Resolved = Estimator | FunctionEstimator
 """has `coefficients`, `needs` and `require`"""
 
@@ -197,6 +205,22 @@ def estimator_of(given: AnyEstimator) -> Resolved:
     needs = getattr(given, "needs", ())
     return FunctionEstimator(
         given, frozenset([needs] if isinstance(needs, str) else needs), bool(getattr(given, "exchangeable", False))
+    )
+
+
+def of_trajectories(batch: Batch) -> Batch:
+    """A batch of tokens with one ratio a trajectory, the product of its tokens', and nothing else per token."""
+    scale = LOG if batch.ratio is None else LINEAR
+    ratio = at_level(batch, "sequence", scale)
+    return replace(
+        batch,
+        **{"log_ratio" if batch.ratio is None else "ratio": ratio},
+        scores=None if batch.scores is None else batch.scored(),
+        length=batch.token_length(),
+        token_mask=None,
+        log_prob=None,
+        collision=None,
+        anchor_log_ratio=None,
     )
 
 

@@ -12,7 +12,7 @@ import sys
 
 from llm_bridge.models import load_model, smollm2
 from llm_bridge.models.char import RATES, TABLE, base_rates
-from llm_bridge.models.warmup import Report
+from llm_bridge.models.warmup import ReportProgress
 from llm_bridge.tasks import TASKS, load_task
 from vcposim.errors import InputError
 
@@ -44,7 +44,7 @@ def _run(chosen: argparse.Namespace) -> str:
         return f"SmolLM2-135M-Instruct: {smollm2.install(chosen.cache)}"
     if chosen.command == "table":
         return base_rates(chosen.task, chosen.base_rate)
-    report: Report = lambda step, rate: print(f"step {step}: success rate {rate:.2f}", file=sys.stderr)  # noqa: E731
+    report: ReportProgress = lambda step, rate: print(f"step {step}: success rate {rate:.2f}", file=sys.stderr)  # noqa: E731
     task = load_task(chosen.task)
     lm = load_model("char", task=task, seed=chosen.seed, base_rate=chosen.base_rate, cache=chosen.cache, report=report)
     return f"{task.name}: character model of {lm.model.num_parameters()} parameters is in the cache"

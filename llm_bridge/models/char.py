@@ -14,7 +14,7 @@ from safetensors.torch import load_model as load_weights
 
 from llm_bridge.models import store
 from llm_bridge.models.language_model import CharTokenizer, LanguageModel, char_llama
-from llm_bridge.models.warmup import STANDARD, Recipe, Report, success_rate, warm_up
+from llm_bridge.models.warmup import STANDARD, Recipe, ReportProgress, success_rate, warm_up
 from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import Task
 from vcposim.errors import InputError
@@ -31,7 +31,7 @@ def warmed_up(
     seed: int = 0,
     cache: str | Path | None = None,
     recipe: Recipe = STANDARD,
-    report: Report = lambda step, rate: None,
+    report: ReportProgress = lambda step, rate: None,
     **size: int,
 ) -> LanguageModel:
     """From the cache if it is there and whole, else warmed up and kept; as initialised for base rate 0.

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_bridge.models import smollm2, store
 from llm_bridge.models.char import warmed_up
 from llm_bridge.models.language_model import CHARACTERS, CharTokenizer, HubTokenizer, LanguageModel
-from llm_bridge.models.warmup import STANDARD, Recipe, Report
+from llm_bridge.models.warmup import STANDARD, Recipe, ReportProgress
 from llm_bridge.tasks.base import Task
 from vcposim.errors import InputError, unknown_name
 
@@ -29,7 +29,7 @@ def load_model(
     cache: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     recipe: Recipe = STANDARD,
-    report: Report = lambda step, rate: None,
+    report: ReportProgress = lambda step, rate: None,
     **size: int,
 ) -> LanguageModel:
     """The model of a name or of a local folder, in evaluation mode.

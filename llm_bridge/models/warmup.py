@@ -23,7 +23,7 @@ CHECKS = LESSONS + STRIDE // 4
 """first problem of those that measure the success rate"""
 
 
-Report = Callable[[int, float], None]
+ReportProgress = Callable[[int, float], None]
 """called with the step and the success rate at each measurement"""
 
 
@@ -51,7 +51,7 @@ def warm_up(
     *,
     seed: int = 0,
     recipe: Recipe = STANDARD,
-    report: Report = lambda step, rate: None,
+    report: ReportProgress = lambda step, rate: None,
 ) -> float:
     """Trains `lm` in place until its sampled success rate is `base_rate`; returns the rate measured.
 

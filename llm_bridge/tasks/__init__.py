@@ -17,11 +17,11 @@ from typing import Any
 from reasoning_gym.factory import DATASETS
 
 from llm_bridge.tasks import arithmetic, reasoning
-from llm_bridge.tasks.base import Entry, Form, GymTask, Problem, Task, choose_form, make_dataset, verified
+from llm_bridge.tasks.base import DatasetItem, Form, GymTask, Task, TaskProblem, choose_form, make_dataset, verified
 from llm_bridge.tasks.tool import WORDINGS, CalculatorTask, calculator
 from vcposim.errors import InputError, unknown_name
 
-__all__ = ["TASKS", "CalculatorTask", "GymTask", "Problem", "Task", "load_task"]
+__all__ = ["TASKS", "CalculatorTask", "GymTask", "Task", "TaskProblem", "load_task"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Single:
     short: Form
     instruct: Form
     configure: Callable[..., dict[str, Any]]
-    score: Callable[[str, Entry], float] | None = None
+    score: Callable[[str, DatasetItem], float] | None = None
 
     def __call__(self, name: str, *, seed: int, style: str, options: dict[str, Any], **chosen: Any) -> Task:
         form = choose_form(style, {"short": self.short, "instruct": self.instruct})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_bridge.tasks.base import Entry, Form, final_number, instruction
+from llm_bridge.tasks.base import DatasetItem, Form, final_number, instruction
 from llm_bridge.tasks.calculator import CalculatorError, calculate, numbers_in
 
 NUMBERS = instruction(final_number)
@@ -35,7 +35,7 @@ def short_countdown() -> Form:
     )
 
 
-def countdown_score(answer: str, entry: Entry) -> float:
+def countdown_score(answer: str, entry: DatasetItem) -> float:
     """1 if the expression is worth the target and uses each number once; reasoning-gym's own verifier evaluates it."""
     try:
         value = calculate(answer)

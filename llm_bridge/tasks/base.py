@@ -1,7 +1,7 @@
 """What a task is: problems by number, an environment that answers, and a reward of 0 or 1 that anyone can verify.
 
 An episode alternates: prompt, response, reply, response, ... The policy writes responses, the environment replies, and
-a reply of None ends the episode. `Problem.answer` is the task's own business. Nothing a policy writes may raise.
+a reply of None ends the episode. `TaskProblem.answer` is the task's own business. Nothing a policy writes may raise.
 
 Problems, extraction and scoring come from reasoning-gym. What its users must know, and this module does for them:
 
@@ -29,12 +29,12 @@ THRESHOLD = 0.99
 LONGEST_ANSWER = 200
 """characters"""
 
-Entry = dict[str, Any]
+DatasetItem = dict[str, Any]
 """an item of a reasoning-gym data set: question, answer, metadata"""
 
 
 @dataclass(frozen=True)
-class Problem:
+class TaskProblem:
     """One question. `answer` is opaque to everyone but the task it came from."""
 
     index: int
@@ -61,16 +61,16 @@ class Task(Protocol):
     def max_turns(self) -> int:
         """Turns of the policy in an episode at most; 1 for a single answer."""
 
-    def problem(self, index: int) -> Problem:
+    def problem(self, index: int) -> TaskProblem:
         """Problem number `index`, a function of the task's seed and the index."""
 
-    def reply(self, problem: Problem, responses: Sequence[str]) -> str | None:
+    def reply(self, problem: TaskProblem, responses: Sequence[str]) -> str | None:
         """What the environment says after the last response; None ends the episode."""
 
-    def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+    def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         """0.0 or 1.0, whatever the policy wrote."""
 
-    def demonstration(self, problem: Problem) -> list[str]:
+    def demonstration(self, problem: TaskProblem) -> list[str]:
         """An oracle's responses, one for each turn; InputError if there is none."""
 
 
@@ -81,9 +81,9 @@ class Form:
     `prompt` and `response` (the oracle's) write; `read` turns a response into the answer that the verifier expects.
     """
 
-    prompt: Callable[[Entry], str]
-    response: Callable[[Entry], str]
-    read: Callable[[str, Entry], str]
+    prompt: Callable[[DatasetItem], str]
+    response: Callable[[DatasetItem], str]
+    read: Callable[[str, DatasetItem], str]
 
 
 @dataclass(frozen=True)
@@ -95,29 +95,29 @@ class GymTask:
     dataset: Any = field(repr=False)
     form: Form = field(repr=False)
     options: dict[str, Any]
-    score: Callable[[str, Entry], float] | None = field(default=None, repr=False)
+    score: Callable[[str, DatasetItem], float] | None = field(default=None, repr=False)
     max_turns: int = 1
 
-    def problem(self, index: int) -> Problem:
+    def problem(self, index: int) -> TaskProblem:
         """Item `index` of the dataset, in this task's words."""
         entry = item(self.dataset, index)
-        return Problem(index, self.form.prompt(entry), entry)
+        return TaskProblem(index, self.form.prompt(entry), entry)
 
-    def reply(self, problem: Problem, responses: Sequence[str]) -> None:
+    def reply(self, problem: TaskProblem, responses: Sequence[str]) -> None:
         """None: one turn."""
         return None
 
-    def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+    def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         """The dataset's own verdict on the last response, 0 or 1; 0 without one."""
         return verified(self._score, responses[-1], problem.answer) if responses else 0.0
 
-    def demonstration(self, problem: Problem) -> list[str]:
+    def demonstration(self, problem: TaskProblem) -> list[str]:
         """The dataset's answer as a response; InputError where it has none."""
         if problem.answer["answer"] is None:
             raise InputError(f"task {self.name!r}: no oracle answer to learn from; warm up on another task")
         return [self.form.response(problem.answer)]
 
-    def _score(self, response: str, entry: Entry) -> float:
+    def _score(self, response: str, entry: DatasetItem) -> float:
         answer = self.form.read(response, entry)[:LONGEST_ANSWER]
         return self.dataset.score_answer(answer, entry) if self.score is None else self.score(answer, entry)
 
@@ -131,7 +131,7 @@ def make_dataset(name: str, seed: int, config: dict[str, Any]) -> Any:
 
 
 @lru_cache(maxsize=16384)
-def item(dataset: Any, index: int) -> Entry:
+def item(dataset: Any, index: int) -> DatasetItem:
     """Item `index` of a data set; some take milliseconds to make, and every user of a problem asks for it."""
     if not 0 <= index < STRIDE:
         raise InputError(f"index: {index} is no problem; use 0 to {STRIDE - 1}")

@@ -7,7 +7,7 @@ inhabitants of an island become 0, 1, ... and their statements are written in Po
 import re
 from typing import Any
 
-from llm_bridge.tasks.base import Entry, Form, final_answer, final_number, instruction
+from llm_bridge.tasks.base import DatasetItem, Form, final_answer, final_number, instruction
 
 COUNT = instruction(final_number)
 TEXT = instruction(final_answer)
@@ -74,7 +74,7 @@ def shortest_path(side: int = 3, blocked: float = 0.3) -> dict[str, Any]:
     return {"min_rows": side, "max_rows": side, "min_cols": side, "max_cols": side, "p_blocked": blocked}
 
 
-def _premises(entry: Entry) -> str:
+def _premises(entry: DatasetItem) -> str:
     meta, letters = entry["metadata"], {}  # type: ignore[var-annotated]
     parts = []
     for sentence in (meta["premise1"], meta["premise2"], meta["conclusion"]):
@@ -97,7 +97,7 @@ def _polish(statement: Any) -> str:
     return str(statement)
 
 
-def _assignment(text: str, entry: Entry) -> str:
+def _assignment(text: str, entry: DatasetItem) -> str:
     """The letters as the sentence that the verifier reads; anything else is no answer."""
     meta = entry["metadata"]
     names, terms = meta["names"], meta["knight_knave_terms"]

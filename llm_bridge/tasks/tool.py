@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_bridge.tasks.arithmetic import terms_and_digits
-from llm_bridge.tasks.base import Problem, item, make_dataset, verified
+from llm_bridge.tasks.base import TaskProblem, item, make_dataset, verified
 from llm_bridge.tasks.calculator import CalculatorError, calculate, operations_in
 
 Tool = Callable[[str], object]
@@ -63,26 +63,26 @@ class CalculatorTask:
     tool: Tool = field(default=one_operation, repr=False)
     kind: str = "tool"
 
-    def problem(self, index: int) -> Problem:
+    def problem(self, index: int) -> TaskProblem:
         """A sum of several terms, number `index` of the dataset."""
         entry = item(self.dataset, index)
         expression = entry["metadata"]["expression"]
         shown = expression.replace(" ", "") if self.wording is SHORT else expression
-        return Problem(index, self.wording.prompt.format(shown), entry)
+        return TaskProblem(index, self.wording.prompt.format(shown), entry)
 
-    def reply(self, problem: Problem, responses: Sequence[str]) -> str | None:
+    def reply(self, problem: TaskProblem, responses: Sequence[str]) -> str | None:
         """The calculator's result or its error message; None after an answer or the last turn."""
         if len(responses) >= self.max_turns or self._answer(responses[-1]) is not None:
             return None
         call = _match(self.wording.call, responses[-1])
         return self.wording.error.format("format") if call is None else self._use(call)
 
-    def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+    def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         """1 if the last response states the right answer, else 0; calls are not rewarded."""
         answer = self._answer(responses[-1]) if responses else None
         return 0.0 if answer is None else verified(self.dataset.score_answer, answer, problem.answer)
 
-    def demonstration(self, problem: Problem) -> list[str]:
+    def demonstration(self, problem: TaskProblem) -> list[str]:
         """One call a term, from left to right, then the answer."""
         first, *steps = re.findall(r"(?:[+-] )?\d+", problem.answer["metadata"]["expression"])
         value, responses = int(first), []

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from vcposim.catalogue import entry
+from vcposim.catalogue.loading import estimator_named
 from vcposim.control import EXPONENTS, STEP_RULES
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import Estimator
+from vcposim.estimators import Resolved
 from vcposim.learning.lags import LAG_LAWS, Lag
 from vcposim.learning.step_rules import Control
 
@@ -38,7 +38,7 @@ class TrainConfig:
     base_rate: Annotated[float | None, "success rate the char model is warmed up to (0.3); 0: untrained"] = None
     model_seed: Annotated[int, "of the char model's start and warm-up, which runs of all seeds share"] = 0
 
-    estimator: Annotated[str | Estimator, "a name of `vcposim catalogue`"] = "vcpo"
+    estimator: Annotated[str | Resolved, "a name of `vcposim catalogue`, or yours: file.py:function"] = "vcpo"
     norm: Annotated[str, "score norms where the estimator needs them: " + ", ".join(NORMS)] = "exact"
     norm_method: Annotated[str, "of exact norms: gram, block, batch, or auto (timed: last bits may differ)"] = "gram"
     step_rule: Annotated[str, "what scales the step: " + ", ".join(STEP_RULES)] = "none"
@@ -104,9 +104,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: {getattr(self, name)} is not a finite non-negative number")
 
-    def resolved(self) -> Estimator:
-        """The estimator itself."""
-        return entry(self.estimator).estimator if isinstance(self.estimator, str) else self.estimator
+    def resolved(self) -> Resolved:
+        """The estimator itself; a function that is written for NumPy is fed with NumPy's arrays."""
+        return estimator_named(self.estimator, library="torch") if isinstance(self.estimator, str) else self.estimator
 
     def changed(self, **changes: Any) -> "TrainConfig":
         """The same with other values for some fields."""

@@ -1,6 +1,7 @@
 """A run's folder: what may be started or resumed there, and the files that grow.
 
     config.json                 what was asked for
+    estimator.py                the file of an estimator of your own, as it was when the run began
     metrics.jsonl               a record a line; after kill -9 and --resume the same bytes as without
     checkpoints/update-...      the last few (`llm_bridge.training.checkpoints`)
     model/                      at the end: weights and tokenizer, a folder that --model reads
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_bridge.training.config import TrainConfig, read_config
+from vcposim.catalogue.loading import source_of
 from vcposim.errors import InputError
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model"
+ESTIMATOR = "estimator.py"
 FREE = ("updates", "checkpoint_every", "keep")
 """settings that a resumed run may change: they change no number of it"""
 
@@ -43,6 +46,8 @@ def claim(folder: Path, config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / CONFIG).open("x") as file:
             file.write(json.dumps(config.as_dict(), indent=1) + "\n")
+        if (source := _source(config)) is not None:
+            (folder / ESTIMATOR).write_bytes(source)
     except FileExistsError:
         raise InputError(f"--output: {folder} is another run's by now; name another folder") from None
     except OSError as error:
@@ -65,7 +70,18 @@ def check_resume(folder: Path, given: Mapping[str, Any]) -> TrainConfig:
                 f"{name}: {getattr(asked, name)!r} asked for, {getattr(own, name)!r} in {path}; a resumed run "
                 "keeps its settings, start another in another folder"
             )
+    kept, source = folder / ESTIMATOR, _source(asked)
+    if source is not None and (not kept.exists() or kept.read_bytes() != source):
+        raise InputError(
+            f"estimator: the file of {asked.estimator} is not what this run began with ({kept}); a resumed run keeps "
+            "its estimator, put it back or start another in another folder"
+        )
     return asked
+
+
+def _source(config: TrainConfig) -> bytes | None:
+    path = source_of(config.estimator) if isinstance(config.estimator, str) else None
+    return None if path is None or not path.is_file() else path.read_bytes()
 
 
 class GrowingFile:

@@ -36,7 +36,7 @@ from llm_bridge.training.reading import Reading, first_read, policy_log_prob, po
 from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, Resolved
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class GradientMaker:
     """Forms the gradient of one estimator.
 
     `model` is read (and sampled from) whole; `trained` holds the parameters that learn: the same module, or its sharded
-    twin. `old` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
+    twin. `older` holds models of other versions: `anchor` (one update ago) and `reference` (the start), where the
     estimator asks for ratios to them. `want_proxy`: also read the logit proxy, for dumps.
     """
 
     def __init__(
-        self, model: nn.Module, trained: nn.Module, config: TrainConfig, old: dict[str, nn.Module] | None = None
+        self, model: nn.Module, trained: nn.Module, config: TrainConfig, older: dict[str, nn.Module] | None = None
     ) -> None:
-        self.model, self.trained, self.config, self.older = model, trained, config, old or {}
+        self.model, self.trained, self.config, self.older = model, trained, config, older or {}
         self.estimator = config.resolved()
         self.per_token = token_coefficients(self.estimator, config.group_size)
         self.want_proxy = False
@@ -120,6 +120,7 @@ class GradientMaker:
         for part in parts:
             with self._tape(step) as tape:
                 log_prob, reading = self._read(part, None, keep=False)
+                assert isinstance(self.estimator, Estimator)  # else it is not affine
                 at_0, at_1 = (
                     self._own(part, reading, replace(self.estimator, baseline=b)) / filled for b in (0.0, 1.0)
                 )
@@ -160,7 +161,7 @@ class GradientMaker:
         c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
         return BatchGradient(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
 
-    def _own(self, group: Rollouts, reading: Reading, estimator: Estimator) -> Tensor:
+    def _own(self, group: Rollouts, reading: Reading, estimator: Resolved) -> Tensor:
         """Coefficients of the rows of one group, as if it were the batch: (n,)."""
         record = replace(self._record(group, reading), grouped=False)
         return mean_coefficient(estimator.coefficients(record), record)
@@ -202,6 +203,8 @@ class GradientMaker:
 
     def _affine(self, parts: Sequence[Rollouts]) -> bool:
         e, one_group = self.estimator, len(parts[0]) == self.config.group_size
+        if not isinstance(e, Estimator):
+            return False  # a function says nothing of what it is made of
         local = e.surrogate is None and "grouped" not in e.needs and e.weighting.level != "token"
         on_tape = self._norm_kind in ("exact", "sketch") and not self.sharded
         return one_group and local and on_tape and isinstance(e.baseline, str) and baseline(e.baseline).one_unknown
@@ -218,7 +221,7 @@ class GradientMaker:
         return _rows(rollouts, self.config.micro_batch or len(rollouts))
 
 
-def token_coefficients(estimator: Estimator, group_size: int) -> bool:
+def token_coefficients(estimator: Resolved, group_size: int) -> bool:
     """Whether coefficients come one a token; refuses, before any work, what a trainer cannot give.
 
     Asked of a batch of ones. Raises `InputError`, which says what is missing.

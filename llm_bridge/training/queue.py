@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_bridge.models import LanguageModel
-from llm_bridge.rollouts import Rollouts, Sampler, State
+from llm_bridge.rollouts import Rollouts, Sampler, SamplerState
 from llm_bridge.training.schedule import Schedule, Slot
 from vcposim.errors import InputError
 
@@ -24,7 +24,7 @@ class RolloutQueue:
     def __init__(self, sampler: Sampler, schedule: Schedule, mine: Sequence[int]) -> None:
         self.sampler, self.schedule, self.mine = sampler, schedule, mine
         self.waiting: dict[Slot, Rollouts] = {}
-        self.in_flight: dict[int, State] = {}
+        self.in_flight: dict[int, SamplerState] = {}
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.in_flight) * len(self.mine)
@@ -75,7 +75,8 @@ class RolloutQueue:
                 rows.setdefault(update, []).extend(row for row in flight["rows"] if row["problem"] in problems)
                 column[update] = min(flight["column"], column.get(update, flight["column"]))
         self.in_flight = {
-            update: State.from_state_dict({"rows": rows[update], "column": column[update]}) for update in sorted(rows)
+            update: SamplerState.from_state_dict({"rows": rows[update], "column": column[update]})
+            for update in sorted(rows)
         }
 
     def _fly(self, lm: LanguageModel, due: list[Slot], version: int) -> None:

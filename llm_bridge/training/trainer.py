@@ -28,7 +28,7 @@ from torch import nn
 from llm_bridge.distributed import gathered_rows, rank, world_size
 from llm_bridge.models import load_model
 from llm_bridge.models.language_model import LanguageModel
-from llm_bridge.models.warmup import Report
+from llm_bridge.models.warmup import ReportProgress
 from llm_bridge.ratios import log_ratio, present
 from llm_bridge.rollouts import Rollouts, Sampler
 from llm_bridge.tasks import load_task
@@ -42,6 +42,7 @@ from llm_bridge.training.schedule import Schedule
 from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
 from llm_bridge.training.steps import Stepped, Steps, make_optimizer
 from vcposim.control import step_rule
+from vcposim.diagnostics import weight_sums
 from vcposim.errors import InputError
 
 HELD_OUT = STRIDE // 10 * 9
@@ -70,7 +71,7 @@ class Trainer:
         task: Task | None = None,
         lm: LanguageModel | None = None,
         accelerator: Accelerator | None = None,
-        report: Report = lambda step, rate: None,
+        report: ReportProgress = lambda step, rate: None,
         sampler: Callable[..., Sampler] = Sampler,
     ) -> None:
         self.config = config
@@ -169,8 +170,8 @@ class Trainer:
         load_weights(self.trained, state["model"])
         if self.maker.sharded:
             synchronize(self.model, self.trained)
-        for name, old in state["old"].items():
-            load_weights(self.older[name], old)
+        for name, kept in state["old"].items():
+            load_weights(self.older[name], kept)
         load_moments(self.optimizer, state["optimizer"])
         self.steps.load_state_dict(state["steps"])
         self.queue.load_state_dict(*state["queue"])
@@ -184,8 +185,21 @@ class Trainer:
         if "anchor" in self.older and self.older["anchor"] is not self.model:
             load_weights(self.older["anchor"], weights(self.model))
         log_w = log_ratio(made.reading.log_prob, rollouts.behavior_log_prob, rollouts.mask)
+        every = made.every.batch
+        token_ess = None
+        if "token_ess_fraction" in self.steps.rule.needs:
+            tokens, mask = every.given("log_ratio").flatten(), every.given("token_mask").flatten()
+            token_ess = float(weight_sums(tokens, mask).ess_fraction())
+        here = every.given("measure") > 0
         stepped = self.steps.step(
-            self.version, lag, log_w, present(rollouts.mask), finite=made.finite, group_gradient=group_gradient
+            self.version,
+            lag,
+            log_w,
+            present(rollouts.mask),
+            finite=made.finite,
+            group_gradient=group_gradient,
+            token_ess_fraction=token_ess,
+            length=float(every.token_length()[here].mean()),
         )
         if self.maker.sharded:
             synchronize(self.model, self.trained)
@@ -201,7 +215,7 @@ class Trainer:
         bf16 = self.config.dtype == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16)
 
-    def _load_model(self, report: Report) -> LanguageModel:
+    def _load_model(self, report: ReportProgress) -> LanguageModel:
         config = self.config
         with self.accelerator.main_process_first():  # one rank fills the cache, the others read it
             task = load_task(config.task, seed=config.model_seed, **config.task_options)
@@ -212,12 +226,12 @@ class Trainer:
     def _older_models(self) -> dict[str, nn.Module]:
         """The policies that ratios are taken to besides mu: one update ago (itself on policy), and the start."""
         needs = self.config.resolved().needs
-        old: dict[str, nn.Module] = {}
+        older: dict[str, nn.Module] = {}
         if "anchor_log_ratio" in needs:
-            old["anchor"] = copy.deepcopy(self.model) if self.config.lag else self.model
+            older["anchor"] = copy.deepcopy(self.model) if self.config.lag else self.model
         if "reference_log_ratio" in needs:
-            old["reference"] = copy.deepcopy(self.model)
-        return old
+            older["reference"] = copy.deepcopy(self.model)
+        return older
 
     def _own_groups(self) -> range:
         """The groups of an update that this rank samples and reads."""

@@ -42,7 +42,7 @@ DRIFT = 0.1
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """Median CPU seconds of ours and the reference, and the ratio reference / ours over rounds."""
 
     what: str
@@ -61,13 +61,13 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def paired(what: str, ours: Callable[[], Any], reference: str, theirs: Callable[[], Any], rounds: int) -> Row:
+def paired(what: str, ours: Callable[[], Any], reference: str, theirs: Callable[[], Any], rounds: int) -> Timing:
     """Ours and theirs in turns, after one warm-up each."""
     ours(), theirs()
     times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
     ratio = [b / a for a, b in times]
     mine, other = (median(column) for column in zip(*times, strict=True))
-    return Row(what, reference, mine, other, median(ratio), min(ratio), max(ratio))
+    return Timing(what, reference, mine, other, median(ratio), min(ratio), max(ratio))
 
 
 # --- bandits ---------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def plain_bandit(target: np.ndarray, behavior: np.ndarray, reward: np.ndarray) -
     return mean, square - mean @ mean
 
 
-def bench_bandit(rounds: int) -> list[Row]:
+def bench_bandit(rounds: int) -> list[Timing]:
     """Exact moments from 10^2 to 10^6 arms, the problem's validation and construction included."""
     rows = []
     for arms in (10**2, 10**3, 10**4, 10**5, 10**6):
@@ -166,7 +166,7 @@ class PlainChain:
         return mean, float(square - np.sum(mean * mean))
 
 
-def bench_chain(rounds: int) -> list[Row]:
+def bench_chain(rounds: int) -> list[Timing]:
     """Exact moments of the chain, sampling alone, sampling with single-sample moments."""
     problem = chain()
     plain, seed = PlainChain(problem), iter(range(10**9))
@@ -181,7 +181,7 @@ def bench_chain(rounds: int) -> list[Row]:
         for _ in range(TRAJECTORIES // piece):
             problem.draw(_rng(next(seed)), piece, 1)
 
-    def moments() -> monte_carlo.Estimate:
+    def moments() -> monte_carlo.EstimatedMoments:
         found = monte_carlo.moments(
             problem, {"zero": Estimator()}, group_size=1, samples=8 * TRAJECTORIES, seed=next(seed)
         )
@@ -212,13 +212,13 @@ def bench_chain(rounds: int) -> list[Row]:
     ]
 
 
-def _exact_row(problem: ChainProblem, rounds: int) -> Row:
+def _exact_row(problem: ChainProblem, rounds: int) -> Timing:
     """Exact moments against Monte Carlo at 1% standard error of the variance, its time scaled to that many draws."""
     samples = 2**17
     estimators = {"zero": Estimator()}
     seed = iter(range(10**9))
 
-    def draw() -> monte_carlo.Estimate:
+    def draw() -> monte_carlo.EstimatedMoments:
         return monte_carlo.moments(problem, estimators, group_size=1, samples=samples, seed=next(seed))["zero"]
 
     found = draw()
@@ -232,7 +232,7 @@ def _exact_row(problem: ChainProblem, rounds: int) -> Row:
         rounds,
     )
     k = needed / samples
-    return Row(
+    return Timing(
         row.what,
         row.reference,
         row.seconds,
@@ -243,7 +243,7 @@ def _exact_row(problem: ChainProblem, rounds: int) -> Row:
     )
 
 
-def _check(problem: ChainProblem, plain: PlainChain, ours: monte_carlo.Estimate) -> None:
+def _check(problem: ChainProblem, plain: PlainChain, ours: monte_carlo.EstimatedMoments) -> None:
     """Refuse to time what does not agree: both within 6 standard errors of the exact variance."""
     truth = float(exact.moments(problem, Estimator(), 1).variance_per_sample)
     error = float(ours.standard_error["variance_per_sample"])

@@ -33,7 +33,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -43,14 +42,12 @@ import llm_bridge.scores
 from llm_bridge.logprobs import token_log_prob
 from llm_bridge.scores import trajectory_sums
 from simulations.bench import scores
-from simulations.bench.score_records import half_spread, machine
-from simulations.bench.scores import Case, Setting, make_case, opob_baseline, plain
+from simulations.bench.score_records import JsonRow, half_spread, machine
+from simulations.bench.scores import ModelSetting, Workload, make_case, opob_baseline, plain
 from vcposim.errors import InputError
 
-Row = dict[str, Any]
-
 CONTROL = "plain (control)"
-METHODS: dict[str, Callable[[Case], Tensor | None]] = {CONTROL: plain, **scores.METHODS}
+METHODS: dict[str, Callable[[Workload], Tensor | None]] = {CONTROL: plain, **scores.METHODS}
 FIRST = (CONTROL, "affine", "general", "sketch")
 SECOND = ("loop, two buffers", "ghost, two backwards", "vmap")
 JUDGED = ("affine", "general", "sketch", "ghost, two backwards")
@@ -71,7 +68,7 @@ TOLERANCE, TIMES_ROUNDING = 1e-3, 3.0
 
 
 @dataclass(frozen=True)
-class Cell:
+class Measurement:
     """One unit of work: `what` is a method to time, or "right" and a precision."""
 
     kind: str
@@ -84,15 +81,15 @@ class Cell:
         return self.kind, self.case, self.what
 
 
-def cells(cases: tuple[str, ...]) -> list[Cell]:
+def cells(cases: tuple[str, ...]) -> list[Measurement]:
     """All cells, the most important first; those of one case in a row share its model."""
     head, tail = cases[:3], cases[3:]
     sizes = {case.split(":")[0]: case for case in reversed(cases)}
     checked = [RIGHT.get(size, sizes[size]) for size in scores.SHAPES if size in sizes]
-    order = [Cell("time", case, method) for case in head for method in FIRST]
-    order += [Cell("right", case, kind) for case in checked for kind in PRECISIONS]
-    order += [Cell("time", case, method) for case in tail for method in FIRST]
-    return order + [Cell("time", case, method) for case in cases for method in SECOND]
+    order = [Measurement("time", case, method) for case in head for method in FIRST]
+    order += [Measurement("right", case, kind) for case in checked for kind in PRECISIONS]
+    order += [Measurement("time", case, method) for case in tail for method in FIRST]
+    return order + [Measurement("time", case, method) for case in cases for method in SECOND]
 
 
 # --- what a cell takes ------------------------------------------------------------------------------------------------
@@ -124,7 +121,7 @@ def memory(case: str, method: str) -> float:
     return each * (2 + gradients) + batch * (1.3 if method in ("general", "sketch") else 1)
 
 
-def seconds_of(cell: Cell, rounds: int, rate: float) -> float:
+def seconds_of(cell: Measurement, rounds: int, rate: float) -> float:
     """Time a cell is expected to take, model and warm-up included."""
     update = flops(cell.case) / rate
     build = 1 + parameters(cell.case)[1] / 1e9
@@ -135,7 +132,7 @@ def seconds_of(cell: Cell, rounds: int, rate: float) -> float:
     return build + (rounds + WARM_UP + 1) * (own + 1) * update
 
 
-def plan(order: list[Cell], rounds: int, rate: float) -> str:
+def plan(order: list[Measurement], rounds: int, rate: float) -> str:
     """What the cells would take, one line each, at an assumed rate."""
     lines = [f"at {rate / 1e12:g} TFLOP/s of a plain update (an assumption), {rounds} pairs a cell:"]
     total = 0.0
@@ -153,7 +150,7 @@ def plan(order: list[Cell], rounds: int, rate: float) -> str:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def timed(case: Case, method: Callable[[Case], Tensor | None], rounds: int, limit: float) -> Row:
+def timed(case: Workload, method: Callable[[Workload], Tensor | None], rounds: int, limit: float) -> JsonRow:
     """Paired ratios to plain, seconds of plain, the host's share of a plain update, peak bytes of one update each.
 
     Stops early after `limit` seconds, but not before LEAST_ROUNDS pairs.
@@ -182,7 +179,7 @@ def timed(case: Case, method: Callable[[Case], Tensor | None], rounds: int, limi
     }
 
 
-def host_share(case: Case) -> float | None:
+def host_share(case: Workload) -> float | None:
     """Time until a plain update's last launch over the time until the device is idle; None on a processor."""
     device = case.weight.device
     if device.type == "cpu":
@@ -196,7 +193,7 @@ def host_share(case: Case) -> float | None:
     return launched / (time.perf_counter() - start)
 
 
-def device_seconds(case: Case, method: Callable[[Case], Tensor | None]) -> float | str | None:
+def device_seconds(case: Workload, method: Callable[[Workload], Tensor | None]) -> float | str | None:
     """What the kernels and copies of one update took, idle time between them left out; one stream, so they add up.
 
     None on a processor; the reason where the profiler does not work.
@@ -214,7 +211,7 @@ def device_seconds(case: Case, method: Callable[[Case], Tensor | None]) -> float
         return _reason(error)
 
 
-def peak(case: Case, method: Callable[[Case], Tensor | None]) -> int | None:
+def peak(case: Workload, method: Callable[[Workload], Tensor | None]) -> int | None:
     """Most bytes allocated during one update, weights included; None where the device does not count."""
     if case.weight.device.type != "cuda":
         return None
@@ -224,7 +221,7 @@ def peak(case: Case, method: Callable[[Case], Tensor | None]) -> int | None:
     return torch.cuda.max_memory_allocated(case.weight.device)
 
 
-def right(name: str, precision: str, setting: Setting) -> Row:
+def right(name: str, precision: str, setting: ModelSetting) -> JsonRow:
     """Errors of norms and gradient of each judged method against a float32 loop, and the verdicts."""
     case = make_case(name, replace(setting, dtype=precision), ragged=True)
     reference = make_case(name, replace(setting, dtype="float32"), ragged=True)
@@ -234,7 +231,7 @@ def right(name: str, precision: str, setting: Setting) -> Row:
     norm, rewarded, score = scores.loop_sums(reference)
     del reference
 
-    def errors(own: Tensor) -> Row:
+    def errors(own: Tensor) -> JsonRow:
         b = float(opob_baseline(own, case))
         off = size = 0.0
         for p, first, second in zip(case.model.parameters(), rewarded, score, strict=True):
@@ -248,7 +245,7 @@ def right(name: str, precision: str, setting: Setting) -> Row:
     total = trajectory_sums(token_log_prob(case.model, case.batch), case.batch.mask)
     (-scores.opob(norm, case) * total).sum().backward()
     floor = {"one backward, coefficients known": {"norm": None, "gradient": errors(norm)["gradient"]}}
-    result: Row = {}
+    result: JsonRow = {}
     for label in ("loop, two buffers", *JUDGED):
         case.model.zero_grad(set_to_none=True)
         try:
@@ -270,7 +267,7 @@ def right(name: str, precision: str, setting: Setting) -> Row:
     return {"errors": result, "rounding": floor, "norms_vary_by": spread}
 
 
-def _verdict(row: Row, floor: list[Row], label: str, precision: str) -> bool:
+def _verdict(row: JsonRow, floor: list[JsonRow], label: str, precision: str) -> bool:
     judged = ("gradient",) if label.startswith("sketch") else ("norm", "gradient")
     for key in judged:
         known = [x[key] for x in floor if x[key] is not None]
@@ -293,12 +290,12 @@ def code_hash() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
-class Record:
+class RecordFile:
     """Finished cells, a line each, in a file that survives a kill; the first line says of which machine and code."""
 
-    def __init__(self, path: Path, head: Row) -> None:
+    def __init__(self, path: Path, head: JsonRow) -> None:
         self.path, self.head = path, head
-        self.rows: list[Row] = []
+        self.rows: list[JsonRow] = []
         if path.exists():
             lines = path.read_text().split("\n")
             whole = [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut off by a kill
@@ -311,16 +308,16 @@ class Record:
         if not path.exists() or not path.read_text():
             self._append(head)
 
-    def done(self, cell: Cell) -> bool:
+    def done(self, cell: Measurement) -> bool:
         """Whether the cell is recorded."""
         return any((row["kind"], row["case"], row["what"]) == cell.key for row in self.rows)
 
-    def add(self, cell: Cell, row: Row) -> None:
+    def add(self, cell: Measurement, row: JsonRow) -> None:
         """Record a finished cell."""
         self.rows.append({**asdict(cell), **row})
         self._append(self.rows[-1])
 
-    def _append(self, row: Row) -> None:
+    def _append(self, row: JsonRow) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -332,7 +329,9 @@ class Record:
         return next((rate for name, rate in own if name == case), min((rate for _, rate in own), default=None))
 
 
-def run(order: list[Cell], record: Record, setting: Setting, rounds: int, budget: float) -> Iterator[tuple[Cell, Row]]:
+def run(
+    order: list[Measurement], record: RecordFile, setting: ModelSetting, rounds: int, budget: float
+) -> Iterator[tuple[Measurement, JsonRow]]:
     """Measure the cells that are not recorded yet and fit into the budget; those that do not are passed over."""
     start, held = time.perf_counter(), _Held(setting)
     for cell in order:
@@ -362,11 +361,11 @@ def run(order: list[Cell], record: Record, setting: Setting, rounds: int, budget
 class _Held:
     """The model of the case under way."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: ModelSetting) -> None:
         self.setting = setting
-        self._case: Case | None = None
+        self._case: Workload | None = None
 
-    def case(self, name: str) -> Case:
+    def case(self, name: str) -> Workload:
         if self._case is None or self._case.name != name:
             self.drop()
             self._case = make_case(name, self.setting)
@@ -383,14 +382,14 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def result(record: Record, order: list[Cell]) -> Row:
+def result(record: RecordFile, order: list[Measurement]) -> JsonRow:
     """Everything, in one dictionary."""
     wanted = {cell.key for cell in order}
     rows = [row for row in record.rows if (row["kind"], row["case"], row["what"]) in wanted]
     return {**record.head, "cells": rows, "not_run": [list(cell.key) for cell in order if not record.done(cell)]}
 
 
-def wrong(data: Row) -> list[str]:
+def wrong(data: JsonRow) -> list[str]:
     """Judged methods whose norms or gradient are off or that broke, as "case precision method".
 
     What did not fit into memory was not judged and is told in the table.
@@ -406,7 +405,7 @@ def wrong(data: Row) -> list[str]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def markdown(data: Row) -> str:
+def markdown(data: JsonRow) -> str:
     """Tables of time, memory and errors."""
     timing = [row for row in data["cells"] if row["kind"] == "time"]
     cases = list(dict.fromkeys(row["case"] for row in timing))
@@ -443,11 +442,11 @@ def _table(title: str, columns: list[str], lines: list[list[str]]) -> str:
     return "\n".join(head + [f"| {' | '.join(line)} |" for line in lines])
 
 
-def _share(row: Row | None) -> str:
+def _share(row: JsonRow | None) -> str:
     return "" if row is None or row["plain_host_share"] is None else f"{row['plain_host_share']:.2f}"
 
 
-def _ratio(row: Row | None) -> str:
+def _ratio(row: JsonRow | None) -> str:
     if row is None:
         return ""
     if "reason" in row:
@@ -455,14 +454,14 @@ def _ratio(row: Row | None) -> str:
     return f"{row['median']:.3f} ± {row['half_iqr']:.3f} ({row['count']})"
 
 
-def _device(row: Row | None) -> str:
+def _device(row: JsonRow | None) -> str:
     if row is None:
         return ""
     pair = row.get("device_s"), row.get("plain_device_s")
     return f"{pair[0] / pair[1]:.3f}" if all(isinstance(x, float) for x in pair) else "not told"  # type: ignore[operator]
 
 
-def _peak(row: Row | None) -> str:
+def _peak(row: JsonRow | None) -> str:
     if row is None:
         return ""
     if "reason" in row:
@@ -471,7 +470,7 @@ def _peak(row: Row | None) -> str:
     return f"{row['peak'] / row['peak_plain']:.2f} x, {excess:+.2f} gradients"
 
 
-def _errors(row: Row) -> str:
+def _errors(row: JsonRow) -> str:
     title = f"{row['case']} in {row['what']}, relative errors against a float32 loop"
     if "reason" in row:
         return f"{title}: {row['reason']}"
@@ -486,7 +485,7 @@ def _errors(row: Row) -> str:
     return _table(f"{title} (norms vary by {row['norms_vary_by']:.1f})", ["norms, worst", "gradient", ""], lines)
 
 
-def _progress(cell: Cell, row: Row) -> str:
+def _progress(cell: Measurement, row: JsonRow) -> str:
     head = f"{cell.kind:5s} {cell.case:13s} {cell.what:21s} {row['took_s']:5.1f} s  "
     if "reason" in row:
         return head + row["reason"]
@@ -520,7 +519,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.device == "cpu" and not options.tiny:
         raise InputError("--device: cpu, and no accelerator was found; use --tiny for a dry run, or name a device")
     warnings.simplefilter("ignore")
-    setting = Setting(options.device, options.dtype, options.prompt)
+    setting = ModelSetting(options.device, options.dtype, options.prompt)
     head = {
         **machine(torch.device(options.device)),
         "transformers": transformers.__version__,
@@ -528,7 +527,7 @@ def main(argv: list[str] | None = None) -> int:
         **asdict(setting),
     }
     out = Path(options.out)
-    record = Record(out.with_suffix(".jsonl"), head)
+    record = RecordFile(out.with_suffix(".jsonl"), head)
     for cell, row in run(order, record, setting, options.rounds, options.budget_s):
         print(_progress(cell, row), flush=True)
         _write(out, result(record, order))
@@ -542,7 +541,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def _write(path: Path, data: Row) -> None:
+def _write(path: Path, data: JsonRow) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(data, indent=1) + "\n")
     part.replace(path)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 
 
-def machine(device: torch.device) -> Row:
+def machine(device: torch.device) -> JsonRow:
     """What a number depends on besides the code: processor, library, day."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"machine": name, "torch": torch.__version__, "date": datetime.datetime.now().date().isoformat()}
@@ -43,7 +43,7 @@ def _cache(level: int) -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def append(path: str, row: Row) -> None:
+def append(path: str, row: JsonRow) -> None:
     """Add one line."""
     with Path(path).open("a") as file:
         file.write(json.dumps({key: _rounded(value) for key, value in row.items()}) + "\n")
@@ -57,7 +57,7 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def load(path: str) -> list[Row]:
+def load(path: str) -> list[JsonRow]:
     """All lines."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -68,7 +68,7 @@ def half_spread(values: list[float]) -> float:
     return (high - low) / 2
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Iterable[JsonRow]) -> str:
     """A table per machine and setting: of time, then of memory."""
     rows = list(rows)
     parts = []
@@ -79,13 +79,13 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _place(row: Row) -> str:
+def _place(row: JsonRow) -> str:
     words = [row["machine"], row["device"], row["dtype"], f"torch {row['torch']}", f"prompt {row['prompt']:g}"]
     words += ["gradient checkpointing"] if row["checkpointing"] else []
     return ", ".join([*words, row["note"]] if row.get("note") else words)
 
 
-def _table(rows: list[Row], key: str, title: str, cell: Any) -> str:
+def _table(rows: list[JsonRow], key: str, title: str, cell: Any) -> str:
     dates = sorted({row["date"] for row in rows})
     columns: dict[str, dict[str, list[Any]]] = {}
     for row in rows:

@@ -74,7 +74,7 @@ FULL = ("1M:16:64", "1M:32:64", "10M:16:64", "10M:8:128", "10M:8:256", "10M:8:51
 
 
 @dataclass(frozen=True)
-class Setting:
+class ModelSetting:
     """Where and in what precision models run, and which part of each trajectory is prompt."""
 
     device: str = "cpu"
@@ -86,7 +86,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Case:
+class Workload:
     """One line of the table: a model, n trajectories of T tokens, their weights and rewards."""
 
     name: str
@@ -96,12 +96,12 @@ class Case:
     reward: Tensor
 
 
-def make_case(name: str, setting: Setting | None = None, ragged: bool = False, seed: int = 0) -> Case:
+def make_case(name: str, setting: ModelSetting | None = None, ragged: bool = False, seed: int = 0) -> Workload:
     """A random Llama of the named shape; rewards are 0 or 1.
 
     ragged: trajectories of unequal length that repeat few or many tokens, so that norms differ.
     """
-    setting = setting or Setting()
+    setting = setting or ModelSetting()
     size, n, t = name.split(":")[0], *map(int, name.split(":")[1:])
     vocabulary, width, layers, heads, kv, inner, tied = SHAPES[size]
     torch.manual_seed(seed)
@@ -125,16 +125,16 @@ def make_case(name: str, setting: Setting | None = None, ragged: bool = False, s
             token[i] = token[i, torch.arange(t) % max(4, t * (i + 1) // n)]
             mask[i, t - (t // 2) * (i * 7 % n) // n :] = 0
     token, mask, weight, reward = (x.to(setting.device) for x in (token, mask, weight, reward))
-    return Case(name, model, TokenBatch(token, mask), weight, reward)
+    return Workload(name, model, TokenBatch(token, mask), weight, reward)
 
 
-def opob_baseline(sq_norm: Tensor, case: Case) -> Tensor:
+def opob_baseline(sq_norm: Tensor, case: Workload) -> Tensor:
     """b = sum w^2 s R / sum w^2 s, s the squared norms (n,)."""
     share = case.weight.square() * sq_norm.to(case.weight.dtype)
     return (share * case.reward).sum() / share.sum()
 
 
-def opob(sq_norm: Tensor, case: Case) -> Tensor:
+def opob(sq_norm: Tensor, case: Workload) -> Tensor:
     """Coefficients w (R - b): (n,)."""
     return case.weight * (case.reward - opob_baseline(sq_norm, case))
 
@@ -142,13 +142,13 @@ def opob(sq_norm: Tensor, case: Case) -> Tensor:
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
-def plain(case: Case) -> None:
+def plain(case: Workload) -> None:
     """The floor: coefficients known, one batched forward and backward."""
     total = trajectory_sums(token_log_prob(case.model, case.batch), case.batch.mask)
     (-(case.weight * (case.reward - 0.4)) * total).sum().backward()
 
 
-def _taped(case: Case, affine: bool, **options: object) -> Tensor:
+def _taped(case: Workload, affine: bool, **options: object) -> Tensor:
     line = (case.weight * case.reward, case.weight) if affine else None
     with ScoreTape(case.model, verify="never", **options) as tape:  # type: ignore[arg-type]
         log_prob = token_log_prob(case.model, case.batch)
@@ -157,32 +157,32 @@ def _taped(case: Case, affine: bool, **options: object) -> Tensor:
     return norm
 
 
-def affine(case: Case) -> Tensor:
+def affine(case: Workload) -> Tensor:
     """Exact, coefficients on a line: two sums."""
     return _taped(case, True)
 
 
-def general(case: Case) -> Tensor:
+def general(case: Workload) -> Tensor:
     """Exact, any coefficients: deferred weight gradients."""
     return _taped(case, False)
 
 
-def sketch(case: Case) -> Tensor:
+def sketch(case: Workload) -> Tensor:
     """Unbiased norms from 16 random signings, exact gradient of any coefficients: operands are kept."""
     return _taped(case, False, norm="sketch")
 
 
-def sketch_affine(case: Case) -> Tensor:
+def sketch_affine(case: Workload) -> Tensor:
     """The same with coefficients on a line: two sums instead of operands."""
     return _taped(case, True, norm="sketch")
 
 
-def two_backward_ghost(case: Case) -> Tensor:
+def two_backward_ghost(case: Workload) -> Tensor:
     """Gram norms in a first backward, the weighted gradient in a second."""
     return _taped(case, False, method="gram", parameters=list(case.model.parameters()))
 
 
-def loop_sums(case: Case) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def loop_sums(case: Workload) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Squared norms (n,) and the sums of w R grad log pi and of w grad log pi, from a micro-batch of one."""
     params = list(case.model.parameters())
     rewarded, score = ([torch.zeros_like(p) for p in params] for _ in range(2))
@@ -200,7 +200,7 @@ def loop_sums(case: Case) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return norm, rewarded, score
 
 
-def loop_two_buffers(case: Case) -> Tensor:
+def loop_two_buffers(case: Workload) -> Tensor:
     """Micro-batch of one, reward-weighted and unweighted sums kept apart: the reference implementation's way."""
     norm, rewarded, score = loop_sums(case)
     torch._foreach_add_(rewarded, score, alpha=-float(opob_baseline(norm, case)))
@@ -209,7 +209,7 @@ def loop_two_buffers(case: Case) -> Tensor:
     return norm
 
 
-def vmap(case: Case) -> Tensor:
+def vmap(case: Workload) -> Tensor:
     """All per-trajectory gradients at once by torch.func."""
     if case.weight.device.type == "cpu" and sum(p.numel() for p in case.model.parameters()) > 2e7:
         raise NotImplementedError("n gradients of this model do not fit")
@@ -231,7 +231,7 @@ def vmap(case: Case) -> Tensor:
     return norm
 
 
-def opacus(case: Case) -> Tensor:
+def opacus(case: Workload) -> Tensor:
     """Fast ghost clipping's norms, then a second backward."""
     from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
 
@@ -251,7 +251,7 @@ def opacus(case: Case) -> Tensor:
     return norm
 
 
-METHODS: dict[str, Callable[[Case], Tensor]] = {
+METHODS: dict[str, Callable[[Workload], Tensor]] = {
     "affine": affine,
     "general": general,
     "sketch": sketch,
@@ -266,7 +266,7 @@ METHODS: dict[str, Callable[[Case], Tensor]] = {
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def seconds(method: Callable[[Case], Tensor | None], case: Case) -> float:
+def seconds(method: Callable[[Workload], Tensor | None], case: Workload) -> float:
     """Process CPU time of one update from cleared gradients; on an accelerator wall time until it is idle."""
     case.model.zero_grad(set_to_none=True)
     start = _clock(case)
@@ -274,7 +274,7 @@ def seconds(method: Callable[[Case], Tensor | None], case: Case) -> float:
     return _clock(case) - start
 
 
-def _clock(case: Case) -> float:
+def _clock(case: Workload) -> float:
     if case.weight.device.type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize(case.weight.device)
@@ -301,7 +301,7 @@ def _tell_malloc(options: dict[int, int]) -> None:
             mallopt(name, value)
 
 
-def paired_ratios(case: Case, methods: list[str], rounds: int) -> dict[str, list[float] | str]:
+def paired_ratios(case: Workload, methods: list[str], rounds: int) -> dict[str, list[float] | str]:
     """Ratios to the plain updates on both sides; a method that cannot run maps to the reason."""
     result: dict[str, list[float] | str] = {}
     for name in methods:
@@ -327,7 +327,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:70]
 
 
-def peak_mebibytes(name: str, method: str, setting: Setting) -> float | str:
+def peak_mebibytes(name: str, method: str, setting: ModelSetting) -> float | str:
     """Peak memory of two updates, in a process of its own: resident above the empty interpreter's, or allocated.
 
     A method that cannot run maps to the reason.
@@ -336,7 +336,7 @@ def peak_mebibytes(name: str, method: str, setting: Setting) -> float | str:
         return pool.apply(_peak, (name, method, setting))
 
 
-def _peak(name: str, method: str, setting: Setting) -> float | str:
+def _peak(name: str, method: str, setting: ModelSetting) -> float | str:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     return_freed_memory()
@@ -354,7 +354,7 @@ def _peak(name: str, method: str, setting: Setting) -> float | str:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def time_table(names: list[str], methods: list[str], rounds: int, setting: Setting, record: str | None) -> None:
+def time_table(names: list[str], methods: list[str], rounds: int, setting: ModelSetting, record: str | None) -> None:
     """Measure, record and print the ratios of each case as soon as they are known."""
     for name in names:
         case = make_case(name, setting)
@@ -367,7 +367,7 @@ def time_table(names: list[str], methods: list[str], rounds: int, setting: Setti
         gc.collect()
 
 
-def memory_table(names: list[str], methods: list[str], setting: Setting, record: str | None) -> None:
+def memory_table(names: list[str], methods: list[str], setting: ModelSetting, record: str | None) -> None:
     """Measure, record and print peak memory: ratio to plain's, and what exceeds plain in units of one gradient."""
     for name in names:
         weights = sum(p.numel() * p.element_size() for p in make_case(name, setting).model.parameters()) / 2**20
@@ -384,7 +384,7 @@ def memory_table(names: list[str], methods: list[str], setting: Setting, record:
         print(markdown([row]), flush=True)
 
 
-def estimates(case: Case) -> dict[str, Tensor]:
+def estimates(case: Workload) -> dict[str, Tensor]:
     """Squared norms (n,) by every approximation, and by the trajectory's length alone."""
     with torch.no_grad():
         logit = logit_sq_norms(next_token_logits(case.model, case.batch), case.batch.token, case.batch.mask)
@@ -396,12 +396,12 @@ def estimates(case: Case) -> dict[str, Tensor]:
     }
 
 
-def _norm_only(case: Case, **options: object) -> Tensor:
+def _norm_only(case: Workload, **options: object) -> Tensor:
     with ScoreTape(case.model, **options) as tape:  # type: ignore[arg-type]
         return tape.score_sq_norms(token_log_prob(case.model, case.batch), case.batch.mask, keep=False)
 
 
-def error_table(names: list[str], setting: Setting) -> None:
+def error_table(names: list[str], setting: ModelSetting) -> None:
     """Print, per case, how each approximation's squared norms differ from the exact ones once scaled to them."""
     for name in names:
         case = make_case(name, setting, ragged=True)
@@ -437,7 +437,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     names = options.case or list(QUICK if options.quick else FULL)
     methods = options.method or list(METHODS)
-    setting = Setting(options.device, options.dtype, options.prompt, options.checkpointing, options.note)
+    setting = ModelSetting(options.device, options.dtype, options.prompt, options.checkpointing, options.note)
     if options.error:
         error_table(names, setting)
     elif options.memory:

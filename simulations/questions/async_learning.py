@@ -16,6 +16,7 @@ from simulations.methods import (
     lost_more,
     lost_of,
     outcome,
+    own_methods,
     run_of,
     told,
     trace,
@@ -49,9 +50,10 @@ def settings(size: str) -> list[Setting]:
 
 def run(setting: Setting) -> list[Record]:
     """One record for each method and seed."""
-    keys = [(name, seed) for name in METHODS for seed in setting["seeds"]]
+    methods = METHODS | own_methods(setting)
+    keys = [(name, seed) for name in methods for seed in setting["seeds"]]
     lag = Lag(setting["lag"], setting["law"])
-    runs = [run_of(METHODS[name], lag, seed=seed, step_size=STEP_SIZE) for name, seed in keys]
+    runs = [run_of(methods[name], lag, seed=seed, step_size=STEP_SIZE) for name, seed in keys]
     found = trace(setting["task"], runs, setting["updates"], truth_every=40)
     place = {key: setting[key] for key in ("task", "law", "lag")}
     return [
@@ -73,8 +75,12 @@ def analyse(records: list[Record]) -> Analysis:
     )
 
 
+def _names(records: list[Record]) -> list[str]:
+    return list(dict.fromkeys(r["method"] for r in records))
+
+
 def _rivals(records: list[Record], lag: int) -> Question:
-    rivals = [name for name in METHODS if name not in SYNCHRONOUS and name not in OURS]
+    rivals = [name for name in _names(records) if name not in SYNCHRONOUS and name not in OURS]
     counts = "; ".join(f"{name} {lost_of(records, name)}" for name in ("VCPO", *rivals))
     return Question(
         "rivals_collapse",
@@ -136,7 +142,8 @@ def figure(records: list[Record]) -> Plot:
     """One panel a task and lag law: methods from best to worst."""
     places = list(dict.fromkeys((r["task"], r["law"]) for r in records))
     panels = [
-        value_ranking(f"{name}, {law} lag", chosen(records, task=name, law=law), METHODS, OURS) for name, law in places
+        value_ranking(f"{name}, {law} lag", chosen(records, task=name, law=law), _names(records), OURS)
+        for name, law in places
     ]
     return plot(*panels, width=5.4, height=4.6)
 
@@ -148,4 +155,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )

@@ -13,6 +13,7 @@ from simulations.methods import (
     gain,
     improvements,
     outcome,
+    own_methods,
     profile,
     run_of,
     step_sizes_of,
@@ -63,8 +64,10 @@ def settings(size: str) -> list[Setting]:
 
 def run(setting: Setting) -> list[Record]:
     """One record for each method and seed."""
-    keys = [(name, seed) for name in setting["methods"] for seed in setting["seeds"]]
-    runs = [run_of(METHODS[m], Lag(setting["lag"]), seed=s, step_size=setting["step_size"]) for m, s in keys]
+    own = own_methods(setting)
+    keys = [(name, seed) for name in (*setting["methods"], *own) for seed in setting["seeds"]]
+    methods = METHODS | own
+    runs = [run_of(methods[m], Lag(setting["lag"]), seed=s, step_size=setting["step_size"]) for m, s in keys]
     found = trace("exact_match_8", runs, setting["updates"])
     return [
         {"method": m, "seed": s, "step_size": setting["step_size"], **outcome(found, i)}
@@ -162,4 +165,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )

@@ -1,7 +1,12 @@
 """Do ESS and gradient norms foretell collapse, better than simpler numbers, and within one configuration?
 
-Many runs that differ in method, lag, step size and seed. At landmark updates every detector is asked which of the
-runs still healthy will collapse within the horizon. *Pooled*, a detector profits from knowing the configuration, as
+Many runs that differ in method, lag, step size and seed. Two definitions are in use, and they do not say the same:
+
+    at a landmark  every tenth update, which of the runs still healthy will collapse within the horizon?
+    any time       does a run that is lost show more danger, at its worst before the collapse, than runs never lost do
+                   up to the same update? (Over a whole healthy run the worst would be higher for having had more time.)
+
+*Pooled*, a detector profits from knowing the configuration, as
 step size times lag does without looking at a run. *Within a configuration* (same method, lag, step size; only the
 random numbers differ) it has to see the danger in the run itself. Alarms are set on the runs of even seeds and judged
 on odd ones.
@@ -10,7 +15,7 @@ on odd ones.
 import numpy as np
 
 from simulations.drawing import ACCENT, INK, Plot, panel, plot, series
-from simulations.methods import METHODS, run_of, trace
+from simulations.methods import METHODS, own_methods, run_of, trace
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.stats import DIFFERENCE, UNIT, Estimate, of_replicates, of_seeds
 from vcposim.arrays import Array
@@ -46,6 +51,7 @@ HORIZON = 30
 """updates ahead"""
 MATTERS = 0.05
 """a difference of AUROC, or of the share of collapses announced, that matters"""
+SEEDS = 64
 TRIVIAL = ("step_size_times_lag", "low_reward")
 
 
@@ -53,7 +59,9 @@ def settings(size: str) -> list[Setting]:
     """Lags x blocks of seeds; methods and step sizes are in each."""
     full = size == "full"
     lags, blocks = (
-        ((8, 16, 32), [range(first, first + 4) for first in (0, 4)]) if full else ((16,), [range(0, 2), range(2, 4)])
+        ((8, 16, 32), [range(first, first + 4) for first in range(0, SEEDS, 4)])
+        if full
+        else ((16,), [range(0, 2), range(2, 4)])
     )
     return [
         {
@@ -70,8 +78,10 @@ def settings(size: str) -> list[Setting]:
 
 def run(setting: Setting) -> list[Record]:
     """One record a run: its collapse, and every detector at every landmark."""
-    keys = [(m, e, s) for m in setting["methods"] for e in setting["step_sizes"] for s in setting["seeds"]]
-    runs = [run_of(METHODS[m], Lag(setting["lag"]), seed=s, step_size=e) for m, e, s in keys]
+    own = own_methods(setting)
+    names, methods = (*setting["methods"], *own), METHODS | own
+    keys = [(m, e, s) for m in names for e in setting["step_sizes"] for s in setting["seeds"]]
+    runs = [run_of(methods[m], Lag(setting["lag"]), seed=s, step_size=e) for m, e, s in keys]
     found = trace(TASK, runs, setting["updates"], khat_every=KHAT_EVERY)
     found["khat"] = usable_khat(found["khat"])
     lost = collapse_step(found["value"])
@@ -99,21 +109,44 @@ def scores(records: list[Record]) -> tuple[Array, Array, dict[str, Array]]:
     return collapse, configuration, {n: np.array([r["detectors"][n] for r in records]).T for n in DETECTORS}
 
 
+KINDS = {
+    "pooled": "at a landmark, configurations pooled",
+    "within": "at a landmark, within a configuration",
+    "any_pooled": "any time, configurations pooled",
+    "any_within": "any time, within a configuration",
+}
+
+
 def aurocs(records: list[Record]) -> dict[str, dict[str, Auroc | None]]:
-    """AUROC of each detector, pooled and within configurations; the bootstrap resamples seeds."""
+    """AUROC of each detector by both definitions, pooled and within configurations; the bootstrap resamples seeds."""
     collapse, configuration, seen = scores(records)
     landmarks = np.arange(EVERY - 1, records[0]["updates"] - 1, EVERY)
     case: Cases = cases(collapse, [int(x) for x in landmarks], HORIZON)
     at = case.landmark // EVERY
     within = configuration[case.run] * len(landmarks) + at
     unit = np.unique([r["seed"] for r in records], return_inverse=True)[1]
-    return {
-        name: {
+    # lost runs at their last landmark before the collapse, against the never lost at the same one
+    last = np.searchsorted(landmarks, collapse) - 1
+    healthy = np.flatnonzero(collapse == NOT_COLLAPSED)
+    ends = [(np.flatnonzero((collapse != NOT_COLLAPSED) & (last == t)), t) for t in range(len(landmarks))]
+    parts = [(np.concatenate([lost, healthy]), len(lost), t) for lost, t in ends if len(lost)]
+    whole = Cases(
+        np.concatenate([run for run, _, _ in parts] or [healthy[:0]]),
+        np.concatenate([np.arange(len(run)) < lost for run, lost, _ in parts] or [healthy[:0] > 0]),
+        np.concatenate([np.full(len(run), t) for run, _, t in parts] or [healthy[:0]]),
+    )
+    whole_within = configuration[whole.run] * len(landmarks) + whole.landmark
+
+    def of(score: Array) -> dict[str, Auroc | None]:
+        worst = np.maximum.accumulate(score[: len(landmarks)])[whole.landmark, whole.run]
+        return {
             "pooled": auroc(score[at, case.run], case, at, unit=unit),
             "within": auroc(score[at, case.run], case, within, unit=unit),
+            "any_pooled": auroc(worst, whole, whole.landmark, unit=unit) if parts else None,
+            "any_within": auroc(worst, whole, whole_within, unit=unit) if parts else None,
         }
-        for name, score in seen.items()
-    }
+
+    return {name: of(score) for name, score in seen.items()}
 
 
 def detections(records: list[Record], name: str) -> dict[int, float]:
@@ -136,10 +169,10 @@ def analyse(records: list[Record]) -> Analysis:
     seeds = len({r["seed"] for r in records})
     lost = sum(r["collapse"] is not None for r in records)
     caption = (
-        f"How well each number, seen now, tells which runs collapse within {HORIZON} updates: AUROC with 95% interval "
-        f"(seeds resampled; 0.5 is guessing), over all configurations and within one. {len(records)} runs of {seeds} "
-        f"seeds, {lost} collapsed. Step size times lag knows nothing but the configuration, low reward "
-        f"the reward alone."
+        f"How well each number tells which runs collapse, by the two definitions in use: seen now, within {HORIZON} "
+        f"updates, and at its worst at any time before. AUROC with 95% interval (seeds resampled; 0.5 is guessing), "
+        f"over all configurations and within one. {len(records)} runs of {seeds} seeds, {lost} collapsed. Step size "
+        f"times lag knows nothing but the configuration, low reward the reward alone."
     )
     asked = [_predicts(found, name, seeds) for name in ("low_ess", "gradient_norm")]
     asked += [_best(found, seeds), _alarm(records)]
@@ -155,32 +188,33 @@ def _estimate(a: Auroc | None, seeds: int) -> Estimate | None:
 
 def _predicts(found: dict[str, dict[str, Auroc | None]], name: str, seeds: int) -> Question:
     words = {"low_ess": "ESS", "gradient_norm": "the gradient norm"}
-    kinds = {"pooled": "configurations pooled", "within": "within a configuration"}
     return Question(
         f"{name}_predicts",
         "C12",
         f"{words[name]} foretells collapse better than guessing",
         Rule("AUROC", ">", 0.5, MATTERS, "bootstrap over seeds, logit scale"),
-        [Comparison(words, _estimate(found[name][kind], seeds)) for kind, words in kinds.items()],
+        [Comparison(words, _estimate(found[name][kind], seeds)) for kind, words in KINDS.items()],
         "where",
     )
 
 
 def _best(found: dict[str, dict[str, Auroc | None]], seeds: int) -> Question:
-    ess = found["low_ess"]["pooled"]
     comparisons = []
-    for name in DETECTORS:
-        other = found[name]["pooled"]
-        if name != "low_ess":
-            difference = None
-            if ess is not None and other is not None:
-                gap = ess.replicate - other.replicate
-                difference = of_replicates(ess.value - other.value, gap[np.isfinite(gap)], seeds, bounds=DIFFERENCE)
-            comparisons.append(Comparison(f"ESS minus {name.replace('_', ' ')}", difference))
+    for kind in ("pooled", "any_pooled"):
+        ess = found["low_ess"][kind]
+        for name in DETECTORS:
+            other = found[name][kind]
+            if name != "low_ess":
+                difference = None
+                if ess is not None and other is not None:
+                    gap = ess.replicate - other.replicate
+                    difference = of_replicates(ess.value - other.value, gap[np.isfinite(gap)], seeds, bounds=DIFFERENCE)
+                words = f"ESS minus {name.replace('_', ' ')}, {KINDS[kind].partition(',')[0]}"
+                comparisons.append(Comparison(words, difference))
     return Question(
         "ess_best",
         "C12",
-        "no other number foretells collapse better than ESS (pooled)",
+        "no other number foretells collapse better than ESS (configurations pooled)",
         Rule("AUROC, ESS minus the other", ">", 0.0, -MATTERS, "bootstrap over seeds, paired, logit scale"),
         comparisons,
     )
@@ -207,25 +241,23 @@ def _alarm(records: list[Record]) -> Question:
 
 
 def figure(found: dict[str, dict[str, Auroc | None]], seeds: int) -> Plot:
-    """Detectors by their AUROC within a configuration, the pooled one beside it."""
+    """Detectors by their AUROC within a configuration, the pooled one beside it; one panel a definition."""
 
     def value(name: str) -> float:
         a = found[name]["within"]
         return -1.0 if a is None else a.value
 
     ordered = sorted(DETECTORS, key=value, reverse=True)
-    parts = []
-    for kind, label, number in (
-        ("pooled", "all configurations pooled", INK),
-        ("within", "within a configuration", ACCENT),
-    ):
-        rows = {n.replace("_", " "): e for n in ordered if (e := _estimate(found[n][kind], seeds)) is not None}
-        i = [e.interval for e in rows.values()]
-        x, low, high = [v.value for v in i], [v.low for v in i], [v.high for v in i]
-        parts.append(series(label, x, list(rows), low, high, color=number, line=False, hollow=kind == "within"))
-    names = [n.replace("_", " ") for n in ordered]
-    axes = panel("", f"AUROC: collapse within {HORIZON} updates", "", parts, order=names, xlim=[0, 1], vlines=[0.5])
-    return plot(axes, width=6.4, height=4.4)
+    names, panels = [n.replace("_", " ") for n in ordered], []
+    for title, prefix in ((f"at a landmark: within {HORIZON} updates", ""), ("any time before", "any_")):
+        parts = []
+        for kind, label, number in (("pooled", "pooled", INK), ("within", "within a configuration", ACCENT)):
+            made = {n: _estimate(found[n][prefix + kind], seeds) for n in ordered}
+            rows = {n.replace("_", " "): e.interval for n, e in made.items() if e is not None}
+            x, low, high = ([getattr(v, end) for v in rows.values()] for end in ("value", "low", "high"))
+            parts.append(series(label, x, list(rows), low, high, color=number, line=False, hollow=kind == "within"))
+        panels.append(panel(title, "AUROC", "", parts, order=names, xlim=[0, 1], vlines=[0.5]))
+    return plot(*panels, width=5.4, height=4.4)
 
 
 EXPERIMENT = Experiment(
@@ -235,4 +267,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from simulations.drawing import Plot, panel, plot, series
 from simulations.methods import Method, chosen, outcome, run_of, trace
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.regime_map import METHODS as MAP
-from simulations.stats import Estimate, of_replicates, over_seeds
+from simulations.stats import Estimate, of_replicates, resampled
 from vcposim.arrays import Array
 from vcposim.batch import Batch
 from vcposim.catalogue import entry
@@ -115,6 +115,7 @@ def run(setting: Setting) -> list[Record]:
     out, problem, seeds = [], many_prompts(PROMPTS), setting["seeds"]
     for name, method in METHODS.items():
         inner = entry(method.estimator).estimator if isinstance(method.estimator, str) else method.estimator
+        assert isinstance(inner, Estimator)  # its methods are its own
         watch = Watch(inner)
         watched: Any = Method(watch, method.control)  # type: ignore[arg-type]
         keys = [(step, seed) for step in (SMALL, *LARGE) for seed in seeds]
@@ -136,7 +137,7 @@ def run(setting: Setting) -> list[Record]:
 
 
 def analyse(records: list[Record]) -> Analysis:
-    """C10: one quantity foretells value over methods, and over held-out interventions."""
+    """Beside C10: one quantity foretells value over methods, and over held-out interventions."""
     largest = chosen(records, step_size=LARGE[-1])
     seeds = sorted({r["seed"] for r in largest})
     told = {(kind, name): strength(largest, seeds, kind, name) for kind in KINDS for name in PREDICTORS}
@@ -149,6 +150,7 @@ def analyse(records: list[Record]) -> Analysis:
         f"{LARGE[-1]:g}, also over interventions that took no part in its choice",
         Rule("Spearman's correlation with value, in that direction", ">", 0.5, 0.0, "seeds resampled"),
         [Comparison("held out", strength(largest, seeds, "intervention", best, sign))],
+        beside=True,
         note="correlations with value (catalogue; held out): "
         + "; ".join(f"{name} {told['catalogue', name]}; {told['intervention', name]}" for name in PREDICTORS),
     )
@@ -165,26 +167,30 @@ KINDS = ("catalogue", "intervention")
 def strength(records: list[Record], seeds: list[Any], kind: str, field: str, sign: float = 1.0) -> Estimate | None:
     """Rank correlation of a predictor with value over methods, with the scatter of resampled seeds."""
 
-    def of(some: Sequence[Any]) -> float:
-        return float(sign) * correlation(records, some, kind, field)
+    x, y = (measured(records, seeds, kind, name) for name in (field, "average"))
+    again = resampled(len(seeds))
+    value = sign * rank_correlation(x.mean(axis=1), y.mean(axis=1))
+    others = sign * rank_correlation(x[:, again].mean(axis=-1), y[:, again].mean(axis=-1))
+    return of_replicates(float(value), others, len(seeds), bounds=(-1.0, 1.0))
 
-    return of_replicates(of(seeds), over_seeds(seeds, of), len(seeds), bounds=(-1.0, 1.0))
+
+def measured(records: list[Record], seeds: Sequence[Any], kind: str, field: str) -> Array:
+    """A field of the runs of a kind: (method, seed)."""
+    rows = {(r["method"], r["seed"]): r[field] for r in records if r["kind"] == kind}
+    return np.array([[rows[name, seed] for seed in seeds] for name in dict.fromkeys(name for name, _ in rows)])
 
 
-def by_method(records: list[Record], seeds: Sequence[Any], kind: str, field: str) -> tuple[list[float], list[float]]:
-    """Means over these seeds (with repeats) of a predictor and of value, one pair a method."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    rows = {(r["method"], r["seed"]): r for r in records if r["kind"] == kind}
-    for (method, seed), r in rows.items():
-        found.setdefault(method, []).extend([(r[field], r["average"])] * list(seeds).count(seed))
-    pairs = [np.mean(p, axis=0) for p in found.values()]
-    return [float(p[0]) for p in pairs], [float(p[1]) for p in pairs]
+def rank_correlation(x: Array, y: Array) -> Array:
+    """Spearman's rank correlation over methods, (method, ...) -> (...); 0 where a predictor is the same for all."""
+    a, b = (rankdata(v, axis=0) - (len(v) + 1) / 2 for v in (x, y))
+    scale = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))
+    return np.asarray((a * b).sum(axis=0) / np.where(scale > 0, scale, np.inf))
 
 
 def correlation(records: list[Record], seeds: Sequence[Any], kind: str, field: str) -> float:
-    """Spearman's rank correlation over methods; 0 where a predictor is the same for all."""
-    x, y = by_method(records, seeds, kind, field)
-    return 0.0 if np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearmanr(x, y).statistic)
+    """Rank correlation of a predictor with value over methods, each the mean over seeds."""
+    x, y = (measured(records, seeds, kind, name).mean(axis=1) for name in (field, "average"))
+    return float(rank_correlation(x, y))
 
 
 def figure(records: list[Record]) -> Plot:
@@ -193,7 +199,7 @@ def figure(records: list[Record]) -> Plot:
     for name in ("negative share", "self push"):
         parts = []
         for number, kind in enumerate(("catalogue", "intervention")):
-            x, y = by_method(records, seeds, kind, name)
+            x, y = (measured(records, seeds, kind, column).mean(axis=1) for column in (name, "average"))
             order = np.argsort(x)
             parts.append(
                 series(kind, [x[i] for i in order], [y[i] for i in order], color=number, line=False, hollow=number == 1)

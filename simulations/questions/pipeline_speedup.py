@@ -54,7 +54,7 @@ FASTER = 0.05
 MATCH = 1.1
 """as many steps, up to this factor, still counts as a match"""
 
-Cell = tuple[str, str, int, bool]
+GridPoint = tuple[str, str, int, bool]
 """task, tail, nominal lag, and whether each method has its own step size"""
 
 
@@ -303,7 +303,7 @@ def _baseline_alone(pipelines: list[Record], learned: list[Record]) -> Estimate 
     return of_seeds(gains, scale="log")
 
 
-def _extremes(cells: dict[Cell, Estimate | None], pipelines: list[Record]) -> str:
+def _extremes(cells: dict[GridPoint, Estimate | None], pipelines: list[Record]) -> str:
     texts = []
     for tail in _tails(pipelines):
         mine = [p for p in pipelines if p["tail"] == tail and cells[p["task"], tail, p["max_lag"], True]]
@@ -343,6 +343,7 @@ def _against(pipelines: list[Record], learned: list[Record], control: str) -> Qu
         Rule(f"time to target, {control}'s over VCPO's", ">", 1.0, FASTER),
         comparisons,
         "where",
+        beside=True,
     )
 
 
@@ -388,6 +389,7 @@ def _nominal(pipelines: list[Record]) -> Question:
             for p in pipelines
         ],
         "where",
+        beside=True,
         note=text,
     )
 

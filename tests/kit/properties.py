@@ -22,7 +22,7 @@ from tests.kit import slow
 from tests.kit.backends import NUMPY
 from tests.kit.statistical import assert_mean_equals, assert_rounding_only
 from tests.kit.strategies import (
-    Bandit,
+    Arms,
     Case,
     arrays_of,
     as_float,
@@ -404,7 +404,7 @@ def truncation_aware_has_the_least_variance_under_truncation(coefficients, case)
 small_bandits = st.tuples(bandits(largest=3), st.integers(2, 3))
 
 
-def mean_over_all_batches(coefficients: Callable, bandit: Bandit, n: int) -> list[Fraction]:
+def mean_over_all_batches(coefficients: Callable, bandit: Arms, n: int) -> list[Fraction]:
     outcome, probability_of = bandit.all_batches(n)
     sums = moments.batch_sums(outcome, coefficients(outcome), probability_of)
     assert sums.mass == 1
@@ -577,7 +577,7 @@ def moments_of_draws_are_unbiased(moments_of_sums, _):
     4000 repetitions; false-fail rate 1e-9, detects an error of 12%: a missing Bessel correction is one of 33%.
     """
     rng = np.random.default_rng(20260217)
-    bandit = Bandit(
+    bandit = Arms(
         *(exact(x) for x in ([Fraction(1, 2), Fraction(1, 3), Fraction(1, 6)], [Fraction(1, 3)] * 3, [1, 0, 2]))
     )
     outcome, mass = bandit.all_batches(2)

@@ -132,6 +132,8 @@ def baselines(
         return [r[i] - (1 - share[i]) * (r[i] - average(r, one, m)) for i in range(n)]
     if name == "opob_truncated":
         return [truncation_aware(r, m, ws)] * n
+    if name == "half_optimal":
+        return [(average(r, one, m) + average(r, sq, m)) / 2] * n
     weight = {
         "group_mean": one,
         "length_weighted": length,

@@ -59,6 +59,8 @@ def baselines(name: str, batch: list[Outcome], w: list[Any], population: Any) ->
         return [average(r, [o["length"] for o in batch])] * n
     if name == "on_policy_optimal":
         return [average(r, norm)] * n
+    if name == "half_optimal":
+        return [(average(r, [1] * n) + average(r, norm)) / 2] * n
     if name == "opob":
         return [average(r, a)] * n
     if name == "opob_leave_one_out":

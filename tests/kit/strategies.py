@@ -1,7 +1,7 @@
 """The strategies of the public kit (`vcposim.testing.strategies`), under the name the tests use."""
 
 from vcposim.testing.strategies import (  # noqa: F401
-    Bandit,
+    Arms,
     Case,
     Exact,
     arrays_of,

@@ -17,7 +17,7 @@ from llm_bridge.models import char, load_model, smollm2, store
 from llm_bridge.models.__main__ import main
 from llm_bridge.models.language_model import CharTokenizer, HubTokenizer, LanguageModel, char_llama
 from llm_bridge.models.warmup import Recipe, episode, warm_up
-from llm_bridge.tasks.base import Problem
+from llm_bridge.tasks.base import TaskProblem
 from vcposim.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -32,21 +32,21 @@ class Copy:
     options: dict[str, Any] = field(default_factory=lambda: {"name": "copy"})
     max_turns: int = 2
 
-    def problem(self, index: int) -> Problem:
-        return Problem(index, "abcd"[index * 7919 % 101 % 4] + "=", None)
+    def problem(self, index: int) -> TaskProblem:
+        return TaskProblem(index, "abcd"[index * 7919 % 101 % 4] + "=", None)
 
-    def reply(self, problem: Problem, responses: Sequence[str]) -> str | None:
+    def reply(self, problem: TaskProblem, responses: Sequence[str]) -> str | None:
         return "?" if len(responses) < 2 else None
 
-    def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+    def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         return float(list(responses) == self.demonstration(problem))
 
-    def demonstration(self, problem: Problem) -> list[str]:
+    def demonstration(self, problem: TaskProblem) -> list[str]:
         return [problem.prompt[0]] * 2
 
 
 class Silent(Copy):
-    def demonstration(self, problem: Problem) -> list[str]:
+    def demonstration(self, problem: TaskProblem) -> list[str]:
         raise InputError(f"task {self.name!r}: no oracle answer to learn from")
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from llm_bridge.logprobs import log_prob_of, next_token_logits, token_log_prob
 from llm_bridge.models.language_model import CharTokenizer, LanguageModel, char_llama
-from llm_bridge.rollouts import Rollouts, Sampler, State, draw, sample
+from llm_bridge.rollouts import Rollouts, Sampler, SamplerState, draw, sample
 from llm_bridge.tasks import load_task
-from llm_bridge.tasks.base import Problem
+from llm_bridge.tasks.base import TaskProblem
 from tests.kit.statistical import assert_mean_equals, assert_rounding_only
 from vcposim.errors import InputError
 
@@ -29,16 +29,16 @@ class Talk:
     options: dict[str, Any] = field(default_factory=dict)
     max_turns: int = 3
 
-    def problem(self, index: int) -> Problem:
-        return Problem(index, "ab" * (1 + index % 3) + "b" * (index % 2), None)
+    def problem(self, index: int) -> TaskProblem:
+        return TaskProblem(index, "ab" * (1 + index % 3) + "b" * (index % 2), None)
 
-    def reply(self, problem: Problem, responses: Sequence[str]) -> str | None:
+    def reply(self, problem: TaskProblem, responses: Sequence[str]) -> str | None:
         return None if len(responses) == self.max_turns else "bb" * len(responses)
 
-    def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+    def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         return float(bool(responses) and "a" in responses[0])
 
-    def demonstration(self, problem: Problem) -> list[str]:
+    def demonstration(self, problem: TaskProblem) -> list[str]:
         return ["a", "b", "a"]
 
 
@@ -144,7 +144,7 @@ def test_in_pieces_and_through_a_checkpoint_it_is_the_same(stride: int):
     lm, sampler = policy(), Sampler(TASK, 4, 12, seed=5)
     state = sampler.start(lm, range(4))
     while not all(row.done for row in state.rows):
-        state = State.from_state_dict(json.loads(json.dumps(state.state_dict())))
+        state = SamplerState.from_state_dict(json.loads(json.dumps(state.state_dict())))
         sampler.advance(lm, state, stride)
     assert_same(sampler.finished(lm, state), rollouts(lm))
 

@@ -806,7 +806,7 @@ def test_bench_methods_compute_the_same_update(method: str, monkeypatch: pytest.
     monkeypatch.setitem(bench.SHAPES, "tiny", (37, 16, 2, 4, 2, 24, False))
     case = bench.make_case("tiny:6:12")
 
-    def gradient(run: Callable[[bench.Case], object]) -> list[Tensor]:
+    def gradient(run: Callable[[bench.Workload], object]) -> list[Tensor]:
         case.model.zero_grad()
         run(case)
         return [p.grad.clone() for p in case.model.parameters()]
@@ -824,7 +824,7 @@ def test_published_tables_are_those_of_the_record() -> None:
 
 
 def test_records_of_several_sittings_are_pooled_and_memory_is_told_in_gradients(tmp_path: Path) -> None:
-    place = {**score_records.machine(torch.device("cpu")), **asdict(bench.Setting()), "case": "1M:2:8"}
+    place = {**score_records.machine(torch.device("cpu")), **asdict(bench.ModelSetting()), "case": "1M:2:8"}
     path = str(tmp_path / "record")
     for ratios in ([1.0, 1.1], [1.2]):
         score_records.append(path, {**place, "ratios": {"affine": ratios, "vmap": "NotImplementedError: too large"}})
@@ -842,7 +842,7 @@ def test_the_bench_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """The accelerator's command, on the CPU."""
     monkeypatch.undo()
     monkeypatch.setitem(bench.SHAPES, "tiny", (37, 16, 2, 4, 2, 24, False))
-    case = bench.make_case("tiny:6:12", bench.Setting(dtype="bfloat16"))
+    case = bench.make_case("tiny:6:12", bench.ModelSetting(dtype="bfloat16"))
     ratios = bench.paired_ratios(case, ["affine", "general", "sketch", "loop, two buffers", "ghost, two backwards"], 1)
     assert all(isinstance(found, list) for found in ratios.values()), ratios
 

@@ -154,7 +154,7 @@ def test_a_judged_method_that_breaks_is_not_right(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("factor", [1.02, float("nan")])
 def test_a_wrong_gradient_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    def off(case: scores.Case) -> torch.Tensor:
+    def off(case: scores.Workload) -> torch.Tensor:
         norm = scores.sketch(case)
         for p in case.model.parameters():
             assert p.grad is not None
@@ -168,7 +168,7 @@ def test_a_wrong_gradient_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_method_that_cannot_run_is_recorded_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(case: scores.Case) -> torch.Tensor:
+    def full(case: scores.Workload) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
     monkeypatch.setitem(gpu.METHODS, "general", full)
@@ -183,7 +183,7 @@ def test_a_method_that_cannot_run_is_recorded_with_its_reason(tmp_path: Path, mo
 
 
 def test_a_lost_device_ends_the_run_and_blames_no_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(case: scores.Case) -> torch.Tensor:
+    def lost(case: scores.Workload) -> torch.Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setitem(gpu.METHODS, "general", lost)

@@ -74,6 +74,20 @@ def test_a_blind_detector_is_not_called_one() -> None:
     assert collapse_prediction.analyse(blind).verdicts[0].verdict != "holds"
 
 
+def test_the_two_definitions_are_not_one() -> None:
+    """Lost runs show danger just before they go, healthy ones as much, long before: seen at a landmark alone."""
+
+    def areas(score: Any) -> dict[str, float]:
+        found = collapse_prediction.aurocs(prediction(lambda s: 95 if s % 4 < 2 else None, score))["low_ess"]
+        return {kind: a.value for kind, a in found.items() if a is not None}
+
+    late = areas(lambda s, t, lost: float(t in (7, 8) if lost else t == 3))
+    assert (late["any_pooled"], late["any_within"]) == (0.5, 0.5)
+    assert late["pooled"] > 0.7
+    # more time is no more danger: a peak of a healthy run after the last lost one went is not looked at
+    assert set(areas(lambda s, t, lost: float(lost or t == 12)).values()) == {1.0}
+
+
 def test_nothing_collapsed_is_not_judged_and_drawn() -> None:
     records = prediction(lambda seed: None, lambda seed, t, c: 0.5)
     analysis = collapse_prediction.analyse(records)

@@ -1,10 +1,10 @@
-"""The map of regimes and the mechanism: what they conclude from records made by hand, and what is watched."""
+"""The map of regimes, the mechanism, what is beyond VCPO: verdicts on records made by hand, and what is watched."""
 
 from typing import Any
 
 import numpy as np
 
-from simulations.questions import mechanism, regime_map
+from simulations.questions import beyond_vcpo, mechanism, regime_factors, regime_map
 from tests.kit.statistical import assert_near, near
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import CATALOGUE
@@ -85,3 +85,84 @@ def test_scaled_negatives_leave_the_positives_alone() -> None:
     batch = Batch(reward=np.array([1.0, 0.0, 0.0]), log_ratio=np.zeros(3))
     found = mechanism.INTERVENTIONS["negatives x 0.25"].estimator.coefficients(batch)  # type: ignore[union-attr]
     assert_near(found, [2 / 3, -1 / 12, -1 / 12], scale=0)
+
+
+# --- beyond VCPO ------------------------------------------------------------------------------------------------------
+
+
+def halves(value: Any) -> list[dict[str, Any]]:
+    """Records of one place: value(method, half, step size, seed)."""
+    return [
+        {"prompts": 4, "lag": 16, "half": half, "method": m, "step_size": e, "seed": s, "collapse": None, "ess": 0.5}
+        | {"average": value(m, half, e, s) + 1e-3 * (s % 3)}
+        for half in beyond_vcpo.HALVES
+        for m in (*beyond_vcpo.RIVALS, *beyond_vcpo.CANDIDATES)
+        for e in (0.01, 0.02, 0.04)
+        for s in range(6)
+    ]
+
+
+def test_the_half_that_judges_has_no_say_in_the_choice() -> None:
+    """`n2, memory` leads where one chooses and is last where one judges; at the step size of the first half."""
+
+    def value(m: str, half: str, step: float, seed: int) -> float:
+        lead = 0.3 if m == "n2, memory" else 0.0
+        return 0.5 + (lead if half == "choose" else -lead) - 5 * abs(step - (0.02 if half == "choose" else 0.04))
+
+    found = {v.key: v for v in beyond_vcpo.analyse(halves(value)).verdicts}
+    assert "than n2, memory, which was chosen" in found["vcpo_not_worse"].statement
+    assert found["vcpo_not_worse"].verdict == "holds"
+    assert found["beats_rivals"].verdict == "fails"
+    (compared,) = (c for c in found["vcpo_not_worse"].comparisons if "own best" in c["name"])
+    assert compared["value"] == near(0.3)
+    assert "grid's edge, so bounds from below: none" in found["matches_synchronous"].note
+
+
+def test_a_best_step_at_the_edge_is_said() -> None:
+    edge = beyond_vcpo.analyse(halves(lambda m, half, step, seed: 0.5 + step * (m == "n2"))).verdicts
+    assert "n2 at 4 prompts, lag 16" in next(v for v in edge if v.key == "matches_synchronous").note
+
+
+def test_choose_and_test_share_neither_tasks_nor_seeds() -> None:
+    full = beyond_vcpo.settings("full")
+    seen = {
+        half: {(s["draw"], seed) for s in full if s["half"] == half for seed in s["seeds"]}
+        for half in ("choose", "test")
+    }
+    draws, seeds = ({half: {x[i] for x in seen[half]} for half in seen} for i in (0, 1))
+    assert not draws["choose"] & draws["test"]
+    assert not seeds["choose"] & seeds["test"]
+    assert {(s["prompts"], s["lag"]) for s in full} == {(p, k) for p in (1, 4, 16) for k in (16, 64)}
+    assert len({s["step_size"] for s in full}) == 7
+
+
+# --- regime factors ---------------------------------------------------------------------------------------------------
+
+
+def test_the_design_covers_every_level_and_lets_no_two_factors_go_together() -> None:
+    """All pairs of prompts and lag; no factor's level tells another's: else their effects could not be told apart."""
+    cells = regime_factors.cells()
+    levels = {f: {c[f] for c in cells} for f in regime_factors.FACTORS}
+    assert levels["prompts"] == {1, 4, 16, 64}
+    assert levels["length"] == {8, 32, 128}
+    assert levels["rewards"] == set(regime_factors.LOWEST)
+    assert len({(c["prompts"], c["lag"]) for c in cells}) == 16
+    for f in levels:
+        for g in set(levels) - {f}:
+            assert any(len({c[g] for c in cells if c[f] == x}) > 1 for x in levels[f]), (f, g)
+    assert all(min(sum(c[f] == x for c in cells) for x in levels[f]) >= 2 for f in levels)
+
+
+def test_the_factor_that_was_planted_is_found() -> None:
+    """n^2 gains 0.3 over the mean with 16 and 64 prompts, and nothing else matters: prompts move it by 0.3."""
+
+    def record(cell: dict[str, Any], method: str, seed: int) -> dict[str, Any]:
+        gain = 0.3 if method == "n2" and cell["prompts"] >= 16 else 0.0
+        return {**cell, "method": method, "step_size": 0.1, "seed": seed, "average": 0.5 + gain + 1e-3 * seed}
+
+    records = [record(c, m, s) for c in regime_factors.cells() for m in regime_factors.METHODS for s in range(6)]
+    found = regime_factors.effects(regime_factors.differences(records, *regime_factors.CONTRASTS["n^2 over the mean"]))
+    assert regime_factors.moved(found["prompts"]) == near(0.3)
+    assert all(regime_factors.moved(found[f]) < 0.25 for f in regime_factors.FACTORS if f != "prompts")
+    caption = regime_factors.analyse(records).figures[0].caption
+    assert "n^2 over the mean: prompts" in caption

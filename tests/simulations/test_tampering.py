@@ -12,10 +12,8 @@ from simulations import verdicts
 from simulations.protocol import Analysis, Verdict, discover
 from simulations.verdicts import EXACT, Rule
 from tests.kit.statistical import OPERATION, near
-from tests.simulations.worlds import BETWEEN, WORLDS, world
+from tests.simulations.worlds import BETWEEN, OF_THEIR_OWN, WORLDS, world
 
-PENDING = {"mechanism", "regime_map"}
-"""experiments whose verdicts are tested by hand-made worlds of their own (`test_regime_map.py`), not here yet"""
 EXPECTED = {"true": "holds", "opposite": "fails", "noise": "undecided"}
 
 
@@ -40,7 +38,7 @@ def surprises(name: str, modes: tuple[str, ...] = ("true", "opposite", "noise", 
     """Questions whose word is not that of the world; the empty list for an honest analysis."""
     found = []
     for mode in modes:
-        by_key = {key: world(name, mode, key) for key in keys_of(name) if key == "others_biased"}
+        by_key = {key: world(name, mode, key) for key in keys_of(name) if key in OF_THEIR_OWN}
         plain = module_of(name).analyse(world(name, mode, "")).verdicts
         for v in plain:
             if v.key in by_key:
@@ -55,7 +53,7 @@ def surprises(name: str, modes: tuple[str, ...] = ("true", "opposite", "noise", 
 
 
 def test_every_experiment_that_judges_has_worlds() -> None:
-    assert set(discover()) - PENDING == set(WORLDS)
+    assert set(discover()) == set(WORLDS)
 
 
 @pytest.mark.parametrize("name", WORLDS)

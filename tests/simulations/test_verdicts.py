@@ -1,6 +1,8 @@
 """Estimates cover the truth at their stated rate, words follow rules, and what is committed agrees with itself."""
 
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from simulations import claims
 from simulations.__main__ import main
+from simulations.log import END, NUMBER, START, computed, numbers_without_a_source, rewritten
 from simulations.protocol import discover, settings_of
-from simulations.report import claim_rows, gathered
+from simulations.report import claim_rows, claim_table, gathered
 from simulations.stats import (
     DIFFERENCE,
     UNIT,
@@ -29,7 +33,6 @@ from simulations.summaries import (
     against_full,
     committed,
     dump,
-    numbers_without_a_source,
     of_settings,
     once_each,
     read,
@@ -268,8 +271,25 @@ def test_claims_are_twenty_rows_of_the_form_promised(capsys: pytest.CaptureFixtu
     fields = ["claim", "statement", "verdict", "number", "interval", "witnesses", "decided_by"]
     assert all(list(row) == fields for row in rows)
     assert all({w["kind"] for w in row["witnesses"]} == {"proof", "exact", "simulated", "transformer"} for row in rows)
-    assert main(["claims"]) == 0
-    assert all(f"C{n}" in capsys.readouterr().out for n in (1,))
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_terminal_cuts_nothing_of_the_claims(width: int) -> None:
+    """Every cell comes back whole from what is printed, names of experiments and questions unbroken."""
+    rows = claim_rows(list(SUMMARIES.values()), claims.proof_results())
+    told = io.StringIO()
+    Console(file=told, width=width).print(claim_table(rows, width))
+    lines = told.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in told.getvalue()
+    for row in rows:
+        for part in (row["decided_by"] or "").split("/"):
+            assert any(re.search(rf"(?<![\w.]){re.escape(part)}(?![\w.])", line) for line in lines), part
+    words = {word for line in lines for word in line.replace("│", " ").replace("┃", " ").split()}
+    for row in rows:
+        assert set(claims.BY_ID[row["claim"]].title.split()) <= words
+        assert set(row["number"].split()) <= words
+    assert {"Claim", "Verdict", "What", "is", "claimed", "Number", "that", "decides"} <= words
 
 
 def test_claims_follow_their_witnesses() -> None:
@@ -285,6 +305,8 @@ def test_claims_follow_their_witnesses() -> None:
     failed = {name: {**row, "verdict": "FAILED"} for name, row in proofs.items()}
     after = {row["claim"]: row["verdict"] for row in claim_rows(other, failed)}
     assert all(after[c] != word for c, word in before.items() if word in ("holds", "fails"))
+    beside = [replace(s, verdicts=[replace(v, beside=True) for v in s.verdicts]) for s in sections]
+    assert [r["verdict"] for r in claim_rows(beside, proofs)] == [r["verdict"] for r in claim_rows([], proofs)]
     nothing = {row["verdict"] for row in claim_rows([], {})}
     assert nothing == {"not judged"}
 
@@ -306,13 +328,15 @@ def test_witnesses_are_combined(words: list[tuple[str, str]], combined: str) -> 
     assert claims.combined([claims.Witness(kind, "s", word, "t") for kind, word in words]) == combined
 
 
-def test_theorems_named_by_claims_exist_and_are_committed() -> None:
+def test_theorems_named_by_claims_speak_of_them_and_are_committed() -> None:
     from proofs.claims import all_claims
 
-    known = {claim.name for claim in all_claims()}
-    named = {name for claim in claims.CLAIMS for name in claim.proofs}
-    assert named <= known
-    assert named <= set(claims.proof_results())
+    known = {claim.name: claim for claim in all_claims()}
+    kept = claims.proof_results()
+    for claim in claims.CLAIMS:
+        for name in claim.proofs:
+            assert claim.id in known[name].rows, name
+            assert kept[name]["statement"] == known[name].statement, "python -m simulations keep FILE, of proofs --json"
 
 
 def test_the_page_of_claims_is_in_step() -> None:
@@ -320,8 +344,56 @@ def test_the_page_of_claims_is_in_step() -> None:
     assert text == claims.markdown(), "run: python -m simulations claims --markdown > simulations/CLAIMS.md"
 
 
-def test_a_number_that_no_summary_holds_is_found() -> None:
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+LOG = (ROOT / "simulations" / "LOG.md").read_text()
+
+
+def test_a_number_that_its_source_does_not_hold_is_found() -> None:
     held = Verdict("C4", "s", "holds", "0.1234", comparisons=[{"name": "a", "value": -0.5678, "word": "holds"}])
-    sections = [replace(section("full"), verdicts=[held])]
-    text = "Gain 0.12, loss 0.568 and -0.57; wrong is 0.58. Version 3.11, 2 runs, 0.5."
+    sections = [replace(section("full"), verdicts=[held]), replace(section("full", "holds"), id="other")]
+    text = "`toy`: gain 0.12, loss 0.568 and -0.57; wrong is 0.58. Version 3.11, 0.5; 1.2e-13, 5.7e-1, 5.68e-01."
     assert numbers_without_a_source(text, sections) == ["0.58", "3.11"]
+    assert numbers_without_a_source("`other` has 0.12.\n\n`toy` has 0.12.", sections) == ["0.12"]
+    assert numbers_without_a_source("Nobody said 0.12.", sections) == ["0.12"]
+    file = "simulations/results/async_learning.json"
+    kept = committed(["async_learning"])["async_learning"].verdicts[0].comparisons[0]["low"]
+    assert numbers_without_a_source(f"`{file}`: {kept:.4f}, and 123.4567", []) == ["123.4567"]
+    assert numbers_without_a_source("`/etc/hosts` and `../x.md`: 0.12", []) == ["0.12"]
+
+
+def test_the_numbers_of_the_log_are_held_by_their_sources() -> None:
+    assert numbers_without_a_source(LOG, SUMMARIES.values()) == []
+
+
+def test_a_digit_changed_in_the_log_is_found() -> None:
+    """How sharp the check is: of all numbers it reads, their last digit moved by five, it finds three in four.
+
+    The others become by chance another number of the same source.
+    """
+    places = found = 0
+    for paragraph in LOG.partition(END)[2].split("\n\n"):
+        for m in NUMBER.finditer(paragraph):
+            digit = str((int(m.group()[-1]) + 5) % 10)
+            spoiled = paragraph[: m.end() - 1] + digit + paragraph[m.end() :]
+            places += 1
+            found += numbers_without_a_source(spoiled, SUMMARIES.values()) != []
+    assert places > 100
+    assert found >= 0.75 * places
+
+
+def test_the_computed_part_of_the_log_is_current() -> None:
+    sections = list(SUMMARIES.values())
+    part = computed(claim_rows(sections, claims.proof_results()), sections)
+    assert rewritten(LOG, part) == LOG, "run: python -m simulations log"
+    assert all(f"### {claim.id} {claim.title}" in part for claim in claims.CLAIMS)
+    with pytest.raises(InputError, match="needs one line"):
+        rewritten("no marks", part)
+    assert rewritten(f"a {START} old {END} b", "new") == f"a {START}\n\nnew\n\n{END} b"
+
+
+def test_links_of_the_log_lead_somewhere() -> None:
+    for target in set(re.findall(r"\]\(([^)#]+)", LOG)):
+        assert (ROOT / "simulations" / target).exists(), target
+    anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", LOG, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)", LOG)) <= anchors

@@ -16,9 +16,13 @@ from simulations.protocol import plain
 from simulations.questions import (
     ablation,
     baselines_under_lag,
+    beyond_vcpo,
     in_batch_bias,
+    mechanism,
     pipeline_speedup,
     proxy_quality,
+    regime_factors,
+    regime_map,
     step_rules,
     transformer_collapse,
     variance_vs_lag,
@@ -77,6 +81,45 @@ def ablation_world(mode: str, key: str) -> Records:
     ]
 
 
+def beyond_world(mode: str, key: str) -> Records:
+    levels = {  # VCPO, candidates, rivals, synchronous
+        "true": (0.8, 0.5, 0.3, 0.4),
+        "opposite": (0.3, 0.5, 0.8, 0.9),
+        "between": (0.5, 0.509, 0.5, 0.518),
+        "noise": (0.5,) * 4,
+    }[mode]
+    rng, records = rng_of(mode, 3), []
+    for prompts in (1, 16):
+        for half in beyond_vcpo.HALVES:
+            for name in (*beyond_vcpo.RIVALS, *beyond_vcpo.CANDIDATES):
+                kind = 0 if name == beyond_vcpo.VCPO else 1 if name in beyond_vcpo.CANDIDATES else 2
+                level = levels[3 if name.startswith("synchronous") else kind]
+                for step, off in ((0.01, 0.1), (0.02, 0.0), (0.04, 0.1)):
+                    for seed in SEEDS:
+                        value = rng.random() if mode == "noise" else level - off + 0.001 * rng.normal()
+                        place = {"prompts": prompts, "lag": 16, "half": half, "step_size": step, "method": name}
+                        records.append({**place, "seed": seed, "average": value, "ess": 0.5, "collapse": None})
+    return records
+
+
+def factors_world(mode: str, key: str) -> Records:
+    levels = {  # mean, n2, with ratios, with the brake, VCPO
+        "true": (0.3, 0.5, 0.6, 0.6, 0.7),
+        "opposite": (0.7, 0.5, 0.4, 0.4, 0.3),
+        "between": (0.5, 0.509, 0.518, 0.518, 0.5),
+        "noise": (0.5,) * 5,
+    }[mode]
+    rng, records = rng_of(mode, 4), []
+    for cell in regime_factors.cells():
+        for name, level in zip(regime_factors.METHODS, levels, strict=True):
+            for step, off in ((0.01, 0.1), (0.02, 0.0)):
+                for seed in range(12):
+                    value = rng.random() if mode == "noise" else level - off + 0.001 * rng.normal()
+                    row = {"method": name, "step_size": step, "seed": seed, "average": value, "ess": 0.5}
+                    records.append({**cell, **row, "collapse": None, "start": 0.1})
+    return records
+
+
 def step_world(mode: str, key: str) -> Records:
     rng, records = rng_of(mode), []
     for drift in step_rules.DRIFTS:
@@ -108,7 +151,7 @@ def collapse_world(mode: str, key: str) -> Records:
     for seed in SEEDS:
         for method in "abcd":
             lost = 95 if rng.random() < 0.5 else None
-            truth = [float(lost is not None and t > 5) + 0.01 * rng.random() for t in range(16)]
+            truth = [float(lost is not None) + 0.01 * rng.random() for _ in range(16)]
             detectors = {}
             for name in DETECTORS:
                 seeing = (name in ours) == (mode == "true")
@@ -116,6 +159,45 @@ def collapse_world(mode: str, key: str) -> Records:
                 detectors[name] = list(rng.random(16)) if mode == "noise" else truth if seeing else blind
             place = {"lag": 16, "method": method, "step_size": 0.1, "seed": seed, "updates": 160}
             records.append({**place, "collapse": lost, "detectors": detectors})
+    return records
+
+
+def regime_world(mode: str, key: str) -> Records:
+    """One cell; VCPO stands between n^2 and the mean, but where its lead over n^2 is asked for."""
+    rng, records = rng_of(mode, 5), []
+    lead = key == "vcpo_beats_rivals_with_n2"
+    levels = {  # VCPO, the same with stratified OPOB, n^2, the same with a brake, synchronous n^2, others
+        "true": (0.95 if lead else 0.5, 0.7, 0.8, 0.8, 0.8, 0.3),
+        "opposite": (0.1 if lead else 0.9, 0.7, 0.3, 0.3, 0.9, 0.8),
+        "between": (0.515, 0.525, 0.505, 0.525, 0.515, 0.5),
+    }
+    kinds = {regime_map.VCPO: 0, "OPOB stratified / TIS / ESS step": 1, "n2 / no ratio / ESS step": 3}
+    kinds |= {"n2 / synchronous / full step": 4}
+    for method in regime_map.METHODS:
+        kind = kinds.get(method, 2 if method.startswith("n2 ") else 5)
+        for step in (0.02, 0.04):
+            for seed in SEEDS:
+                value = rng.random() if mode == "noise" else levels[mode][kind] + 0.001 * rng.normal()
+                row = {"method": method, "step_size": step, "seed": seed, "average": value, "final": value}
+                records.append({**regime_map.CORE, **row, "ess": 0.5, "scale": 1.0, "start": 0.1, "collapse": None})
+    return records
+
+
+def mechanism_world(mode: str, key: str) -> Records:
+    """Over the catalogue the share of negatives foretells the value; over interventions as the mode says."""
+    rng, records = rng_of(mode, 4), []
+    for kind, names in (("catalogue", mechanism.CATALOGUED), ("intervention", mechanism.INTERVENTIONS)):
+        for number, name in enumerate(names):
+            for seed in SEEDS if mode != "noise" else range(5):
+                share = number / len(names)
+                sign = 1 if mode == "opposite" and kind == "intervention" else -1
+                value = 0.5 + 0.4 * sign * share + 0.01 * rng.normal()
+                if mode == "noise":
+                    value = 0.5 - 0.2 * share + 0.3 * rng.normal()
+                row = {**{p: float(rng.random()) for p in mechanism.PREDICTORS}, "negative share": share}
+                for step in mechanism.LARGE:
+                    place = {"method": name, "kind": kind, "step_size": step, "seed": seed}
+                    records.append({**place, **row, "average": value, "collapse": None})
     return records
 
 
@@ -265,21 +347,29 @@ WORLDS: dict[str, Callable[[str, str], Records]] = {
     "async_learning": async_world,
     "baselines_under_lag": baselines_world,
     "best_step_size": best_world,
+    "beyond_vcpo": beyond_world,
     "collapse_prediction": collapse_world,
     "ess_reliability": ess_world,
     "in_batch_bias": in_batch_world,
+    "mechanism": mechanism_world,
     "pipeline_speedup": pipeline_world,
     "proxy_quality": proxy_world,
+    "regime_factors": factors_world,
+    "regime_map": regime_world,
     "step_rules": step_world,
     "transformer_collapse": transformer_world,
     "variance_vs_lag": variance_world,
 }
+OF_THEIR_OWN = {"others_biased", "vcpo_beats_rivals_with_n2"}
+"""questions that are true only where another of their experiment is false: each has worlds of its own"""
 BETWEEN = {
     "ablation": {"opob_beats_mean": "fails", "opob_more_than_parts": "fails", "baseline_needed": "fails"},
     "async_learning": dict.fromkeys(("both_parts", "group_std"), "fails")
     | dict.fromkeys(("matches_mean", "matches_opob"), "holds"),
     "best_step_size": dict.fromkeys(("beats_rivals", "both_parts", "group_std"), "fails")
     | dict.fromkeys(("matches_mean", "matches_opob"), "holds"),
+    "beyond_vcpo": dict.fromkeys(("vcpo_not_worse", "simple_n2_not_worse", "matches_synchronous"), "holds")
+    | {"beats_rivals": "fails"},
     "baselines_under_lag": {
         "centering_helps_random": "fails",
         "in_batch_opob_helps_trained": "fails",
@@ -289,6 +379,18 @@ BETWEEN = {
     "ess_reliability": {"plug_in_lognormal": "holds", "plug_in_pareto": "holds"},
     "in_batch_bias": {"opob_unbiased_random": "holds", "released_as_good_trained": "holds"},
     "pipeline_speedup": {"faster_than_mean": "fails", "faster_than_opob": "fails"},
+    "regime_map": dict.fromkeys(("n2_alone_own_best", "matches_synchronous"), "holds")
+    | dict.fromkeys(
+        (
+            "baseline_before_ratio",
+            "rivals_gain_from_n2",
+            "vcpo_beats_rivals_with_n2",
+            "n2_with_brake_grid",
+            "stratified",
+        ),
+        "fails",
+    ),
+    "regime_factors": dict.fromkeys(("norms", "ratios", "brake"), "fails") | {"vcpo": "holds"},
     "step_rules": {"model_adam_still": "holds", "learning_adam": "fails", "learning_sgd": "fails"},
     "transformer_collapse": dict.fromkeys(("beats_rivals", "both_parts_common", "all_kinds"), "fails")
     | dict.fromkeys(("matches_mean", "matches_opob"), "holds"),

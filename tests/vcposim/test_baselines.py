@@ -12,7 +12,7 @@ from tests.kit.backends import NUMPY
 from tests.kit.properties import Law, laws_of, mean_over_all_batches, small_bandits
 from tests.kit.rivals import GROUP, PROMPTS, TIME, draw
 from tests.kit.statistical import assert_rounding_only, near
-from tests.kit.strategies import Bandit, as_float, bandits, exact
+from tests.kit.strategies import Arms, as_float, bandits, exact
 from vcposim.baselines import (
     BASELINES,
     Evidence,
@@ -70,7 +70,7 @@ def test_worked_example():
 
 
 @given(small_bandits)
-def test_independent_baselines_are_exactly_unbiased(case: tuple[Bandit, int]):
+def test_independent_baselines_are_exactly_unbiased(case: tuple[Arms, int]):
     bandit, n = case
     for name in INDEPENDENT - {"population"}:
         assert mean_over_all_batches(Estimator(baseline=name).coefficients, bandit, n) == list(bandit.gradient), name
@@ -78,7 +78,7 @@ def test_independent_baselines_are_exactly_unbiased(case: tuple[Bandit, int]):
 
 def test_the_other_baselines_are_biased_in_batch():
     """C7: for each in-batch baseline there is a bandit whose gradient it misses. So INDEPENDENT is not too small."""
-    bandit = Bandit(exact(["1/2", "1/3", "1/6"]), exact(["1/6", "1/3", "1/2"]), exact([1, 0, 2]))
+    bandit = Arms(exact(["1/2", "1/3", "1/6"]), exact(["1/6", "1/3", "1/2"]), exact([1, 0, 2]))
     for name in ORDINARY - INDEPENDENT:
         batch, probability = bandit.all_batches(2)
         batch = Batch(**{**vars(batch), "length": batch.reward + 1})
@@ -87,7 +87,7 @@ def test_the_other_baselines_are_biased_in_batch():
 
 
 @given(bandits())
-def test_a_population_has_nobody_to_leave_out(bandit: Bandit):
+def test_a_population_has_nobody_to_leave_out(bandit: Arms):
     """With unit 0, leave-one-out baselines are their population values and nobody has leverage."""
     outcome = bandit.population()
     for plain, others in (("group_mean", "leave_one_out"), ("opob", "opob_leave_one_out")):
@@ -99,7 +99,7 @@ def test_a_population_has_nobody_to_leave_out(bandit: Bandit):
 
 
 @given(bandits())
-def test_full_weights_need_no_truncation_aware_baseline(bandit: Bandit):
+def test_full_weights_need_no_truncation_aware_baseline(bandit: Arms):
     """Where E[w s] = 0 the truncation-aware optimum is the OPOB (claim C6)."""
     outcome = bandit.population()
     assert list(Estimator(baseline="opob_truncated").baseline_value(outcome)) == list(
@@ -108,7 +108,7 @@ def test_full_weights_need_no_truncation_aware_baseline(bandit: Bandit):
 
 
 @given(bandits())
-def test_excess_variance_of_a_baseline(bandit: Bandit):
+def test_excess_variance_of_a_baseline(bandit: Arms):
     """variance_per_sample(b) - minimum = (b - b*)^2 E[w^2 ||s||^2], exactly (claim C6)."""
     outcome = bandit.population()
     second = sum(bandit.behavior * bandit.ratio**2 * (bandit.score**2).sum(axis=-1))
@@ -125,7 +125,7 @@ def test_excess_variance_of_a_baseline(bandit: Bandit):
 
 
 @given(bandits())
-def test_damping_turns_the_leave_one_out_baseline_into_the_in_batch_one(bandit: Bandit):
+def test_damping_turns_the_leave_one_out_baseline_into_the_in_batch_one(bandit: Arms):
     """In-batch OPOB = leave-one-out OPOB times the soft mask 1 - h (claim C8), on every batch of three."""
     batch, _ = bandit.all_batches(3) if len(bandit.target) < 4 else bandit.all_batches(2)
     h = Estimator().leverage(batch)
@@ -234,7 +234,14 @@ def test_what_the_table_says_of_a_baseline_is_what_it_does():
 
 def test_which_baselines_the_norms_alone_make_known():
     assert {name for name, b in BASELINES.items() if b.one_unknown} == {
-        *("on_policy_optimal", "opob", "opob_released", "opob_released_median", "opob_released_winsorized")
+        *(
+            "on_policy_optimal",
+            "half_optimal",
+            "opob",
+            "opob_released",
+            "opob_released_median",
+            "opob_released_winsorized",
+        )
     }
     assert {name for name, b in BASELINES.items() if b.needs_two} == {
         "leave_one_out",
@@ -268,7 +275,7 @@ def test_other_exponents_are_refused():
 
 
 @given(bandits())
-def test_float_baselines_follow_their_exact_values(bandit: Bandit):
+def test_float_baselines_follow_their_exact_values(bandit: Arms):
     """On the population, floats through log-ratios give the exact OPOB up to rounding, even at ratios of 2^60."""
     got = Estimator(baseline="opob").baseline_value(bandit.population(NUMPY))
     want = as_float(Estimator(baseline="opob").baseline_value(bandit.population()))

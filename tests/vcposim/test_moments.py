@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.kit.backends import FLOAT_BACKENDS, Backend, name_of
 from tests.kit.properties import Law, exact_moments, laws_of
 from tests.kit.statistical import as_numpy, assert_mean_equals, assert_rounding_only
-from tests.kit.strategies import Bandit, as_float, bandits, cases, exact
+from tests.kit.strategies import Arms, as_float, bandits, cases, exact
 from vcposim.batch import Batch, DenseScores
 from vcposim.estimators import Estimator
 from vcposim.moments import Moments, Sums, batch_sums, moments, norm, sq_norm, trace_covariance
@@ -85,7 +85,7 @@ def test_shrinking_lowers_the_error_and_leaves_the_descent_efficiency():
 
 
 @given(bandits(largest=3), st.sampled_from(["zero", "group_mean", "opob", "leave_one_out"]))
-def test_independent_contributions_average_by_n(bandit: Bandit, name: str):
+def test_independent_contributions_average_by_n(bandit: Arms, name: str):
     """variance_of_mean = variance_per_sample / n for a constant baseline; not for baselines made in the batch."""
     batch, mass = bandit.all_batches(2)
     per_sample, of_mean = exact_moments(batch, Estimator(baseline=name).coefficients(batch), mass, bandit.gradient)
@@ -94,14 +94,14 @@ def test_independent_contributions_average_by_n(bandit: Bandit, name: str):
 
 
 def test_in_batch_baselines_couple_contributions():
-    bandit = Bandit(exact(["1/2", "1/2"]), exact(["1/2", "1/2"]), exact([0, 1]))
+    bandit = Arms(exact(["1/2", "1/2"]), exact(["1/2", "1/2"]), exact([0, 1]))
     batch, mass = bandit.all_batches(2)
     per_sample, of_mean = exact_moments(batch, Estimator(baseline="group_mean").coefficients(batch), mass, None)
     assert abs(of_mean - per_sample / 2) > 0.1 * per_sample
 
 
 @given(bandits())
-def test_population_moments_are_those_of_one_draw(bandit: Bandit):
+def test_population_moments_are_those_of_one_draw(bandit: Arms):
     """One enumerated group under the behavior's measure: its contribution's variance, and no variance of its mean."""
     outcome = bandit.population()
     c = Estimator(baseline="opob").coefficients(outcome)
@@ -162,7 +162,7 @@ def test_mse_of_drawn_moments_includes_what_the_mean_does_not_know():
     3000 repetitions, false-fail rate 1e-9; the missing third would be an error of 25%, the test detects 20%.
     """
     rng = np.random.default_rng(7)
-    bandit = Bandit(exact(["1/2", "1/3", "1/6"]), exact(["1/3"] * 3), exact([1, 0, 2]))
+    bandit = Arms(exact(["1/2", "1/3", "1/6"]), exact(["1/3"] * 3), exact([1, 0, 2]))
     batch, mass = bandit.all_batches(2)
     estimator = Estimator(baseline="leave_one_out")
     _, of_mean = exact_moments(batch, estimator.coefficients(batch), mass, bandit.gradient)

@@ -1,8 +1,9 @@
 """Estimators by name: the catalogue's, or anyone's as `package.module:function` or `path/to/file.py:function`.
 
-What `estimator_named` returns goes through every part: exact moments, Monte Carlo, replay. A function says what it
-reads beside itself, `mine.needs = ("tokens",)`; see `vcposim.estimators.FunctionEstimator`. It may be written for NumPy
-or for another library that its module has imported: it is shown a small batch of each, once.
+What `estimator_named` returns goes through every part: exact moments, Monte Carlo, replay, learning, transformers. A
+function says what it reads beside itself, `mine.needs = ("tokens",)`; see `vcposim.estimators.FunctionEstimator`. It
+may be written for NumPy, or for torch if its module has imported that, and where the arrays are the other's it is given
+its own: it is shown a small batch of each, once.
 """
 
 import importlib
@@ -17,16 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from vcposim.batch import Batch, DenseScores
+from vcposim.batch import Batch, DenseScores, Scores
 from vcposim.catalogue.entries import entry
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import FunctionEstimator, Resolved, estimator_of
 
 
-def estimator_named(name: str, needs: Iterable[str] = ()) -> Resolved:
+def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy") -> Resolved:
     """The estimator of a catalogue name, of `module:function` or of `file.py:function`.
 
-    `needs` are read by a function beside those it names itself; an entry knows its own.
+    `needs` are read by a function beside those it names itself; an entry knows its own. `library` is the one whose
+    arrays there will be; a function that does not answer NumPy's is torch's, and either is given its own.
 
     Raises `InputError` for an unknown name, for what is no estimator, and for a function that answers no small batch.
     """
@@ -40,13 +42,14 @@ def estimator_named(name: str, needs: Iterable[str] = ()) -> Resolved:
         return estimator
     estimator = replace(estimator, needs=estimator.needs | frozenset(needs))
     said = []
-    for library in ("numpy", *(["torch"] if "torch" in sys.modules else [])):
-        function = estimator.function if library == "numpy" else InLibrary(estimator.function, library)
+    # NumPy's first: its functions often answer a tensor too, but not on every device
+    for own in ("numpy", *(["torch"] if "torch" in sys.modules else [])):
+        function = estimator.function if own == library else InLibrary(estimator.function, own)
         asked = replace(estimator, function=function)
         try:
-            asked.coefficients(_small(asked.needs))
+            asked.coefficients(_in_library(_small(asked.needs), library))
         except Exception as error:
-            said.append(f"on {library} arrays {_where(error)}{_brief(error)}")
+            said.append(f"on {own} arrays {_where(error)}{_brief(error)}")
         else:
             return asked
     raise InputError(
@@ -57,7 +60,7 @@ def estimator_named(name: str, needs: Iterable[str] = ()) -> Resolved:
 
 @dataclass(frozen=True)
 class InLibrary:
-    """A function of batches of another library, as one of NumPy's."""
+    """A function of one library's batches as a function of any library's."""
 
     function: Callable[[Batch], Any]
     library: str
@@ -66,15 +69,65 @@ class InLibrary:
     def __name__(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
-    def __call__(self, batch: Batch) -> np.ndarray:
-        """What it says of the batch in its own arrays, as NumPy's."""
-        convert = importlib.import_module(self.library).asarray
-        arrays = {k: convert(np.array(x)) for k, x in vars(batch).items() if isinstance(x, np.ndarray)}
-        scores = batch.scores
-        if isinstance(scores, DenseScores):
-            scores = replace(scores, score=convert(np.array(scores.score)))
-        c = self.function(replace(batch, **arrays, scores=scores))
-        return np.asarray(c.detach().cpu().numpy() if hasattr(c, "detach") else c)
+    def __call__(self, batch: Batch) -> Any:
+        """What it says of the batch in its own arrays, as the batch's."""
+        return _like(self.function(_in_library(batch, self.library)), batch.reward)
+
+
+@dataclass(frozen=True)
+class _ScoresIn:
+    """Scores asked in one library's arrays and answered in them, whatever they are made of."""
+
+    scores: Scores
+    library: str
+    like: Any
+    """an array of the kind that the scores themselves take"""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return tuple(self.like.shape)
+
+    def combine(self, weight: Any) -> Any:
+        return _array_in(self.scores.combine(_like(weight, self.like)), self.library)
+
+    def sq_norm(self, weight: Any) -> Any:
+        return _array_in(self.scores.sq_norm(_like(weight, self.like)), self.library)
+
+
+def _in_library(batch: Batch, library: str) -> Batch:
+    """The batch in a library's arrays; as it is where they are its own."""
+    if type(batch.reward).__module__.partition(".")[0] == library:
+        return batch
+    arrays = {k: _array_in(x, library) for k, x in vars(batch).items() if hasattr(x, "dtype") and k != "scores"}
+    scores: Any = batch.scores
+    if isinstance(scores, DenseScores):
+        scores = replace(scores, score=_array_in(scores.score, library))
+    elif scores is not None:
+        scores = _ScoresIn(scores, library, batch.reward)
+    return replace(batch, **arrays, scores=scores)
+
+
+def _array_in(x: Any, library: str) -> Any:
+    """A copy in another library's arrays; constants, whatever graph they come from."""
+    return importlib.import_module(library).asarray(np.array(x.detach().cpu().numpy() if hasattr(x, "detach") else x))
+
+
+def _like(x: Any, like: Any) -> Any:
+    """An array as one of the library, and on the device, of another."""
+    library = type(like).__module__.partition(".")[0]
+    if type(x).__module__.partition(".")[0] == library:
+        return x
+    made = _array_in(x, library)
+    return made.to(like.device) if hasattr(made, "to") else made
+
+
+def source_of(name: str) -> Path | None:
+    """The file that a function's name leads to, absolute; None for a name of the catalogue."""
+    place, colon, _ = name.rpartition(":")
+    if not colon:
+        return None
+    path = Path(place) if place.endswith(".py") else Path(str(getattr(_module(place), "__file__", place)))
+    return path.resolve()
 
 
 def _small(needs: Iterable[str]) -> Batch:

@@ -22,9 +22,10 @@ from rich.text import Text
 from scipy.stats import t
 
 from vcposim.commands.completion import complete_with
+from vcposim.commands.replay import SAMPLE
 from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
-from vcposim.replay.dumps import read_dump
+from vcposim.replay.reading import read_dump
 
 MATTERS = 0.02
 """a difference of success probabilities, averaged over training, that matters"""
@@ -46,9 +47,24 @@ CATALOGUE_NAMES = {
 }
 """baseline / ratio -> the catalogue's name where it has one"""
 VCPO = "OPOB / TIS / ESS step"
-NOTES = {"GSPO": "its band at 0.2 for responses of 8 tokens", "M2PO": "its threshold 0.04", "TIS": "cap 8"}
-"""what the name of a ratio leaves open"""
-Cell = dict[str, Any]
+PLAIN = {
+    "none": "no baseline",
+    "mean": "the group's mean as baseline",
+    "n2": "the n^2 baseline (the mean reward weighed by squared score norms)",
+    "OPOB": "OPOB (the mean reward weighed by squared ratios and score norms)",
+    "OPOB loo": "OPOB without the response itself",
+    "OPOB stratified": "OPOB with weights averaged over responses of equal reward",
+    "no ratio": "no importance ratio",
+    "TIS": "each response's ratio cut at 8",
+    "PPO": "PPO's clip, 0.2",
+    "GSPO": "GSPO's clip, its band widened to 0.2 for 8 tokens",
+    "M2PO": "M2PO's mask, its threshold 0.04",
+    "full step": "the full step",
+    "ESS step": "the step times sqrt(ESS / n), measured in each batch",
+    "synchronous": "synchronous training",
+}
+"""what the names in the table mean"""
+MapCell = dict[str, Any]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -69,6 +85,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         help="zero-one where failures pay exactly 0, shifted for any other reward (default zero-one)",
     )
     complete_with(rewards, REWARDS)
+    p.add_argument("--sample", action="store_true", help="read the rollouts that come along, as replay does")
     p.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -82,14 +99,14 @@ class Regime:
     ess: float | None = None
     shifted: bool = False
 
-    def octaves(self, cell: Cell) -> float:
+    def octaves(self, cell: MapCell) -> float:
         """How far a measured place is: doublings of prompts, of lag + 1 and of length between the two."""
         pairs = [(self.prompts, cell["prompts"]), (self.length, cell["length"])]
         pairs += [(None if self.lag is None else self.lag + 1, cell["lag"] + 1)]
         return sum(abs(math.log2(mine / theirs)) for mine, theirs in pairs if mine is not None)
 
 
-def evidence() -> list[Cell]:
+def evidence() -> list[MapCell]:
     """The measured places."""
     return json.loads(files("vcposim.commands").joinpath("regimes.json").read_text())
 
@@ -119,18 +136,20 @@ def regime_of(a: argparse.Namespace) -> Regime:
         raise InputError(f"--ess: {a.ess:g} is not in (0, 1]; it is ESS over the number of trajectories")
     known = {name: getattr(a, name) for name in ("prompts", "lag", "length", "ess")}
     shifted = a.rewards == "shifted"
-    if a.file is not None:
-        dump = read_dump(a.file)
+    if a.file is not None and a.sample:
+        raise InputError(f"FILE: {a.file} and --sample; give one of them")
+    if a.file is not None or a.sample:
+        dump = read_dump(a.file or SAMPLE)
         own = {"prompts": len(set(dump.group.tolist())), "length": float(np.mean(dump.length))}
         own["ess"] = float(ess_fraction(dump.log_ratio))
         known = {name: own.get(name) if value is None else value for name, value in known.items()}
         shifted = shifted or (dump.has_reward and float(np.nanmin(dump.reward)) != 0)
     if all(value is None for value in known.values()):
-        raise InputError("nothing is known of your regime; give --prompts, --lag, --length, --ess or a dump")
+        raise InputError("nothing is known of your regime; give --prompts, --lag, --length, --ess, a dump or --sample")
     return Regime(**known, shifted=shifted)
 
 
-def advise(regime: Regime, cells: Sequence[Cell]) -> dict[str, Any]:
+def advise(regime: Regime, cells: Sequence[MapCell]) -> dict[str, Any]:
     """The answer as plain data: the place, the methods there from best to worst, the choice, and its limits."""
     law = [cell for cell in cells if (cell["low"] != 0) == regime.shifted]
     place = min(law or cells, key=regime.octaves)
@@ -174,19 +193,19 @@ def advise(regime: Regime, cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def chosen(cell: Cell, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def chosen(cell: MapCell, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the methods surely no more than `MATTERS` below the best, the one that is best over the grid of step sizes."""
     close = [r for r in rows if difference(cell, rows[0]["method"], r["method"])[2] <= MATTERS]
     return max(close or rows[:1], key=lambda r: r["grid"])
 
 
-def abs_low(cell: Cell, first: str, second: str) -> float:
+def abs_low(cell: MapCell, first: str, second: str) -> float:
     """The lower end of the size of a difference: 0 or less where the interval covers 0."""
     low, _, high = difference(cell, first, second)
     return max(low, -high)
 
 
-def ranked(cell: Cell) -> list[dict[str, Any]]:
+def ranked(cell: MapCell) -> list[dict[str, Any]]:
     """The methods of a place, best at own best step first."""
     rows = []
     for method, m in cell["methods"].items():
@@ -215,14 +234,14 @@ def interval(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else math.inf
 
 
-def difference(cell: Cell, first: str, second: str) -> tuple[float, float, float]:
+def difference(cell: MapCell, first: str, second: str) -> tuple[float, float, float]:
     """First minus second at own best, paired by seed: (low, value, high)."""
     a, b = (np.asarray(cell["methods"][name]["own_best"]) for name in (first, second))
     mean, half = float(np.mean(a - b)), interval(a - b)
     return mean - half, mean, mean + half
 
 
-def words(cell: Cell) -> str:
+def words(cell: MapCell) -> str:
     """A place in words."""
     rewards = "" if cell["low"] == 0 else f", rewards {cell['low']:g} and {cell['low'] + 1:g}"
     where = f"{cell['prompts']} prompts, lag {cell['lag']}, {cell['length']} tokens, base rate {cell['base_rate']:g}"
@@ -230,37 +249,57 @@ def words(cell: Cell) -> str:
     return where + rewards + alone
 
 
+def plainly(method: str) -> str:
+    """A method in plain words."""
+    return ", ".join(PLAIN[part] for part in method.split(" / "))
+
+
+KNOWN = {"prompts": "{:g} prompts", "lag": "lag {:g}", "length": "{:.3g} tokens a response", "ess": "ESS {:.2g} of n"}
+
+
+def yours(regime: dict[str, Any]) -> str:
+    """What is known of the reader's regime, and what is not."""
+    known = [words.format(regime[name]) for name, words in KNOWN.items() if regime[name] is not None]
+    known.append("rewards other than 0 and 1" if regime["shifted"] else "failures pay 0")
+    unknown = [name for name in KNOWN if regime[name] is None]
+    return ", ".join(known) + (f"; not known, so not compared: {', '.join(unknown)}" if unknown else "")
+
+
 def render(found: dict[str, Any], console: Console) -> None:
-    """The answer for a reader."""
+    """The answer for a reader: what to take first, then the evidence, then what it does not say."""
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"Nearest place measured: {found['place']} ({found['seeds']} seeds; {found['octaves']:.1f} doublings away)")
-    for warning in found["warnings"]:
-        say(f"Beware: {warning}.")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("baseline / ratio / step", "own best step", "over the grid", "lost"):
-        table.add_column(name, no_wrap=True)
-    shown = found["rows"][:SHOWN] + [r for r in found["rows"][SHOWN:] if r["method"] == VCPO]
-    for r in shown:
-        value = f"{r['value']:.3f} ±{r['half_width']:.3f}{' (edge)' if r['at_edge'] else ''}"
-        row = (r["method"], value, f"{r['grid']:.3f}", f"{r['lost']:.0%}")
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
-    say("Success probability averaged over training, ± 95% over seeds; lost: of runs over the whole grid.")
-    named = next(r["catalogue"] for r in found["rows"] if r["method"] == found["choice"])
-    notes = [f"catalogue: {named}"] if named else []
-    notes += [note for ratio, note in NOTES.items() if f"/ {ratio} /" in found["choice"]]
-    aside = f" ({'; '.join(notes)})" if notes else ""
-    say(f"Take: {found['choice']}{aside}.")
+    rows = {r["method"]: r for r in found["rows"]}
+    name = lambda m: f" (vcposim catalogue {c})" if (c := rows[m]["catalogue"]) else ""  # noqa: E731
+    say(f"Yours: {yours(found['regime'])}.")
+    say(f"Take: {plainly(found['choice'])}{name(found['choice'])}.")
     if found["any_reward"] != found["choice"]:
-        say(f"If failures may ever pay anything but 0: {found['any_reward']}.")
-    say(f"If the step size cannot be tuned: {found['step_size_unknown']}, the best mean over step sizes.")
+        say(f"If failures may ever pay anything but 0: {plainly(found['any_reward'])}{name(found['any_reward'])}.")
+    if found["step_size_unknown"] not in (found["choice"], found["any_reward"]):
+        say(f"If the step size cannot be tuned: {plainly(found['step_size_unknown'])}.")
     low, value, high = found["over_vcpo"]
     say(f"How sure: over VCPO ({VCPO}) {value:+.3f} [{low:.3f}, {high:.3f}], paired by seed, one comparison of many.")
+    say("")
+    whole = all(found["regime"][name] is not None for name in ("prompts", "lag", "length"))
+    near = "the very place" if whole else "as near as can be told"
+    where = f"{found['octaves']:.1f} doublings away from yours" if found["octaves"] else near
+    say(f"Evidence: {found['place']}, {found['seeds']} seeds, {where}.")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("baseline / ratio / step", "own best step", "over the grid", "lost"):
+        table.add_column(heading, no_wrap=True)
+    for r in found["rows"][:SHOWN] + [r for r in found["rows"][SHOWN:] if r["method"] == VCPO]:
+        value_text = f"{r['value']:.3f} ±{r['half_width']:.3f}{' (edge)' if r['at_edge'] else ''}"
+        row = (r["method"], value_text, f"{r['grid']:.3f}", f"{r['lost']:.0%}")
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    say("Success probability averaged over training, ± 95% over seeds; lost: of runs over the whole grid of steps.")
     if found["not_told_apart"]:
-        say(f"Not told apart from it: {'; '.join(found['not_told_apart'])}.")
+        say(f"As good, as far as one can tell: {'; '.join(found['not_told_apart'])}.")
+    say("")
+    for warning in found["warnings"]:
+        say(f"Beware: {warning}.")
     for c in found["changes"]:
         say(
             f"What would change it: at {c['place']}, {c['better']} is better than {found['any_reward']} by "
@@ -268,3 +307,4 @@ def render(found: dict[str, Any], console: Console) -> None:
         )
     if not found["changes"]:
         say(f"In no place measured does another do better than {found['any_reward']} by more than {MATTERS:g}.")
+    say("Small networks on string tasks: evidence about mechanisms, not about your model.")

@@ -17,16 +17,15 @@ from rich.text import Text
 
 from vcposim.catalogue import CATALOGUE
 from vcposim.commands.completion import complete_with
-from vcposim.commands.output import add_output_options, save_figure, wants_figure
+from vcposim.commands.output import TableRow, add_output_options, save_figure, wants_figure
 from vcposim.errors import InputError
 
 if TYPE_CHECKING:
-    from vcposim.testing.report_card import Finding
+    from vcposim.testing.report_card import LawFinding
 
 FIGURE = "vcposim-check.png"
 STYLES = {"holds": "green", "violated": "bold red"}
 SHOWN_RIVALS = ("reinforce", "rloo", "sequence_is", "sequence_tis", "vcpo")
-Row = dict[str, Any]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -108,13 +107,13 @@ def _one(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
     return 0 if held else 1
 
 
-def _drawn(rows: Sequence[Row], arguments: argparse.Namespace) -> Path:
+def _drawn(rows: Sequence[TableRow], arguments: argparse.Namespace) -> Path:
     from vcposim.commands.figures import bias_variance_figure  # here because matplotlib is slow to load
 
     return save_figure(bias_variance_figure(rows), arguments.figure, FIGURE)
 
 
-def _print_card(name: str, arrays: str, found: Sequence["Finding"], rows: Sequence[Row], laws: Any) -> None:
+def _print_card(name: str, arrays: str, found: Sequence["LawFinding"], rows: Sequence[TableRow], laws: Any) -> None:
     console = Console()
     table = Table(
         title=Text(f"{name}, on {arrays} arrays"),
@@ -138,13 +137,13 @@ def _print_card(name: str, arrays: str, found: Sequence["Finding"], rows: Sequen
     console.print(f"{name} {verdict}", style="bold", markup=False, highlight=False)
 
 
-def _verdict(one: "Finding") -> str:
+def _verdict(one: "LawFinding") -> str:
     if one.status != "not claimed" or not one.tried:
         return one.status
     return "not claimed: " + ("no counterexample" if one.violation is None else "it fails")
 
 
-def _print_violation(console: Console, one: "Finding", universal: bool) -> None:
+def _print_violation(console: Console, one: "LawFinding", universal: bool) -> None:
     seen = one.violation
     assert seen is not None  # it is what makes a law violated
     lines = str(seen).splitlines()
@@ -161,7 +160,7 @@ def _print_violation(console: Console, one: "Finding", universal: bool) -> None:
     )
 
 
-def _standing(rows: Sequence[Row]) -> str:
+def _standing(rows: Sequence[TableRow]) -> str:
     """One line: where an estimator stands among the catalogue's on one problem."""
     mine, others = next(row for row in rows if row["mine"]), [row for row in rows if not row["mine"]]
     ahead = sum(row["mse"] < mine["mse"] * (1 - 1e-9) for row in others)
@@ -197,7 +196,7 @@ def _catalogue(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
     return 0 if held else 1
 
 
-def _print_catalogue(found: dict[str, list["Finding"]]) -> None:
+def _print_catalogue(found: dict[str, list["LawFinding"]]) -> None:
     console = Console()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("estimator", no_wrap=True)

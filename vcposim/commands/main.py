@@ -3,6 +3,7 @@
     vcposim variance    bias, variance and MSE of estimators on a problem with a known gradient
     vcposim replay      what dumped rollouts say about a run, and what each correction would have done
     vcposim check       which laws an estimator of yours keeps, and its bias and variance
+    vcposim compare     estimators of yours measured like the catalogue's: laws, exact moments, learning
     vcposim advise      which estimator, baseline and step rule did best nearest to your regime
     vcposim plan        which lag and which split of devices reach the target first
     vcposim catalogue   every named estimator with its formula and validity
@@ -31,6 +32,7 @@ COMMANDS = {
     "variance": "bias, variance and MSE of estimators on a problem with a known gradient",
     "replay": "what dumped rollouts say about a run, and what each correction would have done",
     "check": "which laws an estimator of yours keeps, and its bias and variance beside the catalogue's",
+    "compare": "your estimators measured like the catalogue's, and beside them: laws, exact moments, learning, cost",
     "advise": "which estimator, baseline and step rule did best nearest to your regime, and how sure that is",
     "plan": "which lag and generation/training split reach the target first",
     "catalogue": "every named estimator with its formula and validity; one of them in full",

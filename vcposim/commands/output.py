@@ -3,15 +3,20 @@
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vcposim.errors import InputError
+from vcposim.pages.parts import is_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
+
+TableRow = dict[str, Any]
+"""a line of a table that is printed or written as JSON: column -> value"""
 
 
 def figure_path(given: str | None, default: str) -> Path:
@@ -62,17 +67,50 @@ def save_figure(figure: "Figure", given: str | None, default: str = "vcposim.png
     # no time stamp and no version in the file: the same result is the same bytes
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     try:
-        descriptor, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        try:
-            figure.savefig(name, metadata=metadata[path.suffix.lower()])
-            os.chmod(name, 0o666 & ~_umask())  # a temporary file is private, a figure is an ordinary file
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        _whole(path, lambda name: figure.savefig(name, metadata=metadata[path.suffix.lower()]))
     except OSError as error:
         raise InputError(f"figure: {path} cannot be written ({error.strerror}); name another, or --no-figure") from None
     return path
+
+
+def page_path(given: str, generator: str) -> Path:
+    """Where a page goes: the path given, which is replaced only if it is a page of that generator.
+
+    Raises `InputError` before any work if nothing can or should be written there.
+    """
+    path = Path(given)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--html: {path} does not end in .html; name a page, as in run.html")
+    if path.is_dir():
+        raise InputError(f"--html: {path} is a directory; name a file in it, as in {path / 'run.html'}")
+    if not path.parent.is_dir():
+        raise InputError(f"--html: folder {path.parent} does not exist; create it, or name another")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"--html: folder {path.parent} cannot be written to; name another")
+    if path.exists() and not is_page(path, generator):
+        raise InputError(f"--html: {path} is there and is no page of this command; name another file")
+    return path
+
+
+def save_page(text: str, path: Path) -> Path:
+    """Write a page whole or not at all; raises `InputError` where the disk will not have it."""
+    try:
+        _whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--html: {path} cannot be written ({error.strerror}); name another") from None
+    return path
+
+
+def _whole(path: Path, write: Callable[[str], Any]) -> None:
+    """Let `write` fill a file beside `path`, and move it into place."""
+    descriptor, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    try:
+        write(name)
+        os.chmod(name, 0o666 & ~_umask())  # a temporary file is private, an answer is an ordinary file
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def print_whole(console: "Console", table: "Table") -> None:

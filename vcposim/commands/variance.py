@@ -18,7 +18,7 @@ from vcposim.baselines import BASELINES
 from vcposim.catalogue import CATALOGUE, WEIGHTINGS, weighting
 from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.completion import complete_files, complete_with
-from vcposim.commands.output import add_output_options, print_whole, save_figure, wants_figure
+from vcposim.commands.output import TableRow, add_output_options, print_whole, save_figure, wants_figure
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import NORMALIZERS, Estimator, Resolved
 from vcposim.laboratory import exact, monte_carlo
@@ -42,7 +42,6 @@ PARTS: dict[str, Any] = {
 """options that put estimators together, and their defaults"""
 Key = str | tuple[str, str]
 """a named estimator, or a weighting and a baseline"""
-Row = dict[str, Any]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -127,7 +126,7 @@ def compute(
     samples: int = 100_000,
     seed: int = 0,
     workers: int = 1,
-) -> list[Row]:
+) -> list[TableRow]:
     """One row per estimator, in the order they were asked for; `samples`, `seed` and `workers` are monte-carlo's."""
     for estimator in estimators.values():
         estimator.require(group_size)
@@ -169,8 +168,8 @@ def _name(key: Key) -> str:
     return key if isinstance(key, str) else " ".join(key)
 
 
-def _row(key: Key, size: int, moments: Moments, standard_error: dict[str, Any] | None) -> Row:
-    row: Row = {"estimator": key} if isinstance(key, str) else {"weighting": key[0], "baseline": key[1]}
+def _row(key: Key, size: int, moments: Moments, standard_error: dict[str, Any] | None) -> TableRow:
+    row: TableRow = {"estimator": key} if isinstance(key, str) else {"weighting": key[0], "baseline": key[1]}
     row["group_size"] = size
     row["mean"] = [_number(x) for x in moments.mean]
     row.update({name: _number(getattr(moments, name)) for name in SCALARS})
@@ -248,7 +247,7 @@ def _name_of(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
-def label(row: Row) -> str:
+def label(row: TableRow) -> str:
     """What a row is called: the estimator's name, or its baseline above its weighting."""
     return row["estimator"] if "estimator" in row else f"{row['baseline']}\n({row['weighting']})"
 
@@ -262,7 +261,7 @@ def _unique(option: str, names: Iterable[str]) -> list[str]:
 
 
 def _print_table(
-    console: Console, problem: Problem, diagnostics: dict[str, float | None], rows: list[Row], how: str
+    console: Console, problem: Problem, diagnostics: dict[str, float | None], rows: list[TableRow], how: str
 ) -> None:
     console.print(
         f"ESS fraction {_text(diagnostics['ess_fraction'])}, chi2 {_text(diagnostics['chi2'])}, "
@@ -280,7 +279,7 @@ def _print_table(
         console.print(f"{name.replace('_', ' ')}: {says}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cell(row: Row, name: str) -> str:
+def _cell(row: TableRow, name: str) -> str:
     error = row.get("standard_error", {}).get(name)
     if error is None:
         return _text(row[name])

@@ -95,7 +95,7 @@ class DrawnMoments(Moments):
 
 
 @dataclass(frozen=True)
-class Estimate(Result):
+class EstimatedMoments(Result):
     """Moments with their standard errors, by name as in `STATISTICS`: (p,) for `mean`, () for the rest.
 
     That of `relative_bias` is conservative near zero, where a square root has no normal error.
@@ -120,7 +120,7 @@ def moments(
     workers: int = 1,
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
-) -> dict[str, Estimate]:
+) -> dict[str, EstimatedMoments]:
     """Moments of each estimator, or function of a `Batch`, from `samples` trajectories, rounded up to whole groups.
 
     `workers` > 1 starts that many processes (so a script that calls this needs `if __name__ == "__main__"`); `chunk` is
@@ -219,7 +219,7 @@ def _add(blocks: dict[int, dict[str, Sums]], block: int, found: dict[str, Sums])
         blocks[block] = {name: blocks[block][name].merge(sums) for name, sums in found.items()}
 
 
-def _estimate(blocks: list[Sums], gradient: Array) -> Estimate:
+def _estimate(blocks: list[Sums], gradient: Array) -> EstimatedMoments:
     fields = [np.stack(field) for field in zip(*blocks, strict=True)]
 
     def without(block: int | list[int]) -> DrawnMoments:
@@ -228,7 +228,7 @@ def _estimate(blocks: list[Sums], gradient: Array) -> Estimate:
 
     whole, mass = without([]), fields[0]
     if len(blocks) < 2:
-        return Estimate(whole, {name: getattr(whole, name) * float("nan") for name in STATISTICS})
+        return EstimatedMoments(whole, {name: getattr(whole, name) * float("nan") for name in STATISTICS})
     parts = [without(j) for j in range(len(blocks))]
 
     def error(name: str) -> Array:
@@ -237,7 +237,7 @@ def _estimate(blocks: list[Sums], gradient: Array) -> Estimate:
     with np.errstate(invalid="ignore"):  # two groups: one left out leaves no variance, so no error either
         found = {name: error(name) for name in STATISTICS} | {"cosine": error("raw_cosine")}
         found["relative_bias"] = root_error(whole.bias_sq_norm, error("bias_sq_norm")) / norm(gradient)
-    return Estimate(whole, found)
+    return EstimatedMoments(whole, found)
 
 
 def root_error(square: Array, error: Array) -> Array:

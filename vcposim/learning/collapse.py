@@ -24,7 +24,7 @@ import numpy as np
 from vcposim.arrays import Array
 from vcposim.errors import InputError, unknown_name
 
-Trace = Mapping[str, Array]
+LearningTrace = Mapping[str, Array]
 """fields of `learning.run_records.UpdateRecord`, stacked over updates: (update, run); `step_size` (run,)"""
 
 NOT_COLLAPSED = -1
@@ -64,7 +64,7 @@ def trailing_mean(x: Array, window: int) -> Array:
 
 WINDOW = 10
 
-DETECTORS: dict[str, Callable[[Trace], Array]] = {
+DETECTORS: dict[str, Callable[[LearningTrace], Array]] = {
     "low_ess": lambda t: -t["ess_fraction"],
     "low_truncated_ess": lambda t: -t["truncated_ess_fraction"],
     "mean_weight_off_1": lambda t: np.abs(np.log(np.maximum(t["mean_weight"], 1e-300))),
@@ -81,7 +81,7 @@ DETECTORS: dict[str, Callable[[Trace], Array]] = {
 """name -> danger (update, run)"""
 
 
-def danger(name: str, trace: Trace) -> Array:
+def danger(name: str, trace: LearningTrace) -> Array:
     """A detector of that name, averaged over the last `WINDOW` updates: (update, run)."""
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)

@@ -25,24 +25,24 @@ In memory time comes first: what is summed over time are long rows.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from vcposim import diagnostics
-from vcposim.arrays import Array, expectation, peak, saturating_exp
+from vcposim.arrays import Array, expectation, peak, safe_divide, saturating_exp
 from vcposim.batch import Batch
 from vcposim.control import MEMORY, Seen, norm_scale
 from vcposim.errors import InputError
-from vcposim.estimators import Resolved
+from vcposim.estimators import Estimator, Resolved
 from vcposim.gauges.tails import tail_index
 from vcposim.learning.lags import History
 from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
-from vcposim.learning.run_records import Run, UpdateRecord
+from vcposim.learning.run_records import Run, UpdateRecord, remembered_weight
 from vcposim.learning.streams import START, Numbers, cumulative, generator, invert
 from vcposim.learning.tables import Family, TableScores, Tabular, gradient, time_first, time_last
-from vcposim.learning.tasks import Task
+from vcposim.learning.tasks import LearningTask
 from vcposim.problems.policies import log_and_softmax
 
 CAP = 8.0
@@ -56,7 +56,7 @@ LARGEST_LOG = 300.0
 
 
 @dataclass
-class State:
+class LearnerState:
     """All that an update reads and writes: copy it, and a learner resumes from there to the bit."""
 
     step: int
@@ -72,6 +72,8 @@ class State:
     """last gradient (run, p)"""
     typical_norm: Array
     """running mean of gradient norms (run,); infinite before the first"""
+    remembered: Array
+    """sums of a R and of a over each prompt's past responses, faded (run, prompt, 2): baselines with a memory"""
     reference: Array = field(repr=False)
     """log-probabilities of the start (run, rows, V): the reference policy of KL penalties"""
 
@@ -103,7 +105,7 @@ class Learner:
 
     def __init__(
         self,
-        task: Task,
+        task: LearningTask,
         runs: Sequence[Run],
         *,
         groups: int = 4,
@@ -119,12 +121,13 @@ class Learner:
         self.task, self.groups, self.group_size = task, groups, group_size
         self.khat_every, self.truth_every = khat_every, truth_every
         self.family = family or Tabular(*task.logit.shape)
-        by_estimator = sorted(range(len(runs)), key=lambda i: repr(runs[i].estimator))
+        by_estimator = sorted(range(len(runs)), key=lambda i: (repr(runs[i].estimator), runs[i].memory > 0))
         self._restore_order = np.argsort(by_estimator)
         self._in_order = by_estimator == list(range(len(runs)))
         self.runs = [runs[i] for i in by_estimator]
-        self._parts = _slices([run.resolved() for run in self.runs])
-        for estimator, _ in self._parts:
+        self._parts = _slices([(run.resolved(), run.memory > 0) for run in self.runs])
+        self._memory = np.array([run.memory for run in self.runs])
+        for (estimator, _), _ in self._parts:
             estimator.require(group_size)
         self._controls = _positions([run.control for run in self.runs])
         self._laws = _positions([run.lag for run in self.runs])
@@ -149,7 +152,7 @@ class Learner:
         for _ in range(count):
             yield self.update()
 
-    def snapshot(self) -> State:
+    def snapshot(self) -> LearnerState:
         """A copy of the state; assign it to `state` of a learner of the same runs to resume there."""
         return copy.deepcopy(self.state)
 
@@ -163,8 +166,19 @@ class Learner:
         usable = np.isfinite(norm)  # the brake: where anything is not, the step is 0
         found, norm = np.where(usable[:, None], found, 0.0), np.where(usable, norm, np.inf)
         weights = _Weights.of(drawn.log_weight.reshape(len(self.runs), -1))
-        ess_fraction = _ess_fraction(weights.relative, weights.measure)
-        seen = Seen(state.step, ess_fraction, drawn.lag.mean(axis=(1, 2)), norm, state.typical_norm, group_gradient)
+        ess_fraction = weights.ess_fraction
+        needed = {name for control, _ in self._controls for name in control.entry.needs}
+        tokens = drawn.log_ratio.reshape(len(self.runs), -1) if "token_ess_fraction" in needed else None
+        seen = Seen(
+            state.step,
+            ess_fraction,
+            drawn.lag.mean(axis=(1, 2)),
+            norm,
+            state.typical_norm,
+            group_gradient,
+            None if tokens is None else _Weights.of(tokens).ess_fraction,
+            np.full((len(self.runs), state.step + 1), float(drawn.cell.shape[-1])) if "length" in needed else None,
+        )
         scale = np.empty(len(self.runs))
         for control, members in self._controls:
             scale[members] = control.scale(_of(seen, members))
@@ -174,7 +188,7 @@ class Learner:
 
     # --- one update, part by part -------------------------------------------------------------------------------------
 
-    def _initial(self) -> State:
+    def _initial(self) -> LearnerState:
         starts = {}
         for run in self.runs:
             if run.seed not in starts:
@@ -182,7 +196,7 @@ class Learner:
         theta = np.stack([starts[run.seed] for run in self.runs])
         log_prob, prob = log_and_softmax(self.family.logit(theta))
         max_lag = max(run.lag.k for run in self.runs)
-        return State(
+        return LearnerState(
             step=0,
             theta=theta,
             moments=AdamMoments.zeros(theta.shape),
@@ -190,6 +204,7 @@ class Learner:
             history=History(log_prob, max_lag + 1),  # one more for the anchor
             cumulative=History(cumulative(prob), max_lag + 1),
             previous=np.zeros_like(theta),
+            remembered=np.zeros((len(self.runs), self.task.prompts, 2)),
             typical_norm=np.full(len(self.runs), np.inf),
             reference=log_prob.copy(),
         )
@@ -213,7 +228,7 @@ class Learner:
         version = time_first(slot[:, :, None]) * (runs * rows)  # first row of the version that samples
         first = np.arange(runs)[:, None, None] * rows
         steps = self.state.cumulative.ring.reshape(-1, vocabulary - 1)
-        prompt = (self.state.step * self.groups + np.arange(self.groups)) % self.task.prompts
+        prompt = self._prompt()
         state = np.broadcast_to(chain.start[prompt][:, None] * vocabulary, uniform.shape[1:])  # states times V
         if self._open_loop:
             row = first + self.task.row[:, :1, None, None]
@@ -240,9 +255,13 @@ class Learner:
     def _coefficients(self, drawn: Drawn, scores: TableScores) -> tuple[Array, Array | None]:
         """Coefficients of all runs, per trajectory or per token, and each group's gradient if a step rule asks."""
         found = []
-        for estimator, part in self._parts:
+        for (estimator, remembers), part in self._parts:
             own = scores if len(self._parts) == 1 else scores.part(part)
-            found.append((part, estimator.coefficients(self._batch(estimator.needs, drawn, own, part))))
+            batch = self._batch(estimator.needs, drawn, own, part)
+            if remembers and isinstance(estimator, Estimator):
+                batch = replace(batch, population_baseline=self._remembered(estimator, batch, part))
+                estimator = replace(estimator, baseline="population")
+            found.append((part, estimator.coefficients(batch)))
         if all(c.ndim == 3 for _, c in found):
             weight = np.concatenate([c for _, c in found])
         else:
@@ -252,6 +271,29 @@ class Learner:
         if any("group_gradient" in control.entry.needs for control, _ in self._controls):
             return weight, scores.combine(weight / self.group_size)
         return weight, None
+
+    def _remembered(self, estimator: Estimator, batch: Batch, part: slice) -> Array:
+        """The baseline of each group from all its prompt's responses, the past ones faded, which is then the past:
+        (run, group, 1)."""
+        weight = remembered_weight(estimator)
+        assert weight is not None  # `Run` has seen to it
+        one = batch.reward * 0 + 1
+        # not the kernel's weights, which leave a factor a group open: groups of several updates are added here
+        a = batch.scored().sq_norm(estimator.weighting(batch).value if weight.weight else one) if weight.score else one
+        a = a * batch.token_length() if weight.length else a
+        prompt = self._prompt()
+        visited = np.zeros(self.task.prompts)
+        visited[prompt] = 1
+        kept = self.state.remembered[part] * np.where(visited, self._memory[part, None], 1.0)[..., None]
+        own = np.stack([(a * batch.reward).sum(-1), a.sum(-1)], axis=-1)
+        np.add.at(np.swapaxes(kept, 0, 1), prompt, np.swapaxes(own, 0, 1))  # several groups may have one prompt
+        self.state.remembered[part] = kept
+        total, mean = kept[:, prompt], batch.reward.mean(axis=-1)
+        return safe_divide(total[..., 0], total[..., 1], mean)[..., None]
+
+    def _prompt(self) -> Array:
+        """The prompt of each group of this update: they take turns."""
+        return (self.state.step * self.groups + np.arange(self.groups)) % self.task.prompts
 
     def _batch(self, needs: frozenset[str], drawn: Drawn, scores: TableScores, part: slice) -> Batch:
         log_prob = self.state.history.newest[part]
@@ -364,7 +406,7 @@ class Learner:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _slices(estimators: list[Resolved]) -> list[tuple[Resolved, slice]]:
+def _slices(estimators: list[tuple[Resolved, bool]]) -> list[tuple[tuple[Resolved, bool], slice]]:
     starts = [i for i, e in enumerate(estimators) if i == 0 or e != estimators[i - 1]]
     return [(estimators[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(estimators)], strict=True)]
 
@@ -405,6 +447,11 @@ class _Weights:
         relative = np.exp(log_weight - top)
         mean = expectation(relative, measure)
         return cls(log_weight, measure, top, relative, mean, relative * saturating_exp(top))
+
+    @property
+    def ess_fraction(self) -> Array:
+        """ESS / n (run,)."""
+        return _ess_fraction(self.relative, self.measure)
 
     def capped(self, cap: float) -> Array:
         """min(w, cap) up to a factor: the largest is 1."""

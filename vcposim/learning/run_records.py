@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from vcposim.arrays import Array
+from vcposim.baselines import Monomial, baseline
 from vcposim.catalogue import entry
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import AnyEstimator, Resolved, estimator_of
+from vcposim.estimators import AnyEstimator, Estimator, Resolved, estimator_of
 from vcposim.learning.lags import Lag
 from vcposim.learning.optimizers import OPTIMIZERS
 from vcposim.learning.step_rules import Control
@@ -13,12 +14,26 @@ from vcposim.learning.step_rules import Control
 ON_POLICY, FULL_STEP = Lag(), Control()
 
 
+def remembered_weight(estimator: Resolved) -> Monomial | None:
+    """The weight by which rewards are remembered; None for a baseline that is not one weighted mean a group.
+
+    A weight that holds the untouched ratio is left out: beyond the range of floats it is known only within a group.
+    """
+    if not isinstance(estimator, Estimator) or not isinstance(estimator.baseline, str) or estimator.reference_penalty:
+        return None
+    found = baseline(estimator.baseline)
+    return found.weight if found.per == "group" and found.weight and not found.weight.ratio else None
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: what distinguishes it from the others of a learner.
 
     `estimator` is a name of the catalogue, an `Estimator` or a function of a `Batch`; `clip_norm` (inf for none) the
-    limit of the gradient's global norm. Raises `InputError` for unknown names and numbers out of range.
+    limit of the gradient's global norm. `memory` in [0, 1): what is left of a prompt's sums when it is visited again,
+    the baseline being a weighted mean over its past responses too (1 / (1 - memory) visits of them); 0 for none.
+
+    Raises `InputError` for unknown names and numbers out of range, and for a memory of what is no such baseline.
     """
 
     estimator: str | AnyEstimator
@@ -29,6 +44,7 @@ class Run:
     control: Control = FULL_STEP
     clip_norm: float = 1.0
     weight_decay: float = 0.0
+    memory: float = 0.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -41,7 +57,14 @@ class Run:
             raise InputError(f"clip_norm: {self.clip_norm} is not positive; use inf for no clipping")
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} is negative; use 0 or more")
-        self.resolved()
+        if not 0 <= self.memory < 1:
+            raise InputError(f"memory: {self.memory} is not in [0, 1); 0.9 remembers about ten visits of a prompt")
+        estimator = self.resolved()
+        if self.memory and remembered_weight(estimator) is None:
+            raise InputError(
+                f"memory: {self.memory} with an estimator whose baseline is no weighted mean of a group's rewards; use "
+                "group_mean, length_weighted, on_policy_optimal or opob"
+            )
 
     def resolved(self) -> Resolved:
         """The estimator itself."""

@@ -263,11 +263,11 @@ class TableScores:
 
     def combine(self, weight: Array) -> Array:
         """sum_i weight_i s_i of each group: -> (run, group, p)."""
-        if not self.family.orthogonal:
-            return np.sum(self._vectors(weight), axis=-2)
-        placed = self._placed(weight, 2).reshape(*self.cell.shape[:2], *self.prob.shape[1:])
-        block = placed - self.prob[:, None] * placed.sum(axis=-1, keepdims=True)
-        return block.reshape(*self.cell.shape[:2], -1)
+        run, group = self.cell.shape[:2]
+        placed = self._placed(weight, 2).reshape(run * group, *self.prob.shape[1:])
+        # one pull back for each group, as if it were a run: no Jacobian of the whole table
+        theta, prob = (np.repeat(x, group, axis=0) for x in (self.theta, self.prob))
+        return gradient(self.family, theta, prob, placed).reshape(run, group, -1)
 
     def total(self, weight: Array) -> Array:
         """The same over all groups: -> (run, p)."""

@@ -25,7 +25,7 @@ from vcposim.problems.token_chains import TokenChain, any_match, exact_match, mo
 
 
 @dataclass(frozen=True)
-class Task:
+class LearningTask:
     """`row` (T, S) in 0..rows-1, each position its own; `logit` (rows, V) to start from, with normal `noise` (nats).
 
     Raises `InputError` if two positions share a row, or shapes do not match.
@@ -146,25 +146,25 @@ def closed_loop(chain: TokenChain) -> Array:
     return np.arange(chain.shape[0] * chain.shape[1]).reshape(chain.shape[:2])
 
 
-def _matching(length: int, vocabulary: int, targets: int, probability: float) -> Task:
+def _matching(length: int, vocabulary: int, targets: int, probability: float) -> LearningTask:
     answer = [[(t + 3 * k) % vocabulary for t in range(length)] for k in range(targets)]
     chain = any_match(answer, vocabulary) if targets > 1 else exact_match(answer[0], vocabulary)
     favored = [[string[t] for string in answer] for t in range(length)]
-    return Task(chain, open_loop(chain), warm(vocabulary, favored, probability), 0.3)
+    return LearningTask(chain, open_loop(chain), warm(vocabulary, favored, probability), 0.3)
 
 
-def _partial(length: int, vocabulary: int, probability: float) -> Task:
+def _partial(length: int, vocabulary: int, probability: float) -> LearningTask:
     answer = [t % vocabulary for t in range(length)]
     chain = partial_credit(answer, vocabulary)
-    return Task(chain, open_loop(chain), warm(vocabulary, [[token] for token in answer], probability), 0.3)
+    return LearningTask(chain, open_loop(chain), warm(vocabulary, [[token] for token in answer], probability), 0.3)
 
 
-def _modular(length: int, vocabulary: int, modulus: int) -> Task:
+def _modular(length: int, vocabulary: int, modulus: int) -> LearningTask:
     chain = modular_sum(length, vocabulary, modulus)
-    return Task(chain, open_loop(chain), np.zeros((length, vocabulary)), 0.3)
+    return LearningTask(chain, open_loop(chain), np.zeros((length, vocabulary)), 0.3)
 
 
-def _contextual(contexts: int, arms: int, probability: float) -> Task:
+def _contextual(contexts: int, arms: int, probability: float) -> LearningTask:
     transition = np.full((1, contexts + 2, arms), contexts)
     for g in range(contexts):
         transition[0, g, g % arms] = contexts + 1
@@ -175,32 +175,54 @@ def _contextual(contexts: int, arms: int, probability: float) -> Task:
         transition, reward, np.zeros(contexts + 2, bool), np.arange(contexts), np.full(contexts, 1 / contexts)
     )
     favored = [[min(g, contexts - 1) % arms] for g in range(contexts + 2)]
-    return Task(chain, closed_loop(chain), warm(arms, favored, probability), 0.3)
+    return LearningTask(chain, closed_loop(chain), warm(arms, favored, probability), 0.3)
 
 
 def many_prompts(
-    prompts: int, length: int = 8, vocabulary: int = 8, probability: float = 0.8, noise: float = 0.3, seed: int = 0
-) -> Task:
+    prompts: int,
+    length: int = 8,
+    vocabulary: int = 8,
+    probability: float = 0.8,
+    noise: float = 0.3,
+    seed: int = 0,
+    *,
+    targets: int = 1,
+    graded: bool = False,
+) -> LearningTask:
     """Each of `prompts` prompts has one right string of its own, drawn once by `seed`; reward 1 for it.
 
     A row is a (position, prompt): a prompt is known, its own past is not. A network sees the prompt and the position,
     each one-hot, so that prompts share all parameters behind their own input: what one prompt teaches moves the others.
+
+    With several `targets` a prompt has so many right strings, which share all but their last two tokens: these have to
+    be chosen together, by a policy that does not know its past. `graded` pays the share of right tokens instead.
+
+    Raises `InputError` for no prompts or targets, or for graded rewards of several targets.
     """
     if prompts < 1:
         raise InputError(f"prompts: {prompts} is not positive; use 1 or more")
-    answer = np.random.default_rng([seed, prompts]).integers(vocabulary, size=(prompts, length))
-    # states: prompt g and right so far, g; prompt g and failed, prompts + g
-    to = np.repeat(prompts + np.arange(prompts * 2)[None, :, None] % prompts, length, axis=0).repeat(vocabulary, axis=2)
-    place, g = np.arange(length)[:, None], np.arange(prompts)
-    to[place, g, answer.T] = g
-    reward = (np.arange(2 * prompts) < prompts).astype(float)
-    chain = TokenChain(to, reward, np.zeros(2 * prompts, bool), g, np.full(prompts, 1 / prompts))
-    row = place * prompts + np.arange(2 * prompts) % prompts
+    if not 1 <= targets <= 5 or (graded and targets > 1):
+        raise InputError(f"targets: {targets}; use 1 to 5, and 1 if rewards are graded")
+    answer = np.random.default_rng([seed, prompts]).integers(vocabulary, size=(targets, prompts, length))
+    answer[1:, :, :-2] = answer[:1, :, :-2]
+    wrong = answer.T[..., None] != np.arange(vocabulary)  # (length, prompt, target, V)
+    # a state is (what has happened, prompt): how many tokens were right, or which targets are out of reach as bits
+    happened = np.arange(length + 1 if graded else 2**targets)
+    bits = (wrong * 2 ** np.arange(targets)[:, None]).sum(axis=2)
+    then = happened[:, None, None] | bits[:, None] if not graded else None
+    if then is None:
+        then = np.minimum(happened[:, None, None] + ~wrong[:, None, :, 0], length)
+    g, count = np.arange(prompts), len(happened) * prompts
+    to = (then * prompts + g[:, None]).reshape(length, count, vocabulary)
+    reward = np.repeat(happened / length if graded else happened < happened[-1], prompts).astype(float)
+    chain = TokenChain(to, reward, np.zeros(count, bool), g, np.full(prompts, 1 / prompts))
+    row = np.arange(length)[:, None] * prompts + np.arange(count) % prompts
     inputs = np.concatenate([np.tile(np.eye(prompts), (length, 1)), np.repeat(np.eye(length), prompts, axis=0)], axis=1)
-    return Task(chain, row, warm(vocabulary, answer.T.reshape(-1, 1).tolist(), probability), noise, inputs)
+    favored = answer.T.reshape(-1, targets).tolist()
+    return LearningTask(chain, row, warm(vocabulary, favored, probability), noise, inputs)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[], LearningTask]] = {
     "exact_match_8": lambda: _matching(8, 8, 1, 0.65),
     "exact_match_16": lambda: _matching(16, 16, 1, 0.8),
     "several_targets": lambda: _matching(8, 8, 2, 0.9),
@@ -214,7 +236,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 """name -> task; `exact_match_T` has T tokens out of T and one right answer"""
 
 
-def task(name: str) -> Task:
+def task(name: str) -> LearningTask:
     """The task of that name; `InputError` with the nearest name otherwise."""
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
@@ -225,7 +247,7 @@ SUPERVISED = 300
 """steps of the supervised start of a network whose rows outnumber its hidden units"""
 
 
-def network(problem: Task, inputs: int = 5, hidden: int | None = None) -> TwoLayer:
+def network(problem: LearningTask, inputs: int = 5, hidden: int | None = None) -> TwoLayer:
     """A small network for a task: each row of the table is an input, all rows share both layers.
 
     Without inputs of the task's own, a row has `inputs` fixed random numbers. With fewer inputs than rows, what is

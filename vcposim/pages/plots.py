@@ -133,6 +133,7 @@ def vega_panel(one: dict[str, Any], number: int = 0) -> dict[str, Any]:
     for field in ("vlines", "hlines"):
         for value in one.get(field, ()):
             at = {"x" if field == "vlines" else "y": {"datum": value}}
-            layers.append({"mark": {"type": "rule", "strokeDash": [4, 3], "opacity": 0.6}, "encoding": at})
+            rule = {"type": "rule", "strokeDash": [4, 3], "opacity": 0.6, "aria": False}  # it has nothing to read out
+            layers.append({"mark": rule, "encoding": at})
     size = {"width": 560, "height": {"step": 17} if rank else 260}
     return {"title": one["title"], "data": {"values": rows}, "layer": layers, **size}

@@ -253,12 +253,12 @@ class ChainProblem:
         return alias_table(self.path_probability[None])
 
     @cached_property
-    def _sampler(self) -> "Sampler":
-        return Sampler.of(self)
+    def _sampler(self) -> "ChainSampler":
+        return ChainSampler.of(self)
 
 
 @dataclass(frozen=True)
-class Sampler:
+class ChainSampler:
     """Alias tables of a chain, one for each position, over cells (path, state, column).
 
     A cell's column is also a token, so the cell drawn is the edge passed: `last` (T, cells) is the last word that keeps
@@ -273,7 +273,7 @@ class Sampler:
     onward: Array
 
     @classmethod
-    def of(cls, problem: ChainProblem) -> "Sampler":
+    def of(cls, problem: ChainProblem) -> "ChainSampler":
         """The tables of a problem's behavior."""
         paths, length, states, vocabulary = problem.mu.shape
         width = problem.table.width

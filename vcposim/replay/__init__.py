@@ -2,25 +2,33 @@
 
 from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
-from vcposim.replay.dumps import Dump, parse_columns, read_dump
-from vcposim.replay.layouts import LAYOUTS, Layout
-from vcposim.replay.replay import Replay, Slice, first_alarms, replay, summary, to_json, verdict
+from vcposim.replay.dumps import Dump
+from vcposim.replay.layouts import LAYOUTS, ColumnLayout
+from vcposim.replay.metrics import LoggedRun, read_metrics
+from vcposim.replay.names import parse_columns
+from vcposim.replay.reading import read_dump
+from vcposim.replay.replay import Replay, replay, summary, to_json, verdict
+from vcposim.replay.tracks import Slice, Track, first_alarms, tracks
 
 __all__ = [
     "LAYOUTS",
+    "ColumnLayout",
     "Correction",
     "Dump",
     "Finding",
-    "Layout",
+    "LoggedRun",
     "Ranking",
     "Replay",
     "Slice",
+    "Track",
     "first_alarms",
     "parse_columns",
     "rank",
     "read_dump",
+    "read_metrics",
     "replay",
     "summary",
     "to_json",
+    "tracks",
     "verdict",
 ]

@@ -15,7 +15,7 @@ from vcposim.errors import unknown_name
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """One way to write rollouts."""
 
     name: str
@@ -61,7 +61,7 @@ _TRL_CHANGE = (
 )
 _OWN = "write both log-probabilities a token beside it, as behavior_log_prob (sampler) and log_prob (learner)"
 
-_SLIME_TRAIN = Layout(
+_SLIME_TRAIN = ColumnLayout(
     "slime_train",
     "slime's training dump (--save-debug-train-data)",
     "THUDM/slime: slime/observability/train_data_utils.py",
@@ -76,7 +76,7 @@ _SLIME_TRAIN = Layout(
         "trajectory": ("rollout_ids",),
     },
 )
-_SLIME_ROLLOUT = Layout(
+_SLIME_ROLLOUT = ColumnLayout(
     "slime_rollout",
     "slime's rollout dump (--save-debug-rollout-data)",
     "THUDM/slime: slime/utils/types.py (Sample), slime/observability/rollout_data_utils.py",
@@ -94,17 +94,17 @@ _SLIME_ROLLOUT = Layout(
     change="start it with --dump-details DIR: DIR/train_data holds both, and vcposim replay DIR joins the two",
 )
 
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, ColumnLayout] = {
     layout.name: layout
     for layout in (
-        Layout(
+        ColumnLayout(
             "vcposim",
             "this project's own dump",
             "llm_bridge/training/dumps.py",
             _SEEN,
             frozenset({"log_prob", "behavior_log_prob"}),
         ),
-        Layout(
+        ColumnLayout(
             "verl_rollout",
             "verl's rollout dump (trainer.rollout_data_dir)",
             "verl-project/verl: verl/trainer/ppo/ray_trainer.py, _write_generations",
@@ -119,7 +119,7 @@ LAYOUTS: dict[str, Layout] = {
             missing="texts and scores, no log-probabilities",
             change=_VERL_CHANGE,
         ),
-        Layout(
+        ColumnLayout(
             "verl_v1",
             "the rollout dump of verl's v1 trainer",
             "verl-project/verl: verl/trainer/ppo/v1/trainer_base.py, _write_generations",
@@ -136,7 +136,7 @@ LAYOUTS: dict[str, Layout] = {
             change=_VERL_V1_CHANGE,
             group_suffixes=2,
         ),
-        Layout(
+        ColumnLayout(
             "verl_dataproto",
             "rows of verl's DataProto",
             "verl-project/verl: verl/trainer/ppo/ray_trainer.py, RayPPOTrainer.fit",
@@ -151,7 +151,7 @@ LAYOUTS: dict[str, Layout] = {
             },
             reward_rule="sum",
         ),
-        Layout(
+        ColumnLayout(
             "trl_completions",
             "TRL's completions table (log_completions)",
             "huggingface/trl: trl/trainer/grpo_trainer.py, GRPOTrainer.log",
@@ -165,7 +165,7 @@ LAYOUTS: dict[str, Layout] = {
             missing="texts, rewards and advantages, no log-probabilities",
             change=_TRL_CHANGE,
         ),
-        Layout(
+        ColumnLayout(
             "trl_async",
             "samples of TRL's AsyncGRPO",
             "huggingface/trl: trl/experimental/async_grpo/async_rollout_worker.py, RolloutSample",
@@ -184,7 +184,7 @@ LAYOUTS: dict[str, Layout] = {
             "old_log_probs[0].tolist() and log_probs[0].tolist() under these names; groups and rewards are gone there, "
             "so the gauges of the weights are what can be read",
         ),
-        Layout(
+        ColumnLayout(
             "openrlhf",
             "OpenRLHF's Experience",
             "OpenRLHF/OpenRLHF: openrlhf/trainer/ppo_utils/experience.py",
@@ -198,7 +198,7 @@ LAYOUTS: dict[str, Layout] = {
                 "mask": ("action_mask",),
             },
         ),
-        Layout(
+        ColumnLayout(
             "prime_rl",
             "prime-rl's token export (enable_token_export)",
             "PrimeIntellect-ai/prime-rl: src/prime_rl/trainer/rl/token_export.py",
@@ -213,7 +213,7 @@ LAYOUTS: dict[str, Layout] = {
             },
             reward_rule="same",
         ),
-        Layout(
+        ColumnLayout(
             "prime_rl_traces",
             "prime-rl's episode traces (rollouts/step_N/.../traces.jsonl)",
             "PrimeIntellect-ai/prime-rl: src/prime_rl/monitors/file.py",
@@ -224,7 +224,7 @@ LAYOUTS: dict[str, Layout] = {
             change="set trainer.enable_token_export = true: its token_exports/step_N/rank_K.jsonl hold both, without "
             "rewards and groups, which never reach that trainer; the gauges of the weights can be read from them",
         ),
-        Layout(
+        ColumnLayout(
             "areal_rollout",
             "AReaL's trajectory dump (dump_to_file)",
             "inclusionAI/AReaL: areal/infra/workflow_executor.py, _dump_trajectory",
@@ -237,7 +237,7 @@ LAYOUTS: dict[str, Layout] = {
             'dict(group=id(traj), reward=float(traj["rewards"][i]), log_prob=lp[i][m[i]].tolist(), '
             'behavior_log_prob=blp[i][m[i]].tolist(), versions=traj["versions"][i, 1:][m[i]].tolist()) for each i',
         ),
-        Layout(
+        ColumnLayout(
             "areal_batch",
             "rows of AReaL's training batch",
             "inclusionAI/AReaL: areal/infra/workflow_executor.py and the PPO actor's compute_logp",
@@ -270,7 +270,7 @@ LAYOUTS: dict[str, Layout] = {
             read_on="31f1ca96",
             sight=frozenset(),
         ),
-        Layout(
+        ColumnLayout(
             "skyrl_batch",
             "rows of SkyRL's TrainingInputBatch",
             "NovaSky-AI/SkyRL: skyrl/backends/skyrl_train/training_batch.py",
@@ -285,7 +285,7 @@ LAYOUTS: dict[str, Layout] = {
             },
             reward_rule="sum",
         ),
-        Layout(
+        ColumnLayout(
             "skyrl_generator",
             "SkyRL's GeneratorOutput",
             "NovaSky-AI/SkyRL: skyrl/train/generators/base.py",
@@ -305,7 +305,7 @@ LAYOUTS: dict[str, Layout] = {
             'self.global_step, "uids": list(training_input.metadata["uids"]), **{k: training_input[k] for k in keep}}, '
             'f"skyrl_step_{self.global_step}.pt") (its own .pkl is a pickle, and is never loaded)',
         ),
-        Layout(
+        ColumnLayout(
             "nemo_rl",
             "NeMo-RL's training data (train_data_step*.jsonl)",
             "NVIDIA-NeMo/RL: nemo_rl/algorithms/grpo.py, log_batched_dict_as_jsonl",
@@ -319,7 +319,7 @@ LAYOUTS: dict[str, Layout] = {
                 "sample_mask": ("sample_loss_mask",),
             },
         ),
-        Layout(
+        ColumnLayout(
             "open_instruct",
             "open-instruct's rollout shards (save_traces)",
             "allenai/open-instruct: open_instruct/rl_utils.py, RolloutRecord",
@@ -338,7 +338,7 @@ LAYOUTS: dict[str, Layout] = {
             "response_mask=data_BT.response_masks[i][0, 1:].long().tolist()); groups and rewards are gone there, so "
             "the gauges of the weights are what can be read",
         ),
-        Layout(
+        ColumnLayout(
             "pipelinerl",
             "PipelineRL's TrainingText stream",
             "ServiceNow/PipelineRL: pipelinerl/rollouts.py, TrainingText",
@@ -359,7 +359,7 @@ LAYOUTS: dict[str, Layout] = {
             "mask=(batch.labels[0, 1:] != -100).long().tolist()); groups and rewards are gone there, so the gauges of "
             "the weights are what can be read",
         ),
-        Layout(
+        ColumnLayout(
             "roll",
             "ROLL's rollout dump (rollout_dump_dir)",
             "alibaba/ROLL: roll/pipeline/rlvr/utils.py, dump_rollout_to_specific_path",
@@ -371,7 +371,7 @@ LAYOUTS: dict[str, Layout] = {
             'res_dict["infer_logprobs"] = remove_leading_zeros(batch.batch["infer_logprobs"], '
             'batch.batch["response_mask"][:, 1:]); its data_*.jsonl then hold both',
         ),
-        Layout(
+        ColumnLayout(
             "roll_board",
             "ROLL's logging board (save_logging_board_dir)",
             "alibaba/ROLL: roll/pipeline/rlvr/rlvr_pipeline.py, save_metrics",
@@ -389,7 +389,7 @@ LAYOUTS: dict[str, Layout] = {
             change='in save_metrics before res_dict["prompt"]: res_dict["infer_logprobs"] = remove_leading_zeros('
             'batch.batch["infer_logprobs"], batch.batch["response_mask"][:, 1:])',
         ),
-        Layout(
+        ColumnLayout(
             "ms_swift",
             "ms-swift's completions.jsonl (log_completions)",
             "modelscope/ms-swift: swift/rlhf_trainers/grpo_trainer.py",
@@ -406,7 +406,7 @@ LAYOUTS: dict[str, Layout] = {
             "gather_object([r[i.bool()].tolist() for r, i in zip(getattr(grpo_batch, k), grpo_batch.completion_mask)"
             "]))",
         ),
-        Layout(
+        ColumnLayout(
             "tinker_cookbook",
             "tinker-cookbook's rollout summaries",
             "thinking-machines-lab/tinker-cookbook: tinker_cookbook/rl/rollout_logging.py",
@@ -424,7 +424,7 @@ LAYOUTS: dict[str, Layout] = {
             'behavior_log_prob=d.loss_fn_inputs["logprobs"].to_torch().tolist(), log_prob=t.tolist()) for d, t in '
             "zip(data_D, training_logprobs_D)",
         ),
-        Layout(
+        ColumnLayout(
             "openai_chat",
             "answers of an OpenAI-style server",
             "openai/openai-openapi: CreateChatCompletionResponse, logprobs",
@@ -440,7 +440,7 @@ LAYOUTS: dict[str, Layout] = {
             missing="the server's log-probabilities alone, none of the learner",
             change=_OWN,
         ),
-        Layout(
+        ColumnLayout(
             "log_ratio",
             "log-ratios without the log-probabilities they came from",
             "PrimeIntellect-ai/prime-rl: src/prime_rl/trainer/rl/token_export.py (the column's name)",
@@ -453,14 +453,14 @@ LAYOUTS: dict[str, Layout] = {
 """name -> layout"""
 
 
-def layout(name: str) -> Layout:
+def layout(name: str) -> ColumnLayout:
     """The layout of that name; `InputError` with the nearest one otherwise."""
     if name not in LAYOUTS:
         raise unknown_name("--layout", name, LAYOUTS)
     return LAYOUTS[name]
 
 
-def recognized(names: Iterable[str]) -> Layout | None:
+def recognized(names: Iterable[str]) -> ColumnLayout | None:
     """The layout whose sight is in these names; of several, one that has both log-probabilities, then the longest.
 
     >>> recognized(["uid", "old_log_probs", "rollout_log_probs", "response_mask"]).name
@@ -471,7 +471,7 @@ def recognized(names: Iterable[str]) -> Layout | None:
     have = set(names)
     fits = [one for one in LAYOUTS.values() if one.sight and one.sight <= have]
 
-    def both(one: Layout) -> bool:
+    def both(one: ColumnLayout) -> bool:
         fields = [one.columns.get(name, ()) for name in ("log_prob", "behavior_log_prob")]
         return all(any(n.split(".")[0] in have for n in options) for options in fields)
 

@@ -24,16 +24,20 @@ from typing import Any
 import numpy as np
 
 from vcposim.baselines import baseline
+from vcposim.catalogue import CATALOGUE
 from vcposim.catalogue import weighting as named_weighting
+from vcposim.catalogue.loading import estimator_named
 from vcposim.control import step_scale
 from vcposim.diagnostics import Diagnostic, WeightSums
 from vcposim.errors import InputError
+from vcposim.estimators import Resolved
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.gauges.tails import MIN_SAMPLES
 from vcposim.replay.checks import Finding
 from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate
 from vcposim.replay.corrections import Ranking, rank
 from vcposim.replay.dumps import Dump, pooled
+from vcposim.replay.tracks import Slice, first_alarms
 from vcposim.results import Interval, Records, Result
 from vcposim.weights import Weighting
 
@@ -58,12 +62,14 @@ LEAST_GROUPS = 10
 FEW_GROUPS = 60
 """below this, the bootstrap's intervals are known to be too narrow"""
 LIMITED = frozenset({"truncate", "clip", "mask"})
+MOST_STEPS = 5000
+"""steps that are sliced by unasked"""
 NEAR_ONE = 1.5
 """a mean weight farther from 1 than this factor says that E[(w - 1)^2] is no chi2: its samples miss the target"""
 
 
 @dataclass(frozen=True)
-class Row:
+class ReplayedBaseline:
     """One baseline on all groups."""
 
     baseline: str
@@ -71,18 +77,6 @@ class Row:
     """(g,) the baseline, for per-sample baselines the mean of b_i; NaN where a group is too small for it"""
     second_moment_ratio: Interval
     held_out_ratio: Interval | None
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The trajectories with one value of a column."""
-
-    value: Any
-    n: int
-    groups: int
-    mean_reward: float
-    """NaN where the file has no rewards"""
-    diagnostics: dict[str, Diagnostic]
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ class Replay(Result):
     log_ratio: np.ndarray
     """(n,) in the order of the file, nats"""
     diagnostics: dict[str, Diagnostic]
-    rows: list[Row]
+    rows: list[ReplayedBaseline]
     weighting: Weighting
     cap: float
     norm_source: str
@@ -124,7 +118,7 @@ class Replay(Result):
     lags: tuple[Any, ...] = ()
     """the lags that the file states"""
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> ReplayedBaseline | None:
         """The row of a baseline, if it was asked for."""
         return next((row for row in self.rows if row.baseline == name), None)
 
@@ -153,17 +147,20 @@ def replay(
     min_group: int = 1,
     by: Sequence[str] = (),
     corrections: bool = False,
+    estimators: Sequence[str] = (),
 ) -> Replay:
     """Replay `baselines` on a dump, under sequence weights treated by `weighting`.
 
     `cap` is the limit of truncating treatments and of the truncated ESS. Groups below `min_group` are left out. `by`:
-    columns to slice by, of `dump.slices`; a lag is sliced by unasked. `corrections` ranks the catalogue. Without groups
-    or rewards only the weights are read: no rows, no leverage.
+    columns to slice by, of `dump.slices`; step and lag are sliced by unasked. `corrections` ranks the catalogue;
+    `estimators` (names of it, `file.py:function`, `module:function`) restrict the ranking to those named, and add
+    functions of your own to it. Without groups or rewards only the weights are read: no rows, no leverage.
 
     Raises `InputError` for unknown names, numbers out of range, or a dump with no group left.
     """
     notes: list[str] = []
     names = _known(baselines, notes)
+    asked = _asked(estimators)
     if resamples < 100:
         raise InputError(f"bootstrap: {resamples} resamples cannot place a 95% interval; use 100 or more")
     if seed < 0:
@@ -178,7 +175,9 @@ def replay(
         table = tabulate(dump, size, names, weigh)
         ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
         rows = [
-            Row(name, table.per_group[k], ratio[k], ratio[len(names) + k] if baseline(name).has_held_out else None)
+            ReplayedBaseline(
+                name, table.per_group[k], ratio[k], ratio[len(names) + k] if baseline(name).has_held_out else None
+            )
             for k, name in enumerate(names)
         ]
         diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
@@ -186,8 +185,10 @@ def replay(
         kinds = {"informative": table.informative, "carrying": table.carrying, "rows": rows}
         kinds |= {name: getattr(table, name) for name in ("mean_reward", "ess_fraction", "max_leverage")}
         if corrections:
-            kinds["ranking"] = rank(dump, resamples, seed)
+            kinds["ranking"] = rank(dump, resamples, seed, asked)
     else:
+        if estimators:
+            notes.append("estimators cannot be ranked: that takes groups and rewards")
         nothing = np.full(size.size, math.nan)
         kinds = {"informative": 0, "carrying": 0, "rows": []}
         kinds |= dict.fromkeys(("mean_reward", "ess_fraction", "max_leverage"), nothing)
@@ -215,6 +216,16 @@ def replay(
     )
 
 
+def _asked(estimators: Sequence[str]) -> dict[str, Resolved] | None:
+    """What is to be ranked, None for the catalogue; functions without names of it are ranked among all of it."""
+    if not estimators:
+        return None
+    named = {name: estimator_named(name) for name in estimators}
+    own = [name for name in named if name not in CATALOGUE]
+    rivals = CATALOGUE if len(own) == len(named) else {}
+    return {**{name: one.estimator for name, one in rivals.items()}, **named}
+
+
 def _gauges(dump: Dump, cap: float) -> dict[str, Diagnostic]:
     """All gauges of the weights; chi2 withheld where the samples cannot know it."""
     # an empty response has no token to average over; its log-ratio is 0
@@ -233,23 +244,25 @@ def _gauges(dump: Dump, cap: float) -> dict[str, Diagnostic]:
 
 
 def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]:
-    """Every gauge of every value of the columns asked for, and of the lag where there are several."""
+    """Every gauge of every value of the columns asked for; unasked, of step and lag where there are several."""
     out: dict[str, list[Slice]] = {}
-    asked = list(by)
-    unasked = next((n for n in ("lag", "version") if n in dump.slices and 1 < len(dump.slices[n][1]) <= 20), None)
-    for name in dict.fromkeys([*asked, *([unasked] if unasked and not asked else [])]):
+    several = {name: len(dump.slices[name][1]) for name in ("step", "lag", "version") if name in dump.slices}
+    unasked = [name for name in ("step",) if 1 < several.get(name, 1) <= MOST_STEPS]
+    unasked += [name for name in ("lag", "version") if 1 < several.get(name, 1) <= 20][:1]
+    for name in dict.fromkeys(by or unasked):
         if name not in dump.slices:
             have = ", ".join(dump.slices) or "no column to slice by"
             raise InputError(f"--by: {name!r} is not in the file, or has too many values; it has: {have}")
         code, values = dump.slices[name]
+        ends = np.cumsum(np.bincount(code, minlength=len(values)))
+        rows = np.split(np.argsort(code, kind="stable"), ends[:-1])
         found = []
         for k in sorted(range(len(values)), key=lambda k: _ordered(values[k])):
-            rows = code == k
-            if not rows.any():
+            if not rows[k].size:
                 continue
-            part = dump.select(rows)
+            part = dump.take(rows[k])
             reward = float(part.reward.mean()) if dump.has_reward else math.nan
-            found.append(Slice(values[k], int(rows.sum()), len(part.labels), reward, _gauges(part, cap)))
+            found.append(Slice(values[k], rows[k].size, np.unique(part.group).size, reward, _gauges(part, cap)))
         out[name] = found
     return out
 
@@ -305,19 +318,6 @@ def _levels(diagnostics: dict[str, Diagnostic]) -> dict[str, Any]:
     return {"ess_fraction": levels, **{n: v for n, v in values.items() if not n.startswith(prefix)}}
 
 
-def first_alarms(slices: Sequence[Slice]) -> dict[str, Any]:
-    """gauge -> the first value of a column, in its order, at which it alarms; gauges that never do are left out.
-
-    What a slice is too small to tell (fewer samples than the gauge requires) is no alarm.
-    """
-    found: dict[str, Any] = {}
-    for one in slices:
-        for name, gauge in one.diagnostics.items():
-            if gauge.alarming and not math.isnan(gauge.value) and one.n >= gauge.required:
-                found.setdefault(name, one.value)
-    return found
-
-
 def _slice_json(one: Slice) -> dict[str, Any]:
     return {
         "value": one.value,
@@ -342,7 +342,7 @@ def _ranking_json(ranking: Ranking) -> dict[str, Any]:
     return {"groups": ranking.groups, "per_token": ranking.per_token, "rows": rows, "absent": ranking.absent}
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: ReplayedBaseline) -> dict[str, Any]:
     held_out = row.held_out_ratio
     return {
         "baseline": row.baseline,
@@ -396,7 +396,9 @@ def _token_ess(tokens: WeightSums) -> Diagnostic:
     )
 
 
-def _explanations(dump: Dump, size: Any, table: Table, rows: Sequence[Row], weighting: Weighting) -> list[str]:
+def _explanations(
+    dump: Dump, size: Any, table: Table, rows: Sequence[ReplayedBaseline], weighting: Weighting
+) -> list[str]:
     notes = []
     if weighting.treatment != "importance":
         notes.append(
@@ -477,6 +479,13 @@ def summary(found: Replay) -> list[str]:
     lag = next((found.slices[n] for n in ("lag", "version") if n in found.slices), [])
     spread = f", at lag {found.lags[0]}" if len(found.lags) == 1 else ""
     spread += f"; {len(lag)} {'lags' if 'lag' in found.slices else 'versions'} mixed" if len(lag) > 1 else ""
+    steps = found.slices.get("step", [])
+    if len(steps) > 1:
+        parts = [one.diagnostics["ess_fraction_sequence"].value for one in steps]
+        spread += f"; ESS {parts[0]:.2f} at step {steps[0].value}, {parts[-1]:.2f} at step {steps[-1].value}"
+        first = first_alarms(steps)
+        early = min(first, key=lambda name: _ordered(first[name]), default=None)
+        spread += f", first alarm at step {first[early]} ({early})" if early else ", no alarm at any step"
     if len(lag) > 1:
         parts = [one.diagnostics["ess_fraction_sequence"].value for one in lag]
         spread += f", ESS from {parts[0]:.2f} at {lag[0].value} to {parts[-1]:.2f} at {lag[-1].value}"

@@ -2,7 +2,7 @@
 
 from vcposim.testing.kit import (
     LAWS,
-    Bandit,
+    Arms,
     Case,
     Law,
     Strings,
@@ -27,7 +27,7 @@ from vcposim.testing.kit import (
 
 __all__ = [
     "LAWS",
-    "Bandit",
+    "Arms",
     "Case",
     "Law",
     "Strings",

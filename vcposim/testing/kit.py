@@ -44,7 +44,7 @@ from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Estimator, estimator_of
 from vcposim.testing.laws import LAWS, Broken, Coefficients, Law, Subject
 from vcposim.testing.strategies import (
-    Bandit,
+    Arms,
     Case,
     Library,
     Strings,
@@ -64,7 +64,7 @@ from vcposim.testing.strategies import (
 
 __all__ = [
     "LAWS",
-    "Bandit",
+    "Arms",
     "Case",
     "Law",
     "Strings",
@@ -87,7 +87,7 @@ __all__ = [
     "trials",
 ]
 
-Judged = Estimator | str | Coefficients
+JudgedEstimator = Estimator | str | Coefficients
 Convert = Callable[[np.ndarray], Any] | str
 
 CLAIMED, NOT_CLAIMED, NOT_APPLICABLE = "holds", "not claimed", "does not apply"
@@ -112,7 +112,7 @@ class Violation(AssertionError):
 
 
 def _violation(law: str, subject: Subject, case: Any, saw: str) -> Violation:
-    kinds = {Case: "samples", Bandit: "arms", Strings: "strings"}
+    kinds = {Case: "samples", Arms: "arms", Strings: "strings"}
     size = f"{case.reward.size} {kinds[type(case)]}"
     call = f"vcposim.testing.reproduce({law!r}, {subject.name}{subject.settings}, {case.text()})"
     return Violation(law, subject.name, size, case.text(), saw, call)
@@ -137,7 +137,7 @@ class Trial:
         check_law(self.law, self.subject, self.examples, shrink=self.status == CLAIMED)
 
 
-def check_estimator(estimator: Judged, claims: Iterable[str] = (), **setting: Any) -> dict[str, str]:
+def check_estimator(estimator: JudgedEstimator, claims: Iterable[str] = (), **setting: Any) -> dict[str, str]:
     """Try every claimed law and every universal one; the report, law -> `holds`, `not claimed` or `does not apply`.
 
     `setting` are the keywords of `trials`. Raises `Violation` on the first broken law, and as `trials` does.
@@ -149,7 +149,7 @@ def check_estimator(estimator: Judged, claims: Iterable[str] = (), **setting: An
     return {trial.law: trial.status for trial in asked}
 
 
-def laws_of(estimator: Judged, claims: Iterable[str] = (), **setting: Any) -> list[Trial]:
+def laws_of(estimator: JudgedEstimator, claims: Iterable[str] = (), **setting: Any) -> list[Trial]:
     """The laws that an estimator must keep, each a test to be called: for `pytest.mark.parametrize`.
 
     `setting` are the keywords of `trials`.
@@ -158,21 +158,21 @@ def laws_of(estimator: Judged, claims: Iterable[str] = (), **setting: Any) -> li
 
 
 def trials(
-    estimator: Judged,
+    estimator: JudgedEstimator,
     claims: Iterable[str] = (),
     *,
     without: Iterable[str] = (),
     needs: Iterable[str] = (),
-    host: Judged | None = None,
-    dominates: Sequence[Judged] = (),
+    host: JudgedEstimator | None = None,
+    dominates: Sequence[JudgedEstimator] = (),
     convert: Convert = np.array,
     examples: int = 30,
 ) -> list[Trial]:
     """Every law of `LAWS`, with what it is to this estimator: claimed, not claimed, or not applicable.
 
     `claims` are names of `LAWS`, `without` the universal laws it does not claim (say `padding`, if it takes full groups
-    only). `host` claims `lag_zero`, `dominates` claims `dominance`, a catalogue name claims what its entry says, and
-    every `Estimator` claims `one_token`, and `levels` unless it reads token ratios.
+    only). `host` claims `lag_zero`, `dominates` claims `dominance`, a catalogue name claims what its entry says and not
+    what it `breaks`, and every `Estimator` claims `one_token`, and `levels` unless it reads token ratios.
     `needs` are the optional fields of `Batch` that a function reads (`tokens` for token ratios, `grouped` if it spans
     prompts); an `Estimator` knows its own. `convert` makes the arrays it works on, as in `convert=torch.tensor`, or
     names their library, as in `convert="torch"`. A law is tried on `examples` cases.
@@ -182,7 +182,8 @@ def trials(
     """
     subject, known = subject_of(estimator, needs, host, dominates, convert)
     asked = set(claims)
-    claimed, dropped = known | asked, set(without)
+    named = isinstance(estimator, str) and ":" not in estimator
+    claimed, dropped = known | asked, set(without) | set(entry(estimator).breaks if named else ())  # type: ignore[arg-type]
     for name in sorted((claimed | dropped) - LAWS.keys()):
         raise unknown_name("claims", name, LAWS)
     for name in sorted(asked):
@@ -198,10 +199,10 @@ def trials(
 
 
 def subject_of(
-    estimator: Judged,
+    estimator: JudgedEstimator,
     needs: Iterable[str] = (),
-    host: Judged | None = None,
-    dominates: Sequence[Judged] = (),
+    host: JudgedEstimator | None = None,
+    dominates: Sequence[JudgedEstimator] = (),
     convert: Convert = np.array,
 ) -> tuple[Subject, set[str]]:
     """The estimator on trial, and what is claimed for it: by `host` and `dominates`, or by its catalogue entry.
@@ -233,7 +234,7 @@ def subject_of(
     return subject, claims
 
 
-def _resolved(estimator: Judged) -> Estimator | Coefficients:
+def _resolved(estimator: JudgedEstimator) -> Estimator | Coefficients:
     if isinstance(estimator, str):
         return load(estimator) if ":" in estimator else entry(estimator).estimator
     return estimator
@@ -257,7 +258,7 @@ def _library(convert: Convert) -> Library:
     return Library(convert, lambda x: asarray(np.array(x)))
 
 
-def _settings(needs: Sequence[str], host: Any, dominates: Sequence[Judged], convert: Convert) -> str:
+def _settings(needs: Sequence[str], host: Any, dominates: Sequence[JudgedEstimator], convert: Convert) -> str:
     """The optional arguments that differ from their defaults, as one would write them."""
     text = f", needs={needs!r}" if needs else ""
     text += f", host={_name(host)}" if host is not None else ""
@@ -324,11 +325,11 @@ def _try(name: str, subject: Subject, case: Any) -> None:
 
 def reproduce(
     law: str,
-    estimator: Judged,
+    estimator: JudgedEstimator,
     *,
     needs: Iterable[str] = (),
-    host: Judged | None = None,
-    dominates: Sequence[Judged] = (),
+    host: JudgedEstimator | None = None,
+    dominates: Sequence[JudgedEstimator] = (),
     convert: Convert = np.array,
     **case: Any,
 ) -> None:

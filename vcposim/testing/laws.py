@@ -21,7 +21,7 @@ from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.testing.strategies import (
     NUMPY,
-    Bandit,
+    Arms,
     Case,
     Library,
     Strings,
@@ -344,7 +344,7 @@ def over_tokens(c: np.ndarray, case: Case) -> np.ndarray:
     return (c if c.ndim > case.reward.ndim else c[..., None]) * mask
 
 
-def _unbiased(f: Subject, problem: Bandit | Strings) -> None:
+def _unbiased(f: Subject, problem: Arms | Strings) -> None:
     largest = 1.0 + float(np.abs(as_float(problem.reward)).max())
     for n in (2,) if isinstance(problem, Strings) or len(problem.target) > 2 else (2, 3):
         if isinstance(problem, Strings):
@@ -360,7 +360,7 @@ def _unbiased(f: Subject, problem: Bandit | Strings) -> None:
         _same(term.sum(axis=0), as_float(problem.gradient), size)
 
 
-def _variance(f: Coefficients, bandit: Bandit, library: Library) -> float:
+def _variance(f: Coefficients, bandit: Arms, library: Library) -> float:
     batch = bandit.population(library, length=library(exact(np.ones(len(bandit.target), dtype=int))))
     x = as_numpy(f(batch))[:, None] * as_float(bandit.score)
     m = as_float(bandit.behavior)[:, None]
@@ -368,7 +368,7 @@ def _variance(f: Coefficients, bandit: Bandit, library: Library) -> float:
     return float((m * (x - mean) ** 2).sum())
 
 
-def _no_more_than(f: Subject, bandit: Bandit, rivals: dict[str, Coefficients]) -> None:
+def _no_more_than(f: Subject, bandit: Arms, rivals: dict[str, Coefficients]) -> None:
     mine = _variance(f.raw, bandit, f.library)
     w, norm = as_float(bandit.ratio), (as_float(bandit.score) ** 2).sum(axis=-1)
     noise = ROUNDING * float((as_float(bandit.behavior) * w * w * norm).sum() * (1 + np.abs(bandit.reward).max()) ** 2)
@@ -378,12 +378,12 @@ def _no_more_than(f: Subject, bandit: Bandit, rivals: dict[str, Coefficients]) -
             raise Broken(f"variance {mine:.6g}, but {other:.6g} with {name}")
 
 
-def _least_variance(f: Subject, bandit: Bandit) -> None:
+def _least_variance(f: Subject, bandit: Arms) -> None:
     baselines: tuple[str | float, ...] = (0, 0.5, -1, "group_mean", "on_policy_optimal")
     _no_more_than(f, bandit, {f"baseline {b}": Estimator(baseline=b).coefficients for b in baselines})
 
 
-def _dominance(f: Subject, bandit: Bandit) -> None:
+def _dominance(f: Subject, bandit: Arms) -> None:
     _no_more_than(f, bandit, {f"number {k + 1} of `dominates`": rival for k, rival in enumerate(f.dominates)})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD, UNKNOWN, exact_moments, standard_problem
-from vcposim.testing.kit import CLAIMED, NOT_CLAIMED, Judged, Trial, Violation, subject_of, trials
+from vcposim.testing.kit import CLAIMED, NOT_CLAIMED, JudgedEstimator, Trial, Violation, subject_of, trials
 from vcposim.testing.laws import LAWS, Broken, Subject
 from vcposim.testing.strategies import Case, case_of
 
@@ -23,7 +23,7 @@ CardRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Finding:
+class LawFinding:
     """What came of one law: `holds`, `violated`, `not claimed` or `does not apply`."""
 
     law: str
@@ -47,7 +47,7 @@ class Finding:
         }
 
 
-def findings(asked: Iterable[Trial], progress: Callable[[str], None] = lambda law: None) -> list[Finding]:
+def findings(asked: Iterable[Trial], progress: Callable[[str], None] = lambda law: None) -> list[LawFinding]:
     """Try every law that can be tried."""
     found = []
     for trial in asked:
@@ -56,22 +56,22 @@ def findings(asked: Iterable[Trial], progress: Callable[[str], None] = lambda la
     return found
 
 
-def _finding(trial: Trial) -> Finding:
+def _finding(trial: Trial) -> LawFinding:
     if not LAWS[trial.law].fits(trial.subject):
-        return Finding(trial.law, trial.status, tried=False)
+        return LawFinding(trial.law, trial.status, tried=False)
     try:
         trial()
     except Violation as violation:
-        return Finding(trial.law, VIOLATED if trial.status == CLAIMED else NOT_CLAIMED, violation)
-    return Finding(trial.law, trial.status)
+        return LawFinding(trial.law, VIOLATED if trial.status == CLAIMED else NOT_CLAIMED, violation)
+    return LawFinding(trial.law, trial.status)
 
 
-def passed(found: Iterable[Finding]) -> bool:
+def passed(found: Iterable[LawFinding]) -> bool:
     """Whether every law that is claimed holds."""
     return all(one.status != VIOLATED for one in found)
 
 
-def library_for(estimator: Judged, needs: Iterable[str] = ()) -> str:
+def library_for(estimator: JudgedEstimator, needs: Iterable[str] = ()) -> str:
     """`numpy`, or `torch` if the estimator answers only that: it is shown one small batch of each.
 
     Raises `InputError` with what it said if it answers neither.
@@ -155,6 +155,6 @@ def _row(problem: str, subject: Subject, mine: bool) -> CardRow:
     }
 
 
-def catalogue_card(name: str, examples: int) -> list[Finding]:
+def catalogue_card(name: str, examples: int) -> list[LawFinding]:
     """The findings of one entry, on what it claims by itself."""
     return findings(trials(name, examples=examples))

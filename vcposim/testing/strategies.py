@@ -4,7 +4,7 @@ Everything finite is generated as exact `Fraction`s on a small grid. They shrink
 through the kernel without rounding, and become floats for any array library, so one case serves all of them. Extreme
 log-ratios, which have no Fraction, are generated as floats.
 
-A `Case` is a batch with the library still open; a `Bandit` is a problem small enough to enumerate, and so are
+A `Case` is a batch with the library still open; `Arms` are a problem small enough to enumerate, and so are
 `Strings`, which are drawn token by token.
 """
 
@@ -285,7 +285,7 @@ def language_cases(draw: st.DrawFn, *, lead: tuple[int, ...] = (), smallest: int
 
 
 @dataclass(frozen=True)
-class Bandit:
+class Arms:
     """A softmax bandit: score of arm a is e_a - target."""
 
     target: Exact
@@ -328,9 +328,9 @@ class Bandit:
         return ", ".join(f"{f.name}={written(getattr(self, f.name))}" for f in fields(self))
 
 
-def bandit_of(**given: Any) -> Bandit:
+def bandit_of(**given: Any) -> Arms:
     """A bandit from lists of numbers and texts like "1/3"."""
-    return Bandit(**{k: exact(x) for k, x in given.items()})
+    return Arms(**{k: exact(x) for k, x in given.items()})
 
 
 @dataclass(frozen=True)
@@ -427,8 +427,8 @@ def nearly_equal(draw: st.DrawFn, case: Case) -> Case:
 
 
 @st.composite
-def bandits(draw: st.DrawFn, smallest: int = 2, largest: int = 4) -> Bandit:
+def bandits(draw: st.DrawFn, smallest: int = 2, largest: int = 4) -> Arms:
     """Bandits with every kind of policy pair and reward."""
     arms = draw(st.integers(smallest, largest))
     target, behavior = draw(policy_pair(arms))
-    return Bandit(target, behavior, draw(reward((arms,))))
+    return Arms(target, behavior, draw(reward((arms,))))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llm_bridge.models.language_model import CharTokenizer, LanguageModel, char_llama
-from llm_bridge.tasks.base import Problem
+from llm_bridge.tasks.base import TaskProblem
 from llm_bridge.training import TrainConfig, Trainer
 
 
@@ -21,16 +21,16 @@ class Letters:
     max_turns: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
-    def problem(self, index: int) -> Problem:
-        return Problem(index, "say=" if index % 2 else "please say=", "abcdefghijklm")
+    def problem(self, index: int) -> TaskProblem:
+        return TaskProblem(index, "say=" if index % 2 else "please say=", "abcdefghijklm")
 
-    def reply(self, problem: Problem, responses: Sequence[str]) -> None:
+    def reply(self, problem: TaskProblem, responses: Sequence[str]) -> None:
         return None
 
-    def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+    def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         return float(bool(responses) and responses[0][:1] != "" and responses[0][:1] in problem.answer)
 
-    def demonstration(self, problem: Problem) -> list[str]:
+    def demonstration(self, problem: TaskProblem) -> list[str]:
         return ["a"]
 
 
@@ -40,7 +40,7 @@ class Constant(Letters):
 
     value: float = 1.0
 
-    def reward(self, problem: Problem, responses: Sequence[str]) -> float:
+    def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         return self.value
 
 

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from tests.kit.statistical import near
-from vcposim.commands.advise import Regime, advise, evidence, ranked
+from vcposim.commands import advise as advise_command
+from vcposim.commands.advise import Regime, advise, evidence, plainly, ranked
 from vcposim.commands.main import main
+from vcposim.commands.replay import SAMPLE
+from vcposim.replay.dumps import read_dump
 
 
 def cell(values: dict[str, list[float]], **place: Any) -> dict[str, Any]:
@@ -63,13 +66,42 @@ def test_the_committed_evidence_is_whole() -> None:
         assert len(ranked(place)) == len(place["methods"])
 
 
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["advise", *arguments]) == 0
+    return capsys.readouterr().out
+
+
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["advise", "--prompts", "16", "--lag", "16", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["octaves"] == 0
-    assert main(["advise", "--prompts", "16", "--lag", "16"]) == 0
-    said = capsys.readouterr().out
+    place = ("--prompts", "16", "--lag", "16")
+    assert json.loads(told(capsys, *place, "--json"))["octaves"] == 0
+    said = told(capsys, *place)
     assert "Take: " in said
     assert "How sure: over VCPO" in said
+    assert "not known, so not compared: length, ess" in said
+
+
+def test_a_dump_is_answered_on_one_page_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it says of the rollouts that come along is what they are; every method it names is explained."""
+    said, dump = told(capsys, "--sample"), read_dump(SAMPLE)
+    prompts, length = len(set(dump.group.tolist())), float(dump.length.mean())
+    assert said.startswith(f"Yours: {prompts} prompts, {length:.3g} tokens a response, ESS ")
+    assert len(said.splitlines()) <= 40
+    taken = next(line for line in said.splitlines() if line.startswith("Take: "))
+    assert not any(method in taken for method in evidence()[0]["methods"])
+
+
+def test_every_method_has_plain_words() -> None:
+    for place in evidence():
+        for method in place["methods"]:
+            assert plainly(method).count(",") >= 2
+
+
+def test_numbers_are_those_of_the_evidence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other evidence, other numbers: none is typed."""
+    monkeypatch.setattr(advise_command, "evidence", lambda: CELLS)
+    said = told(capsys, "--prompts", "16", "--lag", "16")
+    assert "over VCPO (OPOB / TIS / ESS step) +0.200 [0.200, 0.200]" in said
+    assert "mean / TIS / full step is better than n2 / no ratio / full step by 0.300 [0.300, 0.300]" in said
 
 
 @pytest.mark.parametrize(
@@ -78,6 +110,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "nothing is known of your regime"),
         (["--lag", "-1"], "--lag: -1 is out of range"),
         (["--ess", "2"], "--ess: 2 is not in (0, 1]"),
+        (["--sample", "rollouts.jsonl"], "FILE: rollouts.jsonl and --sample; give one of them"),
         (["--lag", "1", "--rewards", "x"], "--rewards: 'x' is neither zero-one nor shifted"),
     ],
 )

@@ -44,7 +44,7 @@ def versions() -> Any:
     return bandit_problem_of(environment, policy, [drifted(policy, rng, 0.5) for _ in range(2)], [0.3, 0.7])
 
 
-def check(found: monte_carlo.Estimate, expected: Any) -> None:
+def check(found: monte_carlo.EstimatedMoments, expected: Any) -> None:
     """Every moment within LIMIT of its own standard errors, and those small enough to mean something."""
     for name in ("mean", *SCALARS):
         value, error, truth = getattr(found.moments, name), found.standard_error[name], getattr(expected, name)
@@ -86,8 +86,8 @@ def test_standard_errors_are_the_spread_of_repeated_runs() -> None:
         assert 0.6 < np.mean(error**2) / np.var(value) < 1.6, statistic
 
 
-def same_bits(a: dict[str, monte_carlo.Estimate], b: dict[str, monte_carlo.Estimate]) -> bool:
-    def numbers(found: monte_carlo.Estimate) -> list[Any]:
+def same_bits(a: dict[str, monte_carlo.EstimatedMoments], b: dict[str, monte_carlo.EstimatedMoments]) -> bool:
+    def numbers(found: monte_carlo.EstimatedMoments) -> list[Any]:
         return [getattr(found.moments, n) for n in SCALARS] + [found.moments.mean, *found.standard_error.values()]
 
     return list(a) == list(b) and all(

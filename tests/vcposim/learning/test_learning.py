@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.kit.statistical import SEARCHED, assert_estimate_equals, assert_mean_equals, assert_near, near
 from vcposim import diagnostics
+from vcposim.batch import Batch
 from vcposim.catalogue import CATALOGUE
 from vcposim.control import STEP_RULES, snr_of_groups
 from vcposim.errors import InputError
@@ -21,7 +23,7 @@ from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
 from vcposim.learning.streams import CHUNK, Numbers
 from vcposim.learning.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
-from vcposim.learning.tasks import TASKS, Task, many_prompts, network, task, warm
+from vcposim.learning.tasks import TASKS, LearningTask, many_prompts, network, task, warm
 from vcposim.problems.chains import chain_problem
 from vcposim.problems.policies import TabularSoftmax
 from vcposim.weights import Weighting
@@ -31,7 +33,7 @@ OFF_BY_NATURE = {"vcpo_truncation_aware"}
 """no equality at lag 0 in a finite batch, as its note in the catalogue says"""
 
 
-def learned(problem: Task, runs: list[Run], updates: int = 6, **options: object) -> Learner:
+def learned(problem: LearningTask, runs: list[Run], updates: int = 6, **options: object) -> Learner:
     learner = Learner(problem, runs, groups=3, group_size=4, **options)  # type: ignore[arg-type]
     for _ in learner.updates(updates):
         pass
@@ -61,8 +63,68 @@ def test_an_estimator_and_its_host_part_ways_under_lag() -> None:
     assert np.abs(theta[0] - theta[1]).max() > 1e-3
 
 
-def shifted(problem: Task, by: float) -> Task:
+def shifted(problem: LearningTask, by: float) -> LearningTask:
     return replace(problem, chain=replace(problem.chain, reward=problem.chain.reward + by))
+
+
+# --- baselines that remember -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", [1, 4, 16])
+@pytest.mark.parametrize("name", ["dr_grpo", "on_policy_optimal", "vcpo"])
+def test_a_memory_is_the_mean_over_a_prompts_past(name: str, prompts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: every response a prompt ever had, its weight times memory for each visit since; nobody else's."""
+    problem, estimator, fade = many_prompts(prompts, 3, 4), CATALOGUE[name].estimator, 0.75
+    seen: list[tuple[Batch, np.ndarray]] = []
+    original = Estimator.coefficients
+
+    def noted(self: Estimator, batch: Batch) -> np.ndarray:
+        c = original(self, batch)
+        seen.append((batch, c))
+        return c
+
+    monkeypatch.setattr(Estimator, "coefficients", noted)
+    learner = Learner(problem, [Run(name, memory=fade, lag=Lag(2), step_size=0.2)], groups=4, group_size=5)
+    list(learner.updates(9))
+    past: dict[int, list[tuple[int, float, float]]] = {}
+    for update, (batch, c) in enumerate(seen):
+        w = estimator.weighting(batch).value[0]
+        square = batch.scored().sq_norm(batch.reward * 0 + 1)[0]
+        a = {"dr_grpo": square * 0 + 1, "on_policy_optimal": square, "vcpo": w * w * square}[name]
+        turn = [(update * 4 + g) % prompts for g in range(4)]
+        for g, prompt in enumerate(turn):
+            past.setdefault(prompt, []).extend((update, *x) for x in zip(a[g], batch.reward[0, g], strict=True))
+        for g, prompt in enumerate(turn):
+            visits = sorted({u for u, _, _ in past[prompt]})
+            share = [x * fade ** (len(visits) - 1 - visits.index(u)) for u, x, _ in past[prompt]]
+            b = sum(x * r for x, (_, _, r) in zip(share, past[prompt], strict=True)) / sum(share)
+            assert_near(c[0, g], w[g] * (batch.reward[0, g] - b), scale=1)
+
+
+def test_what_has_no_memory_is_not_touched_by_one_beside_it() -> None:
+    plain = Run("on_policy_optimal", lag=Lag(2), step_size=0.3)
+    memory = replace(plain, memory=0.9)
+    alone, both = (thetas(learned(many_prompts(4, 3, 4), runs)) for runs in ([plain], [memory, plain]))
+    assert np.array_equal(alone[0], both[1])
+    assert np.abs(both[0] - both[1]).max() > 1e-3
+
+
+def test_a_learner_with_a_memory_resumes_to_the_bit() -> None:
+    learner = Learner(many_prompts(4, 3, 4), [Run("on_policy_optimal", memory=0.9)], groups=3, group_size=4)
+    list(learner.updates(4))
+    before = learner.snapshot()
+    list(learner.updates(4))
+    after, learner.state = learner.state.theta, before
+    list(learner.updates(4))
+    assert np.array_equal(after, learner.state.theta)
+
+
+@pytest.mark.parametrize("name", ["rloo", "reinforce", "vcpo_released", "otb", "tba"])
+def test_only_a_weighted_mean_can_be_remembered(name: str) -> None:
+    with pytest.raises(InputError, match=r"memory: 0\.5 with an estimator whose baseline is no weighted mean"):
+        Run(name, memory=0.5)
+    with pytest.raises(InputError, match=r"memory: 1\.0 is not in"):
+        Run("dr_grpo", memory=1.0)
 
 
 NOT_SHIFT_INVARIANT = ("reinforce", "sequence_is", "topr", "prefix_is", "maxrl")
@@ -233,6 +295,29 @@ def test_each_of_many_prompts_pays_for_its_own_string_alone() -> None:
     assert problem.value(start)[0] == near(0.7**4)
 
 
+@pytest.mark.parametrize("kind", [{"targets": 1}, {"targets": 3}, {"graded": True}])
+def test_values_of_many_prompts_are_sums_over_all_strings(kind: dict[str, Any]) -> None:
+    """All 64 strings of both prompts: right ones share all but the last two tokens, or every right token pays."""
+    problem = many_prompts(2, 3, 4, **kind)
+    logit = np.random.default_rng(0).normal(size=problem.logit.shape)
+    prob = np.exp(logit) / np.exp(logit).sum(axis=1, keepdims=True)
+    answer = np.random.default_rng([0, 2]).integers(4, size=(kind.get("targets", 1), 2, 3))
+    total = 0.0
+    for g, string in product(range(2), product(range(4), repeat=3)):
+        chance = np.prod([prob[t * 2 + g, v] for t, v in enumerate(string)])
+        rights = [[a[g, t] if t >= 1 else answer[0, g, t] for t in range(3)] for a in answer]
+        right = [v == w for v, w in zip(string, rights[0], strict=True)]
+        total += chance / 2 * (np.mean(right) if kind.get("graded") else list(string) in rights)
+    assert problem.value(prob[None])[0] == near(total)
+    favored = np.argsort(-problem.logit, axis=1)[:, : len(answer)]
+    assert all(answer[k, g, 2] in favored[2 * 2 + g] for k in range(len(answer)) for g in range(2))
+
+
+def test_graded_rewards_have_one_target() -> None:
+    with pytest.raises(InputError, match="targets: 2; use 1 to 5, and 1 if rewards are graded"):
+        many_prompts(2, targets=2, graded=True)
+
+
 def test_a_fitted_start_is_near_what_was_asked_for() -> None:
     problem = many_prompts(16)
     family = network(problem)
@@ -401,7 +486,8 @@ def test_adam_and_weight_decay_are_pytorchs() -> None:
 
 def test_every_rule_scales_between_0_and_1_and_replay_repeats_a_run() -> None:
     problem = task("several_targets")
-    controls = [Control(rule, value=0.5, schedule=(1.0, 0.25)) for rule in STEP_RULES]
+    factor = {"length_signal": 2.0}  # which no factor below 1 is
+    controls = [Control(rule, value=factor.get(rule, 0.5), schedule=(1.0, 0.25)) for rule in STEP_RULES]
     learner = Learner(problem, [Run("vcpo", lag=Lag(4), control=c, step_size=0.2) for c in controls])
     scale = np.array([record.step_scale for record in learner.updates(5)])
     assert np.all((scale >= 0) & (scale <= 1))

@@ -1,0 +1,139 @@
+"""`run --estimator`: anyone's estimator among an experiment's methods, by name, never in the way of its verdicts."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from simulations.__main__ import main
+from simulations.methods import METHODS, SYNCHRONOUS, outcome, own_methods, run_of, standing, trace
+from simulations.protocol import Analysis, Experiment, Record, Setting, discover, records_in_process
+from simulations.report import gathered, page
+from simulations.summaries import load_section
+from vcposim.errors import InputError
+from vcposim.learning.lags import Lag
+
+FILE = """
+import torch
+
+def centered(batch):
+    return batch.reward - batch.reward.mean(-1, keepdims=True)
+
+def in_torch(batch):
+    return batch.reward - batch.reward.mean(dim=-1, keepdim=True)
+
+def tokens(batch):
+    r = batch.on_tokens(batch.log_ratio).clip(max=0.6931471805599453)
+    return (2.718281828459045 ** r) * centered(batch)[..., None]
+tokens.needs = ("tokens",)
+"""
+COMPARED = ("no correction", "token TIS", SYNCHRONOUS[0])
+
+
+def settings(size: str) -> list[Setting]:
+    return [{"step_size": 0.05, "seeds": [0, 1, 2]}, {"step_size": 0.1, "seeds": [0, 1, 2]}]
+
+
+def run(setting: Setting) -> list[Record]:
+    methods = {name: METHODS[name] for name in COMPARED} | own_methods(setting)
+    keys = [(name, seed) for name in methods for seed in setting["seeds"]]
+    runs = [run_of(methods[name], Lag(3), seed=seed, step_size=setting["step_size"]) for name, seed in keys]
+    found = trace("exact_match_8", runs, 25)
+    return [
+        {"method": m, "seed": s, "step_size": setting["step_size"], **outcome(found, i)}
+        for i, (m, s) in enumerate(keys)
+    ]
+
+
+EXPERIMENT = Experiment(
+    "small", "Who learns?", ("C13",), settings, run, lambda records: Analysis([]), takes_estimators=True
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("torch")
+    (tmp_path / "newcomer.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "newcomer", raising=False)
+    return tmp_path
+
+
+def test_an_estimator_learns_as_the_method_that_it_is(folder: Path) -> None:
+    """NumPy, torch and per token, against the catalogue's own methods: the same runs under other names."""
+    names = ["newcomer.py:centered", "newcomer.py:in_torch", "newcomer.py:tokens", "dr_grpo"]
+    plain, records = (
+        records_in_process(EXPERIMENT, "full"),
+        records_in_process(EXPERIMENT.with_estimators(names), "full"),
+    )
+    of = {name: [{**r, "method": "", "setting_id": ""} for r in records if r["method"] == name] for name in names}
+    theirs = {name: [{**r, "method": "", "setting_id": ""} for r in plain if r["method"] == name] for name in COMPARED}
+    for name in (names[0], names[1], names[3]):
+        assert of[name] == theirs["no correction"]
+    assert [r["average"] for r in of[names[2]]] == pytest.approx([r["average"] for r in theirs["token TIS"]])
+    assert of[names[0]] != theirs["token TIS"]
+    own = [r for r in records if r["method"] in names]
+    assert [r for r in records if r not in own] == plain
+    rows = standing(records, names)
+    assert {row[0] for row in rows} == {*COMPARED, *names}
+    assert next(row for row in rows if row[0] == names[0])[3:5] == ["", "0"]  # itself, and its torch twin
+
+
+def test_a_file_that_changes_under_a_run_is_seen(folder: Path) -> None:
+    experiment = EXPERIMENT.with_estimators(["newcomer.py:centered"])
+    setting = experiment.settings("full")[0]
+    (folder / "newcomer.py").write_text(FILE + "# better\n")
+    with pytest.raises(InputError, match=r"newcomer\.py:centered: its file has changed since this run began"):
+        experiment.run(setting)
+    assert EXPERIMENT.with_estimators(["newcomer.py:centered"]).settings("full")[0] != setting
+
+
+def test_a_run_with_estimators_is_kept_apart(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"small": EXPERIMENT}
+    # in this process, and without the library that draws: both take seconds to load
+    monkeypatch.setattr("simulations.__main__.local_executor", lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr("simulations.report.bundle", lambda: "")
+    command = ["run", "small", "--size", "full", "--workers", "1", "--estimator", "newcomer.py:centered"]
+    assert main(command, known) == 0
+    out = capsys.readouterr().out
+    assert "newcomer.py:centered minus it" in " ".join(out.replace("│", " ").replace("┃", " ").split())
+    path = folder / "results" / "small-full-with-newcomer.py-centered"
+    provenance = json.loads((path / "provenance.json").read_text())
+    assert provenance["reproduce"].endswith("run small --size full --estimator newcomer.py:centered")
+    assert not (path / "summary.json").exists()
+    section = load_section(path, known)
+    assert section.estimators == ("newcomer.py:centered",)
+    assert not section.settles
+    assert main(["keep", str(path)], known) == 2
+    assert "ran with newcomer.py:centered" in capsys.readouterr().err
+    text, problems = page(gathered([section], {}), {})
+    assert not problems
+    assert "newcomer.py:centered minus it" in text
+    assert "it settles no claim" in text
+    (folder / "newcomer.py").write_text(FILE + "# better\n")
+    assert main(command, known) == 2
+    assert "holds a complete run of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("small --estimator newcomer.py:centred", "newcomer.py: unknown name 'centred'; did you mean 'centered'"),
+        ("small --estimator rloo rloo", "--estimator: 'rloo' is given twice"),
+        ("quick --estimator rloo", "--estimator: 'quick' runs every experiment as it is"),
+        (
+            "variance_vs_lag --estimator rloo",
+            "variance_vs_lag compares no list of methods; those that do: async_learning",
+        ),
+    ],
+)
+def test_mistakes_get_one_line(folder: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:
+    assert main(["run", *words.split()], {**discover(), "small": EXPERIMENT}) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1

@@ -1,0 +1,239 @@
+"""`vcposim compare`: an estimator of yours measured like the catalogue's, and beside it."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vcposim.catalogue import CATALOGUE
+from vcposim.commands.completion import complete_with
+from vcposim.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vcposim.comparison.run import Folder
+
+SIZES = ("tiny", "quick", "full")
+OUT = "vcposim-compare"
+WORD_STYLE = {"holds": "green", "holds if": "yellow", "fails": "bold red", "undecided": "blue", "not judged": "dim"}
+NEIGHBORS = 3
+"""how many of the best are shown beside those asked for"""
+MOST_NAMED = 12
+"""of more than so many, the table and the page tell the words"""
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """What `vcposim compare` takes."""
+    p.description = (
+        "Measure estimators like every other: the laws they keep, exact bias and\n"
+        "variance over lag, what they learn at a common and at their own best step size\n"
+        "over regimes, and their cost. What you name is run; the rest of the catalogue\n"
+        "comes from the leaderboard, same tasks, same seeds. Without names: the whole\n"
+        "catalogue is run."
+    )
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.epilog = (
+        "A function may say what it reads and which laws it claims, as in\n"
+        "  mine.needs = ('tokens',)    mine.claims = ('unbiased',)\n"
+        "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted\n"
+        "or killed goes on when started again, to the same bytes. On a Slurm array from 1\n"
+        "to 8, with one DIR that all tasks see:\n"
+        "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/8\n"
+        "and the same without --shard to merge (of DIRs apart: copy records/ into one)."
+    )
+    says = "catalogue names, path/to/file.py:function, or module:function (a function of a vcposim.Batch)"
+    complete_with(p.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help=says), CATALOGUE)
+    p.add_argument("--size", default="quick", choices=SIZES, help="how much is measured (default quick; full settles)")
+    p.add_argument("--out", metavar="DIR", help=f"where records and results go (default {OUT}-SIZE)")
+    p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core); the result is the same")
+    p.add_argument("--shard", metavar="I/N", help="compute the I-th of N parts of the work alone (I from 1)")
+    p.add_argument("--alone", action="store_true", help="compare those named with each other and the group mean only")
+    p.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
+    p.add_argument("--html", action="store_true", help="print the page instead of the table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, compare, write, print; returns the exit code, 130 when interrupted."""
+    if arguments.json and arguments.html:
+        raise InputError("--html: not with --json; both are in the folder anyway")
+    workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
+    if workers < 1:
+        raise InputError(f"--workers: {workers} is less than 1; use 1 or more")
+    shard = _shard(arguments.shard)
+    try:
+        import_module("vcposim.testing.report_card")
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise InputError('compare: needs hypothesis; install it with pip install "vcposim[testing]"') from None
+    from vcposim.catalogue.loading import estimator_named
+    from vcposim.comparison import leaderboard
+    from vcposim.comparison.design import REFERENCE, size_named
+    from vcposim.comparison.run import Folder, sweep
+    from vcposim.comparison.workers import local_executor
+
+    size = size_named(arguments.size)
+    named = tuple(dict.fromkeys(arguments.estimators or CATALOGUE))
+    for name in named:
+        estimator_named(name)  # what is no estimator is one line, before any work
+    if arguments.alone and REFERENCE not in named:
+        named = (*named, REFERENCE)
+    standing = {} if arguments.alone or not arguments.estimators else leaderboard.standing(size)
+    folder = Folder(Path(arguments.out or f"{OUT}-{size.name}"), named, size, witness=bool(standing))
+    folder.start()
+    try:
+        with _progress() as progress:
+            owed = sweep(folder, partial(local_executor, workers), shard=shard, progress=progress)
+    except KeyboardInterrupt:
+        done = len(folder.units) - len(folder.missing())
+        sys.stderr.write(
+            f"vcposim: interrupted; {done} of {len(folder.units)} measurements are kept in {folder.path}, the same "
+            "command goes on from there\n"
+        )
+        return 130
+    if owed:
+        print(f"shard {shard[0]} of {shard[1]} is done; {owed} of {len(folder.units)} measurements are others' to make")
+        return 0
+    return _finished(arguments, folder, standing)
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--shard: {text!r} is no part of the work; write I/N with 1 <= I <= N, as in 2/4")
+    return int(found[1]), int(found[2])
+
+
+def _finished(arguments: argparse.Namespace, folder: "Folder", standing: dict[str, Any]) -> int:
+    from vcposim.comparison import leaderboard
+    from vcposim.comparison.design import REFERENCE, canonical
+    from vcposim.comparison.measure import cost
+    from vcposim.comparison.page import page
+    from vcposim.comparison.result import comparison
+    from vcposim.comparison.workers import write_atomically
+
+    records = folder.records()
+    if standing:
+        witness = folder.witness_unit()
+        leaderboard.require_same_source(
+            records[REFERENCE][witness.setting["name"]], standing[REFERENCE][witness.setting["name"]]
+        )
+    named = {name: records[name] for name in folder.estimators}
+    result = comparison(folder, named, standing, leaderboard.read() if standing else None)
+    text = json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+    write_atomically(folder.path / "comparison.json", text.encode())
+    html = page(result)
+    write_atomically(folder.path / "comparison.html", html.encode())
+    with _progress() as step:
+        costs = {}
+        for number, name in enumerate(folder.estimators):
+            step(number, len(folder.estimators), f"cost of {name}")
+            found = cost(name)
+            costs[name] = None if found is None else round(found, 2)
+    write_atomically(folder.path / "cost.js", f"vcposimCost = {canonical(costs)};\n".encode())
+    if arguments.json or arguments.html:
+        sys.stdout.write(text if arguments.json else html)
+    else:
+        _print(result, costs, folder.path)
+    return 0
+
+
+def _print(result: dict[str, Any], costs: dict[str, float | None], path: Path) -> None:
+    """A table of at most 80 columns, then one line for each word and for whatever was not judged."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from vcposim.comparison.result import by_rank, counted, staled, unjudged
+
+    console = Console()
+    rows = by_rank(result["estimators"])
+    shown = [r for i, r in enumerate(rows) if r["named"] or i < NEIGHBORS or r["name"] == result["reference"]]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("rank")
+    table.add_column("estimator", overflow="fold", min_width=12)
+    for heading in ("own best", f"at {result['common_step_size']:g}", "laws", "bias", "D", "cost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in shown:
+        laws, own, common = counted(row["laws"]), row["summary"].get("own"), row["summary"].get("common")
+        rank = f"{own['rank'][0]} [{own['rank'][1]}, {own['rank'][2]}]" if own else "-"
+        price = costs.get(row["name"])
+        cells: list[str | Text] = [
+            rank,
+            Text(row["name"], style="bold" if row["named"] and standing_beside(result) else ""),
+            *("-" if x is None else f"{x['score'][0]:.3f}" for x in (own, common)),
+            Text(f"{laws['kept']}/{laws['tried']}" + ("!" * bool(laws["broken"])), style="red" * bool(laws["broken"])),
+            *(_short(staled(row, key)) for key in ("bias", "efficiency")),
+            "-" if price is None else f"{price:.1f}x",
+        ]
+        table.add_row(*cells)
+    console.print(table)
+    ranked = sum(bool(row["summary"]) for row in rows)
+    board = result["leaderboard"]
+    origin = f", the others from the leaderboard of {board['date']}" if board else ""
+    console.print(
+        f"{ranked} estimators ranked by the interquartile mean of their success probability over "
+        f"{len(result['regimes'])} regimes{origin}; ranks with 95% intervals over seeds. bias and D: exact, on strings "
+        f"at lag 16. laws: kept of tried, ! one that it must keep is broken. cost: CPU time of an update over "
+        f"{result['reference']}'s.",
+        style="dim",
+        highlight=False,
+    )
+    if result["size"] != "full":
+        console.print(f"Size {result['size']}: few seeds; what they do not decide reads undecided.", style="dim")
+    named = [r for r in rows if r["named"]]
+    for row in named if len(named) <= MOST_NAMED else []:
+        _print_words(console, row, result)
+    for row in rows:
+        if row["named"]:
+            for why, parts in unjudged(row).items():
+                console.print(f"{row['name']}: not judged, {parts}: {why}", markup=False, highlight=False)
+    console.print(f"page: {path / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def standing_beside(result: dict[str, Any]) -> bool:
+    """Whether there are others than those asked for."""
+    return any(not row["named"] for row in result["estimators"])
+
+
+def _print_words(console: "Console", row: dict[str, Any], result: dict[str, Any]) -> None:
+    """A word for each claim, and what it rests on."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from vcposim.comparison.result import MODES, because
+
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for claim, statement in result["claims"].items():
+        word = row["words"][claim]
+        if claim not in MODES or row["name"] != result["reference"]:
+            table.add_row("", Text(word, style=WORD_STYLE[word]), Text(f"{statement}{because(row, claim)}"))
+    console.print(Text(row["name"], style="bold"))
+    console.print(table)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{0 if abs(value) < 1e-9 else value:.2g}"
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)

@@ -1,0 +1,197 @@
+"""What a comparison measures and how much of it: problems, regimes, step sizes, seeds.
+
+A **size** is a grid. The smaller sizes are parts of the full one, cell by cell: a run depends on its estimator, regime,
+step size and seed and on nobody beside it (`vcposim.learning.learner`), so one leaderboard serves every size, and
+what is compared is paired by seed.
+
+A **setting** is plain data, all that a measurement depends on beside the estimator; its hash guards the leaderboard.
+
+*Problems over lag* are small enough to list every batch of four draws: strings of one token out of four, which are the
+arms of a bandit, and of two tokens out of two. Each was learned by sixteen exact gradient steps; the learner is the
+last version, the sampler an older one.
+
+*Regimes of learning* are `vcposim.learning.tasks.many_prompts`: one network learns P prompts at once, each with a
+string of L tokens of its own, from samples that lag by k updates. Every regime but the core changes one thing of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from hashlib import sha256
+from json import dumps
+from typing import Any
+
+import numpy as np
+
+from vcposim.arrays import Array
+from vcposim.errors import unknown_name
+from vcposim.learning.tables import TwoLayer
+from vcposim.learning.tasks import LearningTask, many_prompts, network
+from vcposim.problems.policies import TabularSoftmax
+from vcposim.problems.rollouts import Problem
+from vcposim.problems.runs import policies_of_a_run, stale_problem
+from vcposim.problems.staleness import PolicyHistory, fixed_lag
+from vcposim.problems.token_chains import TokenChain, partial_credit
+
+VERSION = 1
+"""of what is measured: raise it with anything below that changes a number, and make the leaderboard anew"""
+REFERENCE = "dr_grpo"
+"""the group mean without ratios: what every estimator is compared with"""
+
+Setting = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Where learning happens: prompts, tokens of a string, lag in updates, and the reward of a wrong string.
+
+    A right one has `low` + 1; values are success probabilities whatever the rewards.
+    """
+
+    prompts: int = 16
+    length: int = 8
+    lag: int = 16
+    low: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """In words, what differs from zero rewards last."""
+        rewards = f", rewards {self.low:g}/{self.low + 1:g}" if self.low else ""
+        return f"{self.prompts} prompt{'s' * (self.prompts > 1)}, {self.length} tokens, lag {self.lag}{rewards}"
+
+
+CORE = Regime()
+REGIMES = (
+    replace(CORE, prompts=1),
+    CORE,
+    replace(CORE, low=-1.0),
+    replace(CORE, lag=0),
+    replace(CORE, lag=64),
+    replace(CORE, length=16),
+    replace(CORE, prompts=32),
+)
+"""the cheapest first: it is the one that tells whether a leaderboard was made by this source"""
+BASE_RATE = 0.17
+"""success probability before learning"""
+UPDATES, GROUPS, GROUP_SIZE = 100, 4, 8
+COMMON = 0.02
+"""the step size at which everybody is compared; on the grid of every size"""
+
+_STRINGS = partial_credit((1, 1), 2)
+_ARMS = TokenChain(
+    transition=np.broadcast_to(1 + np.arange(4), (1, 5, 4)),  # state 0 is before the choice, 1 + v after choice v
+    reward=np.array([0.0, 1.0, 0.0, 0.5, 0.0]),
+    done=np.zeros(5, dtype=bool),
+    start=np.zeros(1, dtype=np.int64),
+    group_probability=np.ones(1),
+)
+ENVIRONMENTS: dict[str, tuple[TokenChain, TabularSoftmax, float]] = {
+    "arms": (_ARMS, TabularSoftmax(np.broadcast_to([-1.0, 1.0, 0.0, 0.0], _ARMS.shape).copy()), 0.6),
+    "strings": (_STRINGS, TabularSoftmax(np.broadcast_to([0.0, -1.0], _STRINGS.shape).copy()), 1.0),
+}
+"""name -> environment, the policy that begins, and its step size"""
+STEPS, PROBLEM_GROUP_SIZE = 16, 4
+LAGS = (0, 1, 4, 16)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `step_sizes` hold `COMMON`; `seeds` is even, as each half chooses for the other."""
+
+    name: str
+    lags: tuple[int, ...]
+    regimes: tuple[Regime, ...]
+    step_sizes: tuple[float, ...]
+    seeds: int
+
+    def settings(self) -> list[Setting]:
+        """One for laws, one for exact moments, one for each regime: the costliest first."""
+        learning = [
+            {
+                "part": "learning",
+                "name": regime.name,
+                "regime": asdict(regime),
+                "step_sizes": list(self.step_sizes),
+                "seeds": list(range(self.seeds)),
+                "updates": UPDATES,
+                "groups": GROUPS,
+                "group_size": GROUP_SIZE,
+                "base_rate": BASE_RATE,
+            }
+            for regime in self.regimes
+        ]
+        moments = {
+            "part": "moments",
+            "name": "moments",
+            "problems": {f"{name}, lag {lag}": [name, lag] for name in ENVIRONMENTS for lag in self.lags},
+            "steps": STEPS,
+            "group_size": PROBLEM_GROUP_SIZE,
+        }
+        return [*learning[::-1], {"part": "laws", "name": "laws", "examples": 5}, moments]
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides its numbers."""
+        return digest({"version": VERSION, "common": COMMON, "reference": REFERENCE, "settings": self.settings()})
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size("tiny", (0, 16), REGIMES[:1], (COMMON, 0.04), 4),
+        Size("quick", LAGS, REGIMES[:4], (0.01, COMMON, 0.04), 4),
+        Size("full", LAGS, REGIMES, (0.005, 0.01, COMMON, 0.04, 0.08), 10),
+    )
+}
+"""each a part of the next; the first shows what a comparison looks like and settles nothing"""
+
+
+def size_named(name: str) -> Size:
+    """The size of that name; `InputError` with the known ones otherwise."""
+    if name not in SIZES:
+        raise unknown_name("--size", name, SIZES)
+    return SIZES[name]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, or of text."""
+    text = value if isinstance(value, str) else canonical(value)
+    return sha256(text.encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """One line of JSON, keys in the order given, floats by `repr`: the same value always gives the same bytes."""
+    return dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+@cache
+def problem(name: str, lag: int) -> Problem:
+    """The problem of an environment at a lag: target the last version, sampler the version `lag` updates ago."""
+    environment, start, step_size = ENVIRONMENTS[name]
+    policies = policies_of_a_run(environment, start, steps=STEPS, step_size=step_size)
+    return stale_problem(environment, PolicyHistory.of_run(policies), fixed_lag(lag))
+
+
+@cache
+def place(prompts: int, length: int, low: float, base_rate: float) -> tuple[LearningTask, "Fitted"]:
+    """Task and network of a regime; networks fitted to a start are kept for the next estimator."""
+    task = many_prompts(prompts, length, probability=base_rate ** (1 / length))
+    task = replace(task, chain=replace(task.chain, reward=task.chain.reward + low))
+    plain = network(task)
+    return task, Fitted(plain.x, plain.hidden, plain.vocabulary, fit=plain.fit)
+
+
+class Fitted(TwoLayer):
+    """The network, fitted to each start once: hundreds of supervised steps that do not depend on the estimator."""
+
+    def parameters(self, logit: Array) -> Array:
+        """As `TwoLayer.parameters`, remembered."""
+        known: dict[bytes, Array] = self.__dict__.setdefault("_known", {})
+        key = logit.tobytes()
+        if key not in known:
+            known[key] = super().parameters(logit)
+        return known[key]
+
+
+def regime_of(setting: Mapping[str, Any]) -> Regime:
+    """The regime of a setting of learning."""
+    return Regime(**setting["regime"])

@@ -1,0 +1,133 @@
+"""The catalogue's own results, dated: a newcomer's estimator is compared with all of them and only it is run.
+
+Runs are paired: same tasks, same seeds, same random numbers. That is so only if the leaderboard was made with the same
+settings, whose hash it holds, and by a source that computes the same: one run of the group mean is made again and
+must come to the same values. An entry that has changed since, or is new, is not among the results: run it too.
+
+    vcposim compare --size full --out DIR
+    python -m vcposim.comparison.leaderboard 2026-11-28 DIR     # writes the file that comes along
+
+Of several DIRs, of one size and one set of settings, a later one replaces or adds entries.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcposim.catalogue import CATALOGUE
+from vcposim.comparison.design import REFERENCE, SIZES, Setting, Size, canonical
+from vcposim.comparison.measure import Record
+from vcposim.comparison.run import SCHEMA, Folder, fingerprint
+from vcposim.comparison.workers import write_atomically
+from vcposim.errors import InputError
+
+FILE = "leaderboard.json"
+SAME_WITHIN = 0.02
+"""mean difference of values that another processor's rounding may make of chaotic training"""
+
+
+@cache
+def read() -> dict[str, Any]:
+    """The leaderboard that comes with this version; `InputError` if it is of other settings than this version's."""
+    file = files("vcposim.comparison").joinpath(FILE)
+    if not file.is_file():
+        raise InputError("leaderboard: none comes with this version; name every estimator to compare, and pass --alone")
+    found: dict[str, Any] = json.loads(file.read_text())
+    size = SIZES.get(found.get("size", ""))
+    if found.get("schema") != SCHEMA or size is None or found.get("settings_sha256") != size.digest():
+        raise InputError(
+            f"leaderboard: that of {found.get('date')} was made with other settings; name every estimator you want "
+            "compared and pass --alone, or run the whole catalogue"
+        )
+    return found
+
+
+def standing(size: Size) -> dict[str, dict[str, Record]]:
+    """Estimator -> setting -> record, as if run at this size: what the leaderboard has of entries as they are now.
+
+    Raises `InputError` if the leaderboard was made at a smaller size.
+    """
+    board = read()
+    made = SIZES[board["size"]]
+    kept = {setting["name"]: setting for setting in made.settings()}
+    for setting in size.settings():
+        if setting["name"] not in kept or not _within(setting, kept[setting["name"]]):
+            raise InputError(
+                f"--size: the leaderboard of {board['date']} was made at size {made.name}; use that, or name every "
+                "estimator you want compared and pass --alone"
+            )
+    return {
+        name: {s["name"]: _part(row["records"][s["name"]], s, kept[s["name"]]) for s in size.settings()}
+        for name, row in board["estimators"].items()
+        if name in CATALOGUE and row["fingerprint"] == fingerprint(name)
+    }
+
+
+def _within(asked: Setting, made: Setting) -> bool:
+    grid = ("step_sizes", "seeds", "problems")
+    same = all(asked[key] == made[key] for key in asked if key not in grid)
+    return same and all(set(asked[key]) <= set(made[key]) for key in grid if key in asked)
+
+
+def _part(record: Record, asked: Setting, made: Setting) -> Record:
+    """The cells of a record that a smaller grid has."""
+    if "moments" in record:
+        return {"moments": {name: record["moments"][name] for name in asked["problems"]}}
+    if "average" not in record:
+        return record
+    steps = [made["step_sizes"].index(x) for x in asked["step_sizes"]]
+    seeds = [made["seeds"].index(x) for x in asked["seeds"]]
+    average = [[record["average"][i][j] for j in seeds] for i in steps]
+    lost = [[record["lost"][i][j] for j in seeds] for i in steps]
+    return {"average": average, "lost": lost}
+
+
+def require_same_source(anew: Record, before: Record) -> None:
+    """Refuse a leaderboard if the group mean, run again, comes to other values than it says."""
+    now, then = np.array(anew.get("average", np.nan)), np.array(before["average"])
+    gap = float(np.mean(np.abs(now - then))) if now.shape == then.shape else float("nan")
+    if not gap <= SAME_WITHIN:
+        raise InputError(
+            f"leaderboard: {REFERENCE} comes to other values here than on the leaderboard of {read()['date']} "
+            f"(mean difference {gap:.3g}), so runs are not paired; name every estimator you want compared and pass "
+            "--alone"
+        )
+
+
+def write(date: str, folders: Sequence[Path]) -> Path:
+    """Make the leaderboard from finished comparisons; returns the file.
+
+    Raises `InputError` if one is not finished, or of other settings than the first.
+    """
+    heads, rows = [], {}
+    for folder in folders:
+        about = json.loads((folder / "provenance.json").read_bytes())
+        heads.append({k: about[k] for k in ("schema", "size", "settings_sha256", "vcposim", "packages", "python")})
+        run = Folder(folder, tuple(about["estimators"]), SIZES[about["size"]])
+        if run.missing():
+            raise InputError(f"{folder}: {len(run.missing())} units are missing; finish the comparison first")
+        if heads[-1]["settings_sha256"] != heads[0]["settings_sha256"]:
+            raise InputError(f"{folder}: of other settings than {folders[0]}; run both at one size of one version")
+        for name, records in run.records().items():
+            row = {"fingerprint": about["estimators"][name], "records": short(records)}
+            rows[name] = f"  {json.dumps(name)}: {canonical(row)}"
+    lines = [f" {json.dumps(k)}: {canonical(v)}" for k, v in {"date": date, **heads[0]}.items()]
+    text = "{\n" + ",\n".join(lines) + ',\n "estimators": {\n' + ",\n".join(rows.values()) + "\n}}\n"
+    path = Path(__file__).with_name(FILE)
+    write_atomically(path, text.encode())
+    return path
+
+
+def short(records: dict[str, Record]) -> dict[str, Record]:
+    """Records without the words of counterexamples, which `vcposim check` finds again."""
+    return {name: {k: v for k, v in record.items() if k != "saw"} for name, record in records.items()}
+
+
+if __name__ == "__main__":
+    print(write(sys.argv[1], [Path(x) for x in sys.argv[2:]]))

@@ -1,0 +1,239 @@
+"""From estimators to records on disk: units of work with any number of workers or shards, killed and resumed.
+
+A folder holds
+
+    provenance.json            written once: what computes the records, and what was asked for
+    records/<unit>.json        one measurement of one estimator, and a second line with its SHA-256
+    comparison.json            everything, written when the last record is there
+    comparison.html            the page
+    cost.js                    CPU times, the one thing here that is not the same twice
+
+A unit (estimator x setting) depends on nothing but itself and the source, and a record appears whole or not at all. So
+a run that was killed, resumed, computed by any number of workers, or in shards that shared a folder or had their
+`records/` copied into one, ends in the same bytes. Workers come through `concurrent.futures.Executor`.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vcposim import __version__
+from vcposim.catalogue import CATALOGUE, entry
+from vcposim.comparison.design import REFERENCE, Setting, Size, canonical, digest
+from vcposim.comparison.measure import Record, measured
+from vcposim.comparison.workers import interrupts_held, write_atomically
+from vcposim.errors import InputError
+
+SCHEMA = "vcposim.comparison/1"
+PACKAGES = ("numpy", "scipy", "array-api-compat", "arviz-stats", "hypothesis")
+SAME = {
+    "schema": "another format",
+    "size": "another size",
+    "settings_sha256": "other settings",
+    "estimators": "other estimators, or estimators that have changed since",
+    "source_sha256": "another version of vcposim",
+    "packages": "other package versions",
+    "python": "another Python",
+}
+NOT_COMPUTING = ("commands", "pages", "replay", "pipeline")
+"""rooms that no measurement passes through"""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One measurement of one estimator."""
+
+    estimator: str
+    setting: Setting
+
+    @property
+    def name(self) -> str:
+        """As a file name, no other unit's: letters and digits of both, and a hash where others stand."""
+
+        def plain(text: str) -> str:
+            safe = re.sub(r"[^A-Za-z0-9_.]+", "-", text)
+            return safe if safe == text else f"{safe}-{digest(text)[:8]}"
+
+        return f"{plain(self.estimator)}/{plain(self.setting['name'])}"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is compared at which size, and the folder its records are in (or will be).
+
+    `estimators` are measured; `witness` adds one unit of the group mean, by which a leaderboard is recognized.
+    """
+
+    path: Path
+    estimators: tuple[str, ...]
+    size: Size
+    witness: bool = False
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """The settings of the size."""
+        return self.size.settings()
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """Every unit of work; shard i of n takes each n-th, and so a bit of every setting."""
+        found = [Unit(name, setting) for setting in self.settings for name in self.estimators]
+        if self.witness and REFERENCE not in self.estimators:
+            found.append(self.witness_unit())
+        return found
+
+    def witness_unit(self) -> Unit:
+        """The group mean in the cheapest regime."""
+        return Unit(REFERENCE, next(s for s in reversed(self.settings) if s["part"] == "learning"))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What determines the records; two runs that agree here end in the same bytes."""
+        return {
+            "schema": SCHEMA,
+            "size": self.size.name,
+            "settings_sha256": self.size.digest(),
+            "estimators": {name: fingerprint(name) for name in self.estimators},
+            "vcposim": __version__,
+            "source_sha256": source_hash(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        }
+
+    def start(self) -> None:
+        """Create the folder, or find a run in it that this one goes on with.
+
+        Raises `InputError` if it holds something else, or a run that differs in one of `SAME`.
+        """
+        file = self.path / "provenance.json"
+        text = json.dumps(self.identity, indent=1, ensure_ascii=False) + "\n"
+        if not file.exists():
+            if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+                raise InputError(f"--out: {self.path} is not empty and holds no comparison; choose another --out")
+            (self.path / "records").mkdir(parents=True, exist_ok=True)
+            write_atomically(file, text.encode())
+            return
+        try:
+            known = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{file}: cannot be read ({error}); choose another --out") from None
+        for key, words in SAME.items():
+            if known.get(key) != self.identity[key]:
+                raise InputError(
+                    f"--out: {self.path} holds a comparison of {words}; choose another --out, or delete that folder"
+                )
+
+    def file(self, unit: Unit) -> Path:
+        """Where the record of a unit is."""
+        return self.path / "records" / f"{unit.name}.json"
+
+    def keep(self, unit: Unit, record: Record) -> None:
+        """Write a record, whole."""
+        path, line = self.file(unit), canonical(record)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, f"{line}\n{self._seal(unit, line)}\n".encode())
+
+    def record(self, unit: Unit) -> Record | None:
+        """The record of a unit; None if there is none, or it is cut short or altered."""
+        try:
+            line, seal, end = self.file(unit).read_text().split("\n")
+        except (OSError, ValueError):
+            return None
+        known: Record | None = json.loads(line) if seal == self._seal(unit, line) and not end else None
+        return known
+
+    def _seal(self, unit: Unit, line: str) -> str:
+        return digest(canonical([unit.estimator, unit.setting, line]))
+
+    def missing(self) -> list[Unit]:
+        """Units without a sound record."""
+        return [unit for unit in self.units if self.record(unit) is None]
+
+    def records(self) -> dict[str, dict[str, Record]]:
+        """Estimator -> name of a setting -> record, of a folder that misses none."""
+        found: dict[str, dict[str, Record]] = {name: {} for name in self.estimators}
+        for unit in self.units:
+            record = self.record(unit)
+            assert record is not None
+            found.setdefault(unit.estimator, {})[unit.setting["name"]] = record
+        return found
+
+
+def fingerprint(name: str) -> str:
+    """A hash of what an estimator is: the entry's own data, or the bytes of the file that its function is in."""
+    if name in CATALOGUE:
+        return digest(re.sub(r" at 0x[0-9a-f]+", "", repr(entry(name).estimator)))
+    place = name.rpartition(":")[0]
+    if not place.endswith(".py"):
+        spec = importlib.util.find_spec(place) if place else None
+        place = spec.origin if spec and spec.origin else ""
+    return digest(Path(place).read_text()) if place and Path(place).is_file() else digest(name)
+
+
+def source_hash() -> str:
+    """SHA-256 over names and contents of all that can change a record."""
+    root = Path(__file__).parents[1]
+    paths = sorted(path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NOT_COMPUTING)
+    return digest("".join(f"{path.relative_to(root).as_posix()} {digest(path.read_text())}\n" for path in paths))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def sweep(
+    folder: Folder,
+    executor: Callable[[], Any],
+    *,
+    shard: tuple[int, int] = (1, 1),
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> int:
+    """Compute what is missing of a shard, keep each record as soon as it is there; how many units others still owe.
+
+    `executor` makes a context of `concurrent.futures.Executor`, and is not asked if nothing is missing. Raises
+    `InputError` if a worker died; what had finished is kept.
+    """
+    number, count = shard
+    mine = folder.units[number - 1 :: count]
+    todo = [unit for unit in mine if folder.record(unit) is None]
+    progress(len(mine) - len(todo), len(mine), "")
+    if todo:
+        with executor() as pool:
+            _computed(folder, pool, todo, len(mine), progress)
+    return len(folder.missing())
+
+
+def _computed(
+    folder: Folder, pool: Executor, todo: Sequence[Unit], total: int, progress: Callable[[int, int, str], None]
+) -> None:
+    with interrupts_held():
+        waiting: dict[Future[Record], Unit] = {pool.submit(measured, u.estimator, u.setting): u for u in todo}
+    done = total - len(todo)
+    for job in _finished(waiting):
+        unit = waiting[job]
+        folder.keep(unit, job.result())
+        done += 1
+        progress(done, total, unit.name)
+
+
+def _finished(waiting: dict[Future[Record], Unit]) -> Iterator[Future[Record]]:
+    for job in as_completed(waiting):
+        error = job.exception()
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                f"{waiting[job].name}: a worker ended before its work (out of memory?); what had finished is kept: "
+                "run the same command again, with fewer --workers"
+            ) from None
+        yield job
