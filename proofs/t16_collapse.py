@@ -47,7 +47,7 @@ import numpy as np
 from proofs.claims import Claim
 from proofs.logic import INT, REAL, SEQUENCE, Formula, Theorem, arithmetic, generalize, specialize, variable, z3
 from proofs.setting import (
-    Problem,
+    RationalProblem,
     Symbolic,
     baseline_value,
     coefficients,
@@ -67,13 +67,13 @@ NONE = {"weighting": Weighting("none")}
 # ---- layer 1 -----------------------------------------------------------------------------------------------------
 
 
-def mean_update(p: Problem, baseline: Any) -> np.ndarray[Any, Any]:
+def mean_update(p: RationalProblem, baseline: Any) -> np.ndarray[Any, Any]:
     """E_mu[c s] of the shipped estimator without ratios: (p,)."""
     batch = p.population()
     return mean_estimate(batch, coefficients(batch, baseline, **NONE))
 
 
-def covariance(p: Problem, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+def covariance(p: RationalProblem, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
     """Cov_mu(x, y)."""
     return (p.mu * x * y).sum() - (p.mu * x).sum() * (p.mu * y).sum()
 
@@ -88,14 +88,16 @@ def stale_exact() -> str:
     return "60 random problems, any baseline"
 
 
-def tilted(mu: np.ndarray[Any, Any], reward: np.ndarray[Any, Any], feature: np.ndarray[Any, Any], step: int) -> Problem:
+def tilted(
+    mu: np.ndarray[Any, Any], reward: np.ndarray[Any, Any], feature: np.ndarray[Any, Any], step: int
+) -> RationalProblem:
     """A prompt of one parameter theta, pi proportional to mu 2^(theta feature), whose sampler is at 0, learner at step.
 
     Features are integers, so that everything is rational; the score is with respect to theta ln 2.
     """
     pi = mu * np.array([Fraction(2) ** int(step * f) for f in feature], dtype=object)
     pi = pi / pi.sum()
-    return Problem(mu, pi, reward, (feature - (pi * feature).sum())[:, None], feature * 0 + 1)
+    return RationalProblem(mu, pi, reward, (feature - (pi * feature).sum())[:, None], feature * 0 + 1)
 
 
 def along_exact() -> str:
@@ -141,10 +143,10 @@ def overshoot_exact() -> str:
     return f"gradient {truth}, stale update with the mean {mean}, with n^2 {square}"
 
 
-def softmax(mu: np.ndarray[Any, Any], pi: np.ndarray[Any, Any], reward: np.ndarray[Any, Any]) -> Problem:
+def softmax(mu: np.ndarray[Any, Any], pi: np.ndarray[Any, Any], reward: np.ndarray[Any, Any]) -> RationalProblem:
     """One logit a token: s_iv = 1[i = v] - pi_v."""
     one = np.array([[Fraction(int(i == v)) for v in range(len(mu))] for i in range(len(mu))], dtype=object)
-    return Problem(mu, pi, reward, one - pi[None], pi * 0 + 1)
+    return RationalProblem(mu, pi, reward, one - pi[None], pi * 0 + 1)
 
 
 def resting(push: np.ndarray[Any, Any], gap: Fraction) -> tuple[np.ndarray[Any, Any], Fraction]:

@@ -223,9 +223,14 @@ class Witness:
     number: str = ""
     verdict: Verdict | None = None
 
+    @property
+    def beside(self) -> bool:
+        """Whether it is shown and does not judge."""
+        return self.verdict is not None and self.verdict.beside
+
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        return {k: getattr(self, k) for k in ("kind", "source", "word", "statement", "number")}
+        return {k: getattr(self, k) for k in ("kind", "source", "word", "statement", "number", "beside")}
 
 
 def proof_results(path: Path = RESULTS / "proofs.json") -> dict[str, dict[str, Any]]:
@@ -265,7 +270,7 @@ def witnesses(
     for source, v in verdicts:
         if v.claim == claim.id:
             found.append(Witness(v.witness, f"{source}/{v.key}", v.verdict, v.statement, v.number, v))
-    present = {w.kind for w in found}
+    present = {w.kind for w in found if not w.beside}
     missing = [kind for kind in WITNESSES if kind not in present]
     found += [Witness(kind, "none", "not judged", "no witness of this kind") for kind in missing]
     return sorted(found, key=lambda w: WITNESSES.index(w.kind))
@@ -275,8 +280,10 @@ def combined(found: Sequence[Witness]) -> str:
     """One word for all: the same word if they agree, "holds if" where some say so and some not.
 
     What is undecided vetoes a "holds" that rests on simulation alone: neither the mathematics nor an exact computation
-    settles it. It vetoes no "fails": a general claim falls with one place where it surely is not so.
+    settles it. It vetoes no "fails": a general claim falls with one place where it surely is not so. What stands beside
+    the claim does not count.
     """
+    found = [w for w in found if not w.beside]
     words = {w.word for w in found}
     if "holds if" in words or {"holds", "fails"} <= words:
         return "holds if"
@@ -292,7 +299,7 @@ def decisive(found: Sequence[Witness], word: str) -> Witness | None:
     """The witness whose number is shown: one that says the word or, for "holds if", one that sets the limit."""
     order = {"holds if": ("holds if", "fails"), "not judged": ()}.get(word, (word,))
     for wanted in order:
-        some = [w for w in found if w.word == wanted]
+        some = [w for w in found if w.word == wanted and not w.beside]
         numbered = [w for w in some if w.verdict is not None]
         if numbered:
             return max(numbered, key=_weight)

@@ -40,10 +40,11 @@ def computed(rows: Sequence[Mapping[str, Any]], sections: Sequence[Section]) -> 
         seen = [w for w in row["witnesses"] if w["source"] != "none"]
         if seen:
             lines += ["", "| witness | word | what it says | number |", "|---|---|---|---|"]
-        for w in seen:
+        for w in sorted(seen, key=lambda w: w["beside"]):
             condition = conditions.get(w["source"], "")
             says = w["statement"] + (f"; *if* {condition}" if condition else "")
-            lines.append(f"| {w['kind']}, {_link(w['source'])} | {w['word']} | {_cell(says)} | {_cell(w['number'])} |")
+            kind = w["kind"] + ", beside the claim" * w["beside"]
+            lines.append(f"| {kind}, {_link(w['source'])} | {w['word']} | {_cell(says)} | {_cell(w['number'])} |")
         missing = [w["kind"] for w in row["witnesses"] if w["source"] == "none"]
         lines += ["", f"No witness: {', '.join(missing)}."] if missing else []
     return "\n".join(lines)

@@ -97,13 +97,19 @@ def verdict_table(sections: Sequence[Section]) -> Table:
     """The verdict table for a terminal."""
     table = Table(title="Verdicts", title_justify="left", show_lines=True)
     for heading, ratio in (("Claim", 2), ("Verdict", 3), ("Statement", 8), ("Number", 5), ("Experiment", 4)):
-        table.add_column(heading, ratio=ratio, no_wrap=heading in ("Claim", "Verdict"), overflow="fold")
+        table.add_column(heading, ratio=ratio, no_wrap=heading == "Verdict", overflow="fold")
     for verdict, section in verdict_rows(sections):
         statement = Text(verdict.statement)
         if verdict.condition:
             statement.append(f"\nif: {verdict.condition}", style="italic")
         word = Text(verdict.verdict, style=f"bold {COLOR[verdict.verdict]}")
-        table.add_row(Text(verdict.claim), word, statement, Text(verdict.number), Text(section.name))
+        table.add_row(
+            Text(f"{'beside ' * verdict.beside}{verdict.claim}"),
+            word,
+            statement,
+            Text(verdict.number),
+            Text(section.name),
+        )
     return table
 
 
@@ -136,7 +142,10 @@ def claim_table(rows: Sequence[Mapping[str, Any]], width: int = WIDE) -> Table:
         table.add_column(heading, no_wrap=heading in whole, overflow="fold")
     short = {"holds": "+", "fails": "-", "holds if": "+/-", "undecided": "?", "not judged": "."}
     for row in rows:
-        words = {kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind] for kind in WITNESSES}
+        words = {
+            kind: [short[w["word"]] for w in row["witnesses"] if w["kind"] == kind and not w["beside"]]
+            for kind in WITNESSES
+        }
         lines = [" ".join([kind, *marks]) for kind, marks in words.items() if set(marks) != {"."}]
         start = [row["claim"], Text(row["verdict"], style=f"bold {COLOR[row['verdict']]}")]
         by = (row["decided_by"] or "").replace("/", "/\n")  # the question below its experiment
@@ -249,14 +258,14 @@ def _claim(row: Mapping[str, Any], sections: Sequence[Section]) -> str:
             bar, number = _bar(c, v.rule["boundary"]), shown(c)
     elif row["decided_by"]:
         number = f"{row['decided_by']}, proved"
-    kinds = {w["kind"] for w in row["witnesses"] if w["word"] != "not judged"}
+    kinds = {w["kind"] for w in row["witnesses"] if w["word"] != "not judged" and not w["beside"]}
     items = []
     for w in row["witnesses"]:
         source = escape(w["source"])
         if w["source"] in by_source:
             source = f'<a href="#{_anchor(by_source[w["source"]][1])}">{source}</a>'
         items.append(
-            f"<li>{_badge(w['word'])} <em>{w['kind']}</em> {source}: {_prose(w['statement'])}"
+            f"<li>{_badge(w['word'])} <em>{w['kind']}{', beside the claim' * w['beside']}</em> {source}: {_prose(w['statement'])}"
             f"{': ' + escape(w['number']) if w['number'] else ''}</li>"
         )
     word = row["verdict"]
@@ -344,7 +353,7 @@ def _verdict(v: Verdict, where: str) -> str:
     )
     condition = f"<p><em>if: {escape(v.condition)}</em></p>" if v.condition else ""
     return (
-        f'<div class="verdict"><p><a href="#{v.claim}">{v.claim}</a> {_badge(v.verdict)} {_prose(v.statement)}</p>'
+        f'<div class="verdict"><p>{"beside " * v.beside}<a href="#{v.claim}">{v.claim}</a> {_badge(v.verdict)} {_prose(v.statement)}</p>'
         f'<p class="number">{escape(v.number)}</p>{condition}{more}</div>\n'
     )
 

@@ -93,6 +93,8 @@ class Question:
         over: "all" if the sentence says it of every comparison, "where" if it may depend on the place.
         witness: "exact", "simulated" or "transformer".
         note: other numbers for the reader.
+        beside: the sentence belongs to the claim's subject and is neither the claim nor its contrary: it is shown with
+            the claim and does not judge it.
     """
 
     key: str
@@ -103,6 +105,7 @@ class Question:
     over: str = "all"
     witness: str = "simulated"
     note: str = ""
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Verdict:
     decided_by: int | None = None
     """which comparison"""
     note: str = ""
+    beside: bool = False
 
     def __post_init__(self) -> None:
         if not (self.claim[:1] == "C" and self.claim[1:].isdecimal() and self.claim[1] != "0"):
@@ -166,6 +170,7 @@ def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
         "rule": {**vars(q.rule), "boundary": q.rule.boundary, "text": str(q.rule)},
         "comparisons": judged,
         "note": q.note,
+        "beside": q.beside,
     }
     known = [i for i, c in enumerate(judged) if c["word"] != "not judged"]
     if not known:

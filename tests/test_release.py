@@ -1,7 +1,8 @@
 """What is released works alone: the wheel, in a fresh environment, away from any checkout.
 
-Needs the package registries and some minutes, so it is asked for: `VCPOSIM_RELEASE=1 python -m pytest tests/test_release.py`
-(extra `release`). The tag workflow asks; it is all that a release is checked by beyond the gate.
+Needs the package registries and some minutes, so it is asked for (extra `release`):
+
+    VCPOSIM_RELEASE=1 python -m pytest tests/test_release.py
 """
 
 import os
@@ -70,11 +71,13 @@ def test_the_long_description_renders(dist: Path) -> None:
 
 
 def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(dist: Path) -> None:
-    names = zipfile.ZipFile(next(dist.glob("*.whl"))).namelist()
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"vcposim", "llm_bridge"}
     assert {"vcposim/py.typed", "llm_bridge/py.typed", "vcposim/replay/sample.jsonl"} <= set(names)
-    kept = {name.split("/", 1)[1] for name in tarfile.open(next(dist.glob("*.tar.gz"))).getnames() if "/" in name}
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist:
+        kept = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     assert {"LICENSE", "README.md", "pyproject.toml"} <= kept
 
 
@@ -84,6 +87,7 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(dist: Path
         ("vcposim variance --no-figure", "Moments of the gradient estimate"),
         ("vcposim variance --estimator vcpo gspo --figure one.png", "figure: one.png"),
         ("vcposim replay --sample --no-figure", "Staleness:"),
+        ("vcposim compare vcpo --size tiny --alone", "2 estimators ranked"),
         ("vcposim advise --lag 16 --prompts 16", "Nearest place measured"),
         ("vcposim catalogue vcpo", "coefficient"),
         ("vcposim cite vcpo", "@misc{vcpo"),
@@ -99,20 +103,18 @@ def test_a_wheel_alone_runs(installed: Path, tmp_path: Path, line: str, says: st
     ("line", "remedy"),
     [
         ("vcposim check vcpo --no-figure", "vcposim[testing]"),
-        ("python -m llm_bridge.train --task addition", "vcposim[llm]"),
+        ("python -m llm_bridge.train --task addition", "vcposim[torch]"),
     ],
 )
-def test_what_a_wheel_alone_cannot_do_says_how_in_one_line(
-    installed: Path, tmp_path: Path, line: str, remedy: str
-) -> None:
+def test_what_a_wheel_alone_cannot_do_ends_in_how(installed: Path, tmp_path: Path, line: str, remedy: str) -> None:
     program, *words = line.split()
     done = run(installed / program, *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert remedy in done.stdout
-    assert len(done.stdout.strip().splitlines()) == 1, done.stdout
+    assert done.returncode != 0
+    assert remedy in done.stdout.strip().splitlines()[-1]
 
 
 def test_check_runs_with_the_extra_it_asks_for(installed: Path, dist: Path, tmp_path: Path) -> None:
     wheel = next(dist.glob("*.whl"))
     ran(installed / "python", "-m", "pip", "install", "--quiet", f"{wheel}[testing]", cwd=tmp_path)
-    assert "holds" in ran(installed / "vcposim", *"check sequence_is --examples 5 --no-figure".split(), cwd=tmp_path)
+    said = ran(installed / "vcposim", "check", "sequence_is", "--examples", "5", "--no-figure", cwd=tmp_path)
+    assert "holds" in said

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` re
     from vcposim.problems.chains import chain_problem
     from vcposim.problems.problem_file import load as load_problem
     from vcposim.problems.rollouts import Problem, bandit_problem, contextual_bandit_problem
-    from vcposim.replay.dumps import read_dump
+    from vcposim.replay.reading import read_dump
     from vcposim.results import records_of
     from vcposim.testing import check_estimator, laws_of
     from vcposim.weights import Weighting
@@ -69,7 +69,7 @@ _PLACES = {
     "load_problem": "problems.problem_file:load",
     "monte_carlo": "laboratory.monte_carlo:",
     "panel": "gauges.panel",
-    "read_dump": "replay.dumps",
+    "read_dump": "replay.reading",
     "records_of": "results",
     "replay": "replay:",
     "sample_measure": "batch",

@@ -346,6 +346,10 @@ def weighted_quantile(reward: Array, weight: Array, measure: Array, quantile: fl
     return where(total > 0, found, expectation(reward, measure, keepdims=True))
 
 
+MEDIAN = 0.5 - 1e-9
+"""the quantile of the lower median; less than 1/2, for masses 1/n do not always add up to it"""
+
+
 def winsorized_mean(reward: Array, weight: Array, measure: Array, tail: float) -> Array:
     """b = E[a R'] / E[a], R' the reward held between its weighted quantiles tail and 1 - tail: (..., n) -> (..., 1)."""
     xp = namespace(reward, weight)
@@ -494,6 +498,7 @@ BASELINES: dict[str, Baseline] = {
     "population": Baseline(
         Evidence.population, needs=frozenset({"population_baseline"}), independent=True, equivariant=False
     ),
+    "group_median": Baseline(lambda e: weighted_quantile(e.reward, e.one, e.measure, MEDIAN), rational=False),
     "opob_released_median": Baseline(
         lambda e: weighted_quantile(e.reward, RELEASED.of(e), e.measure, 0.5), needs=_SCORES, rational=False
     ),

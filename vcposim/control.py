@@ -90,6 +90,59 @@ def lag_scale(lag: Array) -> Array:
     return xp.where(usable, 1 / xp.maximum(xp.where(usable, lag, 1.0), 1.0), 0.0)
 
 
+def staleness_scale(lag: Array, full: float) -> Array:
+    """min(1, full / lag) for lags in updates; 0 where a lag is negative or NaN: (...) -> (...).
+
+    The largest stable step is proportional to 1/S where stale rollouts limit it (arXiv 2607.01083, by its abstract: the
+    bias of an update is O(S eta)); `full` is the lag at which that begins. At 1 it is `lag_scale`.
+
+    Raises `InputError` for a `full` that is not positive.
+
+    >>> import numpy as np
+    >>> staleness_scale(np.array([0.0, 4.0, 16.0, np.nan]), full=4.0)
+    array([1.  , 1.  , 0.25, 0.  ])
+    """
+    require_positive("full", full)
+    xp = namespace(lag)
+    usable = lag >= 0
+    return xp.where(usable, full / xp.maximum(xp.where(usable, lag, full), full), 0.0)
+
+
+def length_signal_scale(
+    length: Array, factor: float, *, first: int = 50, period: float = 1.8, least: float = 0.1
+) -> Array:
+    """Halved every `period` T updates after the surge at T, not below `least`: mean lengths so far (..., k) -> (...).
+
+    A surge is the first update, after the `first` ones, whose responses are on average longer than `factor` times the
+    mean of those: long responses announce a mismatch before the reward falls (arXiv 2602.01826; the numbers are those
+    of a third party's reimplementation, which takes factor 3). 0 where the last length is no finite number; others that
+    are none count nowhere.
+
+    Raises `InputError` for a factor that is not above 1.
+
+    >>> import numpy as np
+    >>> length_signal_scale(np.array([1.0] * 50 + [5.0] * 200), 3.0)  # T = 51, so two halvings by update 250
+    np.float64(0.25)
+    """
+    if not 1 < factor < float("inf"):
+        raise InputError(f"factor: {factor} is not above 1; a surge is longer than what it is compared with")
+    xp = namespace(length)
+    known = (length >= 0) & (length < float("inf"))
+    one = xp.where(known, xp.ones_like(length), 0.0)
+    lengths, number = xp.where(known, length, 0.0), xp.cumulative_sum(xp.ones_like(length), axis=-1)
+    early = number <= first
+    counted = xp.sum(xp.where(early, one, 0.0), axis=-1, keepdims=True)
+    usual = safe_divide(
+        xp.sum(xp.where(early, lengths, 0.0), axis=-1, keepdims=True), counted, counted * 0 + float("inf")
+    )
+    surged = ~early & known & (lengths > factor * usual)
+    at = xp.min(xp.where(surged, number, float("inf")), axis=-1)
+    now = number[..., -1]
+    since = xp.where(at < float("inf"), now - at, 0.0) / (period * xp.where(at < float("inf"), at, 1.0))
+    scale = xp.maximum(0.5 ** xp.floor(since), xp.ones_like(since) * least)
+    return xp.where(known[..., -1], scale, 0.0)
+
+
 def norm_scale(norm: Array, limit: float) -> Array:
     """min(1, limit / norm): global-norm clipping as a multiplier; 0 where the norm is no finite number: (...) -> (...).
 
@@ -188,6 +241,10 @@ class Seen(NamedTuple):
     """(r,), running mean of norms before this update; infinite at the first"""
     group_gradient: Array | None = None
     """(r, groups, p), given to a rule that `needs` it"""
+    token_ess_fraction: Array | None = None
+    """(r,), of the ratios of all tokens of the batch, untruncated; given to a rule that `needs` it"""
+    length: Array | None = None
+    """(r, k), mean length of the responses of this and all earlier updates, tokens; given to a rule that `needs` it"""
 
 
 class Settings(Protocol):
@@ -245,7 +302,7 @@ class StepRule:
     scheduled: bool = False
     """whether it reads `Settings.schedule`"""
     needs: frozenset[str] = frozenset()
-    """costly fields of `Seen` it looks at: `group_gradient`; and `ess_fraction`, whose reference it reads"""
+    """optional fields of `Seen` it looks at; and `ess_fraction`, whose reference it reads"""
     references: tuple[str, ...] = ()
     """keys of `vcposim.catalogue.references.SOURCES`; empty for standard practice"""
 
@@ -267,6 +324,17 @@ STEP_RULES: dict[str, StepRule] = {
         scale=lambda seen, s: s.value * full_step(seen, s),
         value="the multiplier",
     ),
+    "token_ess": StepRule(
+        formula="ESS / n of all tokens' ratios: what P3O's cap makes of a whole update whose ratios are above it",
+        # no tokens, no ESS, no step
+        scale=lambda seen, s: (
+            0 * full_step(seen, s)
+            if seen.token_ess_fraction is None
+            else step_scale(seen.token_ess_fraction, exponent=1.0)
+        ),
+        needs=frozenset({"token_ess_fraction"}),
+        references=("p3o",),
+    ),
     "replay": StepRule(
         formula="the multipliers of another rule's run, in order: its schedule without its information",
         scale=scheduled,
@@ -274,6 +342,22 @@ STEP_RULES: dict[str, StepRule] = {
     ),
     "lag": StepRule(
         formula="1 / max(lag, 1)", scale=lambda seen, s: lag_scale(seen.lag), references=("staleness_aware",)
+    ),
+    "staleness": StepRule(
+        formula="min(1, full / lag)",
+        scale=lambda seen, s: staleness_scale(seen.lag, s.value),
+        value="the largest lag of a full step",
+        references=("staleness_law",),
+    ),
+    "length_signal": StepRule(
+        formula="max(0.1, 1/2^floor((k - T) / 1.8 T)) from update T on, the first with lengths over factor times usual",
+        # no lengths, no step
+        scale=lambda seen, s: (
+            0 * full_step(seen, s) if seen.length is None else length_signal_scale(seen.length, s.value)
+        ),
+        value="the factor on the usual length that is a surge",
+        needs=frozenset({"length"}),
+        references=("length_signal",),
     ),
     "snr": StepRule(
         formula="snr / (1 + snr), of the groups' gradients",

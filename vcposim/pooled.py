@@ -6,14 +6,14 @@ framework reduces over, so what these compute depends on how a batch is cut: see
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from vcposim.arrays import Array, namespace, safe_divide
-from vcposim.baselines import weighted_mean_of_others
+from vcposim.arrays import LOG, Array, namespace, safe_divide
+from vcposim.baselines import MEDIAN, weighted_mean_of_others, weighted_quantile
 from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError
 from vcposim.second_moment import pooled, unpooled
-from vcposim.surrogates import Needs, bounded, log_ratio_at, only, require_not_negative, weight_of
+from vcposim.surrogates import Needs, bounded, log_ratio_at, only, require_not_negative, unclipped, weight_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class EssCap:
 
     anchored: bool = False
     fails_open: bool = False
+    families: ClassVar[tuple[str, ...]] = ("truncate", "pull", "pooled")
 
     @property
     def needs(self) -> Needs:
@@ -95,6 +96,7 @@ class BalancedClip:
     target: float = 1.0
     dual: float = 3.0
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("clip", "pooled")
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -144,6 +146,7 @@ class CovariancePenalty:
     share: float = 2e-4
     beta: float = 0.1
     needs: ClassVar[Needs] = ("tokens", "log_prob")
+    families: ClassVar[tuple[str, ...]] = ("pull", "pooled")
 
     def __post_init__(self) -> None:
         require_not_negative(share=self.share, beta=self.beta)
@@ -154,16 +157,8 @@ class CovariancePenalty:
 
     def penalty(self, batch: Batch, advantage: Array) -> Array:
         """What is added to the coefficient: (..., n, t)."""
-        x, log_prob = log_ratio_at(batch, "token", self), batch.given("log_prob")
-        xp, counts = namespace(x), pooled(_counted(batch, x), batch)
-        one = xp.where(counts, xp.ones_like(pooled(x, batch)), 0.0)
-        n = xp.sum(one, axis=-1, keepdims=True)
-
-        def deviation(y: Array) -> Array:
-            known = xp.where(counts, pooled(y, batch), 0.0)
-            return known - safe_divide(xp.sum(known, axis=-1, keepdims=True), n, n * 0)
-
-        covariance = deviation(over_tokens(advantage, x) + 0 * log_prob) * deviation(log_prob)
+        x = log_ratio_at(batch, "token", self)
+        xp, counts, n, covariance = _covariance(batch, x, advantage)
         ordered = xp.sort(xp.where(counts, -covariance, math.inf), axis=-1)
         rank = xp.cumulative_sum(xp.ones_like(ordered), axis=-1)
         last = xp.max(
@@ -172,6 +167,84 @@ class CovariancePenalty:
         chosen = unpooled(counts & (-covariance <= last), x)
         sign = xp.where(x > 0, 1.0, xp.where(x < 0, -1.0, x * 0))
         return only(chosen, -self.beta * sign)
+
+
+@dataclass(frozen=True)
+class CovarianceClip:
+    """Clip-Cov: PPO's clip, and k of the tokens whose covariance is between `lower` and `upper` dropped at random
+    (arXiv 2505.22617, as verl ships it): here with the chance to survive, 1 - k/|S|, in the place of the draw.
+
+    S holds the tokens of the pool with lower < (A - mean A)(log pi - mean log pi) < upper that the clip left open;
+    k = min(|S|, max(1, floor(share n))) of n tokens. The factor is the draw's mean given the batch: the same mean, less
+    variance, and no random numbers. A pool of few tokens always loses one, at 100 tokens fifty times the share.
+
+    `ratio=False` is what is left of it where pi = mu: the chances alone, for what it equals on policy.
+    """
+
+    share: float = 2e-4
+    lower: float = 1.0
+    upper: float = 5.0
+    low: float = 0.2
+    high: float = 0.2
+    ratio: bool = True
+    needs: ClassVar[Needs] = ("tokens", "log_prob")
+    families: ClassVar[tuple[str, ...]] = ("clip", "mask", "pooled")
+
+    def __post_init__(self) -> None:
+        require_not_negative(share=self.share, low=self.low, high=self.high)
+        if not self.lower < self.upper:
+            raise InputError(f"lower: {self.lower} is not below upper, {self.upper}")
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x = log_ratio_at(batch, "token", self)
+        x = x if self.ratio else x * 0
+        xp, counts, n, covariance = _covariance(batch, x, advantage)
+        keep = unclipped(x, LOG, over_tokens(advantage, x), self.low, self.high)
+        within = counts & pooled(keep, batch) & (covariance > self.lower) & (covariance < self.upper)
+        size = xp.sum(xp.where(within, xp.ones_like(covariance), 0.0), axis=-1, keepdims=True)
+        dropped = xp.minimum(size, xp.maximum(xp.floor(self.share * n), 1.0))
+        chance = 1 - safe_divide(dropped, size, size * 0)
+        survives = unpooled(xp.where(within, chance, 1.0), x)
+        return only(keep, weight_of(x, batch)) * survives
+
+
+def _covariance(batch: Batch, x: Array, advantage: Array) -> tuple[Any, Array, Array, Array]:
+    """(A - mean A)(log pi - mean log pi) of each token over its pool, with what counts and how many do: pooled axes."""
+    xp, counts, log_prob = namespace(x), pooled(_counted(batch, x), batch), batch.given("log_prob")
+    one = xp.where(counts, xp.ones_like(pooled(x, batch)), 0.0)
+    n = xp.sum(one, axis=-1, keepdims=True)
+
+    def deviation(y: Array) -> Array:
+        known = xp.where(counts, pooled(y, batch), 0.0)
+        return known - safe_divide(xp.sum(known, axis=-1, keepdims=True), n, n * 0)
+
+    return xp, counts, n, deviation(over_tokens(advantage, x) + 0 * log_prob) * deviation(log_prob)
+
+
+@dataclass(frozen=True)
+class MedianDeviation:
+    """MC-GRPO: 1 / (MAD + epsilon), MAD the median of |R - median R| (arXiv 2601.22582, with its released code).
+
+    For baseline `group_median`. Where more than half of the rewards agree MAD is 0, and the coefficient of the others
+    is their distance over epsilon: 1,000 for a reward of 1 among zeros at the released 1e-3.
+    """
+
+    epsilon: float = 1e-3
+    needs: ClassVar[Needs] = ()
+    families: ClassVar[tuple[str, ...]] = ("normalizer",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < math.inf:
+            raise InputError(
+                f"epsilon: {self.epsilon} is not a finite positive number; the MAD it is added to can be 0"
+            )
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n), or (..., n, 1) if advantages are per token."""
+        one, m = batch.reward * 0 + 1, batch.measure
+        away = abs(batch.reward - weighted_quantile(batch.reward, one, m, MEDIAN))
+        return over_tokens(one / (weighted_quantile(away, one, m, MEDIAN) + self.epsilon), advantage)
 
 
 @dataclass(frozen=True)
@@ -184,6 +257,7 @@ class LengthPower:
 
     alpha: float = 1.0
     needs: ClassVar[Needs] = ("length",)
+    families: ClassVar[tuple[str, ...]] = ("normalizer", "pooled")
 
     def __post_init__(self) -> None:
         require_not_negative(alpha=self.alpha)
@@ -209,6 +283,7 @@ class InfluenceCap:
 
     times: float = 4.0
     needs: ClassVar[Needs] = ("scores",)
+    families: ClassVar[tuple[str, ...]] = ("truncate", "pooled")
 
     def __post_init__(self) -> None:
         require_not_negative(times=self.times)
@@ -235,6 +310,7 @@ class SuccessRate:
     epsilon: float = 1e-6
     needs: ClassVar[Needs] = ()
     reads_rewards: ClassVar[bool] = True
+    families: ClassVar[tuple[str, ...]] = ("normalizer",)
 
     def __post_init__(self) -> None:
         require_not_negative(epsilon=self.epsilon)

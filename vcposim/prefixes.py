@@ -43,6 +43,11 @@ class PrefixClip:
     def __post_init__(self) -> None:
         require_not_negative(low=self.low, high=self.high, dual=self.dual, power=self.power)
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """See `Surrogate`."""
+        return ("importance",) if min(self.low, self.high, self.dual) == math.inf else ("clip",)
+
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n, t)."""
         x = bounded(log_ratio_at(batch, "token", self))
@@ -65,6 +70,7 @@ class PrefixBudget:
     budget: float = 0.015
     last: float = 0.8
     needs: ClassVar[Needs] = ("tokens", "log_prob")
+    families: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self) -> None:
         require_not_negative(delta=self.delta, budget=self.budget, last=self.last)
@@ -98,6 +104,7 @@ class KalmanClip:
     low: float = 3e-4
     high: float = 4e-4
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __post_init__(self) -> None:
         require_not_negative(noise=self.noise, low=self.low, high=self.high)
@@ -122,6 +129,7 @@ class LargestK3:
 
     limit: float
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self) -> None:
         require_not_negative(limit=self.limit)

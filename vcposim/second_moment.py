@@ -30,6 +30,7 @@ class SecondMomentMask:
 
     budget: float = 0.04
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("mask", "pooled")
 
     def __post_init__(self) -> None:
         require_not_negative(budget=self.budget)
@@ -52,6 +53,7 @@ class SecondMomentMaskAnySign:
 
     budget: float = 0.04
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("mask", "pooled")
 
     def __post_init__(self) -> None:
         require_not_negative(budget=self.budget)
@@ -75,6 +77,7 @@ class SecondMomentClip:
 
     budget: float = 0.04
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("clip", "pooled")
 
     def __post_init__(self) -> None:
         require_not_negative(budget=self.budget)

@@ -36,7 +36,7 @@ class Surrogate(Protocol):
     """A function of a batch and its advantages (..., n) or (..., n, t); what it says of padding is zeroed later.
 
     One that looks at the rewards themselves says so, `reads_rewards = True`: a shift of the rewards is then no matter
-    of the baseline alone.
+    of the baseline alone. `families` says which of `vcposim.catalogue.entries.FAMILIES` it makes an entry belong to.
     """
 
     @property
@@ -75,6 +75,7 @@ class Clip:
     dual: float = math.inf
     level: str = "token"
     times_length: bool = False
+    families: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __post_init__(self) -> None:
         require_level(self.level)
@@ -110,6 +111,7 @@ class DecoupledClip:
     low: float = 0.2
     high: float = 0.2
     needs: ClassVar[Needs] = ("tokens", "anchor_log_ratio")
+    families: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __post_init__(self) -> None:
         require_not_negative(low=self.low, high=self.high)
@@ -119,6 +121,36 @@ class DecoupledClip:
         x, anchor = log_ratio_at(batch, "token", self), batch.given("anchor_log_ratio")
         keep = unclipped(anchor, LOG, over_tokens(advantage, x), self.low, self.high)
         return only(keep, weight_of(x, batch))
+
+
+@dataclass(frozen=True)
+class LoglinearAnchor:
+    """A-3PO: decoupled PPO whose anchor lies between pi and mu, log-linearly, by the lag d (arXiv 2512.06547).
+
+    log anchor = log mu + (1 - 1/d) log(pi/mu), so r' = pi/anchor = r^(1/d) and no forward pass is needed for it; a clip
+    of r' to [1 - low, 1 + high] lets r itself go to (1 + high)^d. `corrected` keeps anchor/mu in front, as the paper's
+    loss has it; AReaL multiplies it in only where rejection sampling is configured, and otherwise has r' alone.
+
+    `lag` is in updates; where it differs between tokens, so do the anchors: this takes one for all.
+    """
+
+    lag: float
+    low: float = 0.2
+    high: float = 0.2
+    corrected: bool = True
+    needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("clip",)
+
+    def __post_init__(self) -> None:
+        require_not_negative(low=self.low, high=self.high)
+        if not 1 <= self.lag < math.inf:
+            raise InputError(f"lag: {self.lag} is not a finite number of updates of at least 1; on policy use Clip")
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x = log_ratio_at(batch, "token", self)
+        keep = unclipped(x / self.lag, LOG, over_tokens(advantage, x), self.low, self.high)
+        return only(keep, weight_of(x if self.corrected else x / self.lag, batch))
 
 
 @dataclass(frozen=True)
@@ -132,6 +164,7 @@ class GeometricMeanClip:
     low: float = 0.4
     high: float = 0.4
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __post_init__(self) -> None:
         require_not_negative(low=self.low, high=self.high)
@@ -157,6 +190,7 @@ class TaperNegatives:
     floor: float = 0
     cap: float = 1
     level: str = "sequence"
+    families: ClassVar[tuple[str, ...]] = ("truncate",)
 
     def __post_init__(self) -> None:
         require_level(self.level)
@@ -185,6 +219,7 @@ class NegativeSequenceMask:
 
     delta: float = 1e-4
     needs: ClassVar[Needs] = ("length",)
+    families: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self) -> None:
         require_not_negative(delta=self.delta)
@@ -208,6 +243,7 @@ class Reject:
     cap: float
     floor: float = 0.0
     level: str = "sequence"
+    families: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self) -> None:
         require_level(self.level)
@@ -235,6 +271,7 @@ class Tempered:
     exponent: float = 0.5
     cap: float = 8.0
     level: str = "sequence"
+    families: ClassVar[tuple[str, ...]] = ("soft", "truncate")
 
     def __post_init__(self) -> None:
         require_level(self.level)
@@ -257,6 +294,7 @@ class ProductOfTruncated:
 
     cap: float = 1.0
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("truncate",)
 
     def __post_init__(self) -> None:
         require_not_negative(cap=self.cap)
@@ -286,6 +324,7 @@ class DivergenceMask:
     low: float = 0.15
     high: float = 0.15
     cap: float = 20.0
+    families: ClassVar[tuple[str, ...]] = ("mask", "truncate")
 
     def __post_init__(self) -> None:
         if self.divergence not in DIVERGENCES:
@@ -313,6 +352,35 @@ class DivergenceMask:
         return only(~(up | down), weight_of(xp.minimum(x, LOG.write(self.cap)), batch))
 
 
+@dataclass(frozen=True)
+class TotalVariationFilter:
+    """min(r_t, cap) 1[not (mean_t |r_t - 1| > limit and A log r_t > 0)]: open-instruct's, after VACO (2603.01365).
+
+    The mean estimates twice the total variation between pi and mu along the response; where it is too large, tokens
+    whose step would raise it are dropped. By allenai/open-instruct's code (`rho_mask_tv_divergence`), which has no
+    default limit; VACO itself also realigns advantages with a critic. |log r_t| is held at 10 in the mean, as there.
+    """
+
+    limit: float
+    cap: float = 2.0
+    needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("mask", "truncate")
+
+    def __post_init__(self) -> None:
+        require_not_negative(limit=self.limit, cap=self.cap)
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x = log_ratio_at(batch, "token", self)
+        xp = namespace(x)
+        away = batch.on_tokens(abs(xp.exp(xp.minimum(xp.maximum(x, -10.0), 10.0)) - 1))
+        variation = safe_divide(xp.sum(away, axis=-1), batch.token_length(), batch.reward * 0)
+        # a NaN is not within the limit
+        far = over_tokens(~(variation <= self.limit), x)
+        harmful = over_tokens(advantage, x) * x > 0
+        return only(~(far & harmful), weight_of(xp.minimum(x, LOG.write(self.cap)), batch))
+
+
 DIVERGENCES = ("binary_tv", "binary_kl", "binary_kl_anchor", "symmetric_tv")
 
 
@@ -325,6 +393,7 @@ class GaussianTrust:
 
     sigma: float = 1.0
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("soft",)
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
@@ -348,6 +417,7 @@ class GammaShape:
     positive: tuple[float, float] = (2.0, 3.0)
     negative: tuple[float, float] = (3.0, 2.0)
     needs: ClassVar[Needs] = ()
+    families: ClassVar[tuple[str, ...]] = ("soft",)
 
     def __post_init__(self) -> None:
         for name in ("positive", "negative"):
@@ -376,6 +446,7 @@ class SigmoidGate:
     positive: float = 1.0
     negative: float = 1.05
     needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("soft",)
 
     def __post_init__(self) -> None:
         require_not_negative(positive=self.positive, negative=self.negative)
@@ -399,6 +470,7 @@ class DivergenceDamping:
 
     epsilon: float = 12.5
     needs: ClassVar[Needs] = ("tokens", "log_prob")
+    families: ClassVar[tuple[str, ...]] = ("soft",)
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < math.inf:
@@ -422,6 +494,7 @@ class ProbabilityBand:
     limit: float = 0.1
     pull: float = 2e-3
     needs: ClassVar[Needs] = ("tokens", "log_prob")
+    families: ClassVar[tuple[str, ...]] = ("mask", "pull")
 
     def __post_init__(self) -> None:
         require_not_negative(limit=self.limit, pull=self.pull)
@@ -447,6 +520,7 @@ class QuadraticPull:
 
     tau: float = 0.1
     level: str = "sequence"
+    families: ClassVar[tuple[str, ...]] = ("pull",)
 
     def __post_init__(self) -> None:
         require_not_negative(tau=self.tau)
@@ -485,6 +559,11 @@ class Product:
     def needs(self) -> Needs:
         """See `Surrogate`."""
         return tuple(dict.fromkeys(need for factor in self.factors for need in factor.needs))
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """See `Surrogate`."""
+        return tuple(dict.fromkeys(name for factor in self.factors for name in getattr(factor, "families", ())))
 
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n, t) as soon as one of them is."""

@@ -151,6 +151,26 @@ class Weighting:
         return treatment.function(x, scale, **given)
 
 
+def mixture_log_ratio(log_ratio: Array, share: Array) -> Array:
+    """log pi/mixture where versions mu_v drew shares of the batch: -log sum_v share_v exp(-log pi/mu_v): -> (...).
+
+    The balance heuristic of multiple importance sampling (Veach and Guibas, SIGGRAPH 1995, 419-428): w = pi / sum_v
+    share_v mu_v for every sample, whichever version drew it. The batch's mean of w f has mean E_pi f for any fixed
+    shares, and w is at most 1/share_v times its ratio to version v. Feed it to any estimator as `Batch.log_ratio`.
+
+    `log_ratio` (..., v) are log pi/mu_v of one trajectory (or token) to every version, `share` (v,) what each drew.
+
+    >>> import numpy as np
+    >>> mixture_log_ratio(np.log([[2.0, 0.5]]), np.array([0.5, 0.5]))  # log of 1 / (0.5 / 2 + 0.5 / 0.5)
+    array([-0.22314355])
+    """
+    xp = namespace(log_ratio, share)
+    inverse = xp.where(share > 0, -log_ratio, -float("inf"))
+    top = xp.max(inverse, axis=-1, keepdims=True)
+    top = xp.where(abs(top) < float("inf"), top, 0.0)
+    return -(top[..., 0] + xp.log(xp.sum(share * xp.exp(inverse - top), axis=-1)))
+
+
 def at_level(batch: Batch, level: str, scale: Scale) -> Array:
     """The batch's ratios at a level, on a scale: (..., n), or (..., n, t) for `token`."""
     x = batch.log_ratio if batch.ratio is None else batch.ratio

@@ -12,9 +12,9 @@ from llm_bridge.training.gradient import require_served
 from simulations.methods import METHODS
 from simulations.protocol import discover
 from simulations.summaries import committed
-from vcposim.catalogue import CATALOGUE, Entry
+from vcposim.catalogue import CATALOGUE, FAMILIES, Entry
 from vcposim.catalogue.references import SOURCES, short
-from vcposim.commands.catalogue import FAMILIES, as_json, families, name_of
+from vcposim.commands.catalogue import as_json, name_of
 from vcposim.commands.figures import LEAST
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD
@@ -50,14 +50,12 @@ def picture(name: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Squared bias against variance: this entry on each problem, among all others where data are stale."""
     own = {problem: rows[name] for problem, rows in found.items()}
     others = [rows for key, rows in found["stale"].items() if key != name]
-    everything = [*own.values(), *others]
-    x_high, y_high = (max(max(row[k] for row in everything) * 2, 1.0) for k in ("variance", "squared_bias"))
-    x_low, y_low = max(min(row["variance"] for row in everything) / 2, LEAST), LEAST / 2
-    width, height, left, bottom = 640, 360, 64, 48
+    x_low, x_high, y_low, y_high = 1e-3, 1e2, LEAST / 2, 20.0  # what lies beyond is drawn on the edge
+    width, height, left, bottom = 520, 320, 64, 48
 
     def at(row: dict[str, Any]) -> tuple[float, float]:
         def place(value: float, low: float, high: float) -> float:
-            return (log10(max(value, low)) - log10(low)) / (log10(high) - log10(low))
+            return (log10(min(max(value, low), high)) - log10(low)) / (log10(high) - log10(low))
 
         return (
             left + (width - left - 90) * place(row["variance"], x_low, x_high),
@@ -142,7 +140,7 @@ def measured(name: str) -> str:
             "<vcposim.laboratory.standard_problems>`: "
             "strings of two tokens, a learner that prefers one, and a sampler that lags behind. Relative to "
             "the squared gradient. "
-            "Gray: every other entry on the stale problem.\n",
+            "Gray: every other entry on the stale problem; what lies beyond the axes is drawn on their edge.\n",
             f"```{{raw}} html\n{picture(name, found)}\n```\n",
             table(head, rows),
             "Your own problem: " + f"`vcposim variance problem.json --estimator {name}`.\n",
@@ -258,7 +256,7 @@ def page(name: str, entry: Entry) -> str:
         ("unbiased", plain(entry.validity)),
         (
             "where π = μ it is",
-            "its own formula, which has no ratio" if "on_policy" in families(entry) else entry_link(host),
+            "its own formula, which has no ratio" if "on_policy" in entry.families else entry_link(host),
         ),
         ("a constant added to all rewards", "changes nothing" if known["shift_invariant"] else "changes it"),
         (
@@ -266,12 +264,12 @@ def page(name: str, entry: Entry) -> str:
             "; ".join(
                 [
                     "rewards",
-                    *([] if "on_policy" in families(entry) else ["ratios π/μ"]),
+                    *([] if "on_policy" in entry.families else ["ratios π/μ"]),
                     *(NEEDS.get(x, f"`{x}`") for x in known["needs"]),
                 ]
             ),
         ),
-        ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in families(entry))),
+        ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in entry.families)),
         *([("note", plain(entry.note))] if entry.note else []),
         ("sources", "; ".join(f"{{ref}}`{plain(short(key))} <paper-{key}>`" for key in entry.references)),
     ]
@@ -282,7 +280,7 @@ def page(name: str, entry: Entry) -> str:
             "The coefficient on ∇ log π(τ):\n",
             formula,
             f"As the terminal prints it: {code(entry.formula)}. {SYMBOLS}\n",
-            table(("", "what is known"), facts),
+            table(("fact", "what is known"), facts),
             "## Exact bias and variance\n",
             measured(name),
             "## Learning with it\n",
@@ -355,7 +353,7 @@ def pages() -> dict[str, str]:
         rows = [
             (f"{{ref}}`{name} <entry-{name}>`", code(entry.formula), plain(entry.unbiased.value.partition(":")[0]))
             for name, entry in CATALOGUE.items()
-            if family in families(entry)
+            if family in entry.families
         ]
         parts += [
             f"## {title}\n",

@@ -165,9 +165,9 @@ def rehearsal(twin: Twin, devices: Sequence[torch.device]) -> Iterator[None]:
 
 
 def _cloned(given: Any) -> Any:
-    """Arguments of a call that may change them in place; what is one object stays one."""
+    """Arguments without a history, of a call that may change them in place; what is one object stays one."""
     leaves, spec = pytree.tree_flatten(given)
-    new = {id(x): x.clone() for x in leaves if isinstance(x, Tensor)}
+    new = {id(x): _apart(x).clone() for x in leaves if isinstance(x, Tensor)}
     return pytree.tree_unflatten([new.get(id(x), x) for x in leaves], spec)
 
 
@@ -516,7 +516,9 @@ class _Known(TorchFunctionMode):
                 if self.twin is not None:
                     return report()
                 unseen = {id(p) for p in params} | self._cast.keys() | self._turned.keys()
-                args, kwargs = pytree.tree_map(lambda x: x.detach() if id(x) in unseen else x, (args, kwargs))
+                args, kwargs = pytree.tree_map(
+                    lambda x: x.detach() if isinstance(x, Tensor) and id(x) in unseen else x, (args, kwargs)
+                )
         out = func(*args, **kwargs)
         known = self._cast.get(id(args[0])) if args else None
         if known is None or not isinstance(out, Tensor):

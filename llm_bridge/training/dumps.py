@@ -14,7 +14,7 @@ from llm_bridge.training.gradient import BatchGradient
 def dump_records(
     learner_version: int, rollouts: Rollouts, made: BatchGradient, *, exact_norms: bool
 ) -> list[dict[str, Any]]:
-    """What this rank learned from at one update, in the fields of `vcposim.replay.dumps`.
+    """What this rank learned from at one update, in the fields of `vcposim.replay.names`.
 
     `group` is the number of the problem; `version` and `last_version` are those of a trajectory's first and last own
     token; log-probabilities are lists over its own tokens, nats. `score_sq_norm` is there if the estimator asked for

@@ -44,6 +44,8 @@ class Steps:
         self.brake = EssStepScale(optimizer, exponent=0.0, reference=config.ess_reference if reads_ess else 1.0)
         self.typical_norm = math.inf
         self.previous: Tensor | None = None
+        self.lengths: list[float] = []
+        """mean length of the responses of every update so far, where the rule looks at it"""
 
     @property
     def wants_group_gradients(self) -> bool:
@@ -59,12 +61,16 @@ class Steps:
         *,
         finite: bool = True,
         group_gradient: Tensor | None = None,
+        token_ess_fraction: float | None = None,
+        length: float = math.nan,
     ) -> Stepped:
         """One step along p.grad, which is cleared.
 
-        `lag`: the batch's mean; `log_ratio`, `present` (n,): this rank's untruncated sequence log-ratios; `finite`:
-        whether there is a gradient.
+        `lag`, `length`: the batch's means; `log_ratio`, `present` (n,): this rank's untruncated sequence log-ratios;
+        `token_ess_fraction`: of the tokens of all ranks; `finite`: whether there is a gradient.
         """
+        if "length" in self.rule.needs:
+            self.lengths.append(length)
         gradient = self._gradient() if finite else []
         norm = float(_norm(gradient)) if finite else math.nan
         self._turn(gradient)
@@ -73,7 +79,7 @@ class Steps:
         scale = 0.0
         with self.brake.applied(drop_gradients=False) as ready:
             if ready.step_scale > 0 and math.isfinite(norm):
-                scale = self._scale(step, lag, norm, ready, group_gradient)
+                scale = self._scale(step, lag, norm, ready, group_gradient, token_ess_fraction)
             if scale > 0:
                 with scaled(self.optimizer, scale):
                     self.optimizer.step()
@@ -85,12 +91,14 @@ class Steps:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, and the previous gradient where the rule looks at it."""
-        return {"brake": self.brake.state_dict(), "typical_norm": self.typical_norm, "previous": self.previous}
+        return {"brake": self.brake.state_dict(), "typical_norm": self.typical_norm, "previous": self.previous,
+                "lengths": list(self.lengths)}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.brake.load_state_dict(state["brake"])
         self.typical_norm, self.previous = state["typical_norm"], state["previous"]
+        self.lengths = list(state["lengths"])
 
     # --- parts of a step ----------------------------------------------------------------------------------------------
 
@@ -110,11 +118,21 @@ class Steps:
                 g.copy_(part.view_as(g))
         self.previous = found
 
-    def _scale(self, step: int, lag: float, norm: float, ready: StepRecord, group_gradient: Tensor | None) -> float:
+    def _scale(
+        self,
+        step: int,
+        lag: float,
+        norm: float,
+        ready: StepRecord,
+        group_gradient: Tensor | None,
+        token_ess_fraction: float | None,
+    ) -> float:
         groups = None if group_gradient is None else group_gradient.double().cpu().numpy()[None]
         rho, lags, norms, typical = (np.array([x]) for x in (ready.ess_fraction, lag, norm, self.typical_norm))
         control = self.config.control(self.exponent, ready.ess_reference)
-        return float(control.scale(Seen(step, rho, lags, norms, typical, groups))[0])
+        tokens = None if token_ess_fraction is None else np.array([token_ess_fraction])
+        lengths = np.array([self.lengths]) if self.lengths else None
+        return float(control.scale(Seen(step, rho, lags, norms, typical, groups, tokens, lengths))[0])
 
     def _clip(self, gradient: Sequence[Tensor], norm: float) -> None:
         if not (math.isfinite(self.config.clip_norm) and gradient):

@@ -42,6 +42,7 @@ from llm_bridge.training.schedule import Schedule
 from llm_bridge.training.sharding import load_moments, load_weights, moments, sharded, synchronize, weights
 from llm_bridge.training.steps import Stepped, Steps, make_optimizer
 from vcposim.control import step_rule
+from vcposim.diagnostics import weight_sums
 from vcposim.errors import InputError
 
 HELD_OUT = STRIDE // 10 * 9
@@ -184,8 +185,21 @@ class Trainer:
         if "anchor" in self.older and self.older["anchor"] is not self.model:
             load_weights(self.older["anchor"], weights(self.model))
         log_w = log_ratio(made.reading.log_prob, rollouts.behavior_log_prob, rollouts.mask)
+        every = made.every.batch
+        token_ess = None
+        if "token_ess_fraction" in self.steps.rule.needs:
+            tokens, mask = every.given("log_ratio").flatten(), every.given("token_mask").flatten()
+            token_ess = float(weight_sums(tokens, mask).ess_fraction())
+        here = every.given("measure") > 0
         stepped = self.steps.step(
-            self.version, lag, log_w, present(rollouts.mask), finite=made.finite, group_gradient=group_gradient
+            self.version,
+            lag,
+            log_w,
+            present(rollouts.mask),
+            finite=made.finite,
+            group_gradient=group_gradient,
+            token_ess_fraction=token_ess,
+            length=float(every.token_length()[here].mean()),
         )
         if self.maker.sharded:
             synchronize(self.model, self.trained)

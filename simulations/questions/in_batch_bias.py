@@ -102,6 +102,7 @@ def _shrinkage(records: list[Record]) -> Question:
         Rule("largest difference of the shrinkage from 1 - 1/N", "<", 0.0, ROUNDING, EXACT),
         [Comparison(f"{len(off)} problems", Estimate(max(off)) if off else None)],
         witness="exact",
+        beside=True,
     )
 
 

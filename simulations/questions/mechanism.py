@@ -137,7 +137,7 @@ def run(setting: Setting) -> list[Record]:
 
 
 def analyse(records: list[Record]) -> Analysis:
-    """C10: one quantity foretells value over methods, and over held-out interventions."""
+    """Beside C10: one quantity foretells value over methods, and over held-out interventions."""
     largest = chosen(records, step_size=LARGE[-1])
     seeds = sorted({r["seed"] for r in largest})
     told = {(kind, name): strength(largest, seeds, kind, name) for kind in KINDS for name in PREDICTORS}
@@ -150,6 +150,7 @@ def analyse(records: list[Record]) -> Analysis:
         f"{LARGE[-1]:g}, also over interventions that took no part in its choice",
         Rule("Spearman's correlation with value, in that direction", ">", 0.5, 0.0, "seeds resampled"),
         [Comparison("held out", strength(largest, seeds, "intervention", best, sign))],
+        beside=True,
         note="correlations with value (catalogue; held out): "
         + "; ".join(f"{name} {told['catalogue', name]}; {told['intervention', name]}" for name in PREDICTORS),
     )

@@ -343,6 +343,7 @@ def _against(pipelines: list[Record], learned: list[Record], control: str) -> Qu
         Rule(f"time to target, {control}'s over VCPO's", ">", 1.0, FASTER),
         comparisons,
         "where",
+        beside=True,
     )
 
 
@@ -388,6 +389,7 @@ def _nominal(pipelines: list[Record]) -> Question:
             for p in pipelines
         ],
         "where",
+        beside=True,
         note=text,
     )
 

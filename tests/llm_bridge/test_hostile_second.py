@@ -250,6 +250,13 @@ def _unused_forward(s: Any, x: Tensor) -> Tensor:
     return s.a(x)
 
 
+def _twice() -> nn.Module:
+    """Two norms with one scale, one after the other: the input of the second holds the scale as well."""
+    first, second = Norm(), Norm()
+    second.scale = first.scale
+    return nn.Sequential(first, _lin(), second)
+
+
 def _weight_tied_to_transpose() -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
@@ -390,6 +397,7 @@ EXACT: dict[str, Body] = {
         lambda s, x: checkpoint(
             lambda y: s.n(checkpoint(s.a, y, use_reentrant=False)) + y, x, use_reentrant=False
         ), a=_lin(), n=nn.RMSNorm(D)),
+    "a scale in two places": lambda: _twice(),
     "gradient stopped": _with(lambda s, x: s.a(x.detach()) + x * (s.w - s.w.detach() + 1), a=_lin, w=(D,)),
     "waves": _with(lambda s, x: torch.fft.irfft(torch.fft.rfft(x, dim=2) * torch.view_as_complex(s.w), n=D, dim=2),
                    w=(3, 2)),
@@ -713,6 +721,30 @@ def test_some_parameters_of_another() -> None:
             assert torch.allclose(norm, expected, rtol=1e-9)
 
 
+class Reversed(torch.autograd.Function):
+    """A layer that is run again in its backward, where its gradients go straight to the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer, ctx.x = layer, x.detach()
+        return layer(x).detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        with torch.enable_grad():
+            x = ctx.x.requires_grad_()
+            torch.autograd.backward(ctx.layer(x), grad)
+        return x.grad, None
+
+
+@pytest.mark.parametrize("options", [{}, {"unknown": "loop", "loop": ["Fn"]}, {"method": "loop"}])
+def test_gradients_behind_autograds_back_are_refused(options: dict[str, Any]) -> None:
+    model, *rest = given(_with(lambda s, x: Reversed.apply(x, s.a), a=_lin), SQUARE)
+    with pytest.raises(InputError, match=r"body\.a\.weight: (an operator of the model adds to p\.grad|used outside)"):
+        taped(model, *rest, False, **options)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_sparse_gradients_are_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"body\.e has sparse gradients.*sparse=False"):
         taped(*given(_tables(lambda e, k: e(k), sparse=True), SQUARE), False, method="loop")
@@ -742,3 +774,11 @@ def test_autocast_is_the_models_own(case: str, dtype: torch.dtype) -> None:
             norm = tape.score_sq_norms(again, mask)
             tape.backward(c)
     assert torch.allclose(norm.float(), expected.float(), rtol=0.1)
+
+
+def test_a_scale_in_two_places_takes_no_loop() -> None:
+    model, token, mask, c = given(_twice, SQUARE)
+    with ScoreTape(model, unknown="error") as tape:
+        tape.score_sq_norms(model(token), mask)
+        tape.backward(c)
+    assert not tape.loops

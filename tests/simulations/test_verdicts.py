@@ -305,6 +305,8 @@ def test_claims_follow_their_witnesses() -> None:
     failed = {name: {**row, "verdict": "FAILED"} for name, row in proofs.items()}
     after = {row["claim"]: row["verdict"] for row in claim_rows(other, failed)}
     assert all(after[c] != word for c, word in before.items() if word in ("holds", "fails"))
+    beside = [replace(s, verdicts=[replace(v, beside=True) for v in s.verdicts]) for s in sections]
+    assert [r["verdict"] for r in claim_rows(beside, proofs)] == [r["verdict"] for r in claim_rows([], proofs)]
     nothing = {row["verdict"] for row in claim_rows([], {})}
     assert nothing == {"not judged"}
 

@@ -6,6 +6,7 @@ the estimate is the mean over a prompt's responses.
 """
 
 import inspect
+import itertools
 import math
 from fractions import Fraction
 from types import SimpleNamespace
@@ -20,7 +21,16 @@ from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
-from vcposim.pooled import BalancedClip, CovariancePenalty, EssCap, InfluenceCap, LengthPower, SuccessRate
+from vcposim.pooled import (
+    BalancedClip,
+    CovarianceClip,
+    CovariancePenalty,
+    EssCap,
+    InfluenceCap,
+    LengthPower,
+    MedianDeviation,
+    SuccessRate,
+)
 from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign, cap_of_mean
 from vcposim.surrogates import (
@@ -29,6 +39,7 @@ from vcposim.surrogates import (
     DivergenceMask,
     GammaShape,
     GaussianTrust,
+    LoglinearAnchor,
     NegativeSequenceMask,
     ProbabilityBand,
     Product,
@@ -37,6 +48,7 @@ from vcposim.surrogates import (
     SigmoidGate,
     TaperNegatives,
     Tempered,
+    TotalVariationFilter,
 )
 from vcposim.weights import Weighting
 
@@ -290,6 +302,48 @@ def kl_cov(d):
     return token_sum(d, r * d.a - 0.1 * top.double().reshape(d.a.shape) * (d.log_pi - d.log_mu).abs())
 
 
+def clip_cov(d):
+    """The mean over every equally likely set of k tokens of S that is dropped, of the loss that is left."""
+    log_ratio = d.log_pi - d.log_mu
+    r = torch.exp(log_ratio)
+    real = d.mask > 0
+    a, log_pi = d.a[real], d.log_pi.detach()[real]
+    covariance = torch.full_like(d.a, -math.inf)
+    covariance[real] = (a - a.mean()) * (log_pi - log_pi.mean())
+    clip = torch.clamp(r, 0.8, 1.2) * d.a < r * d.a
+    within = (covariance > 1.0) & (covariance < 5.0) & ~clip
+    dropped, size = min(max(int(len(a) * 2e-4), 1), int(within.sum())), max(int(within.sum()), 1)
+    sets = list(itertools.combinations(torch.nonzero(within.reshape(-1))[:, 0].tolist(), dropped))
+    kept = torch.zeros(d.a.numel(), dtype=torch.float64)
+    for chosen in sets:
+        one = torch.ones_like(kept)
+        one[list(chosen)] = 0
+        kept += one / len(sets)
+    assert size >= dropped
+    return token_sum(d, kept.reshape(d.a.shape) * clipped(r, d.a, 0.2, 0.2))
+
+
+def mc_grpo(d):
+    median = torch.median(d.reward, dim=-1, keepdim=True).values  # the lower one, as torch has it
+    deviation = torch.median((d.reward - median).abs(), dim=-1, keepdim=True).values
+    return (d.reward - median) / (deviation + 1e-3) * log_likelihood(d)
+
+
+def a3po(d, lag=4.0, corrected=True):
+    """The anchor as AReaL interpolates it, with everything of it detached."""
+    anchor = (d.log_mu + (1 - 1 / lag) * (d.log_pi - d.log_mu)).detach()
+    loss = clipped(torch.exp(d.log_pi - anchor), d.a, 0.2, 0.2)
+    # r'^d of the ratio that is differentiated: pi/anchor moves as pi does
+    return token_sum(d, torch.exp(anchor - d.log_mu) * loss if corrected else loss)
+
+
+def open_instruct_tv(d):
+    x = (d.log_pi - d.log_mu).detach()
+    far = token_sum(d, (torch.exp(torch.clamp(x, -10, 10)) - 1).abs()) / d.length > 0.2
+    dropped = far[..., None] & (d.a * x > 0)
+    return token_sum(d, torch.clamp(torch.exp(x), max=2.0) * ~dropped * d.a * d.log_pi)
+
+
 def delta_l(d):
     return d.a[..., 0] / d.length / (1 / d.length).mean() * log_likelihood(d)
 
@@ -319,6 +373,11 @@ OBJECTIVES = {
     "p4o": lambda d: p3o(d, anchored=True),
     "bapo": bapo,
     "kl_cov": kl_cov,
+    "clip_cov": clip_cov,
+    "mc_grpo": mc_grpo,
+    "a3po": a3po,
+    "a3po_uncorrected": lambda d: a3po(d, corrected=False),
+    "open_instruct_tv": open_instruct_tv,
     "ppo_clip": ppo,
     "clip_higher": lambda d: ppo(d, 0.2, 0.28),
     "dual_clip": dual_clip,
@@ -423,7 +482,7 @@ WITH_A_GATE = sorted(
     name
     for name in OBJECTIVES
     if name.startswith(("ppo", "clip_", "dual", "decoupled", "gspo", "gmpo", "m2po", "dppo", "negative", "icepop"))
-    or name in ("luspo", "ctpo", "ctpo_released", "cppo", "max_k3_mask", "bapo")
+    or name in ("luspo", "ctpo", "ctpo_released", "cppo", "max_k3_mask", "bapo", "a3po", "open_instruct_tv")
     or name.endswith(("rejection", "_mis"))
 )
 
@@ -488,6 +547,16 @@ def test_the_batches_of_this_file_lie_on_both_sides_of_every_gate(name):
         ("kl_cov", CovariancePenalty(share=0.2)),
         ("bapo", BalancedClip(target=0.5)),
         ("bapo", Clip(0.4, 0.2, dual=3.0)),
+        ("clip_cov", Clip()),
+        ("clip_cov", CovarianceClip(share=0.2)),
+        ("clip_cov", CovarianceClip(upper=2.0)),
+        ("mc_grpo", MedianDeviation()),  # around the mean
+        ("a3po", LoglinearAnchor(2.0)),
+        ("a3po", LoglinearAnchor(4.0, corrected=False)),
+        ("a3po", Clip()),
+        ("a3po_uncorrected", Clip()),
+        ("open_instruct_tv", TotalVariationFilter(10.0)),
+        ("open_instruct_tv", TotalVariationFilter(0.2, cap=4.0)),
     ],
 )
 def test_that_check_rejects_a_wrong_gate(name, mutant):
@@ -602,6 +671,30 @@ def test_a_prefix_budget_by_hand():
     assert_near(down, 0.5 / mu)  # moving back towards mu is never masked
     wide = PrefixBudget(0.15, 0.05, 0.7)(batch, np.array([1.0, -1.0]))[0]  # 0.15 + 0.05 - 0.1 = 0.1 >= 0.072
     np.testing.assert_array_equal(wide > 0, [True, True, False, False])
+
+
+def test_a_median_deviation_of_binary_rewards_explodes():
+    """Its released 1e-3 is all that stands between the minority and infinity; GRPO's std gives it sqrt(n - 1)."""
+    batch = Batch(reward=np.array([1.0, 0.0, 0.0, 0.0, 0.0]), log_ratio=np.zeros(5))
+    c, grpo = (CATALOGUE[name].estimator.coefficients(batch) for name in ("mc_grpo", "grpo"))
+    assert_near(c, [1000.0, 0, 0, 0, 0], scale=0)
+    assert np.abs(grpo).max() <= 2.0
+
+
+@pytest.mark.parametrize("n", range(1, 40))
+def test_a_median_is_the_lower_one_at_every_size(n):
+    reward = np.random.default_rng(n).permutation(n).astype(float)
+    found = Estimator(Weighting("none"), "group_median").baseline_value(Batch(reward=reward, log_ratio=reward * 0))
+    assert found[0] == (n - 1) // 2
+
+
+def test_an_anchor_on_the_way_lets_the_ratio_go_further():
+    """At lag d the gate closes at 1.2^d; at d = 1 the anchor is mu and it is PPO's clip."""
+    ratio = np.array([[1.1, 1.2**2 - 0.01, 1.2**2 + 0.01]])
+    batch = Batch(reward=np.array([1.0]), log_ratio=np.log(ratio))
+    kept = LoglinearAnchor(2.0)(batch, np.ones(1)) > 0
+    assert kept.tolist() == [[True, True, False]]
+    np.testing.assert_array_equal(LoglinearAnchor(1.0)(batch, np.ones(1)), Clip()(batch, np.ones(1)))
 
 
 def test_success_rates_refuse_what_is_no_success():

@@ -1,5 +1,6 @@
 """From ratios to weights: treatments, levels, limits."""
 
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -9,11 +10,11 @@ import pytest
 
 from tests.kit.backends import FLOAT_BACKENDS, Backend, name_of
 from tests.kit.properties import Law, laws_of
-from tests.kit.statistical import as_numpy, assert_rounding_only
+from tests.kit.statistical import as_numpy, assert_near, assert_rounding_only
 from tests.kit.strategies import exact
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.weights import TREATMENTS, Weighting
+from vcposim.weights import TREATMENTS, Weighting, mixture_log_ratio
 
 EXTREME = [0.0, 1e4, -1e4, 5.0, -math.inf]
 
@@ -172,3 +173,37 @@ def test_smoothing_needs_floats():
     assert weighting(of([0.0, math.log(2)])).value.tolist() == [1.0, 2.0]
     with pytest.raises(InputError, match="needs floats; pass log_ratio instead of ratio"):
         weighting(Batch(reward=exact([0, 0]), ratio=exact([1, 2])))
+
+
+def test_a_mixture_of_versions_is_unbiased_whichever_drew_a_sample():
+    """All groups of three, two samples from one version and one from another: sequence IS by enumeration."""
+    pi, versions = np.array([0.5, 0.3, 0.2]), np.array([[0.2, 0.3, 0.5], [0.05, 0.9, 0.05]])
+    reward, drew = np.array([1.0, -0.4, 0.3]), np.array([0, 0, 1])
+    share = np.array([2 / 3, 1 / 3])
+    arms = np.array(list(itertools.product(range(3), repeat=3)))
+    chance = versions[drew, arms].prod(axis=-1)
+    log_ratio = np.log(pi / versions).T[arms]  # (batch, sample, version)
+    score = np.eye(3)[arms] - pi
+
+    def mean(log_weight):
+        return np.einsum("b,bi,bip->p", chance, np.exp(log_weight) * reward[arms], score) / 3
+
+    gradient = pi * (reward - pi @ reward)
+    assert_near(mean(mixture_log_ratio(log_ratio, share)), gradient)
+    # planted: shares that nobody drew, and the mean of the ratios instead of the ratio to the mean
+    assert np.abs(mean(mixture_log_ratio(log_ratio, share[::-1])) - gradient).max() > 1e-2
+    assert np.abs(mean(np.log(np.exp(log_ratio) @ share)) - gradient).max() > 1e-2
+    own = np.take_along_axis(log_ratio, np.broadcast_to(drew[:, None], (27, 3, 1)), -1)[..., 0]
+    assert_near(mean(own), gradient)  # each by its own version: unbiased too, but
+    most = np.exp(mixture_log_ratio(log_ratio, share)).max()
+    assert most < np.exp(own).max()
+
+
+@pytest.mark.parametrize("library", ["array_api_strict", "torch"])
+def test_a_mixture_of_versions_survives_what_no_exp_does(library):
+    xp = pytest.importorskip(library)
+    x = np.array([[2000.0, -2000.0], [-2000.0, -2001.0], [0.0, np.inf]])
+    found = np.asarray(mixture_log_ratio(xp.asarray(x), xp.asarray(np.array([0.5, 0.5]))))
+    assert_near(found, [np.log(2) - 2000, np.log(2) - 2001 + np.log(1 / (1 + np.exp(-1))), np.log(2)], scale=0)
+    one = mixture_log_ratio(xp.asarray(x[:2]), xp.asarray(np.array([1.0, 0.0])))
+    assert_near(np.asarray(one), x[:2, 0], scale=0)

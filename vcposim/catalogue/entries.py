@@ -46,7 +46,16 @@ from vcposim.catalogue.references import bibtex
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import NORMALIZERS, Estimator
 from vcposim.gauges.tails import pareto_smooth
-from vcposim.pooled import BalancedClip, CovariancePenalty, EssCap, InfluenceCap, LengthPower, SuccessRate
+from vcposim.pooled import (
+    BalancedClip,
+    CovarianceClip,
+    CovariancePenalty,
+    EssCap,
+    InfluenceCap,
+    LengthPower,
+    MedianDeviation,
+    SuccessRate,
+)
 from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign
 from vcposim.surrogates import (
@@ -57,6 +66,7 @@ from vcposim.surrogates import (
     GammaShape,
     GaussianTrust,
     GeometricMeanClip,
+    LoglinearAnchor,
     NegativeSequenceMask,
     ProbabilityBand,
     Product,
@@ -67,6 +77,7 @@ from vcposim.surrogates import (
     Surrogate,
     TaperNegatives,
     Tempered,
+    TotalVariationFilter,
 )
 from vcposim.weights import TREATMENTS, Weighting
 
@@ -80,6 +91,36 @@ class Unbiased(StrEnum):
     """what a rival that is `dr_grpo` at lag 0 can claim"""
     CONSISTENT = "as n grows"
     NEVER = "never"
+
+
+FAMILIES = {
+    "on_policy": "uses no ratio pi/mu in a weight",
+    "weighted": "a weight, which is a function of the ratio alone, before the advantage",
+    "surrogate": "a factor that looks at the advantage, or at other tokens, too",
+    "token": "reads ratios of tokens",
+    "sequence": "reads ratios of trajectories",
+    "unbiased": "its mean is the gradient at any lag",
+    "importance": "the ratio itself, as it is or divided by its mean",
+    "truncate": "a ratio, or a response's pull, held at a bound",
+    "clip": "a gate that closes where the step would carry a ratio further out (PPO and its descendants)",
+    "mask": "tokens or responses dropped whole",
+    "soft": "a smooth function of the ratio instead of a bound",
+    "pull": "a penalty that draws the policy towards another one",
+    "pooled": "a bound or weight that depends on all tokens or responses of the batch",
+    "baseline": "subtracts something else than the group's mean, or nothing where the formula has a mean",
+    "normalizer": "divides by a spread, a length, a success rate",
+}
+"""what `vcposim catalogue --family` can ask for; several narrow the list down"""
+
+WEIGHTED: dict[str, tuple[str, ...]] = {
+    "importance": ("importance",),
+    "self_normalize": ("importance", "pooled"),
+    "truncate": ("truncate",),
+    "clip": ("truncate",),
+    "mask": ("mask",),
+    "pareto_smooth": ("truncate", "pooled"),
+}
+"""treatment of the ratio -> families; `none` has none, surrogates say theirs"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +138,8 @@ class Entry:
     """the estimator without ratios that it equals where pi = mu; None where it has no ratios, or `note` says why"""
     why: str = ""
     """why it is not unbiased more often, or of which objective's gradient"""
+    breaks: tuple[str, ...] = ()
+    """universal laws of `vcposim.testing` that the formula of its source breaks; `note` says how"""
     note: str = ""
     """what sets it apart from its source, its host, or others of its name"""
 
@@ -104,6 +147,22 @@ class Entry:
     def validity(self) -> str:
         """When it is unbiased, and why not more often, in words."""
         return f"{self.unbiased.value} ({self.why})" if self.why else self.unbiased.value
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The names of `FAMILIES` it belongs to, read off its parts: what a part does, the part itself says."""
+        e = self.estimator
+        kind = (
+            "surrogate" if e.surrogate is not None else "on_policy" if e.weighting.treatment == "none" else "weighted"
+        )
+        found = [kind, "token" if "tokens" in e.needs else "sequence"]
+        found += WEIGHTED.get(e.weighting.treatment, ())
+        found += getattr(e.surrogate, "families", ())
+        found += ["baseline"] if e.baseline not in ("zero", "group_mean") or e.baseline_shift else []
+        found += ["normalizer"] if e.normalizer != "none" else []
+        found += ["pull"] if e.reference_penalty else []
+        found += ["unbiased"] if self.unbiased is Unbiased.ALWAYS else []
+        return tuple(dict.fromkeys(found))
 
     @property
     def shift_invariant(self) -> bool:
@@ -516,6 +575,18 @@ CATALOGUE: dict[str, Entry] = {
         references=("decoupled_ppo", "areal"),
         note="lag 0 means pi = mu = anchor",
     ),
+    "a3po": _gated(
+        surrogate=LoglinearAnchor(4.0),
+        formula="r_t 1[r_t^(1/d) not clipped as in ppo_clip] (R - mean) per token, d = 4 updates of lag",
+        references=("a3po", "areal"),
+        note="decoupled_ppo with the anchor read off the lag: log anchor = log mu + (1 - 1/d) log r; d = 4 is ours",
+    ),
+    "a3po_uncorrected": _gated(
+        surrogate=LoglinearAnchor(4.0, corrected=False),
+        formula="r_t^(1/d) 1[r_t^(1/d) not clipped as in ppo_clip] (R - mean) per token, d = 4 updates of lag",
+        references=("a3po", "areal"),
+        note="as AReaL computes it where rejection sampling is not configured: anchor/mu is left out",
+    ),
     "gspo": _gated(
         surrogate=Clip(3e-4, 4e-4, level="geometric"),
         formula="(1/L) w^(1/L) 1[not clipped at 1 - 3e-4, 1 + 4e-4] (R - mean)",
@@ -581,6 +652,12 @@ CATALOGUE: dict[str, Entry] = {
         formula="min(r_t, 20) 1[|pi - mu| <= 0.2] (R - mean)",
         references=("dppo",),
         note="whatever the sign of A, as prime-rl had it for a time",
+    ),
+    "open_instruct_tv": _gated(
+        surrogate=TotalVariationFilter(0.2),
+        formula="min(r_t, 2) 1[not (mean_t |r_t - 1| > 0.2, A log r_t > 0)] A, A = R - mean",
+        references=("vaco",),
+        note="open-instruct's filter, not VACO itself, which realigns advantages with a critic; the limit 0.2 is ours",
     ),
     "gipo": _gated(
         surrogate=GaussianTrust(),
@@ -711,6 +788,22 @@ CATALOGUE: dict[str, Entry] = {
         formula="r_t 1[not clipped at low, high; dual clip 3] (R - mean): low to 0.8, then high to 2, until pos >= neg",
         references=("bapo",),
         note="configuration of the released code; its README states other bounds, and target as another ratio",
+    ),
+    "clip_cov": _gated(
+        surrogate=CovarianceClip(),
+        formula="ppo_clip times 1 - k/|S| on S, tokens with covariance of A, log pi in (1, 5); k: 0.02% of all, or 1",
+        references=("kl_cov", "ppo"),
+        host=Estimator(_NONE, baseline="group_mean", surrogate=CovarianceClip(ratio=False)),
+        note="the mean over verl's draw of k tokens of S to drop; lag 0: it drops them on policy too",
+    ),
+    "mc_grpo": Entry(
+        estimator=Estimator(_NONE, baseline="group_median", surrogate=MedianDeviation()),
+        formula="(R - median) / (median |R - median| + 1e-3), lower medians",
+        unbiased=Unbiased.NEVER,
+        why="median and spread depend on the sample",
+        breaks=("bounded",),
+        references=("mc_grpo",),
+        note="0/1 rewards: MAD 0, so the minority gets 1,000; the release leaves the median's sample out of the mean",
     ),
     "kl_cov": _gated(
         surrogate=CovariancePenalty(),

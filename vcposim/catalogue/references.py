@@ -39,6 +39,10 @@ class Reference:
 
 
 _TABLE = """
+a3po | 2025 | arXiv:2512.06547 | preprint
+  A-3PO: Accelerating Asynchronous LLM Training with Staleness-aware Proximal Policy Approximation
+  Xiaocan Li; Shiliang Wu; Zheng Shen
+
 adam_scaling | 2022 | arXiv:2205.10287 | NeurIPS 2022
   On the SDEs and Scaling Rules for Adaptive Gradient Algorithms
   Sadhika Malladi; Kaifeng Lyu; Abhishek Panigrahi; Sanjeev Arora
@@ -179,6 +183,10 @@ kpo | 2026 | arXiv:2602.10609 | preprint
   Online Causal Kalman Filtering for Stable and Effective Policy Optimization
   Shuo He; Lang Feng; Xin Cheng; Lei Feng; Bo An
 
+length_signal | 2026 | arXiv:2602.01826 | preprint
+  Beyond Precision: Training-Inference Mismatch is an Optimization Problem and Simple LR Scheduling Fixes It
+  Yaxiang Zhang; Yingru Li; Jiacai Liu; Jiawei Xu; Ziniu Li; Qian Liu; Haoyuan Li
+
 luspo | 2026 | arXiv:2602.05261 | preprint
   Length-Unbiased Sequence Policy Optimization: Revealing and Controlling Response Length Variation in RLVR
   Fanfan Liu; Youyang Yin; Peng Shi; Siqi Yang; Zhixiong Zeng; Haibo Qiu
@@ -191,6 +199,10 @@ maxrl | 2026 | arXiv:2602.02710 | preprint
   Maximum Likelihood Reinforcement Learning
   Fahim Tajwar; Guanning Zeng; Yueer Zhou; Yuda Song; Daman Arora; Yiding Jiang; Jeff Schneider; Ruslan Salakhutdinov;
   Haiwen Feng; Andrea Zanette
+
+mc_grpo | 2026 | arXiv:2601.22582 | preprint
+  MC-GRPO: Median-Centered Group Relative Policy Optimization for Small-Rollout Reinforcement Learning
+  Youngeun Kim
 
 mis | 2025 | https://richardli.xyz/rl-collapse | blog
   When Speed Kills Stability: Demystifying RL Collapse from the Training-Inference Mismatch
@@ -251,6 +263,10 @@ sapo | 2025 | arXiv:2511.20347 | preprint
   Chang Gao; Chujie Zheng; Xiong-Hui Chen; Kai Dang; Shixuan Liu; Bowen Yu; An Yang; Shuai Bai; Jingren Zhou; Junyang
   Lin
 
+score_centering | 2026 | arXiv:2609.20807 | preprint
+  Score Centering Stabilizes Off-policy Reinforcement Learning
+  Martin Marek; Max Ryabinin
+
 shrinkage | 2025 | arXiv:2511.03710 | preprint
   Shrinking the Variance: Shrinkage Baselines for Reinforcement Learning with Verifiable Rewards
   Guanning Zeng; Zhaoyi Zhou; Daman Arora; Andrea Zanette
@@ -262,6 +278,11 @@ snr_adaptive | 2025 | arXiv:2511.23310 | preprint
 staleness_aware | 2016 | arXiv:1511.05950 | IJCAI 2016, 2350-2356
   Staleness-aware Async-SGD for Distributed Deep Learning
   Wei Zhang; Suyog Gupta; Xiangru Lian; Ji Liu
+
+staleness_law | 2026 | arXiv:2607.01083 | preprint
+  Staleness-Learning Rate Scaling Laws for Asynchronous RLHF
+  Jingwei Song; Haofeng Xu; Jie Xiao; Chengke Bao; Jingwei Shi; Pengbin Feng; Weixun Wang; Yuhang Han; Chuan Wu; Linfeng
+  Zhang; Bill Shi
 
 tba | 2025 | arXiv:2503.18929 | NeurIPS 2025
   Trajectory Balance with Asynchrony: Decoupling Exploration and Learning for Fast, Scalable LLM Post-Training
@@ -276,6 +297,10 @@ topr | 2025 | arXiv:2503.14286 | preprint
   Tapered Off-Policy REINFORCE: Stable and efficient reinforcement learning for LLMs
   Le Roux, Nicolas; Marc G. Bellemare; Jonathan Lebensold; Arnaud Bergeron; Joshua Greaves; Alex Fréchette; Carolyne
   Pelletier; Eric Thibodeau-Laufer; Sándor Toth; Sam Work
+
+vaco | 2026 | arXiv:2603.01365 | preprint
+  Align and Filter: Improving Performance in Asynchronous On-Policy RL
+  Homayoun Honari; Roger Creus Castanyer; Michael Przystupa; Michael Noukhovitch; Pablo Samuel Castro; Glen Berseth
 
 vcpo | 2026 | arXiv:2602.17616 | ICML 2026
   Stable Asynchrony: Variance-Controlled Off-Policy RL for LLMs

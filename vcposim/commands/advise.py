@@ -25,7 +25,7 @@ from vcposim.commands.completion import complete_with
 from vcposim.commands.replay import SAMPLE
 from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
-from vcposim.replay.dumps import read_dump
+from vcposim.replay.reading import read_dump
 
 MATTERS = 0.02
 """a difference of success probabilities, averaged over training, that matters"""

@@ -13,28 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vcposim.catalogue import CATALOGUE, Entry, Unbiased, entry
+from vcposim.catalogue import CATALOGUE, FAMILIES, Entry, entry
 from vcposim.catalogue.references import short
 from vcposim.commands.completion import complete_with
 from vcposim.errors import InputError, unknown_name
-
-FAMILIES = {
-    "on_policy": "uses no ratio pi/mu",
-    "weighted": "a weight, which is a function of the ratio alone, before the advantage",
-    "surrogate": "a factor that looks at the advantage too: clips, gates, masks that depend on its sign",
-    "token": "one coefficient a token",
-    "sequence": "one coefficient a trajectory",
-    "unbiased": "its mean is the gradient at any lag",
-}
-"""what `--family` can ask for; several narrow the list down"""
-
-
-def families(one: Entry) -> list[str]:
-    """The families that an entry belongs to, read off its estimator and its claim."""
-    e = one.estimator
-    kind = "surrogate" if e.surrogate is not None else "on_policy" if e.weighting.treatment == "none" else "weighted"
-    level = "token" if "tokens" in e.needs else "sequence"
-    return [kind, level, *(["unbiased"] if one.unbiased is Unbiased.ALWAYS else [])]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -61,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         if name not in FAMILIES:
             raise unknown_name("family", name, FAMILIES)
     chosen = {name: entry(name) for name in arguments.name} or CATALOGUE
-    chosen = {name: one for name, one in chosen.items() if set(arguments.family) <= set(families(one))}
+    chosen = {name: one for name, one in chosen.items() if set(arguments.family) <= set(one.families)}
     if not chosen:
         raise InputError(f"--family: no entry belongs to {' and '.join(arguments.family)}; ask for fewer")
     if arguments.json:
@@ -78,8 +60,9 @@ def as_json(one: Entry) -> dict[str, Any]:
         "formula": one.formula,
         "unbiased": one.validity,
         "shift_invariant": one.shift_invariant,
-        "families": families(one),
+        "families": list(one.families),
         "needs": sorted(one.estimator.needs),
+        "breaks": list(one.breaks),
         "note": one.note,
         "references": {key: short(key) for key in one.references},
         "estimator": python(one.estimator),
@@ -97,6 +80,7 @@ def in_full(name: str, one: Entry) -> str:
         "R + constant": "changes nothing" if known["shift_invariant"] else "changes it",
         "needs": ", ".join(["rewards", *(["ratios"] if "on_policy" not in known["families"] else []), *known["needs"]]),
         "family": ", ".join(known["families"]),
+        "breaks": ", ".join(known["breaks"]),
         "note": known["note"],
         "sources": "; ".join(known["references"].values()),
         "in Python": known["estimator"],

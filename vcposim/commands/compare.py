@@ -17,7 +17,7 @@ from vcposim.commands.completion import complete_with
 from vcposim.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from rich.console import Console
 
     from vcposim.comparison.run import Folder
 
@@ -26,21 +26,28 @@ OUT = "vcposim-compare"
 WORD_STYLE = {"holds": "green", "holds if": "yellow", "fails": "bold red", "undecided": "blue", "not judged": "dim"}
 NEIGHBORS = 3
 """how many of the best are shown beside those asked for"""
+MOST_NAMED = 12
+"""of more than so many, the table and the page tell the words"""
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """What `vcposim compare` takes."""
     p.description = (
-        "Measure estimators like every other: the laws they keep, exact bias and variance over lag, what they learn at "
-        "a common and at their own best step size over regimes, and their cost. What you name is run; the rest of the "
-        "catalogue comes from the leaderboard, same tasks, same seeds. Without names: the whole catalogue is run."
+        "Measure estimators like every other: the laws they keep, exact bias and\n"
+        "variance over lag, what they learn at a common and at their own best step size\n"
+        "over regimes, and their cost. What you name is run; the rest of the catalogue\n"
+        "comes from the leaderboard, same tasks, same seeds. Without names: the whole\n"
+        "catalogue is run."
     )
     p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = (
-        "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted or killed goes on when\n"
-        "started again, to the same bytes. On a Slurm array, with one DIR that all tasks see:\n"
-        "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT\n"
-        "and the same without --shard to merge (DIRs apart: copy their records/ into one)."
+        "A function may say what it reads and which laws it claims, as in\n"
+        "  mine.needs = ('tokens',)    mine.claims = ('unbiased',)\n"
+        "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted\n"
+        "or killed goes on when started again, to the same bytes. On a Slurm array from 1\n"
+        "to 8, with one DIR that all tasks see:\n"
+        "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/8\n"
+        "and the same without --shard to merge (of DIRs apart: copy records/ into one)."
     )
     says = "catalogue names, path/to/file.py:function, or module:function (a function of a vcposim.Batch)"
     complete_with(p.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help=says), CATALOGUE)
@@ -185,8 +192,9 @@ def _print(result: dict[str, Any], costs: dict[str, float | None], path: Path) -
     )
     if result["size"] != "full":
         console.print(f"Size {result['size']}: few seeds; what they do not decide reads undecided.", style="dim")
-    for row in [r for r in rows if r["named"]][: len(rows) if board else 0]:
-        console.print(_words(row), highlight=False)
+    named = [r for r in rows if r["named"]]
+    for row in named if len(named) <= MOST_NAMED else []:
+        _print_words(console, row, result)
     for row in rows:
         if row["named"]:
             for why, parts in unjudged(row).items():
@@ -199,20 +207,20 @@ def standing_beside(result: dict[str, Any]) -> bool:
     return any(not row["named"] for row in result["estimators"])
 
 
-def _words(row: dict[str, Any]) -> "Text":
+def _print_words(console: "Console", row: dict[str, Any], result: dict[str, Any]) -> None:
+    """A word for each claim, and what it rests on."""
+    from rich.table import Table
     from rich.text import Text
 
-    titles = {
-        "laws": "keeps its laws",
-        "unbiased": "unbiased",
-        "own": "beats the mean, own step",
-        "common": "same step",
-    }
-    out = Text(f"{row['name']}: ")
-    for number, (claim, title) in enumerate(titles.items()):
-        out.append(f"{'; ' if number else ''}{title} ")
-        out.append(row["words"][claim], style=WORD_STYLE[row["words"][claim]])
-    return out
+    from vcposim.comparison.result import MODES, because
+
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for claim, statement in result["claims"].items():
+        word = row["words"][claim]
+        if claim not in MODES or row["name"] != result["reference"]:
+            table.add_row("", Text(word, style=WORD_STYLE[word]), Text(f"{statement}{because(row, claim)}"))
+    console.print(Text(row["name"], style="bold"))
+    console.print(table)
 
 
 def _short(value: float | None) -> str:

@@ -29,7 +29,7 @@ from vcposim.pipeline.plan import (
     survey,
 )
 from vcposim.pipeline.simulator import ADMISSIONS, BATCHINGS
-from vcposim.replay.dumps import read_dump
+from vcposim.replay.reading import read_dump
 
 FIGURE = "vcposim-plan.png"
 

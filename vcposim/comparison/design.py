@@ -26,7 +26,7 @@ import numpy as np
 from vcposim.arrays import Array
 from vcposim.errors import unknown_name
 from vcposim.learning.tables import TwoLayer
-from vcposim.learning.tasks import Task, many_prompts, network
+from vcposim.learning.tasks import LearningTask, many_prompts, network
 from vcposim.problems.policies import TabularSoftmax
 from vcposim.problems.rollouts import Problem
 from vcposim.problems.runs import policies_of_a_run, stale_problem
@@ -172,7 +172,7 @@ def problem(name: str, lag: int) -> Problem:
 
 
 @cache
-def place(prompts: int, length: int, low: float, base_rate: float) -> tuple[Task, "Fitted"]:
+def place(prompts: int, length: int, low: float, base_rate: float) -> tuple[LearningTask, "Fitted"]:
     """Task and network of a regime; networks fitted to a start are kept for the next estimator."""
     task = many_prompts(prompts, length, probability=base_rate ** (1 / length))
     task = replace(task, chain=replace(task.chain, reward=task.chain.reward + low))

@@ -35,7 +35,10 @@ SAME_WITHIN = 0.02
 @cache
 def read() -> dict[str, Any]:
     """The leaderboard that comes with this version; `InputError` if it is of other settings than this version's."""
-    found: dict[str, Any] = json.loads(files("vcposim.comparison").joinpath(FILE).read_text())
+    file = files("vcposim.comparison").joinpath(FILE)
+    if not file.is_file():
+        raise InputError("leaderboard: none comes with this version; name every estimator to compare, and pass --alone")
+    found: dict[str, Any] = json.loads(file.read_text())
     size = SIZES.get(found.get("size", ""))
     if found.get("schema") != SCHEMA or size is None or found.get("settings_sha256") != size.digest():
         raise InputError(

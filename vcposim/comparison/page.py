@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.comparison.design import ENVIRONMENTS, LAGS
-from vcposim.comparison.result import MODES, by_rank, counted, staled, unjudged
+from vcposim.comparison.result import MODES, because, by_rank, counted, staled, unjudged
 from vcposim.pages.parts import document
 from vcposim.pages.plots import COLORS
 
@@ -118,7 +118,7 @@ def _asked(named: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str
             if row["name"] == result["reference"] and claim in MODES:
                 continue
             lines.append(
-                f"<li>{_badge(row['words'][claim])} {escape(statement)}{escape(_because(row, claim))}"
+                f"<li>{_badge(row['words'][claim])} {escape(statement)}{escape(because(row, claim))}"
                 f"{_comparisons(row, claim)}</li>"
             )
         rank = row["summary"].get("own", {}).get("rank")
@@ -129,28 +129,6 @@ def _asked(named: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str
             f"<ul>{''.join(lines)}</ul></article>\n"
         )
     return f'<section id="asked"><h2>Asked for</h2>\n<div class="cards">{"".join(cards)}</div></section>\n'
-
-
-def _because(row: Mapping[str, Any], claim: str) -> str:
-    """The number behind a word."""
-    if row["words"][claim] == "not judged":
-        reasons = list(dict.fromkeys(row["not_judged"].values()))
-        return f": {reasons[0]}" if reasons else ""
-    if claim == "laws":
-        count = counted(row["laws"])
-        broken = [law for law, word in row["laws"]["laws"].items() if word == "broken"]
-        also = [law for law, word in row["laws"]["laws"].items() if word == "not claimed: broken"]
-        text = f": {count['kept']} of {count['tried']} kept, {count['claimed']} claimed"
-        text += f"; breaks {', '.join(broken)}" if broken else ""
-        return text + (f"; does not keep, nor claim, {', '.join(also)}" if also else "")
-    if claim == "unbiased":
-        known = {k: x["bias"] for k, x in row["moments"]["moments"].items() if not isinstance(x, str)}
-        worst = max(known, key=lambda k: known[k])
-        clean = [k for k, bias in known.items() if bias < 1e-7]
-        text = f": largest bias {known[worst]:.3g} |gradient| ({worst})"
-        return text + (f"; none on {', '.join(clean)}" if clean and len(clean) < len(known) else "")
-    words = [c["word"] for c in row["comparisons"][claim].values()]
-    return ": " + ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words)) + f" of {len(words)} regimes"
 
 
 def _comparisons(row: Mapping[str, Any], claim: str) -> str:
@@ -245,13 +223,13 @@ def _figures(result: Mapping[str, Any]) -> str:
         '<section id="figures"><h2>Figures</h2>\n<p>Of the estimators ticked in the table, six at most.</p>'
         '<p id="legend" role="status"></p><noscript><p>Figures are drawn by script.</p></noscript>\n'
         f'<form aria-label="Figures of learning"><label>Learning at the <select id="mode">{modes}</select></label></form>'
-        '<div class="pair"><figure><div class="wide" id="profile"></div><figcaption>Performance profile: share of runs '
+        '<div class="pair"><figure><div class="wide" id="profile" tabindex="0"></div><figcaption>Performance profile: share of runs '
         "(regime x seed) above each success probability. Higher is better; curves that cross have no order.</figcaption>"
-        '</figure><figure><div class="wide" id="regimes"></div><figcaption>Success probability by regime, mean, smallest and '
+        '</figure><figure><div class="wide" id="regimes" tabindex="0"></div><figcaption>Success probability by regime, mean, smallest and '
         "largest seed.</figcaption></figure></div>\n"
         f'<form aria-label="Figures of moments"><label>Exact, on <select id="problem">{problems}</select></label>'
         f'<label>show <select id="metric">{metrics}</select></label></form>'
-        '<figure><div class="wide" id="lags"></div><figcaption>Exact moments of the mean of a group of '
+        '<figure><div class="wide" id="lags" tabindex="0"></div><figcaption>Exact moments of the mean of a group of '
         f"{result['settings'][-1]['group_size']} over lag, by listing every batch.</figcaption></figure></section>\n"
     )
 
@@ -394,7 +372,7 @@ function draw() {
   const chosen = picks.filter(p => p.checked).map(p => byName.get(p.value)), mode = $('mode').value;
   $('legend').replaceChildren(...chosen.map((row, i) => {
     const item = document.createElement('span'), line = document.createElement('i');
-    item.className = line.className = 'c' + i;
+    line.className = 'c' + i;
     item.append(line, row.name);
     return item;
   }));

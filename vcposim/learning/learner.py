@@ -166,8 +166,19 @@ class Learner:
         usable = np.isfinite(norm)  # the brake: where anything is not, the step is 0
         found, norm = np.where(usable[:, None], found, 0.0), np.where(usable, norm, np.inf)
         weights = _Weights.of(drawn.log_weight.reshape(len(self.runs), -1))
-        ess_fraction = _ess_fraction(weights.relative, weights.measure)
-        seen = Seen(state.step, ess_fraction, drawn.lag.mean(axis=(1, 2)), norm, state.typical_norm, group_gradient)
+        ess_fraction = weights.ess_fraction
+        needed = {name for control, _ in self._controls for name in control.entry.needs}
+        tokens = drawn.log_ratio.reshape(len(self.runs), -1) if "token_ess_fraction" in needed else None
+        seen = Seen(
+            state.step,
+            ess_fraction,
+            drawn.lag.mean(axis=(1, 2)),
+            norm,
+            state.typical_norm,
+            group_gradient,
+            None if tokens is None else _Weights.of(tokens).ess_fraction,
+            np.full((len(self.runs), state.step + 1), float(drawn.cell.shape[-1])) if "length" in needed else None,
+        )
         scale = np.empty(len(self.runs))
         for control, members in self._controls:
             scale[members] = control.scale(_of(seen, members))
@@ -436,6 +447,11 @@ class _Weights:
         relative = np.exp(log_weight - top)
         mean = expectation(relative, measure)
         return cls(log_weight, measure, top, relative, mean, relative * saturating_exp(top))
+
+    @property
+    def ess_fraction(self) -> Array:
+        """ESS / n (run,)."""
+        return _ess_fraction(self.relative, self.measure)
 
     def capped(self, cap: float) -> Array:
         """min(w, cap) up to a factor: the largest is 1."""

@@ -41,7 +41,7 @@ class Control:
                     raise InputError(f"{name}: {x} is not a finite non-negative number")
         one = np.ones(1)
         try:  # a formula refuses what it cannot use: ask it now, not at the first update
-            self.scale(Seen(0, one, one, one, one, np.ones((1, 2, 1))))
+            self.scale(Seen(0, one, one, one, one, np.ones((1, 2, 1)), one, one[None]))
             self.turned(one[None], one[None])
         except InputError as error:
             named = f"value: {self.value} is {self.entry.value} of {self.rule}; " if self.entry.value else ""

@@ -2,8 +2,11 @@
 
 from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
-from vcposim.replay.dumps import Dump, parse_columns, read_dump
+from vcposim.replay.dumps import Dump
 from vcposim.replay.layouts import LAYOUTS, ColumnLayout
+from vcposim.replay.metrics import LoggedRun, read_metrics
+from vcposim.replay.names import parse_columns
+from vcposim.replay.reading import read_dump
 from vcposim.replay.replay import Replay, replay, summary, to_json, verdict
 from vcposim.replay.tracks import Slice, Track, first_alarms, tracks
 
@@ -13,6 +16,7 @@ __all__ = [
     "Correction",
     "Dump",
     "Finding",
+    "LoggedRun",
     "Ranking",
     "Replay",
     "Slice",
@@ -21,6 +25,7 @@ __all__ = [
     "parse_columns",
     "rank",
     "read_dump",
+    "read_metrics",
     "replay",
     "summary",
     "to_json",

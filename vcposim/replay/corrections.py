@@ -1,4 +1,4 @@
-"""Which correction for this batch? Every estimator of the catalogue that the columns allow, side by side.
+"""Which correction for this batch? Every estimator of the catalogue that the columns allow, or yours, side by side.
 
 From a dump there are no scores, only their norms. Two things can be said all the same. With scores of tokens taken as
 orthogonal (a proxy, and named one), an estimator's coefficients c_it have the second moment
@@ -20,6 +20,7 @@ Token-level estimators see the tokens of the first groups only, as many as fit `
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +30,7 @@ from vcposim.arrays import Array
 from vcposim.batch import Batch, ScoreNorms, sample_measure
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, Resolved
 from vcposim.replay.dumps import Dump
 from vcposim.results import Interval
 from vcposim.weights import Weighting
@@ -62,7 +63,7 @@ class Correction:
     kept: float
     """share of tokens (or trajectories) with an advantage whose coefficient is not 0"""
     changed: float | None
-    """share of tokens (or trajectories) whose ratio was clipped, masked or replaced; None: it uses no ratio"""
+    """share of tokens (or trajectories) whose ratio was clipped, masked or replaced; None: no ratio, or a function"""
     second_moment_ratio: float
     """M(c) relative to the group mean's under untruncated weights, in sample"""
     held_out_ratio: float | None
@@ -85,8 +86,14 @@ class Ranking:
     """what a column would add: its name -> estimators that need it"""
 
 
-def rank(dump: Dump, resamples: int = 1000, seed: int = 0) -> Ranking | None:
-    """The ranking, or None where no group has rewards that differ and weights above 0."""
+def rank(
+    dump: Dump, resamples: int = 1000, seed: int = 0, estimators: Mapping[str, Resolved] | None = None
+) -> Ranking | None:
+    """The ranking of the catalogue, or of `estimators` by name; None where no group has rewards that differ and weights
+    above 0.
+
+    Raises `InputError` where a function of a batch fails on this one.
+    """
     batch, groups = _batch(dump)
     if batch is None:
         return None
@@ -107,40 +114,72 @@ def rank(dump: Dump, resamples: int = 1000, seed: int = 0) -> Ranking | None:
     live = (live[..., None] & (batch.token_mask > 0)) if token else live & (batch.measure > 0)
     rows: list[Correction] = []
     absent: dict[str, list[str]] = {}
-    have = {"grouped", "length"} | ({"tokens", "log_prob"} if token and "log_prob" not in _blank(dump) else set())
-    for name, entry in CATALOGUE.items():
-        lacking = [need for need in entry.estimator.needs if need not in have and need in COLUMN_OF]
+    have = {"grouped", "length"} | {name for name in OF_TOKENS if getattr(batch, name) is not None}
+    have |= {"tokens"} if token else set()
+    have |= {"reference_log_ratio"} if batch.reference_log_ratio is not None else set()
+    catalogue: Mapping[str, Resolved] = {name: entry.estimator for name, entry in CATALOGUE.items()}
+    for name, estimator in (catalogue if estimators is None else estimators).items():
+        lacking = [need for need in sorted(estimator.needs) if need not in have and need in COLUMN_OF]
+        for need in lacking:
+            absent.setdefault(COLUMN_OF[need], []).append(name)
         if lacking:
-            for need in lacking:
-                absent.setdefault(COLUMN_OF[need], []).append(name)
             continue
         try:
             with np.errstate(all="ignore"):
-                c = _on_cells(entry.estimator.coefficients(batch), batch)
-        except InputError:
+                c = _on_cells(_coefficients(name, estimator, batch), batch)
+        except NeedsScores:
             absent.setdefault("scores themselves", []).append(name)
             continue
         if np.all(np.isfinite(c)):
-            rows.append(
-                _measured(name, entry.estimator, c, target, held_target, log_scale, q, size, batch, live, counts)
-            )
+            rows.append(_measured(name, estimator, c, target, held_target, log_scale, q, size, batch, live, counts))
+        else:
+            absent.setdefault("log-ratios in range (its coefficients are no numbers here)", []).append(name)
     rows.sort(key=lambda row: (math.isnan(row.risk.value), row.risk.value))
     return Ranking(rows, groups, token, absent)
 
 
+class NeedsScores(InputError):
+    """An estimator that cannot do with the norms of the scores."""
+
+
+def _coefficients(name: str, estimator: Resolved, batch: Batch) -> Array:
+    """c_i or c_it; a function that does not ask for tokens sees whole trajectories."""
+    if isinstance(estimator, Estimator):
+        try:
+            return estimator.coefficients(batch)
+        except InputError as error:
+            raise NeedsScores(str(error)) from None
+    if not estimator.needs & {"tokens", *OF_TOKENS}:
+        batch = _whole(batch)
+    try:
+        return estimator.coefficients(batch)
+    except InputError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"--estimator: {name} fails on a batch of shape {batch.reward.shape} ({said})") from None
+
+
+def _whole(batch: Batch) -> Batch:
+    """The batch without its tokens: log-ratios of trajectories (g, n)."""
+    if not batch.per_token:
+        return batch
+    total = np.sum(np.asarray(batch.log_ratio) * batch.token_mask, axis=-1)
+    return replace(batch, log_ratio=total, **NO_TOKENS)
+
+
+OF_TOKENS = ("log_prob", "collision", "anchor_log_ratio")
+"""optional fields of `Batch`, one number a token"""
+NO_TOKENS: dict[str, Any] = {"token_mask": None, **dict.fromkeys(OF_TOKENS)}
+
 COLUMN_OF = {
     "tokens": "log_prob and behavior_log_prob a token",
     "log_prob": "log_prob and behavior_log_prob a token",
-    "collision": "sum_v pi(v)^2 a token",
-    "anchor_log_ratio": "log-probabilities of the anchor (proximal) policy",
-    "reference_log_ratio": "log-probabilities of the reference policy",
+    "collision": "sum_v pi(v)^2 a token (collision)",
+    "anchor_log_ratio": "log-probabilities of the anchor (proximal) policy a token (anchor_log_prob)",
+    "reference_log_ratio": "log-probabilities of the reference policy (reference_log_prob)",
 }
 """what an estimator needs -> the column that would bring it"""
-
-
-def _blank(dump: Dump) -> set[str]:
-    # a file of log-ratios has no log-probabilities: they were set to the ratio over 0
-    return {"log_prob"} if dump.layout == "log_ratio" else set()
 
 
 def _batch(dump: Dump) -> tuple[Any, int]:
@@ -148,14 +187,14 @@ def _batch(dump: Dump) -> tuple[Any, int]:
     order = np.argsort(dump.group, kind="stable")
     size = np.bincount(dump.group)
     starts = np.cumsum(size) - size
-    tokens = {i: (a, b) for i, a, b in dump.kept}
+    tokens = {one.row: one for one in dump.kept}
     whole = [g for g in range(size.size) if all(int(i) in tokens for i in order[starts[g] : starts[g] + size[g]])]
     chosen: list[int] = []
     n = t = 0
     for g in whole or range(size.size):
         rows = order[starts[g] : starts[g] + size[g]]
         wide = max(n, size[g])
-        long = max(t, *(tokens[int(i)][0].size for i in rows)) if whole else 1
+        long = max(t, *(tokens[int(i)].log_prob.size for i in rows)) if whole else 1
         if chosen and (len(chosen) + 1) * wide * long > CELLS:
             break
         chosen.append(g)
@@ -174,16 +213,29 @@ def _batch(dump: Dump) -> tuple[Any, int]:
         "unit": unit,
         "grouped": True,
     }
+    if dump.reference_log_ratio is not None:
+        fields["reference_log_ratio"] = np.where(here > 0, dump.reference_log_ratio[index], 0.0)
     if not len(chosen):
         return None, 0
     if not whole or t == 0:
         return Batch(log_ratio=np.where(here > 0, dump.log_ratio[index], 0.0), **fields), len(chosen)
-    log_ratio, log_prob, mask = (np.zeros((len(chosen), n, t)) for _ in range(3))
+    padded: dict[str, Any] = {name: np.zeros((len(chosen), n, t)) for name in ("log_ratio", "log_prob", "token_mask")}
+    beside = dump.kept[0].beside
+    padded |= {"anchor_log_ratio": np.zeros((len(chosen), n, t))} if "anchor_log_prob" in beside else {}
+    padded |= {"collision": np.ones((len(chosen), n, t))} if "collision" in beside else {}
     for k, g in enumerate(chosen):
         for j in range(size[g]):
-            a, b = tokens[int(index[k, j])]
-            log_ratio[k, j, : a.size], log_prob[k, j, : a.size], mask[k, j, : a.size] = a - b, a, 1
-    return Batch(log_ratio=log_ratio, log_prob=log_prob, token_mask=mask, **fields), len(chosen)
+            one = tokens[int(index[k, j])]
+            cells = (k, j, slice(one.log_prob.size))
+            padded["log_ratio"][cells] = one.log_prob - one.behavior_log_prob
+            padded["log_prob"][cells], padded["token_mask"][cells] = one.log_prob, 1
+            if "anchor_log_prob" in beside:
+                padded["anchor_log_ratio"][cells] = one.log_prob - one.beside["anchor_log_prob"]
+            if "collision" in beside:
+                padded["collision"][cells] = one.beside["collision"]
+    if dump.layout == "log_ratio":  # the log-probabilities were set to the ratio over 0
+        del padded["log_prob"]
+    return Batch(**padded, **fields), len(chosen)
 
 
 def _safe(batch: Batch) -> tuple[Batch, float]:
@@ -194,7 +246,7 @@ def _safe(batch: Batch) -> tuple[Batch, float]:
     top = float(total.max())
     top = top if math.isfinite(top) else 0.0
     flat = np.where(batch.measure > 0, total - top, 0.0)
-    return replace(batch, log_ratio=flat, token_mask=None, log_prob=None), top
+    return replace(batch, log_ratio=flat, **NO_TOKENS), top
 
 
 def _on_cells(c: Array, batch: Batch) -> Array:
@@ -224,7 +276,7 @@ def _sum(x: Array, token: bool) -> Array:
 
 def _measured(
     name: str,
-    estimator: Estimator,
+    estimator: Resolved,
     c: Array,
     target: Array,
     held_target: Array,
@@ -256,8 +308,8 @@ def _measured(
         unscaled = float(np.exp(-2 * log_scale))
         cosine = float(both.sum() / math.sqrt(max(total * all_target.sum(), 1e-300)))
     held = None
-    twin = TWIN.get(estimator.baseline) if isinstance(estimator.baseline, str) else None
-    if twin is not None and not estimator.baseline_shift:
+    twin = TWIN.get(str(estimator.baseline)) if isinstance(estimator, Estimator) else None
+    if isinstance(estimator, Estimator) and twin is not None and not estimator.baseline_shift:
         try:
             with np.errstate(all="ignore"):
                 other = _on_cells(replace(estimator, baseline=twin).coefficients(batch), batch)
@@ -271,7 +323,7 @@ def _measured(
         bias=bias,
         spread=spread,
         kept=float(np.mean(c[live] != 0)) if live.any() else math.nan,
-        changed=_changed(estimator, c, batch, live),
+        changed=_changed(estimator, c, batch, live) if isinstance(estimator, Estimator) else None,
         second_moment_ratio=float(total / all_target.sum() * unscaled) if all_target.sum() > 0 else math.nan,
         held_out_ratio=held,
         effective=effective,

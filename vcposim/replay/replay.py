@@ -24,10 +24,13 @@ from typing import Any
 import numpy as np
 
 from vcposim.baselines import baseline
+from vcposim.catalogue import CATALOGUE
 from vcposim.catalogue import weighting as named_weighting
+from vcposim.catalogue.loading import estimator_named
 from vcposim.control import step_scale
 from vcposim.diagnostics import Diagnostic, WeightSums
 from vcposim.errors import InputError
+from vcposim.estimators import Resolved
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.gauges.tails import MIN_SAMPLES
 from vcposim.replay.checks import Finding
@@ -144,17 +147,20 @@ def replay(
     min_group: int = 1,
     by: Sequence[str] = (),
     corrections: bool = False,
+    estimators: Sequence[str] = (),
 ) -> Replay:
     """Replay `baselines` on a dump, under sequence weights treated by `weighting`.
 
     `cap` is the limit of truncating treatments and of the truncated ESS. Groups below `min_group` are left out. `by`:
-    columns to slice by, of `dump.slices`; a lag is sliced by unasked. `corrections` ranks the catalogue. Without groups
-    or rewards only the weights are read: no rows, no leverage.
+    columns to slice by, of `dump.slices`; step and lag are sliced by unasked. `corrections` ranks the catalogue;
+    `estimators` (names of it, `file.py:function`, `module:function`) restrict the ranking to those named, and add
+    functions of your own to it. Without groups or rewards only the weights are read: no rows, no leverage.
 
     Raises `InputError` for unknown names, numbers out of range, or a dump with no group left.
     """
     notes: list[str] = []
     names = _known(baselines, notes)
+    asked = _asked(estimators)
     if resamples < 100:
         raise InputError(f"bootstrap: {resamples} resamples cannot place a 95% interval; use 100 or more")
     if seed < 0:
@@ -179,8 +185,10 @@ def replay(
         kinds = {"informative": table.informative, "carrying": table.carrying, "rows": rows}
         kinds |= {name: getattr(table, name) for name in ("mean_reward", "ess_fraction", "max_leverage")}
         if corrections:
-            kinds["ranking"] = rank(dump, resamples, seed)
+            kinds["ranking"] = rank(dump, resamples, seed, asked)
     else:
+        if estimators:
+            notes.append("estimators cannot be ranked: that takes groups and rewards")
         nothing = np.full(size.size, math.nan)
         kinds = {"informative": 0, "carrying": 0, "rows": []}
         kinds |= dict.fromkeys(("mean_reward", "ess_fraction", "max_leverage"), nothing)
@@ -206,6 +214,16 @@ def replay(
         lags=tuple(sorted(dump.slices["lag"][1], key=_ordered)) if "lag" in dump.slices else (),
         **kinds,
     )
+
+
+def _asked(estimators: Sequence[str]) -> dict[str, Resolved] | None:
+    """What is to be ranked, None for the catalogue; functions without names of it are ranked among all of it."""
+    if not estimators:
+        return None
+    named = {name: estimator_named(name) for name in estimators}
+    own = [name for name in named if name not in CATALOGUE]
+    rivals = CATALOGUE if len(own) == len(named) else {}
+    return {**{name: one.estimator for name, one in rivals.items()}, **named}
 
 
 def _gauges(dump: Dump, cap: float) -> dict[str, Diagnostic]:

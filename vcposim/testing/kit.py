@@ -171,8 +171,8 @@ def trials(
     """Every law of `LAWS`, with what it is to this estimator: claimed, not claimed, or not applicable.
 
     `claims` are names of `LAWS`, `without` the universal laws it does not claim (say `padding`, if it takes full groups
-    only). `host` claims `lag_zero`, `dominates` claims `dominance`, a catalogue name claims what its entry says, and
-    every `Estimator` claims `one_token`, and `levels` unless it reads token ratios.
+    only). `host` claims `lag_zero`, `dominates` claims `dominance`, a catalogue name claims what its entry says and not
+    what it `breaks`, and every `Estimator` claims `one_token`, and `levels` unless it reads token ratios.
     `needs` are the optional fields of `Batch` that a function reads (`tokens` for token ratios, `grouped` if it spans
     prompts); an `Estimator` knows its own. `convert` makes the arrays it works on, as in `convert=torch.tensor`, or
     names their library, as in `convert="torch"`. A law is tried on `examples` cases.
@@ -182,7 +182,8 @@ def trials(
     """
     subject, known = subject_of(estimator, needs, host, dominates, convert)
     asked = set(claims)
-    claimed, dropped = known | asked, set(without)
+    named = isinstance(estimator, str) and ":" not in estimator
+    claimed, dropped = known | asked, set(without) | set(entry(estimator).breaks if named else ())  # type: ignore[arg-type]
     for name in sorted((claimed | dropped) - LAWS.keys()):
         raise unknown_name("claims", name, LAWS)
     for name in sorted(asked):

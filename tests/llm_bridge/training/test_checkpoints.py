@@ -80,6 +80,8 @@ def test_damage_is_one_line_with_the_file_and_a_remedy(tmp_path: Path, file: str
     [
         {"lag": 2, "step_rule": "ess", "ess_reference": "running"},
         {"lag": 2, "lag_law": "in_flight", "step_rule": "skip_spike", "step_value": 2.0},
+        {"lag": 2, "step_rule": "length_signal", "step_value": 1.01},
+        {"lag": 2, "step_rule": "token_ess", "estimator": "token_tis"},
         {"lag": 3, "lag_law": "uniform", "step_rule": "gradient_alignment", "step_value": 0.1, "norm": "sketch"},
         {"lag": 1, "estimator": "decoupled_ppo", "optimizer": "sgd"},
         {"lag": 1, "estimator": "tba", "weight_decay": 0.1},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vcposim import __version__
-from vcposim.catalogue import CATALOGUE, entries
+from vcposim.catalogue import CATALOGUE, FAMILIES, entries
 from vcposim.commands import catalogue
 from vcposim.commands.completion import SHELLS, script
 from vcposim.commands.logs import quiet_libraries
@@ -169,6 +169,15 @@ def test_the_python_of_an_entry_makes_it() -> None:
         assert eval(catalogue.python(one.estimator), dict(names)) == one.estimator, name
 
 
+def test_every_surrogate_says_what_it_does() -> None:
+    """Beyond its kind: an entry with a surrogate that belongs to no family of what surrogates do is a forgotten one."""
+    mechanisms = set(FAMILIES) - {"on_policy", "weighted", "surrogate", "token", "sequence", "unbiased", "baseline"}
+    for name, one in CATALOGUE.items():
+        assert set(one.families) <= set(FAMILIES)
+        if one.estimator.surrogate is not None:
+            assert set(one.families) & mechanisms, name
+
+
 def test_families_split_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     def named(*families: str) -> set[str]:
         return set(json.loads(call(capsys, "catalogue", "--json", "--family", *families)[1]))
@@ -178,6 +187,17 @@ def test_families_split_the_catalogue(capsys: pytest.CaptureFixture[str]) -> Non
     assert sum(map(len, kinds)) == len(CATALOGUE)
     assert named("token") | named("sequence") == set(CATALOGUE)
     assert not named("token") & named("sequence")
+    by_family = {name: named(name) for name in FAMILIES}
+    assert all(by_family.values()), "a family that nothing belongs to"
+    assert {"ppo_clip", "gspo", "a3po", "clip_cov"} < by_family["clip"]
+    assert not by_family["clip"] & {"sequence_tis", "vespo", "rloo", "prefix_is"}
+    assert {"sequence_mis", "geometric_mis", "ppo_negative_advantage_mask", "cppo"} < by_family["mask"]
+    assert {"rloo", "opo", "vcpo", "mc_grpo"} < by_family["baseline"]
+    assert not by_family["baseline"] & {"dr_grpo", "grpo", "reinforce", "sequence_is"}
+    assert {"grpo", "delta_l", "maxrl", "vcpo_released_script"} < by_family["normalizer"]
+    assert {"kimi_k15", "tba", "p3o"} < by_family["pull"]
+    assert {"sapo", "gipo", "vespo", "drpo"} <= by_family["soft"]
+    assert by_family["importance"] == {name for name in CATALOGUE if "_is" in name} | {"self_normalized"}
     assert {"sequence_is"} < named("unbiased") < named("sequence")
     assert "rloo" not in named("unbiased")
     assert named("weighted", "token") == named("weighted") & named("token")

@@ -486,7 +486,8 @@ def test_adam_and_weight_decay_are_pytorchs() -> None:
 
 def test_every_rule_scales_between_0_and_1_and_replay_repeats_a_run() -> None:
     problem = task("several_targets")
-    controls = [Control(rule, value=0.5, schedule=(1.0, 0.25)) for rule in STEP_RULES]
+    factor = {"length_signal": 2.0}  # which no factor below 1 is
+    controls = [Control(rule, value=factor.get(rule, 0.5), schedule=(1.0, 0.25)) for rule in STEP_RULES]
     learner = Learner(problem, [Run("vcpo", lag=Lag(4), control=c, step_size=0.2) for c in controls])
     scale = np.array([record.step_scale for record in learner.updates(5)])
     assert np.all((scale >= 0) & (scale <= 1))

@@ -9,6 +9,7 @@ from vcposim.control import (
     Seen,
     StepRule,
     lag_scale,
+    length_signal_scale,
     limit_alignment,
     matched_constant,
     multiplier,
@@ -16,10 +17,15 @@ from vcposim.control import (
     snr_of_groups,
     snr_scale,
     spike_scale,
+    staleness_scale,
     step_scale,
 )
 from vcposim.errors import InputError
+from vcposim.learning.lags import Lag
+from vcposim.learning.learner import Learner
+from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
+from vcposim.learning.tasks import task
 
 BAD = np.array([np.nan, -1.0, -np.inf])
 NOT_A_NORM = np.array([np.nan, np.inf, -1.0, -np.inf])
@@ -28,6 +34,8 @@ MULTIPLIERS = {
     "ess": (step_scale, np.array([np.nan, np.inf, -1.0, 0.0, 2.0])),
     "snr": (snr_scale, BAD),
     "lag": (lag_scale, BAD),
+    "staleness": (lambda x: staleness_scale(x, 4.0), BAD),
+    "length_signal": (lambda x: length_signal_scale(x[..., None], 3.0), NOT_A_NORM),
     "norm_clip": (lambda x: norm_scale(x, 1.0), NOT_A_NORM),
     "skip_spike": (lambda x: spike_scale(x, 1.0, 3.0), NOT_A_NORM),
     "skip_spike, unknown typical": (lambda x: spike_scale(np.ones_like(x), x, 3.0), np.array([np.nan, -1.0, -np.inf])),
@@ -51,7 +59,13 @@ def test_a_multiplier_stays_in_the_unit_interval(rule, bad):
     assert scale.max() > 0
 
 
-BROKEN = Seen(0, *(np.array([x]) for x in (np.nan, np.nan, np.inf, np.nan)), np.full((1, 3, 2), np.nan))
+BROKEN = Seen(
+    0,
+    *(np.array([x]) for x in (np.nan, np.nan, np.inf, np.nan)),
+    np.full((1, 3, 2), np.nan),
+    np.array([np.nan]),
+    np.array([[1.0, np.nan]]),
+)
 """an update of which nothing is a number"""
 
 UNINFORMED = {"none": 1.0, "constant": 0.5, "replay": 0.25}
@@ -66,13 +80,58 @@ def test_a_rule_of_the_table_that_looks_at_something_fails_closed(name):
             nothing = rule.turn(np.array([[np.nan, 1.0]]), np.array([[1.0, 0.0]]), Control(name, value=0.5))
         np.testing.assert_array_equal(nothing, [[0.0, 0.0]])
     else:
-        scale = Control(name, value=0.5, schedule=(0.25,)).scale(BROKEN)
+        scale = Control(name, value=2.0 if name == "length_signal" else 0.5, schedule=(0.25,)).scale(BROKEN)
         assert scale.tolist() == [UNINFORMED.get(name, 0.0)]
 
 
-def test_a_rule_without_its_gradients_of_groups_makes_no_step():
+@pytest.mark.parametrize("name", ["snr", "token_ess", "length_signal"])
+def test_a_rule_without_what_it_needs_makes_no_step(name):
     one = np.ones(1)
-    assert Control("snr").scale(Seen(0, one, one, one, one)).tolist() == [0.0]
+    assert Control(name, value=2.0).scale(Seen(0, one, one, one, one)).tolist() == [0.0]
+
+
+def test_staleness_is_the_lag_rule_from_its_full_step_on():
+    lag = np.arange(40.0)
+    np.testing.assert_array_equal(staleness_scale(lag, 1.0), lag_scale(lag))
+    assert staleness_scale(lag, 8.0).tolist() == [min(1.0, 8.0 / x) if x else 1.0 for x in lag]
+
+
+def length_signal_loop(lengths, factor, first=50, period=1.8, least=0.1):
+    """As a trainer would run it, an update at a time."""
+    out, surge = [], None
+    for k, length in enumerate(lengths, start=1):
+        usual = sum(lengths[:first]) / first
+        if surge is None and k > first and length > factor * usual:
+            surge = k
+        scale = 1.0
+        if surge is not None:
+            for _ in range(int((k - surge) / (period * surge))):
+                scale /= 2
+        out.append(max(scale, least))
+    return out
+
+
+@pytest.mark.parametrize("surge", [51, 110, 400])
+def test_a_length_signal_halves_the_step_after_the_surge_and_not_before(surge):
+    lengths = np.where(np.arange(1, 900) < surge, 100.0, 500.0) + np.random.default_rng(0).normal(size=899)
+    found = [float(length_signal_scale(lengths[:k], 3.0)) for k in range(1, 900)]
+    assert found == length_signal_loop(lengths.tolist(), 3.0)
+    assert set(found[: surge + int(1.8 * surge) - 1]) == {1.0}
+    assert min(found) < 1.0 or surge == 400
+
+
+def test_the_learner_brakes_by_tokens_and_reads_its_lengths():
+    """The ESS of tokens is nearer to 1 than that of responses; lengths that never change are no signal."""
+    runs = [Run("token_tis", lag=Lag(8), step_size=0.1, control=Control(c, 1.0, value=2.0)) for c in RULES]
+    records = list(Learner(task("exact_match_8"), runs, groups=2, group_size=4).updates(12))
+    scale = dict(zip(RULES, np.stack([r.step_scale for r in records]).T, strict=True))
+    assert np.all(scale["length_signal"] == 1.0)
+    assert scale["token_ess"][-4:].max() < 1.0
+    assert scale["ess"][-4:].mean() < scale["token_ess"][-4:].mean()
+    assert scale["staleness"].tolist() == [1.0, 1.0, 1.0, *(2.0 / min(k, 8) for k in range(3, 12))]
+
+
+RULES = ("length_signal", "token_ess", "ess", "staleness")
 
 
 @pytest.mark.parametrize("said", [np.nan, -0.5, np.inf, -np.inf])

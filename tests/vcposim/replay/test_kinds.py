@@ -13,6 +13,7 @@ import pytest
 
 from tests.kit.statistical import assert_near, near
 from tests.vcposim.replay.fixtures import FIXTURES, Record, Rollout, batch, mask_of, padded
+from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import CATALOGUE
 from vcposim.commands.main import main
 from vcposim.errors import InputError
@@ -340,6 +341,151 @@ def test_every_estimator_is_ranked_or_said_to_lack_a_column(tmp_path: Path) -> N
     for row in less.rows:  # what looks at whole trajectories says the same without tokens
         if row.name in ("sequence_tis", "vcpo", "dr_grpo", "self_normalized"):
             assert row.risk.value == near(same[row.name])
+
+
+def with_others(b: list[Rollout], seed: int = 0) -> list[Record]:
+    """Rows with the anchor's and the reference's log-probabilities, a collision, and padding of garbage."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for r, row in zip(b, rows(b), strict=True):
+        size = len(r.sampler)
+        anchor, reference = (np.minimum(np.array(r.learner) + 0.2 * rng.standard_normal(size), -1e-9) for _ in "ab")
+        lists = {"prox_logprobs": anchor, "ref_log_prob": reference, "collision": rng.uniform(0.1, 1, size)}
+        padding = {name: padded(list(x), size + 3, -2.5) for name, x in lists.items()}
+        tokens = {name: padded(row[name], size + 3, -7.0) for name in ("log_prob", "behavior_log_prob")}
+        out.append({**row, **tokens, **padding, "mask": mask_of(r.sampler, size + 3)})
+    return out
+
+
+def test_other_policies_columns_reach_the_estimators_that_need_them(tmp_path: Path) -> None:
+    b = batch(5, prompts=6, responses=4)
+    table = with_others(b)
+    dump = read_dump(write(tmp_path, table))
+    assert any("anchor_log_prob: column 'prox_logprobs' is used" in note for note in dump.notes)
+    assert any("reference_log_prob: column 'ref_log_prob' is used" in note for note in dump.notes)
+    sizes = [len(r.sampler) for r in b]
+    reference = [
+        math.fsum(r.learner) - math.fsum(row["ref_log_prob"][:n]) for r, row, n in zip(b, table, sizes, strict=True)
+    ]
+    assert dump.reference_log_ratio is not None
+    assert_near(dump.reference_log_ratio, reference)
+    found = rank(dump, resamples=100)
+    assert found is not None
+    assert {row.name for row in found.rows} | {n for names in found.absent.values() for n in names} == set(CATALOGUE)
+    ranked = {row.name: row for row in found.rows}
+    assert {"tba", "decoupled_ppo", "otb"} <= set(ranked)
+    # the catalogue's own answer on a batch built by hand, against the one that the dump led to
+    assert ranked["decoupled_ppo"].bias == near(by_hand(b, table, "decoupled_ppo"))
+    assert ranked["tba"].bias == near(by_hand(b, table, "tba"))
+    without = rank(read_dump(tmp_path / "d.jsonl", {"anchor_log_prob": "none", "reference_log_prob": "none"}), 100)
+    assert without is not None
+    assert not {"tba", "decoupled_ppo"} & {row.name for row in without.rows}
+    same = {row.name: row.risk.value for row in without.rows}
+    for name, row in ranked.items():  # they change no other number
+        assert name not in same or row.risk.value == same[name]
+
+
+def by_hand(b: list[Rollout], table: list[Record], name: str) -> float:
+    """The bias of an entry: coefficients of one group at a time, distances by loops."""
+    off = whole = 0.0
+    pieces = []
+    for prompt in sorted({r.prompt for r in b}):
+        mine = [(r, row) for r, row in zip(b, table, strict=True) if r.prompt == prompt]
+        t = max(len(r.sampler) for r, _ in mine)
+
+        def padding(values: list[list[float]], t: int = t) -> np.ndarray:
+            return np.array([list(x) + [0.0] * (t - len(x)) for x in values])[None]
+
+        pi, mu = padding([r.learner for r, _ in mine]), padding([r.sampler for r, _ in mine])
+        anchor = padding([row["prox_logprobs"][: len(r.sampler)] for r, row in mine])
+        mask = padding([[1.0] * len(r.sampler) for r, _ in mine])
+        reference = [math.fsum(r.learner) - math.fsum(row["ref_log_prob"][: len(r.sampler)]) for r, row in mine]
+        length = mask.sum(-1)
+        one = Batch(
+            reward=np.array([[r.reward for r, _ in mine]]),
+            log_ratio=pi - mu,
+            log_prob=pi,
+            anchor_log_ratio=pi - anchor,
+            reference_log_ratio=np.array([reference]),
+            token_mask=mask,
+            length=length,
+            scores=ScoreNorms(length),
+            grouped=True,
+        )
+        c = np.asarray(CATALOGUE[name].estimator.coefficients(one))
+        c = (c[..., None] if c.ndim == 2 else c) * mask
+        weight = np.exp(((pi - mu) * mask).sum(-1))
+        target = (weight * (one.reward - one.reward.mean()))[..., None] * mask
+        pieces.append((c, target))
+    alpha = sum((c * t).sum() for c, t in pieces) / sum((c * c).sum() for c, _ in pieces)
+    for c, target in pieces:
+        off += np.sqrt(((alpha * c - target) ** 2).sum(-1)).sum()
+        whole += np.sqrt((target**2).sum(-1)).sum()
+    return float(off / whole)
+
+
+def test_another_policys_column_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    table = with_others(batch(prompts=3))
+    for row in table:
+        row["ref_log_prob"] = None
+    dump = read_dump(write(tmp_path, table))
+    assert dump.reference_log_ratio is None
+    assert any("'ref_log_prob' (reference_log_prob) is not used: it holds null" in note for note in dump.notes)
+    table = with_others(batch(prompts=3))
+    table[4]["prox_logprobs"] = table[4]["prox_logprobs"][:-1]
+    with pytest.raises(InputError, match=r"line 5: prox_logprobs .*does not match .*--column anchor_log_prob=none"):
+        read_dump(write(tmp_path, table))
+    sums = [
+        {**row, "log_prob": sum(row["log_prob"]), "behavior_log_prob": sum(row["behavior_log_prob"])}
+        for row in rows(batch())
+    ]
+    sums = [{**row, "length": 9, "ref_logp": row["log_prob"] - 0.5} for row in sums]
+    reference = read_dump(write(tmp_path, sums)).reference_log_ratio
+    assert reference is not None
+    assert_near(reference, [0.5] * len(sums))
+
+
+MINE = """
+import numpy as np
+def soft(batch):
+    return np.exp(np.minimum(batch.log_ratio, np.log(8))) * (batch.reward - batch.reward.mean(-1, keepdims=True))
+def half(batch):
+    return batch.log_ratio * 0 + 0.5 * (batch.reward - batch.reward.mean(-1, keepdims=True))[..., None]
+half.needs = ("tokens",)
+def falls_over(batch):
+    return batch.reward if batch.reward.shape[-1] == 2 else 1 / 0
+"""
+
+
+def test_estimators_by_name_restrict_the_ranking_and_functions_join_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, mine = write(tmp_path, rows(batch(prompts=6))), tmp_path / "rivals_of_mine.py"
+    mine.write_text(MINE)
+    soft, half = f"{mine}:soft", f"{mine}:half"
+
+    def ranked(*names: str) -> dict[str, Any]:
+        code, out, err = run(capsys, path, "--json", "--bootstrap", "100", *(["--estimator", *names] if names else []))
+        assert code == 0, err
+        return {row["name"]: row for row in json.loads(out)["corrections"]["rows"]}
+
+    everybody = ranked()
+    assert ranked("vcpo", "dr_grpo") == {name: everybody[name] for name in ("vcpo", "dr_grpo")}  # alone, unchanged
+    two = ranked("sequence_tis", soft)
+    assert set(two) == {"sequence_tis", soft}
+    assert two[soft]["risk"] == two["sequence_tis"]["risk"]  # it is that formula
+    both = ranked(soft, half)
+    assert set(both) == {*everybody, soft, half}
+    assert both[half]["bias"] == near(everybody["dr_grpo"]["bias"])  # a constant factor is no difference
+    out = run(capsys, path, "--no-figure", "--estimator", half)[1]
+    assert half in out.replace("\n", "")
+    assert run(capsys, path, "--estimator", "vcpoo")[2].count("did you mean") == 1
+    assert (
+        "falls_over fails on a batch of shape (6, 4) (ZeroDivisionError"
+        in run(capsys, path, "--estimator", f"{mine}:falls_over")[2]
+    )
+    bare = write(tmp_path, [{k: r[k] for k in ("log_prob", "behavior_log_prob")} for r in rows(batch())], "b.jsonl")
+    assert "cannot be ranked" in " ".join(run(capsys, bare, "--no-figure", "--estimator", "vcpo")[1].split())
 
 
 def test_on_policy_every_centered_rival_has_no_bias_and_extremes_stay_finite(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from vcposim.baselines import baseline
 from vcposim.commands.main import main
 from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
+from vcposim.replay import Dump, parse_columns, read_dump
 from vcposim.replay.contributions import Interval, bootstrap_ratios
-from vcposim.replay.dumps import Dump, parse_columns, read_dump
 from vcposim.replay.replay import DEFAULT_BASELINES, replay, to_json, verdict
 
 Record = dict[str, Any]
@@ -378,7 +378,7 @@ def test_token_lists_are_summed_under_their_mask(tmp_path: Path, monkeypatch: py
     expected = ess_fraction(np.array(log_ratio))
     assert replay(found).diagnostics["ess_fraction_token"].value == near(expected)
     assert "ess_fraction_token" not in replay(twin).diagnostics
-    monkeypatch.setattr("vcposim.replay.dumps.TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr("vcposim.replay.reading.TOKENS_AT_ONCE", 7)
     assert replay(read_dump(path)).diagnostics["ess_fraction_token"].value == near(expected)
 
 

@@ -33,6 +33,16 @@ def test_the_catalogue_keeps_its_word(name: str):
     assert (report["shift"] == "holds") == CATALOGUE[name].shift_invariant
 
 
+@pytest.mark.parametrize("name", [name for name, one in CATALOGUE.items() if one.breaks])
+def test_a_law_that_an_entry_says_it_breaks_is_broken_by_it(name: str):
+    for law in CATALOGUE[name].breaks:
+        assert LAWS[law].universal
+        others = [other for other, one in LAWS.items() if one.universal and other != law]
+        with pytest.raises(Violation, match=law):
+            check_estimator(CATALOGUE[name].estimator, without=others)
+        assert check_estimator(name, without=others)[law] == "not claimed"
+
+
 def w(batch: Batch) -> Any:
     return np.exp(np.minimum(batch.log_ratio, 300))
 

@@ -1,0 +1,329 @@
+"""Which column of a file is which field: by option, by our names, by layout, or by being the only one that can be it.
+
+A name that means the sampler in one framework and the learner in another is explained and never guessed; a column that
+would change the answer is used and said, or named.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vcposim.errors import InputError
+from vcposim.replay.containers import BadRecord, broken, one_line
+from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
+from vcposim.replay.metrics import is_log
+from vcposim.replay.names import (
+    ABSENT,
+    AMBIGUOUS,
+    BESIDE,
+    FIELDS,
+    OF_THE_RUN,
+    OTHER_NAMES,
+    TAKEN,
+    TASKS,
+)
+
+MISSING = object()
+"""what a record has where it has nothing"""
+
+
+class Columns:
+    """The columns of a file, decided once, on its first record."""
+
+    def __init__(
+        self,
+        explicit: Mapping[str, str],
+        layout_name: str | None,
+        group: tuple[str, ...],
+        group_size: int | None,
+        by: tuple[str, ...],
+    ):
+        self.explicit = explicit
+        self.asked = None if layout_name is None else layout(layout_name)
+        self.group_columns, self.group_size, self.by = group, group_size, by
+        self.layout: ColumnLayout | None = None
+        self.mapping: dict[str, str] = {}
+        self.used: set[str] = set()
+        """names a columnar file has to deliver"""
+        self.reward_rule = "one"
+        self.other_length: str | None = None
+        self.slice_columns: dict[str, tuple[str, bool]] = {}
+        self.notes: list[str] = []
+        self.where = ""
+        """file and place of the record at hand, for errors"""
+
+    def value(self, record: Mapping[str, Any], name: str) -> Any:
+        """What a record has under a field, or `MISSING`."""
+        path = self.mapping[name]
+        value = record.get(path, MISSING)
+        if value is MISSING and "." in path:
+            try:
+                return look_up(record, path)
+            except KeyError:
+                return MISSING
+        return value
+
+    @property
+    def norm_source(self) -> str:
+        """The best field there is for ||s||^2."""
+        return next((name for name in ("score_sq_norm", "logit_proxy") if name in self.mapping), "length")
+
+    def bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
+        """The error of a field of the record at hand."""
+        column = self.mapping.get(name, name)
+        known = column if column == name else f"{column} ({name})"
+        return broken(f"{self.where}: {known}: {shown(value)} {remedy}", f"{name}: {reason}")
+
+    def decide(self, record: Mapping[str, Any]) -> None:
+        """Map every field that the first record has; one error names all that is missing."""
+        names = list(map(str, record))
+        where = self.where
+        mapping = {f: n for f, n in self.explicit.items() if n != ABSENT}
+        refused = {f for f, n in self.explicit.items() if n == ABSENT}
+        for name, column in mapping.items():
+            if not _holds(record, column):
+                raise self._all_missing(record, names, mapping, {name: column})
+        self.layout = self.asked or recognized(names)
+        for name in FIELDS:
+            if name not in mapping and name not in refused and name in names:
+                mapping[name] = name
+        if self.layout is not None:
+            by_layout = {}
+            for name, options in self.layout.columns.items():
+                if name in mapping or name in refused:
+                    continue
+                found = next((n for n in options if _holds(record, n)), None)
+                if found is not None:
+                    by_layout[name] = found
+            mapping |= by_layout
+            self.reward_rule = self.layout.reward_rule
+            if self.layout.name != "vcposim" and (by_layout or self.asked):
+                said = ", ".join(f"{f}={n}" for f, n in by_layout.items())
+                how = "as asked" if self.asked else "recognized by its columns"
+                self.notes.append(
+                    f"layout {self.layout.name} ({self.layout.what}), {how}: {said or 'every field is named already'}"
+                )
+        for name in ("score_sq_norm", "logit_proxy", "length"):
+            if mapping.get(name) == name and name not in self.explicit and record[name] is None:
+                del mapping[name]  # a schema with the column, and nothing in it
+                self.notes.append(f"{name} is null in the first record: not used")
+        if "log_ratio" in mapping and {"log_prob", "behavior_log_prob"} <= set(mapping):
+            del mapping["log_ratio"]
+        self._take_others(record, names, mapping, refused)
+        ratio = "log_ratio" in mapping
+        needed = [name for name in ("log_prob", "behavior_log_prob") if not ratio and name not in mapping]
+        if self.layout is not None and self.layout.missing and needed:
+            raise InputError(
+                f"{where}: this is {self.layout.what}: it holds {self.layout.missing}, and a replay needs those of "
+                f"both policies. {self._more(names)}To write them (read at its source, not run): {self.layout.change}"
+            )
+        for name in ("group", "reward"):
+            grouped = name == "group" and (self.group_columns or self.group_size)
+            if name not in mapping and name not in refused and not grouped and self._candidates(name, names):
+                needed.append(name)
+        known = mapping.get("log_ratio") or mapping.get("log_prob")
+        if known is not None and "length" not in mapping and not needed:
+            value = look_up(record, known)
+            other = value if ratio else look_up(record, mapping["behavior_log_prob"])
+            if not any(hasattr(x, "__len__") and not isinstance(x, str) for x in (value, other)):
+                needed.append("length")
+        if needed:
+            raise self._all_missing(record, names, mapping, dict.fromkeys(needed, ""))
+        for column in (*self.group_columns, *self.by):
+            if column not in ("lag", "version", "step", "task") and not _holds(record, column):
+                raise InputError(f"{where}: column {column!r} not found; the file has: {', '.join(names)}")
+        self._take_beside(record, mapping, refused)
+        self.mapping = mapping
+        self._name_lookalikes(record, names, set(mapping.values()))
+        self._slice_columns(record, names)
+        if "length" not in mapping and "mask" not in mapping and self.explicit.get("length") != ABSENT:
+            self.other_length = next((n for n in (*OTHER_NAMES["length"], "response_lengths") if n in names), None)
+        used = {
+            *mapping.values(),
+            *({self.other_length} if self.other_length else ()),
+            *self.group_columns,
+            *self.by,
+            *(c for c, _ in self.slice_columns.values()),
+        }
+        self.used = {name for path in used for name in (path, path.split(".")[0])}
+        for name in ("group", "reward"):
+            if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
+                self.notes.append(f"no {name} in the file: the gauges of the weights are read, baselines are not")
+
+    def _more(self, names: list[str]) -> str:
+        likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
+        told = [f"{n}: {AMBIGUOUS[n]}" for n in likely if n in AMBIGUOUS]
+        return f"({'; '.join(told)}; name the learner's with --column log_prob=NAME if it is there.) " if told else ""
+
+    def _take_others(
+        self, record: Mapping[str, Any], names: list[str], mapping: dict[str, str], refused: set[str]
+    ) -> None:
+        """Columns that would change the answer in silence: used and noted, or named where it is not clear which."""
+        for name in TAKEN:
+            if name in mapping or name in refused:
+                continue
+            there = [n for n in OTHER_NAMES[name] if n in names and n not in mapping.values()]
+            if name == "mask":
+                for other in (n for n in there if not _maskable(record[n])):
+                    self.notes.append(
+                        f"column {other!r} is named like a mask but holds {shown(record[other])}: not used"
+                    )
+                there = [n for n in there if _maskable(record[n])]
+            if not there:
+                continue
+            if name == "mask" and len(there) > 1:
+                raise InputError(
+                    f"{self.where}: {' and '.join(there)} could both be the mask of the policy's tokens; "
+                    f"name one with --column mask={there[0]}, or none of them with --column mask={ABSENT}"
+                )
+            mapping[name] = there[0]
+            if name in ("mask", "sample_mask"):
+                self.notes.append(
+                    f"{name}: column {there[0]!r} is used as such (--column {name}={ABSENT} to ignore it)"
+                )
+
+    def _take_beside(self, record: Mapping[str, Any], mapping: dict[str, str], refused: set[str]) -> None:
+        """Log-probabilities of other policies, for the estimators that need them; they change no other number."""
+        tokens = None if "log_prob" not in mapping else bare(look_up(record, mapping["log_prob"]))
+        listed = isinstance(tokens, list | np.ndarray)
+        for name in BESIDE:
+            asked = name in self.explicit
+            if name in refused:
+                continue
+            if name not in mapping:
+                there = [n for n in OTHER_NAMES[name] if n in record and n not in mapping.values()]
+                if not there:
+                    continue
+                mapping[name] = there[0]
+            column = mapping[name]
+            value = bare(look_up(record, column))
+            fits = isinstance(value, list | np.ndarray) == listed and (listed or name == "reference_log_prob")
+            if tokens is None or (not asked and not (fits and (not listed or len(value) == len(tokens)))):
+                del mapping[name]
+                why = "the file has no log_prob" if tokens is None else f"it holds {shown(value)} beside log_prob"
+                self.notes.append(f"column {column!r} ({name}) is not used: {why}")
+            elif column != name and not asked:
+                self.notes.append(f"{name}: column {column!r} is used as such (--column {name}={ABSENT} to ignore it)")
+
+    def _name_lookalikes(self, record: Mapping[str, Any], names: list[str], used: set[str]) -> None:
+        """A list of 0 and 1 beside the tokens may be their mask under a name nobody knows."""
+        if "mask" in self.mapping or self.explicit.get("mask") == ABSENT:
+            return
+        tokens = bare(self.value(record, "log_prob" if "log_prob" in self.mapping else "log_ratio"))
+        if not isinstance(tokens, list | np.ndarray):
+            return
+        for name in names:
+            value = bare(record[name])
+            if name in used or not isinstance(value, list | np.ndarray) or len(value) != len(tokens) or not len(value):
+                continue
+            if all(isinstance(x, int | float | np.generic) and x in (0, 1) for x in value):
+                self.notes.append(
+                    f"column {name!r} holds 0 and 1 a token and is not used; if it is the mask of the policy's own "
+                    f"tokens, --column mask={name}"
+                )
+
+    def _slice_columns(self, record: Mapping[str, Any], names: list[str]) -> None:
+        """Slices that may be asked for, and those that the file offers by itself."""
+        for name in OF_THE_RUN:
+            if name in self.mapping:
+                self.slice_columns[name] = (self.mapping[name], True)
+        for last in ("last_version", "tail_version", "max_global_steps"):
+            if last in names and "version" in self.mapping:
+                self.slice_columns["last_version"] = (last, True)
+        task = next((n for n in TASKS if n in names), None)
+        if task is not None:
+            self.slice_columns["task"] = (task, False)
+        for column in self.by:
+            if column in ("lag", "version", "step", "task"):
+                continue
+            self.slice_columns[column] = (column, False)
+
+    def _candidates(self, name: str, names: list[str]) -> list[str]:
+        return [n for n in OTHER_NAMES[name] if n in names]
+
+    def _all_missing(
+        self, record: Mapping[str, Any], names: list[str], mapping: dict[str, str], needed: dict[str, str]
+    ) -> InputError:
+        """One message for all that is missing, with the options that would mend it, and why a name is not guessed."""
+        where = self.where
+        taken = set(mapping.values()) - set(needed.values())
+        told: list[str] = []
+        options: list[str] = []
+        asked = {n: c for n, c in needed.items() if c}
+        plural = "s" if len(needed) > 1 else ""
+        quoted = ", ".join(repr(c or n) for n, c in needed.items())
+        if asked:
+            near = [
+                (n, next(iter(difflib.get_close_matches(c, [x for x in names if x not in taken], 1, 0.6)), None))
+                for n, c in asked.items()
+            ]
+            for n, close in near:
+                close = close or next((x for x in self._candidates(n, names) if x not in taken), None)
+                if close:
+                    options.append(f"--column {n}={close}")
+        else:
+            for name in needed:
+                sure = [n for n in self._candidates(name, names) if n not in taken]
+                if sure:
+                    options.append(f"--column {name}={sure[0]}")
+                    taken.add(sure[0])
+            # an ambiguous log-probability is what is left over, once the other policy's is known
+            unsure = [n for n in names if n in AMBIGUOUS and n not in taken and n not in ("uid", "rewards", "index")]
+            for name in ("log_prob", "behavior_log_prob"):
+                if name in needed and not any(f"{name}=" in o for o in options):
+                    other = "behavior_log_prob" if name == "log_prob" else "log_prob"
+                    settled = other in mapping or any(o.startswith(f"--column {other}=") for o in options)
+                    if settled and len([n for n in unsure if not n.startswith("ref_")]) == 1:
+                        left = next(n for n in unsure if not n.startswith("ref_"))
+                        options.append(f"--column {name}={left}")
+            told += [f"{n}: {AMBIGUOUS[n]}" for n in unsure]
+            for name in ("uid", "rewards", "index"):
+                if any(option.endswith(f"={name}") for option in options):
+                    told.append(f"{name}: {AMBIGUOUS[name]}")
+            if "log_prob" in needed and "log_ratio" not in mapping:
+                ratio = self._candidates("log_ratio", names)
+                if ratio:
+                    options = [o for o in options if "log_prob" not in o] + [f"--column log_ratio={ratio[0]}"]
+        if not asked and is_log(record):
+            return InputError(f"{where}: these are metrics, not rollouts; read their gauges with --metrics")
+        text = f"{where}: column{plural} {quoted} not found"
+        if options:
+            first = options[0].split("=")[1]
+            text += f"; did you mean {first!r}?" if len(options) == 1 and len(needed) == 1 else ""
+            text += f" use {' '.join(options)}" if text.endswith("?") else f"; use {' '.join(options)}"
+        rest = [n for n in needed if not any(o.startswith(f"--column {n}=") for o in options)]
+        if rest:
+            named = " ".join(f"--column {n}=NAME" for n in rest)
+            text += f"; name {'it' if len(rest) == 1 else 'them'} with {named}, the file has: {', '.join(names)}"
+        return InputError(text + (f" ({'; '.join(told)})" if told else ""))
+
+
+def _holds(record: Mapping[str, Any], path: str) -> bool:
+    try:
+        look_up(record, path)
+    except KeyError:
+        return False
+    return True
+
+
+def bare(value: Any) -> Any:
+    """Without the batch axis of one that NeMo-RL writes around everything."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list | np.ndarray):
+        return value[0]
+    return value
+
+
+def _maskable(value: Any) -> bool:
+    return value is None or isinstance(value, list | np.ndarray)
+
+
+def shown(value: Any) -> str:
+    """A value in an error: JSON, cut short."""
+    if isinstance(value, str) and " " in value:
+        text = value
+    else:
+        text = json.dumps(value if not isinstance(value, np.ndarray) else value.tolist(), default=str)
+    return one_line(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,153 @@
+"""Rows into trajectories and groups, once all are read: steps that split a prompt, rows of one trajectory, lags."""
+
+import math
+from collections.abc import Hashable
+from dataclasses import replace
+
+import numpy as np
+
+from vcposim.diagnostics import WeightSums
+from vcposim.errors import InputError
+from vcposim.replay.columns import Columns
+from vcposim.replay.dumps import Dump, Tokens
+from vcposim.replay.names import ABSENT
+
+TRAJECTORY = " trajectory"
+"""slice that says which rows are one trajectory; no column has such a name"""
+
+
+def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
+    """A prompt that comes up at several steps is a group at each: its responses are of different policies."""
+    if "step" not in dump.slices or columns.group_columns or not dump.has_group or columns.group_size:
+        return dump
+    step, values = dump.slices["step"]
+    pair = dump.group * len(values) + step
+    pairs = np.unique(pair)
+    if pairs.size == len(dump.labels):
+        return dump
+    if TRAJECTORY in dump.slices:
+        ids = dump.slices[TRAJECTORY][0]
+        if np.unique(dump.group * (ids.max() + 1) + ids).size < np.unique(pair * (ids.max() + 1) + ids).size:
+            return dump  # it changes inside a trajectory: a turn, not a training step
+    size, split = np.bincount(dump.group), np.unique(pair, return_counts=True)[1]
+    column = columns.mapping["step"]
+    if size.max() > 1 and split.max() == 1:
+        notes.append(f"{column!r} differs within every group, so it is no training step and splits none")
+        return dump
+    order, code = coded(pair)
+    labels: list[Hashable] = [(values[p % len(values)], dump.labels[p // len(values)]) for p in order]
+    name = columns.mapping.get("group", "group")
+    notes.append(
+        f"groups are ({column}, {name}): {name!r} comes up at several steps, {len(size)} values make {len(labels)} "
+        f"groups (--group {name} pools the steps)"
+    )
+    return replace(dump, labels=labels, group=code)
+
+
+def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) -> Dump:
+    """Rows of one trajectory, added up."""
+    if TRAJECTORY not in dump.slices:
+        return dump
+    ids, values = dump.slices[TRAJECTORY]
+    column = columns.mapping["trajectory"]
+    asked = "trajectory" in columns.explicit
+    key = dump.group * (len(values) + 1) + ids
+    order, code = coded(key)
+    if order.size == ids.size:
+        return dump
+    groups_of_id = np.bincount(np.unique(key) % (len(values) + 1), minlength=len(values))
+    ids_of_group = np.bincount(np.unique(key) // (len(values) + 1))
+    if not asked and ids_of_group.max() == 1 and (groups_of_id.max() > 1 or len(values) == 1):
+        notes.append(f"{column!r} is the same in whole groups: a counter of the run, not of trajectories, not used")
+        return dump
+    first = np.unique(code, return_index=True)[1]
+    last = ids.size - 1 - np.unique(code[::-1], return_index=True)[1]
+    reward = dump.reward[last if merge_reward == "last" else first]
+    if merge_reward == "sum":
+        reward = np.bincount(code, dump.reward)
+    elif merge_reward == "same" and dump.has_reward and np.any(dump.reward != reward[code]):
+        row = int(np.flatnonzero(dump.reward != reward[code])[0])
+        raise InputError(
+            f"{dump.path}: {dump.place[row]}: {column!r} says this row continues a trajectory, but its reward "
+            f"{dump.reward[row]:g} is not the one before ({reward[code][row]:g}); use --merge-reward sum or last, "
+            f"or --trajectory {ABSENT} if these are separate trajectories"
+        )
+    with np.errstate(invalid="ignore"):
+        log_ratio = np.bincount(code, np.where(np.isfinite(dump.log_ratio), dump.log_ratio, 0.0))
+    log_ratio[np.unique(code[dump.log_ratio == -math.inf])] = -math.inf
+    length = np.bincount(code, dump.length)
+    tokens = dump.tokens
+    if tokens is not None:
+        scale = np.full(order.size, -math.inf)
+        np.maximum.at(scale, code, tokens.log_scale)
+        with np.errstate(invalid="ignore"):
+            factor = np.nan_to_num(np.exp(tokens.log_scale - scale[code]))
+        tokens = WeightSums(
+            scale,
+            np.bincount(code, tokens.count),
+            np.bincount(code, tokens.total * factor),
+            np.bincount(code, tokens.square * factor * factor),
+        )
+    notes.append(f"{ids.size} rows are {order.size} trajectories: rows that share {column!r} are merged")
+    if dump.norm_source != "length":
+        notes.append(f"{dump.norm_source} of rows does not add up to a trajectory's; length stands in for it")
+    parts: dict[int, list[Tokens]] = {}
+    for one in dump.kept:
+        parts.setdefault(int(code[one.row]), []).append(one)
+    whole = np.bincount(code)
+    kept = tuple(
+        Tokens(
+            t,
+            np.concatenate([one.log_prob for one in rows]),
+            np.concatenate([one.behavior_log_prob for one in rows]),
+            {name: np.concatenate([one.beside[name] for one in rows]) for name in rows[0].beside},
+        )
+        for t, rows in parts.items()
+        if len(rows) == whole[t]
+    )
+    reference = dump.reference_log_ratio
+    return replace(
+        dump,
+        group=dump.group[first],
+        reward=reward,
+        log_ratio=log_ratio,
+        length=length,
+        score_sq_norm=length,
+        norm_source="length",
+        tokens=tokens,
+        slices={name: (c[first], v) for name, (c, v) in dump.slices.items() if name != TRAJECTORY},
+        kept=kept,
+        reference_log_ratio=None if reference is None else np.bincount(code, reference),
+        place=tuple(dump.place[i] for i in first),
+    )
+
+
+def coded(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct keys in order of appearance, and the code of each."""
+    values, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    rank = np.empty(values.size, dtype=int)
+    order = np.argsort(first)
+    rank[order] = np.arange(values.size)
+    return values[order], rank[inverse]
+
+
+def with_lag(dump: Dump) -> Dump:
+    """`lag` from the learner's version and the sampler's, where the file has both and no lag of its own."""
+    if "lag" in dump.slices or not {"version", "learner_version"} <= set(dump.slices):
+        return dump
+    (a, sampler), (b, learner) = dump.slices["version"], dump.slices["learner_version"]
+    try:
+        lag = np.array([float(v) for v in learner])[b] - np.array([float(v) for v in sampler])[a]
+    except (TypeError, ValueError):
+        return dump
+    order, code = coded(lag)
+    return replace(dump, slices={**dump.slices, "lag": (code, [int(x) if x == int(x) else float(x) for x in order])})
+
+
+def whole_groups(dump: Dump) -> tuple[Tokens, ...]:
+    """Tokens of the groups of which every trajectory was kept."""
+    have = np.bincount(dump.group[[one.row for one in dump.kept]], minlength=len(dump.labels)) if dump.kept else None
+    if have is None:
+        return ()
+    complete = have == np.bincount(dump.group, minlength=len(dump.labels))
+    return tuple(one for one in dump.kept if complete[dump.group[one.row]])

@@ -1,0 +1,292 @@
+"""Files of rollouts -> a `Dump`: containers give records, records give numbers, and what is left is grouped.
+
+    containers   any file -> records, in bounded memory
+    names        fields, and what frameworks call them
+    layouts      what whole frameworks write
+    columns      which column of this file is which field
+    records      one record -> the numbers of one trajectory, or what is wrong with it
+    checks       what tokens and weights say about how the data were made
+    grouping     rows of one trajectory, prompts at several steps, lags
+
+Token lists are summed as they come and leave a handful of numbers a trajectory.
+"""
+
+import array
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcposim.diagnostics import WeightSums
+from vcposim.errors import InputError, unknown_name
+from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
+from vcposim.replay.columns import Columns
+from vcposim.replay.containers import BadRecord, Item, Progress, Wanted, find_inputs, read_items
+from vcposim.replay.dumps import Dump, Tokens
+from vcposim.replay.grouping import TRAJECTORY, by_step, merged, whole_groups, with_lag
+from vcposim.replay.names import FIELDS
+from vcposim.replay.records import Numbers, RecordReader, TokenLists
+
+TOKENS_AT_ONCE = 1 << 14
+"""tokens that are looked at together: few enough to stay in the cache"""
+TOKENS_KEPT = 1_500_000
+"""tokens of the first groups that are kept for the estimators that look at tokens"""
+
+
+def read_dump(
+    path: str | Path | Sequence[str | Path],
+    columns: Mapping[str, str] | None = None,
+    *,
+    layout_name: str | None = None,
+    group: Sequence[str] = (),
+    group_size: int | None = None,
+    trajectory: str | None = None,
+    merge_reward: str = "same",
+    by: Sequence[str] = (),
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Dump:
+    """All rollouts of files, folders, globs or `-`; `columns` maps field names to the file's own, or to `none`.
+
+    `group`: columns that name a group together; without it a prompt that comes up at several steps is a group at each.
+    `group_size`: the file has no group, but is ordered, that many responses a prompt. `trajectory`: the column that the
+    rows of one trajectory share; `merge_reward` then says what their rewards are: the `same`, to `sum`, or the `last`.
+    `by`: columns to slice by later. `skip_bad`: leave broken records out and count them, instead of refusing the file.
+
+    Raises `InputError`, one line, on input that is missing, empty, cut off or malformed, on missing, mistyped or
+    ambiguous fields, and on values that cannot be.
+    """
+    for name in columns or {}:
+        if name not in FIELDS:
+            raise unknown_name("column", name, FIELDS)
+    if group_size is not None and group_size < 1:
+        raise InputError(f"group_size: {group_size} is not positive; say how many responses each prompt has")
+    if group and group_size is not None:
+        raise InputError("group_size: given together with group; keep one")
+    if merge_reward not in ("same", "sum", "last"):
+        raise unknown_name("merge_reward", merge_reward, ("same", "sum", "last"))
+    arguments = [path] if isinstance(path, str | Path) else list(path)
+    files, notes = find_inputs(arguments)
+    named = str(arguments[0]) if len(arguments) == 1 else f"{arguments[0]} and {len(arguments) - 1} more"
+    progress = Progress(shown=False) if progress is None else progress
+    explicit = dict(columns or {}) | ({} if trajectory is None else {"trajectory": trajectory})
+    resolved = Columns(explicit, layout_name, tuple(group), group_size, tuple(by))
+    resolved.notes = notes
+    reader = _Reader(named, resolved, len(files) > 1, skip_bad)
+    try:
+        for item in read_items(files, reader.wanted, progress):
+            reader.take(item)
+    finally:
+        progress.done()
+    return reader.finish(merge_reward)
+
+
+class _Reader:
+    """Takes records one by one, and keeps of each a handful of numbers; tokens become sums as they come."""
+
+    def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool):
+        self.path, self.columns, self.several, self.skip_bad = path, columns, several, skip_bad
+        self.record = RecordReader(columns)
+        self.wanted = Wanted()
+        self.code: dict[Hashable, int] = {}
+        self.names: list[Any] = []
+        numbers = ("group", "reward", "log_ratio", "length", "norm", "reference")
+        self.number = {name: array.array("d") for name in numbers}
+        self.slices: dict[str, tuple[dict[Any, int], array.array[int]]] = {}
+        self.sums: dict[str, list[np.ndarray]] = {name: [] for name in ("scale", "count", "total", "square")}
+        self.where: list[str] = []
+        self.pending: list[TokenLists] = []
+        self.pending_tokens = 0
+        self.statistics = TokenSums()
+        self.kept: list[Tokens] = []
+        self.kept_tokens = 0
+        self.skipped: dict[str, list[str]] = {}
+        self.empty = self.no_weight = 0
+        self.file = self.place = ""
+
+    def take(self, item: Item) -> None:
+        """One item of a container: a record, a batch of them in columns, or what is wrong in its place."""
+        self._at(item.path, item.place)
+        try:
+            if isinstance(item.record, InputError):
+                raise item.record
+            if not self.columns.mapping:
+                self.columns.decide(item.record)
+                self.wanted.names = self.columns.used
+            for k, record in enumerate(self.record.unfolded(item.record)):
+                if record is not item.record:
+                    self._at(item.path, f"{item.place}, rollout {k + 1}")
+                try:
+                    numbers = self.record.read(record)
+                    if numbers is not None:
+                        self._add(numbers)
+                except BadRecord as error:
+                    self._skip(error)
+        except BadRecord as error:
+            self._skip(error)
+
+    def _at(self, file: str, place: str) -> None:
+        self.file, self.place = file, place
+        self.columns.where = f"{file}: {place}"
+
+    def _add(self, one: Numbers) -> None:
+        row, number = len(self.number["reward"]), self.number
+        number["group"].append(self.code.setdefault(one.label, len(self.code)))
+        if len(self.names) < len(self.code):
+            self.names.append(one.label)
+        number["reward"].append(one.reward)
+        number["log_ratio"].append(one.log_ratio)
+        number["length"].append(one.length)
+        number["norm"].append(one.norm)
+        number["reference"].append(one.reference_log_ratio)
+        marks = one.marks if one.trajectory is None else {**one.marks, TRAJECTORY: one.trajectory}
+        for name, value in marks.items():
+            values, codes = self.slices.setdefault(name, ({}, array.array("q")))
+            codes.append(values.setdefault(value, len(values)))
+        self.where.append(self._here())
+        self.empty += one.length == 0
+        self.no_weight += one.log_ratio == -math.inf
+        if one.tokens is not None:
+            self._keep_tokens(row, one.tokens)
+
+    def _skip(self, error: BadRecord) -> None:
+        if not self.skip_bad:
+            raise error
+        self.skipped.setdefault(error.reason, []).append(self._here())
+
+    def _here(self) -> str:
+        return f"{Path(self.file).name}: {self.place}" if self.several else self.place
+
+    def _keep_tokens(self, row: int, tokens: TokenLists) -> None:
+        size = tokens.log_prob.size
+        self.pending.append(tokens)
+        self.pending_tokens += size
+        if self.kept_tokens <= TOKENS_KEPT:
+            self.kept_tokens += size
+            self.kept.append(Tokens(row, *tokens))
+        if self.pending_tokens >= TOKENS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Reduce the pending tokens to sums a trajectory, and look at them for the checks."""
+        if not self.pending:
+            return
+        sizes = np.array([one.log_prob.size for one in self.pending])
+        learner = np.concatenate([one.log_prob for one in self.pending])
+        sampler = np.concatenate([one.behavior_log_prob for one in self.pending])
+        self.pending, self.pending_tokens = [], 0
+        scale, total, square = np.full(sizes.size, -math.inf), np.zeros(sizes.size), np.zeros(sizes.size)
+        ends = np.cumsum(sizes)
+        if learner.size:
+            real = np.flatnonzero(sizes)
+            starts = (ends - sizes)[real]
+            with np.errstate(invalid="ignore"):
+                d = learner - sampler
+            scale[real] = np.maximum.reduceat(d, starts)
+            w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
+            total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
+            if "log_ratio" not in self.columns.mapping:
+                self.statistics.add(learner, sampler, ends[real])
+        for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
+            self.sums[name].append(values)
+
+    def finish(self, merge_reward: str) -> Dump:
+        """The dump, or the error of an empty file."""
+        if not self.number["reward"]:
+            bad = sum(map(len, self.skipped.values()))
+            why = f"all {bad} records are broken ({'; '.join(self.skipped)})" if bad else "empty file"
+            raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
+        self._flush()
+        columns, records = self.columns, self.record.records
+        if columns.group_size and records % columns.group_size:
+            raise InputError(
+                f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
+                "short, so the rows are not what this option takes them for"
+            )
+        length = np.array(self.number["length"])
+        n = length.size
+        whole = len(self.sums["count"]) > 0 and sum(map(len, self.sums["count"])) == n
+        tokens = WeightSums(*map(np.concatenate, self.sums.values())) if whole else None
+        dump = Dump(
+            path=self.path,
+            labels=self.names,
+            group=np.array(self.number["group"]).astype(int),
+            reward=np.array(self.number["reward"]),
+            log_ratio=np.array(self.number["log_ratio"]),
+            length=length,
+            score_sq_norm=length if columns.norm_source == "length" else np.array(self.number["norm"]),
+            norm_source=columns.norm_source,
+            tokens=tokens,
+            has_group="group" in columns.mapping or bool(columns.group_columns) or columns.group_size is not None,
+            has_reward="reward" in columns.mapping,
+            layout=columns.layout.name if columns.layout else "",
+            slices={name: (np.array(codes), list(values)) for name, (values, codes) in self.slices.items()},
+            skipped=self.skipped,
+            kept=tuple(self.kept),
+            reference_log_ratio=np.array(self.number["reference"]) if "reference_log_prob" in columns.mapping else None,
+            place=tuple(self.where),
+        )
+        notes = list(columns.notes)
+        dump = by_step(dump, columns, notes)
+        dump = merged(dump, columns, merge_reward, notes)
+        dump = with_lag(dump)
+        self._say(dump, notes)
+        findings = [
+            *token_findings(self.statistics),
+            *trajectory_findings(dump.log_ratio, lambda i: dump.place[i], tokens=tokens is not None),
+            *self._versions(dump),
+        ]
+        slices = {name: one for name, one in dump.slices.items() if not name.startswith(" ")}
+        return replace(dump, notes=tuple(notes), findings=tuple(findings), slices=slices, kept=whole_groups(dump))
+
+    def _say(self, dump: Dump, notes: list[str]) -> None:
+        """Everything that was counted on the way."""
+        columns, record = self.columns, self.record
+        if self.skipped:
+            total = sum(map(len, self.skipped.values()))
+            by_reason = "; ".join(f"{len(at)} {why} ({_first(at)})" for why, at in self.skipped.items())
+            notes.append(f"{total} of {record.records + self._unread()} records are left out (--skip-bad): {by_reason}")
+        if record.left_out:
+            notes.append(f"{record.left_out} trajectories have a sample mask of 0: left out, as the trainer did")
+        if self.empty:
+            notes.append(f"{self.empty} responses are empty: weight 1, an empty product, and no gradient")
+        if self.no_weight:
+            notes.append(f"{self.no_weight} trajectories have weight 0: the learner's log-probability is -inf there")
+        if record.null_masks:
+            notes.append(f"{record.null_masks} masks are null: all tokens count there")
+        if record.masked_tokens and dump.tokens is not None:
+            share = record.masked_tokens / (record.masked_tokens + dump.tokens.count.sum())
+            notes.append(f"{share:.0%} of the tokens listed are masked out ({columns.mapping['mask']})")
+        if dump.has_group and len(dump.labels) == dump.group.size > 1:
+            key = columns.mapping.get("group", ",".join(columns.group_columns) or "the group")
+            notes.append(
+                f"every one of the {dump.group.size} groups has a single response: {key!r} is no key of groups, so "
+                "no baseline means anything; name what the responses of one prompt share (--group COLUMN[,COLUMN]), or "
+                "--group-size N for rows in order"
+            )
+
+    def _unread(self) -> int:
+        return sum(len(at) for why, at in self.skipped.items() if why in ("not JSON", "cut off", "no JSON object"))
+
+    def _versions(self, dump: Dump) -> list[Finding]:
+        mixed = self.record.mixed
+        if "last_version" in dump.slices and "version" in dump.slices:
+            (a, first), (b, last) = dump.slices["version"], dump.slices["last_version"]
+            mixed = int(np.sum([first[i] != last[j] for i, j in zip(a, b, strict=True)]))
+        if not mixed:
+            return []
+        return [
+            Finding(
+                "mixed versions",
+                f"{mixed} of {dump.group.size} trajectories were generated by more than one version of the policy",
+                "their behavior policy changed on the way: behavior_log_prob must be the one recorded at each token; "
+                "a single version or lag stands for the first",
+            )
+        ]
+
+
+def _first(places: list[str]) -> str:
+    return ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")

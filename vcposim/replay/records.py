@@ -1,0 +1,436 @@
+"""One record -> the numbers of one trajectory, or what is wrong with it.
+
+What a value means where it could be argued: log_prob = -inf is weight 0 (the learner never says that); an empty
+response has weight 1, an empty product, and no gradient; a null mask is all tokens. Everything else that cannot be is
+one error with file, place, field, value and remedy.
+"""
+
+import array
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from vcposim.replay.columns import MISSING, Columns, bare
+from vcposim.replay.containers import BadRecord, kind
+from vcposim.replay.layouts import look_up
+from vcposim.replay.names import ABSENT, LISTS, MEANINGFUL
+
+ROUNDING = 1e-3
+"""a log-probability may exceed 0 by this much in half precision"""
+LARGEST = 1e100
+"""no reward, norm or log-probability is larger than this; squares must stay finite"""
+MAY_BE_NOTHING = ("log_prob", "log_ratio")
+"""fields of which -inf means that the learner never says this"""
+
+
+class TokenLists(NamedTuple):
+    """The tokens of one trajectory that count, (t,) each."""
+
+    log_prob: np.ndarray
+    behavior_log_prob: np.ndarray
+    beside: dict[str, np.ndarray]
+
+
+class Numbers(NamedTuple):
+    """One trajectory, or one row of it."""
+
+    label: Hashable
+    """of its group"""
+    reward: float
+    log_ratio: float
+    length: float
+    norm: float
+    trajectory: Hashable | None
+    marks: dict[str, Any]
+    """slice -> its value"""
+    reference_log_ratio: float
+    tokens: TokenLists | None
+
+
+class RecordReader:
+    """Reads records by the columns decided on; counts what it passes over."""
+
+    def __init__(self, columns: Columns):
+        self.columns = columns
+        self.records = 0
+        self.first_names: frozenset[str] | None = None
+        self.kinds: tuple[bool, ...] | None = None
+        self.left_out = self.null_masks = self.masked_tokens = self.mixed = 0
+
+    def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
+        return self.columns.bad(name, value, remedy, reason)
+
+    def read(self, record: Mapping[str, Any]) -> Numbers | None:
+        """The numbers of one record, or None for one that the trainer left out.
+
+        Raises `BadRecord` for whatever is wrong with it: a record is taken whole or not at all.
+        """
+        self.records += 1
+        mapping = self.columns.mapping
+        if self.first_names is None:
+            self.first_names = frozenset(record)
+        elif not self.first_names.issuperset(record):
+            for name in MEANINGFUL.intersection(record) - self.first_names:
+                raise self._bad(
+                    name, "here", "but not in the first record; write it in all of them or in none", "a new field"
+                )
+        if "sample_mask" in mapping and self._get(record, "sample_mask") in (0, [0], [0.0], False):
+            self.left_out += 1
+            return None
+        label = self._label(record)
+        reward = self._reward(record) if "reward" in mapping else math.nan
+        log_ratio, length, reference, tokens = self._weights(record)
+        norm = math.nan
+        source = self.columns.norm_source
+        if source != "length":
+            norm = self._scalar(source, self._get(record, source))
+            if norm < 0:
+                raise self._bad(
+                    source, norm, "is negative; it is a squared norm, dump it again or leave it out", "a negative norm"
+                )
+        trajectory = self._get(record, "trajectory") if "trajectory" in mapping else None
+        if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
+            trajectory = ("row", self.records) if trajectory is None else _key(trajectory)
+        marks = {name: self._mark(record, name, column) for name, (column, _) in self.columns.slice_columns.items()}
+
+        return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens)
+
+    def _get(self, record: Mapping[str, Any], name: str) -> Any:
+        value = self.columns.value(record, name)
+        if value is MISSING:
+            raise self._bad(name, "absent", "is missing, other records have it", "is missing")
+        if value is None and name not in ("mask", "trajectory"):
+            raise self._bad(name, value, "is no value; fill it in or drop the record", "null")
+        if isinstance(value, list | np.ndarray) and len(value) == 1 and name not in LISTS:
+            return value[0]  # a batch of one, as NeMo-RL writes
+        return value
+
+    def _label(self, record: Mapping[str, Any]) -> Hashable:
+        if self.columns.group_size is not None:
+            return (self.records - 1) // self.columns.group_size
+        if self.columns.group_columns:
+            parts = []
+            for column in self.columns.group_columns:
+                try:
+                    parts.append(_key(look_up(record, column)))
+                except KeyError:
+                    raise self._bad(column, "absent", "is missing, other records have it", "is missing") from None
+            return parts[0] if len(parts) == 1 else tuple(parts)
+        if "group" not in self.columns.mapping:
+            return self.records
+        value = self._get(record, "group")
+        if isinstance(value, float) and value != value:
+            raise self._bad("group", value, "cannot name a group; use a number, a string, or any JSON value", "NaN")
+        if self.columns.layout is not None and self.columns.layout.group_suffixes and isinstance(value, str):
+            return value.rsplit("_", self.columns.layout.group_suffixes)[0]
+        return _key(value)
+
+    def _reward(self, record: Mapping[str, Any]) -> float:
+        value = self._get(record, "reward")
+        if isinstance(value, dict):
+            keys = ", ".join(list(value)[:5])
+            raise self._bad(
+                "reward",
+                value,
+                f"is an object, not a number; name its part, as in --column reward={self.columns.mapping['reward']}."
+                f"{next(iter(value), 'KEY')} (it has {keys})",
+                "an object",
+            )
+        if isinstance(value, list | np.ndarray):
+            return self._token_rewards(list(value), record)
+        return self._scalar("reward", value, boolean=True)
+
+    def _token_rewards(self, values: list[Any], record: Mapping[str, Any]) -> float:
+        if self.columns.reward_rule == "one":
+            raise self._bad(
+                "reward",
+                f"a list of {len(values)}",
+                "is not one number a trajectory; name a column of numbers, or the --layout that says what it means",
+                "a list",
+            )
+        if self.columns.reward_rule == "sum":
+            return math.fsum(self._scalar("reward", x) for x in values)
+        keep = self._mask(self._get(record, "mask"), len(values)) if "mask" in self.columns.mapping else None
+        seen: set[Any] = {x for k, x in enumerate(values) if (keep is None or keep[k]) and x is not None}
+        if len(seen) != 1:
+            raise self._bad(
+                "reward", f"{len(seen)} values", "over one trajectory, where this layout repeats a single one", "mixed"
+            )
+        return self._scalar("reward", seen.pop())
+
+    def _scalar(self, name: str, value: Any, *, boolean: bool = False) -> float:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if (isinstance(value, bool) and not boolean) or not isinstance(value, int | float):
+            raise self._bad(name, value, f"is a {kind(value)}, not a number; dump it as a number", f"a {kind(value)}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self._bad(name, value, "is not finite; drop the record or compute it again", "not finite")
+        if abs(number) > LARGEST:
+            raise self._bad(name, value, "is out of any scale; check its unit", "out of any scale")
+        return number
+
+    def _weights(self, record: Mapping[str, Any]) -> tuple[float, float, float, TokenLists | None]:
+        """log-ratio, length, log-ratio to the reference (NaN without one), and the lists of tokens if there are any."""
+        names = ("log_ratio",) if "log_ratio" in self.columns.mapping else ("log_prob", "behavior_log_prob")
+        choices = record.get("choices")
+        if (
+            isinstance(choices, list)
+            and len(choices) > 1
+            and any(self.columns.mapping[n].startswith("choices.") for n in names)
+        ):
+            raise self._bad("choices", f"{len(choices)} answers", "in one record; write one answer a record", "choices")
+        values = [bare(self._get(record, name)) for name in names]
+        kinds = tuple(isinstance(v, list | np.ndarray) for v in values)
+        if self.kinds is None:
+            self.kinds = kinds
+            if any(kinds) and not all(kinds):
+                one = names[kinds.index(False)]
+                self.columns.notes.append(
+                    f"{one} is a sum a trajectory, the other a list: nothing can be said of single tokens"
+                )
+                if "mask" in self.columns.mapping:
+                    raise self._bad(one, values[kinds.index(False)], "is a sum, and a sum cannot be masked", "a sum")
+        elif kinds != self.kinds:
+            name = next(n for n, a, b in zip(names, kinds, self.kinds, strict=True) if a != b)
+            raise self._bad(
+                name,
+                values[names.index(name)],
+                "is not what it was in the first record, a list or a sum",
+                "mixed kinds",
+            )
+        lists = [v for v in values if isinstance(v, list | np.ndarray)]
+        stated = self._scalar("length", self._get(record, "length")) if "length" in self.columns.mapping else None
+        if not lists:
+            if stated is None:
+                raise self._bad("length", None, "is missing, and there is no list of tokens to count", "is missing")
+            numbers = [self._log_prob(name, v) for name, v in zip(names, values, strict=True)]
+            if stated < 1 and (stated < 0 or any(numbers)):
+                raise self._bad("length", stated, "is less than one token; drop empty responses", "empty response")
+            total = numbers[0] - (numbers[1] if len(numbers) > 1 else 0.0)
+            return total, stated, self._reference(record, numbers[0], None, None), None
+        size = len(lists[0])
+        for name, v in zip(names, values, strict=True):
+            if isinstance(v, list | np.ndarray) and len(v) != size:
+                raise self._bad(
+                    name,
+                    f"{len(v)} tokens",
+                    f"does not match the {size} of the other one; dump the same tokens (one more: an end-of-text token "
+                    "or the first of the prompt counted on one side; many more: the prompt, or another tokenizer)",
+                    "lists of different lengths",
+                )
+        keep = None
+        if "mask" in self.columns.mapping:
+            given = self._get(record, "mask")
+            self.null_masks += given is None
+            keep = self._mask(given, size)
+        tokens: list[Any] = [
+            self._tokens(name, v, keep) if isinstance(v, list | np.ndarray) else self._log_prob(name, v)
+            for name, v in zip(names, values, strict=True)
+        ]
+        counted = size if keep is None else int(keep.sum())
+        self.masked_tokens += size - counted
+        if stated is not None and keep is None and counted != stated:
+            raise self._bad(
+                "length", stated, f"is not the {counted} tokens listed; trim the padding or dump a mask", "length"
+            )
+        if self.columns.other_length is not None and keep is None:
+            other = record.get(self.columns.other_length)
+            if isinstance(other, int | float) and other != counted:
+                raise self._bad(
+                    self.columns.other_length,
+                    other,
+                    f"says how long the response is, and {counted} tokens are listed: padding, or tokens of others? "
+                    "dump a mask or the response's own tokens, or ignore this column with --column length=none",
+                    "another length than that of the lists",
+                )
+        sums = [float(t.sum()) if isinstance(t, np.ndarray) else t for t in tokens]
+        total = sums[0] - (sums[1] if len(sums) > 1 else 0.0)
+        reference = self._reference(record, sums[0], size, keep)
+        if len(lists) == 2:
+            beside = {name: self._beside(record, name, size, keep) for name in self._token_fields}
+            return total, counted, reference, TokenLists(tokens[0], tokens[1], beside)
+        alone = TokenLists(tokens[0], np.zeros(counted), {}) if len(names) == 1 else None
+        return total, counted, reference, alone
+
+    @property
+    def _token_fields(self) -> list[str]:
+        return [name for name in ("anchor_log_prob", "collision") if name in self.columns.mapping]
+
+    def _reference(self, record: Mapping[str, Any], log_prob: float, size: int | None, keep: Any) -> float:
+        """log pi(tau) - log reference(tau), nats."""
+        if "reference_log_prob" not in self.columns.mapping:
+            return math.nan
+        if size is None:
+            return log_prob - self._log_prob("reference_log_prob", self._get(record, "reference_log_prob"))
+        return log_prob - float(self._beside(record, "reference_log_prob", size, keep).sum())
+
+    def _beside(self, record: Mapping[str, Any], name: str, size: int, keep: Any) -> np.ndarray:
+        """A list a token of the same tokens as the log-probabilities."""
+        value = bare(self._get(record, name))
+        if not isinstance(value, list | np.ndarray) or len(value) != size:
+            raise self._bad(
+                name,
+                value,
+                f"does not match the {size} tokens of the log-probabilities; dump the same tokens, or ignore the "
+                f"column with --column {name}={ABSENT}",
+                "other tokens",
+            )
+        found = self._tokens(name, value, keep)
+        if name == "collision" and found.size and not (found.min() > 0 and found.max() <= 1 + ROUNDING):
+            raise self._bad(name, float(found.min()), "is out of (0, 1]; it is a sum of squared probabilities", "range")
+        return found
+
+    def _mask(self, mask: Any, length: int) -> np.ndarray:
+        if mask is None:
+            return np.ones(length, dtype=bool)
+        mask = bare(mask)
+        if not isinstance(mask, list | np.ndarray) or len(mask) != length:
+            raise self._bad(
+                "mask", mask, f"does not match the {length} tokens of the log-probabilities", "mask of another length"
+            )
+        if isinstance(mask, list) and not {type(flag) for flag in mask} <= {int, float, bool}:
+            raise self._bad("mask", mask, "holds something else than 0 and 1", "mask")
+        try:
+            flags = np.asarray(mask, dtype=np.float64)
+        except OverflowError:
+            flags = np.array([math.inf])
+        if not np.all((flags == 0) | (flags == 1)):
+            raise self._bad("mask", list(mask), "holds something else than 0 and 1", "mask")
+        return flags.astype(bool)
+
+    def _tokens(self, name: str, value: Any, keep: np.ndarray | None) -> np.ndarray:
+        """Log-probabilities of the kept tokens; whatever stands at the others is never looked at."""
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            if value.dtype.kind not in "fiu":
+                raise self._bad(name, value.tolist(), "is a list of booleans, not of numbers", "booleans")
+            x = value.astype(np.float64, copy=False)
+            x = x if keep is None else x[keep]
+        else:
+            try:
+                x = np.frombuffer(array.array("d", value))
+                # an array takes false for 0: look at what stands where it found a 0
+                zero = np.flatnonzero(x == 0 if keep is None else (x == 0) & keep).tolist()
+                if bool in set(map(type, map(value.__getitem__, zero))):
+                    raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
+                x = x if keep is None else x[keep]
+            except (TypeError, OverflowError):
+                kept = value if keep is None else [v for v, flag in zip(value, keep, strict=True) if flag]
+                x = np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
+        if not x.size:
+            return x
+        low, high = x.min(), x.max()
+        bound = LARGEST if name in ("log_ratio", "collision") else ROUNDING
+        if not (high <= bound and (low >= -LARGEST or (low == -math.inf and name in MAY_BE_NOTHING))):
+            for v in x:
+                self._log_prob(name, float(v))
+        return x
+
+    def _one_token(self, name: str, value: Any) -> float:
+        if value is None:
+            raise self._bad(name, value, "is no value; fill it in, mask the token or drop the record", "null")
+        return self._log_prob(name, value)
+
+    def _log_prob(self, name: str, value: Any) -> float:
+        value = value.item() if isinstance(value, np.generic) else value
+        if isinstance(value, float) and value == -math.inf and name in MAY_BE_NOTHING:
+            return value
+        if isinstance(value, float) and value == -math.inf and name == "behavior_log_prob":
+            raise self._bad(
+                name, value, "is not finite: the sampler sampled what it gave no chance; drop the record", "not finite"
+            )
+        number = self._scalar(name, value)
+        if number > ROUNDING and name not in ("log_ratio", "collision"):
+            raise self._bad(
+                name,
+                value,
+                "is positive; the logarithm of a probability is at most 0, check its sign",
+                "a positive log-probability",
+            )
+        return number
+
+    def _mark(self, record: Mapping[str, Any], name: str, column: str) -> Any:
+        try:
+            value = look_up(record, column)
+        except KeyError:
+            if name in self.columns.mapping:
+                raise self._bad(name, "absent", "is missing, other records have it", "is missing") from None
+            return None
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if name in ("version", "last_version") and isinstance(value, list):
+            # a version a token or a turn: the trajectory began under its first own one
+            versions = sorted({_key(x) for x in value if x not in (None, -1)}, key=_order)
+            self.mixed += len(versions) > 1
+            return versions[0] if versions else None
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if name in self.columns.mapping and not (value is None or isinstance(value, str) or _counts(value)):
+            raise self._bad(name, value, "is no count of the run; dump a number or a string", "no count")
+        return _key(value)
+
+    def unfolded(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+        """The record itself, or its rollouts if it is a batch in columns: every field a list over the same rollouts."""
+        tokens: Any = self.columns.value(record, "log_prob" if "log_prob" in self.columns.mapping else "log_ratio")
+        anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
+        reward: Any = _listed(self.columns.value(record, "reward")) if "reward" in self.columns.mapping else MISSING
+        if not isinstance(tokens, list | np.ndarray) or not len(tokens):
+            return (record,)
+        nested = isinstance(tokens[0], list | np.ndarray)
+        named = isinstance(anchor, list) and all(isinstance(x, int | float | str) for x in anchor)
+        flat = named and isinstance(reward, list) and len(anchor) == len(reward) == len(tokens)
+        if not nested and not flat:
+            return (record,)
+        n = len(tokens)
+        used = (
+            {self.columns.mapping[name] for name in self.columns.mapping}
+            | set(self.columns.group_columns)
+            | set(self.columns.by)
+        )
+        columns = {}
+        for name in used:
+            try:
+                value = _listed(look_up(record, name))
+            except KeyError:
+                continue
+            if isinstance(value, list) and len(value) != n:
+                raise self._bad(
+                    name, f"a list of {len(value)}", f"where the log-probabilities are of {n} rollouts", "columns"
+                )
+            columns[name] = value if isinstance(value, list) else [value] * n
+        return [{name: column[k] for name, column in columns.items()} for k in range(n)]
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _key(value: Any) -> Hashable:
+    """A JSON value as a key: numbers, strings and booleans as they are, the rest as canonical text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, int | float | str):
+        return value
+    return orjson.dumps(
+        value, option=orjson.OPT_SORT_KEYS, default=lambda x: getattr(x, "tolist", x.__str__)()
+    ).decode()
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    if isinstance(value, str):
+        return (0, float(value)) if value.lstrip("-").isdigit() else (1, value)
+    return (0, value)
