@@ -8,13 +8,13 @@ from _hooks.cache import cached
 from _hooks.formula import clauses, latex
 from _hooks.text import fence, number, plain, table
 from llm_bridge.adapters.rows import require
-from llm_bridge.training.gradient import require_served
+from llm_bridge.training.gradient import token_coefficients
 from simulations.methods import METHODS
 from simulations.protocol import discover
 from simulations.summaries import committed
-from vcposim.catalogue import CATALOGUE, Entry
+from vcposim.catalogue import CATALOGUE, FAMILIES, Entry
 from vcposim.catalogue.references import SOURCES, short
-from vcposim.commands.catalogue import FAMILIES, as_json, families, name_of
+from vcposim.commands.catalogue import as_json, name_of
 from vcposim.commands.figures import LEAST
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD
@@ -27,6 +27,13 @@ SYMBOLS = (
     "*R* reward, *w* ratio π/μ of a trajectory, *r*ₜ of a token, *L* length in tokens, *n* group size, *s* score "
     "∇ log π(τ), *A* advantage; *mean* and *std* are over the group."
 )
+TITLES = {
+    "on_policy": "Without ratios",
+    "weighted": "A weight before the advantage",
+    "surrogate": "A factor that looks at the advantage too",
+}
+"""every entry is of exactly one of these families"""
+
 NEEDS = {
     "scores": "score norms ‖∇ log π(τ)‖² (or a named proxy)",
     "tokens": "ratios of every token",
@@ -34,6 +41,7 @@ NEEDS = {
     "collision": "Σ π(v)² at every position",
     "anchor_log_ratio": "ratios to an anchor policy",
     "reference_log_ratio": "ratios to a reference policy",
+    "length": "lengths in tokens",
     "grouped": "the whole batch, prompt by prompt",
 }
 
@@ -191,7 +199,7 @@ def trained_with(name: str, entry: Entry) -> str:
     ]
     trainers = {
         "In the trainer that comes along, on transformers": (
-            lambda: require_served(entry.estimator, 4),
+            lambda: token_coefficients(entry.estimator, 4),
             fence(f"python -m llm_bridge.train --task addition --lag 16 --estimator {name}", "sh"),
         ),
         "In TRL ({doc}`how to </guides/HOWTO_TRL>`)": (
@@ -256,7 +264,7 @@ def page(name: str, entry: Entry) -> str:
         ("unbiased", plain(entry.validity)),
         (
             "where π = μ it is",
-            "its own formula, which has no ratio" if "on_policy" in families(entry) else entry_link(host),
+            "its own formula, which has no ratio" if "on_policy" in entry.families else entry_link(host),
         ),
         ("a constant added to all rewards", "changes nothing" if known["shift_invariant"] else "changes it"),
         (
@@ -264,12 +272,13 @@ def page(name: str, entry: Entry) -> str:
             "; ".join(
                 [
                     "rewards",
-                    *([] if "on_policy" in families(entry) else ["ratios π/μ"]),
+                    *([] if "on_policy" in entry.families else ["ratios π/μ"]),
                     *(NEEDS.get(x, f"`{x}`") for x in known["needs"]),
                 ]
             ),
         ),
-        ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in families(entry))),
+        ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in entry.families)),
+        *([("breaks", ", ".join(f"`{law}`" for law in entry.breaks))] if entry.breaks else []),
         *([("note", plain(entry.note))] if entry.note else []),
         ("sources", "; ".join(f"{{ref}}`{plain(short(key))} <paper-{key}>`" for key in entry.references)),
     ]
@@ -344,16 +353,11 @@ def pages() -> dict[str, str]:
         f"All {len(CATALOGUE)} named estimators. A coefficient multiplies ∇ log π(τ): gradient = Σ c ∇ log π. "
         f"{SYMBOLS}\n",
     ]
-    titles = {
-        "on_policy": "Without ratios",
-        "weighted": "A weight before the advantage",
-        "surrogate": "A factor that looks at the advantage too",
-    }
-    for family, title in titles.items():
+    for family, title in TITLES.items():
         rows = [
             (f"{{ref}}`{name} <entry-{name}>`", code(entry.formula), plain(entry.unbiased.value.partition(":")[0]))
             for name, entry in CATALOGUE.items()
-            if family in families(entry)
+            if family in entry.families
         ]
         parts += [
             f"## {title}\n",
