@@ -44,6 +44,7 @@ OPTIONAL = {
     "vcposim.pages.parts": {"vl_convert"},  # of vl-convert-python; without it a page has no figures to explore
     "simulations.runner": {"distributed"},
     "vcposim.replay.containers": {"torch"},
+    "vcposim.replay.metrics": {"tensorboard"},
     **TRANSFORMERS,
 }
 """libraries that a module uses if they are there and has an error message for if not"""

@@ -283,6 +283,7 @@ class InfluenceCap:
 
     times: float = 4.0
     needs: ClassVar[Needs] = ("scores",)
+    families: ClassVar[tuple[str, ...]] = ("truncate", "pooled")
 
     def __post_init__(self) -> None:
         require_not_negative(times=self.times)

@@ -271,6 +271,7 @@ class Tempered:
     exponent: float = 0.5
     cap: float = 8.0
     level: str = "sequence"
+    families: ClassVar[tuple[str, ...]] = ("soft", "truncate")
 
     def __post_init__(self) -> None:
         require_level(self.level)

@@ -1,7 +1,8 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -191,6 +192,20 @@ class ScoreTape:
         Raises InputError on shapes that disagree, a second call before `backward`, or a log_prob without graph.
         """
         self._check_ready(log_prob, mask, token_weight)
+        with self._untouched():
+            return self._norms(log_prob, mask, token_weight, segment, affine, keep, per_token, scale)
+
+    def _norms(
+        self,
+        log_prob: Tensor,
+        mask: Tensor,
+        token_weight: Tensor | None,
+        segment: Tensor | None,
+        affine: tuple[Tensor, Tensor] | None,
+        keep: bool,
+        per_token: bool,
+        scale: float,
+    ) -> Tensor:
         layout = Layout.of(log_prob, segment, self.batch, self._advice)
         self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
         reentrant = self._read_graph(log_prob)
@@ -299,6 +314,23 @@ class ScoreTape:
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self.batch = tuple(found[0].shape[:2]) if found else ()
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """Raises InputError if p.grad changes in here: an operator whose own backward adds to it hides its scores."""
+        found = [(name, p, p.grad, None if p.grad is None else p.grad._version) for name, p in self._targets()]
+        try:
+            yield
+        finally:
+            moved = [name for name, p, g, old in found if p.grad is not g or (g is not None and g._version != old)]
+            for _, p, g, _ in found:
+                if g is None:
+                    p.grad = None
+            if moved:
+                raise InputError(
+                    f"ScoreTape: {moved[0]}: an operator of the model adds to p.grad in its own backward, as "
+                    "reversible layers do; neither a tape nor a loop sees its scores; train this model without"
+                )
 
     def _read_graph(self, log_prob: Tensor) -> bool:
         """Whether reentrant checkpoints lie in the graph; Raises InputError for a compiled one."""

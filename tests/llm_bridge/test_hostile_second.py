@@ -721,6 +721,30 @@ def test_some_parameters_of_another() -> None:
             assert torch.allclose(norm, expected, rtol=1e-9)
 
 
+class Reversed(torch.autograd.Function):
+    """A layer that is run again in its backward, where its gradients go straight to the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer, ctx.x = layer, x.detach()
+        return layer(x).detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        with torch.enable_grad():
+            x = ctx.x.requires_grad_()
+            torch.autograd.backward(ctx.layer(x), grad)
+        return x.grad, None
+
+
+@pytest.mark.parametrize("options", [{}, {"unknown": "loop", "loop": ["Fn"]}, {"method": "loop"}])
+def test_gradients_behind_autograds_back_are_refused(options: dict[str, Any]) -> None:
+    model, *rest = given(_with(lambda s, x: Reversed.apply(x, s.a), a=_lin), SQUARE)
+    with pytest.raises(InputError, match=r"body\.a\.weight: (an operator of the model adds to p\.grad|used outside)"):
+        taped(model, *rest, False, **options)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_sparse_gradients_are_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"body\.e has sparse gradients.*sparse=False"):
         taped(*given(_tables(lambda e, k: e(k), sparse=True), SQUARE), False, method="loop")

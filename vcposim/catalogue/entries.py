@@ -101,7 +101,7 @@ FAMILIES = {
     "sequence": "reads ratios of trajectories",
     "unbiased": "its mean is the gradient at any lag",
     "importance": "the ratio itself, as it is or divided by its mean",
-    "truncate": "a ratio held at a bound",
+    "truncate": "a ratio, or a response's pull, held at a bound",
     "clip": "a gate that closes where the step would carry a ratio further out (PPO and its descendants)",
     "mask": "tokens or responses dropped whole",
     "soft": "a smooth function of the ratio instead of a bound",

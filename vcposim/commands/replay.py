@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vcposim.replay import (
     verdict,
 )
 from vcposim.replay.containers import Progress, find_inputs
+from vcposim.replay.metrics import LoggedRun, find_metrics, metrics_json, metrics_summary, read_metrics
 from vcposim.replay.names import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
 from vcposim.results import Interval
@@ -77,6 +79,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--skip-bad", action="store_true", help="leave broken records out and count them by reason")
     data.add_argument("--min-group", type=int, default=1, metavar="N", help="leave out smaller groups (default 1)")
+    logs = p.add_argument_group(
+        "metrics alone",
+        "TensorBoard event files, JSON lines, trainer_state.json, exports of W&B and trackio (CSV, JSON, Parquet) of "
+        "verl, TRL, prime-rl or vcposim are recognized, and read for the gauges that they hold",
+    )
+    logs.add_argument("--metrics", action="store_true", help="FILE holds metrics (needed for a pipe)")
+    logs.add_argument("--run", dest="run_name", metavar="NAME", help="which of several runs in one export")
     what = p.add_argument_group("estimators")
     what.add_argument("--baseline", nargs="+", default=list(DEFAULT_BASELINES), metavar="B", help=", ".join(BASELINES))
     what.add_argument("--weighting", default="importance", metavar="W", help=", ".join(WEIGHTINGS))
@@ -120,6 +129,9 @@ def run(arguments: argparse.Namespace) -> None:
         return _watch(arguments)
     drawing = wants_figure(arguments, FIGURE)
     page = _page_asked(arguments)
+    logged = _logged(arguments)
+    if logged is not None:
+        return _say_logged(logged, arguments, page)
     found = _found(arguments)
     path = None
     if drawing:
@@ -139,6 +151,38 @@ def run(arguments: argparse.Namespace) -> None:
     return None
 
 
+def _logged(arguments: argparse.Namespace) -> LoggedRun | None:
+    """The run as its metrics tell it, where the files hold metrics and no rollouts."""
+    files = find_metrics(arguments.file, sure=arguments.metrics)
+    if not files:
+        if arguments.run_name is not None:
+            raise InputError("--run: names a run of several in one export of metrics, and these files are rollouts")
+        return None
+    return read_metrics(arguments.file, run=arguments.run_name, skip_bad=arguments.skip_bad, files=files)
+
+
+def _say_logged(found: LoggedRun, arguments: argparse.Namespace, page: Path | None) -> None:
+    from vcposim.commands.replay_metrics import metrics_page, render_metrics
+
+    if arguments.estimator:
+        raise InputError("--estimator: needs rollouts, and these files hold metrics; dump rollouts to rank estimators")
+    if page is not None:
+        save_page(metrics_page(found, _title(arguments)), page)
+    if arguments.json:
+        print(json.dumps(metrics_json(found), allow_nan=False))
+        return
+    render_metrics(found, Console())
+    if arguments.figure:
+        print("note: --figure draws rollouts; metrics are drawn on a page, with --html FILE")
+    if page is not None:
+        print(f"page: {page}")
+
+
+def _title(arguments: argparse.Namespace) -> str:
+    title = ", ".join(Path(name).name or name for name in arguments.file[:3])
+    return title + (" and more" if len(arguments.file) > 3 else "")
+
+
 def _page_asked(arguments: argparse.Namespace) -> Path | None:
     if not arguments.html:
         return None
@@ -150,8 +194,7 @@ def _page_asked(arguments: argparse.Namespace) -> Path | None:
 def _write_page(found: Replay, arguments: argparse.Namespace, page: Path) -> None:
     from vcposim.commands.replay_page import replay_page
 
-    title = ", ".join(Path(name).name or name for name in arguments.file[:3])
-    save_page(replay_page(found, title + (" and more" if len(arguments.file) > 3 else "")), page)
+    save_page(replay_page(found, _title(arguments)), page)
 
 
 def _watch(arguments: argparse.Namespace) -> None:
@@ -161,26 +204,40 @@ def _watch(arguments: argparse.Namespace) -> None:
     page = _page_asked(arguments)
     before: Any = None
     while True:
-        files = find_inputs(arguments.file)[0]
+        logs = find_metrics(arguments.file, sure=arguments.metrics)
+        files = logs or find_inputs(arguments.file)[0]
         if "-" in files:
             raise InputError("--watch: a pipe cannot be read again; name files or a folder")
         now = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
         if now != before:
-            found = _found(arguments)
-            print(time.strftime("%H:%M:%S"), f"{found.n} trajectories in {len(files)} files")
-            for line in summary(found):
-                print(" ", line)
-            for one in found.findings:
-                print(f"  CHECK {one.check}: {one.evidence}")
-            for name, slices in found.slices.items():
-                for gauge, value in first_alarms(slices).items():
-                    print(f"  first alarm of {gauge}: {name} {value}")
+            logged = _logged(arguments) if logs else None
+            if logged is not None:
+                _tell(metrics_summary(logged), f"{len(logged.steps)} steps of metrics", {"step": logged.first_alarms})
+                if page is not None:
+                    from vcposim.commands.replay_metrics import metrics_page
+
+                    save_page(metrics_page(logged, _title(arguments)), page)
+            else:
+                found = _found(arguments)
+                alarms = {name: first_alarms(slices) for name, slices in found.slices.items()}
+                checks = [f"CHECK {one.check}: {one.evidence}" for one in found.findings]
+                _tell([*summary(found), *checks], f"{found.n} trajectories in {len(files)} files", alarms)
+                if page is not None:
+                    _write_page(found, arguments, page)
             if page is not None:
-                _write_page(found, arguments, page)
                 print(f"  page: {page}")
             sys.stdout.flush()
             before = now
         time.sleep(arguments.watch)
+
+
+def _tell(lines: Sequence[str], what: str, alarms: Mapping[str, Mapping[str, Any]]) -> None:
+    print(time.strftime("%H:%M:%S"), what)
+    for line in lines:
+        print(" ", line)
+    for name, first in alarms.items():
+        for gauge, value in first.items():
+            print(f"  first alarm of {gauge}: {name} {value}")
 
 
 def _found(arguments: argparse.Namespace) -> Replay:

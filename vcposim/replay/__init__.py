@@ -4,6 +4,7 @@ from vcposim.replay.checks import Finding
 from vcposim.replay.corrections import Correction, Ranking, rank
 from vcposim.replay.dumps import Dump
 from vcposim.replay.layouts import LAYOUTS, ColumnLayout
+from vcposim.replay.metrics import LoggedRun, read_metrics
 from vcposim.replay.names import parse_columns
 from vcposim.replay.reading import read_dump
 from vcposim.replay.replay import Replay, replay, summary, to_json, verdict
@@ -15,6 +16,7 @@ __all__ = [
     "Correction",
     "Dump",
     "Finding",
+    "LoggedRun",
     "Ranking",
     "Replay",
     "Slice",
@@ -23,6 +25,7 @@ __all__ = [
     "parse_columns",
     "rank",
     "read_dump",
+    "read_metrics",
     "replay",
     "summary",
     "to_json",

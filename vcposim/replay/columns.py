@@ -14,6 +14,7 @@ import numpy as np
 from vcposim.errors import InputError
 from vcposim.replay.containers import BadRecord, broken, one_line
 from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
+from vcposim.replay.metrics import is_log
 from vcposim.replay.names import (
     ABSENT,
     AMBIGUOUS,
@@ -286,6 +287,8 @@ class Columns:
                 ratio = self._candidates("log_ratio", names)
                 if ratio:
                     options = [o for o in options if "log_prob" not in o] + [f"--column log_ratio={ratio[0]}"]
+        if not asked and is_log(record):
+            return InputError(f"{where}: these are metrics, not rollouts; read their gauges with --metrics")
         text = f"{where}: column{plural} {quoted} not found"
         if options:
             first = options[0].split("=")[1]

@@ -59,6 +59,7 @@ UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
     (b"Obj\x01", "an Avro file", "write its records as JSON lines"),
     (b"7z\xbc\xaf", "a 7z archive", "unpack it first"),
     (b"\x89PNG", "a PNG picture", "pass the rollouts themselves"),
+    (b":W&B", "a W&B run's own log", "export its history as CSV or Parquet: wandb.Api().run(...).history()"),
     (b"%PDF", "a PDF", "pass the rollouts themselves"),
 )
 """first bytes, what they begin, and the way out"""
@@ -133,7 +134,7 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
             if passed:
                 notes.append(f"not read in {path}: {_some(passed)}")
         elif any(letter in argument for letter in "*?["):
-            found = sorted((f for f in glob.glob(argument, recursive=True) if Path(f).is_file()), key=_natural)
+            found = sorted((f for f in glob.glob(argument, recursive=True) if Path(f).is_file()), key=natural)
             if not found:
                 raise InputError(f"{argument}: no file matches; check the pattern")
             files += found
@@ -160,7 +161,7 @@ def _folder(path: Path) -> tuple[list[str], list[str]]:
     passed: list[str] = []
     details = (path / "train_data").is_dir() and (path / "rollout_data").is_dir()
     inside = path / "train_data" if details else path  # slime's --dump-details: the other half is joined to it
-    for f in sorted((f for f in inside.rglob("*") if f.is_file()), key=_natural):
+    for f in sorted((f for f in inside.rglob("*") if f.is_file()), key=natural):
         if NO_ROLLOUTS.search(f.name):
             passed.append(str(f))
             continue
@@ -174,7 +175,8 @@ def _folder(path: Path) -> tuple[list[str], list[str]]:
     return found, [Path(name).name for name in passed]
 
 
-def _natural(path: Any) -> list[Any]:
+def natural(path: Any) -> list[Any]:
+    """A key that sorts step_2 before step_10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
 
 
@@ -260,6 +262,8 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
         for magic, what, remedy in UNREADABLE:
             if head.startswith(magic):
                 raise InputError(f"{name}: is {what}, {remedy}")
+        if b"brain.Event:" in head[:64]:
+            raise InputError(f"{name}: is a TensorBoard event file, metrics and no rollouts; read it with --metrics")
         if head[257:262] == b"ustar":
             raise InputError(f"{name}: is a tar archive; unpack it and pass the folder")
         yield from _json(name, stream)
