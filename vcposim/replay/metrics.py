@@ -220,8 +220,9 @@ def _csv_header(head: bytes) -> list[str]:
     line = head.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf")
     with contextlib.suppress(UnicodeDecodeError, csv.Error):
         names = next(csv.reader([line.decode()]), [])
-        known = [n for n in names if n in STEPS or _known(n)]
-        if len(names) > 1 and known and not line.lstrip().startswith((b"{", b"[")):
+        own = {_plain_key(n.partition(" - ")[2] or n) for n in names}
+        known = any(fnmatchcase(n, key) for n in own for key in NO_ROLLOUT) or {"grad_norm", "reward"} <= own
+        if len(names) > 1 and known and not ROLLOUT & own and not line.lstrip().startswith((b"{", b"[")):
             return names
     return []
 
