@@ -73,10 +73,11 @@ class TokenSums:
         """Tokens of several trajectories in a row; `ends` are the indices after each one's last token."""
         self.count += learner.size
         self.pieces += 1
+        zero = {"log_prob": learner == 0, "behavior_log_prob": sampler == 0}
         for name, one, other in (("log_prob", learner, sampler), ("behavior_log_prob", sampler, learner)):
-            at = np.flatnonzero(one == 0)
-            if at.size:
-                far = other[at][other[at] < -FAR]
+            if zero[name].any():
+                beside = other[zero[name]]
+                far = beside[beside < -FAR]
                 self.zero[name] += far.size
                 self.zero_other[name] += float(np.maximum(far, -1e4).sum())
             deep = one[one < DEEP] if one.min() < DEEP else one[:0]
@@ -85,10 +86,11 @@ class TokenSums:
         starts = np.concatenate([[0], ends[:-1]])
         long = ends - starts > ENDS
         self.lists += int(long.sum())
-        nothing = (learner == 0) & (sampler == 0)
-        if nothing.any():
-            for name, at in (("begin", starts[long]), ("end", ends[long] - ENDS)):
-                self.blank[name] += int(np.logical_and.reduce([nothing[at + k] for k in range(ENDS)]).sum())
+        for name, at in (("begin", starts[long]), ("end", ends[long] - ENDS)):
+            blank = zero["log_prob"][at] & zero["behavior_log_prob"][at]
+            if blank.any():
+                inner = [zero[policy][at + k] for policy in zero for k in range(1, ENDS)]
+                self.blank[name] += int(np.logical_and.reduce([blank, *inner]).sum())
         if self.pieces > ALL_OF and self.pieces % ONE_OF:
             return
         self.compared += learner.size

@@ -32,6 +32,8 @@ from vcposim.replay.records import Numbers, RecordReader, TokenLists
 
 TOKENS_AT_ONCE = 1 << 14
 """tokens that are looked at together: few enough to stay in the cache"""
+IN_RANGE = 100.0
+"""log-ratios of tokens, nats, whose exponentials and squares need no scale of their own"""
 TOKENS_KEPT = 1_500_000
 """tokens of the first groups that are kept for the estimators that look at tokens"""
 
@@ -203,8 +205,11 @@ class _Reader:
             starts = (ends - sizes)[real]
             with np.errstate(invalid="ignore"):
                 d = learner - sampler
-            scale[real] = np.maximum.reduceat(d, starts)
-            w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
+            if d.min() > -IN_RANGE and d.max() < IN_RANGE:
+                scale[real], w = 0.0, np.exp(d)
+            else:
+                scale[real] = np.maximum.reduceat(d, starts)
+                w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
             total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
             if "log_ratio" not in self.columns.mapping:
                 self.statistics.add(learner, sampler, ends[real])
