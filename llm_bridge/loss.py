@@ -33,8 +33,28 @@ def surrogate(coefficient: Tensor, log_prob: Tensor, mask: Tensor) -> Tensor:
     return -(fixed * torch.where(mask > 0, precise, 0.0)).sum()
 
 
+def vocabulary_term(coefficient: Tensor, log_prob: Tensor) -> Tensor:
+    """sum_v c_itv log pi_itv, c held fixed: what stands in for log pi_it where c is on the whole vocabulary: -> (n, t).
+
+    `surrogate(one, term, mask)` then has the gradient -sum_itv c_itv grad log pi(v), and `ScoreTape.score_sq_norms` of
+    it are ||sum_tv c_itv grad log pi(v)||^2: both take the term as they take a log-probability. Coefficients come from
+    `vcposim.vocabulary` and include the measure. `coefficient` and `log_prob`, the log-softmax of the logits, are
+    (n, t, v); a token of coefficient 0 has no gradient, whatever its log-probability.
+
+    Raises `InputError` on shapes that disagree.
+    """
+    if coefficient.shape != log_prob.shape:
+        raise InputError(
+            f"coefficient: shape {tuple(coefficient.shape)} is not that of log_prob, {tuple(log_prob.shape)}; give "
+            "log-probabilities of the whole vocabulary (n, t, v), or of the head that coefficients are on"
+        )
+    fixed = coefficient.detach()
+    precise = log_prob.to(torch.promote_types(log_prob.dtype, torch.float32))
+    return (fixed * torch.where(fixed != 0, precise, 0.0)).sum(-1)
+
+
 def mean_coefficient(coefficient: Tensor, batch: Batch) -> Tensor:
-    """c_i measure_i / G: what multiplies s_i in the mean over groups of their mean contribution: same shape as c.
+    """c_i measure_i / G: what multiplies s_i in the mean over groups of their mean contribution: same -> same.
 
     G counts the groups that have a trajectory at all. With groups of one size it is c_i / n.
     """

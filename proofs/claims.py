@@ -40,6 +40,7 @@ FAMILIES = tuple(
         "t14_control_variates",
         "t15_descent",
         "t16_collapse",
+        "t17_centering",
     ]
 )
 

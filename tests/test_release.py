@@ -87,6 +87,7 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(dist: Path
         ("vcposim variance --no-figure", "Moments of the gradient estimate"),
         ("vcposim variance --estimator vcpo gspo --figure one.png", "figure: one.png"),
         ("vcposim replay --sample --no-figure", "Staleness:"),
+        ("vcposim compare vcpo --size tiny --alone", "2 estimators ranked"),
         ("vcposim advise --lag 16 --prompts 16", "Nearest place measured"),
         ("vcposim catalogue vcpo", "coefficient"),
         ("vcposim cite vcpo", "@misc{vcpo"),
@@ -102,17 +103,14 @@ def test_a_wheel_alone_runs(installed: Path, tmp_path: Path, line: str, says: st
     ("line", "remedy"),
     [
         ("vcposim check vcpo --no-figure", "vcposim[testing]"),
-        ("python -m llm_bridge.train --task addition", "vcposim[llm]"),
+        ("python -m llm_bridge.train --task addition", "vcposim[torch]"),
     ],
 )
-def test_what_a_wheel_alone_cannot_do_says_how_in_one_line(
-    installed: Path, tmp_path: Path, line: str, remedy: str
-) -> None:
+def test_what_a_wheel_alone_cannot_do_ends_in_how(installed: Path, tmp_path: Path, line: str, remedy: str) -> None:
     program, *words = line.split()
     done = run(installed / program, *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert remedy in done.stdout
-    assert len(done.stdout.strip().splitlines()) == 1, done.stdout
+    assert done.returncode != 0
+    assert remedy in done.stdout.strip().splitlines()[-1]
 
 
 def test_check_runs_with_the_extra_it_asks_for(installed: Path, dist: Path, tmp_path: Path) -> None:

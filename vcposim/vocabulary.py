@@ -2,7 +2,9 @@
 
     gradient of a position = sum_v c_v grad log pi(v)
 
-Everything else in this project puts a coefficient on the sampled token alone; then c_v is zero elsewhere.
+Everything else in this project puts a coefficient on the sampled token alone; then c_v is zero elsewhere, and nobody
+pays for a vocabulary. What is here needs the probabilities of every token, or of a head of them, under both policies;
+`llm_bridge.loss.vocabulary_term` takes its coefficients to autograd and to the score tape.
 """
 
 from collections.abc import Callable
@@ -41,6 +43,32 @@ def score_centering(
         rho = _tail(behavior, head) / _tail(target, head)
         center = xp.where(head, center - rho * weight(1 / rho) * target, center * 0)
     return xp.expand_dims(advantage, axis=-1) * (chosen * weighted - center)
+
+
+def kl_pull(target: Array, behavior: Array) -> Array:
+    """c_v = -p_v log(p_v/q_v): minus the gradient of KL(p || q), exact and not from a sample: (..., v), same -> same.
+
+    The sampled forms (k1, k2, k3) estimate this or something else; it needs no ratio and has no variance. A token that
+    p never takes has no pull.
+    """
+    xp = namespace(target, behavior)
+    here = target > 0
+    return -target * xp.where(here, xp.log(xp.where(here, target, 1.0) / behavior), 0.0)
+
+
+def distributional_ipo(
+    advantage: Array, chosen: Array, target: Array, behavior: Array, limit: float, pull: float = 1e-3
+) -> Array:
+    """c_v = A r 1[v = y] 1[TV(p, q) <= limit] - 2 pull q_v log(p_v/q_v): prime-rl's distributional IPO: (..., v).
+
+    Gradient of 1[TV <= limit] r A - pull sum_v q_v (log p_v/q_v)^2, TV = sum_v |p_v - q_v| / 2 over the whole
+    vocabulary, where the sampled forms see one token of it. By its code, which keeps a head and one tail; without it.
+    """
+    xp = namespace(target, behavior)
+    ratio = target / behavior
+    variation = xp.sum(abs(target - behavior), axis=-1, keepdims=True) / 2
+    kept = xp.where(variation <= limit, chosen * ratio, chosen * 0)
+    return xp.expand_dims(advantage, axis=-1) * kept - 2 * pull * behavior * xp.log(ratio)
 
 
 FLOOR = 1e-6

@@ -4,15 +4,18 @@ import contextlib
 import io
 import os
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 from _hooks.cache import cached
-from _hooks.text import fence, plain, table
-from vcposim.commands.main import COMMANDS, Subcommand, main, parser
+from _hooks.text import fence, plain, table, wrapped
+from vcposim.commands.main import COMMANDS, Subcommand, parser
 
+ROOT = Path(__file__).parents[2]
 WIDTH = "96"
 MINE = "import numpy as np\n\n\ndef mine(batch):\n    return np.exp(np.minimum(batch.log_ratio, 3)) * batch.reward\n"
 
@@ -20,6 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "variance": ("vcposim variance --estimator sequence_is sequence_tis vcpo gspo --no-figure",),
     "replay": ("vcposim replay --sample --no-figure",),
     "check": ("vcposim check mine.py:mine --claims unbiased --examples 5 --no-figure",),
+    "compare": ("vcposim compare vcpo mine.py:mine --size tiny --alone --workers 1",),
     "advise": ("vcposim advise --lag 16 --prompts 16",),
     "plan": (
         "vcposim plan --devices 8 --groups 16 --group-size 8 --tokens-per-s 2500 --slots 32 --train-s 40 "
@@ -64,9 +68,15 @@ def output(line: str) -> tuple[int, str]:
     """Exit code and what a command line prints."""
 
     def run() -> tuple[int, str]:
-        with terminal() as out:
-            code = main(shlex.split(line)[1:])
-        return code, out.getvalue()
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "mine.py").write_text(MINE)
+            command = [sys.executable, "-m", "vcposim", *shlex.split(line)[1:]]
+            width = {"COLUMNS": WIDTH, "NO_COLOR": "1", "TERM": "dumb"}
+            environment = {**os.environ, **width, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        if done.returncode not in (0, 1):
+            raise RuntimeError(f"{line}: exit code {done.returncode}")
+        return done.returncode, done.stdout
 
     found: tuple[int, str] = cached(line, run)
     return found
@@ -91,7 +101,7 @@ def page(name: str) -> str:
         code, text = output(line)
         lines = [x.rstrip() for x in text.splitlines()]
         cut = [*lines[:MOST], f"... ({len(lines) - MOST} lines more)"] if len(lines) > MOST + 5 else lines
-        out += [fence(line, "sh"), fence("\n".join(cut))]
+        out += [fence(wrapped(line), "sh"), fence("\n".join(cut))]
         if code:
             out.append(f"Exit code {code}.\n")
     out += ["## Options\n", fence(help_of(name))]

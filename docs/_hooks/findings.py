@@ -10,7 +10,7 @@ from typing import Any
 
 from _hooks.cache import cached
 from _hooks.guides import mirrored
-from _hooks.text import fence, plain, table
+from _hooks.text import fence, plain, table, wrapped
 from proofs.claims import FAMILIES
 from proofs.claims import Claim as Theorem
 from simulations import claims
@@ -187,7 +187,7 @@ def theorem_pages() -> dict[str, str]:
                 ("speaks on", ", ".join(f"{{ref}}`{c} <claim-{c.lower()}>`" for c in one.rows)),
                 *([("Coq", ", ".join(f"`{s}`" for s in one.coq))] if one.coq else []),
             ]
-            lines += [f"({anchor(one.name)})=\n## {plain(one.name)}\n", table(("", ""), facts)]
+            lines += [f"({anchor(one.name)})=\n## {plain(one.name)}\n", table(("fact", "what is known"), facts)]
             index.append(
                 (
                     theorem_link(one.name),
@@ -254,7 +254,7 @@ def gallery(files: dict[str, bytes]) -> str:
         out += [
             f"### {name}\n",
             f"```{{image}} figures/{name}.png\n:alt: {alt}\n:class: dark-light\n```\n",
-            fence(line, "sh"),
+            fence(wrapped(line), "sh"),
         ]
     out.append("## Experiments\n")
     for section in sections().values():
@@ -325,7 +325,7 @@ def pages() -> dict[str, str | bytes]:
             "A verdict is computed from proofs and committed records, never written; *undecided* means that "
             "the records do not settle it, *not judged* that there are none. "
             "The same table: `python -m simulations claims`.\n",
-            table(("claim", "", "verdict", "number that decides"), index),
+            table(("claim", "in short", "verdict", "number that decides"), index),
             "```{toctree}\n:hidden:\n" + "\n".join(r["claim"] for r in table_rows) + "\n```\n",
         ]
     )

@@ -1,6 +1,7 @@
 """Plain text into Markdown: what is written for a terminal must read the same on a page."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,6 +32,16 @@ def _cell(x: Any) -> str:
 def fence(code: str, language: str = "text") -> str:
     """A code block."""
     return f"```{language}\n{code.rstrip()}\n```\n"
+
+
+def wrapped(command: str, width: int = 78) -> str:
+    r"""A long command over several lines, as a shell takes it.
+
+    >>> print(wrapped("vcposim plan --devices 8 --groups 16", 24))
+    vcposim plan --devices 8 \
+      --groups 16
+    """
+    return " \\\n  ".join(textwrap.wrap(command, width, break_long_words=False, break_on_hyphens=False))
 
 
 def number(x: float | None) -> str:

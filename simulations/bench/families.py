@@ -15,7 +15,7 @@ import re
 import signal
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,53 @@ SIZES: dict[str, Any] = {
     "layerdrop": 0.0, "decoder_layerdrop": 0.0, "is_decoder": True, "use_cache": False, "adapter_dim": 8,
     "qk_rank": 8,
 }  # fmt: skip
+_SLIDING = {
+    "num_key_value_heads": HEADS, "swa_num_attention_heads": HEADS, "swa_num_key_value_heads": HEADS,
+    "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
+    "swa_qk_rope_head_dim": 8, "shared_experts_intermediate_size": 16,
+}  # fmt: skip
+_INKLING = {
+    "unpadded_vocab_size": VOCABULARY, "rel_extent": 8, "d_rel": 4, "swa_num_attention_heads": HEADS,
+    "swa_num_key_value_heads": 2, "swa_head_dim": 8, "sliding_window_size": 4, "loop_layer_index_start": 1,
+    "loop_layer_index_end": 2, "loop_gate_rank": 4, "n_layers_per_attn_res_block": 1, "conv_kernel_size": 3,
+}  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "longcat_flash": {"expert_ffn_hidden_size": 16, "zero_expert_num": 1},
     "reformer": {"attn_layers": ["local", "local"], "axial_pos_embds": False, "attention_head_size": 8},
     "dbrx": {"ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
-             "attn_config": {"kv_n_heads": 2}},
+             "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "blt": {"encoder_hash_byte_group_vocab": 50, "encoder_hash_byte_group_size": [3],
+            "encoder_config": {"hidden_size_global": HIDDEN}, "decoder_config": {"hidden_size_global": HIDDEN}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dots3_note": _SLIDING,
+    "dots3_note_text": _SLIDING,
+    "ernie4_5_moe": {"moe_k": 2},
+    "falcon_h1": {"mamba_d_ssm": 2 * HIDDEN},
+    "inkling2_text": _INKLING,
+    "inkling2_loop_text": _INKLING,
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": HEADS, "linear_conv_kernel_dim": 3},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mpt": {"attn_config": {"attn_pdrop": 0}},
+    "musicgen": {"num_codebooks": 1},
+    "musicgen_melody": {"num_codebooks": 1},
+    "prophetnet": {"num_hidden_layers": ..., "num_layers": ..., "num_encoder_layers": 1, "num_decoder_layers": LAYERS,
+                   "num_encoder_attention_heads": HEADS, "num_decoder_attention_heads": HEADS},
+    "roc_bert": {"shape_vocab_size": 8, "pronunciation_vocab_size": 8, "shape_embed_dim": 8,
+                 "pronunciation_embed_dim": 8},
+    "xlnet": {"max_position_embeddings": ..., "d_inner": INNER, "d_head": 8},
+    "xlstm": {"qk_head_dim": ..., "v_head_dim": ..., "mode": "train"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
+              "layer_types": ..., "attention_head_dim": 16, "attention_hidden_size": 2 * HIDDEN},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "layer_types": ..., "adapter_rank": 4,
+               "attention_hidden_size": ...},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }  # fmt: skip
-"""what a family wants besides"""
+"""what a family wants besides; `...`: nothing, so that its default holds"""
+READY: dict[str, Callable[[Any], object]] = {"xmod": lambda model: model.set_default_language("en_XX")}
+"""what is to be done to a model before its first call"""
 
 
 def families() -> list[str]:
@@ -84,19 +121,17 @@ def build(family: str) -> nn.Module:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind = CONFIG_MAPPING[family]
-    default: Any = kind()
-    given = {k: v for k, v in SIZES.items() if hasattr(default, k)} | OWN.get(family, {})
-    lists = [k for k in ("layer_types", "layers_block_type", "mlp_layer_types") if getattr(default, k, None)]
-    for k in lists:
-        every = list(dict.fromkeys(getattr(default, k)))
-        given[k] = (every * LAYERS)[: max(LAYERS, len(every))]
-        given |= {n: len(given[k]) for n in ("num_hidden_layers", "n_layer") if n in given}
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
     make = getattr(transformers, names if isinstance(names, str) else names[0])
+    kind = CONFIG_MAPPING[family]
+    wanted = getattr(make, "config_class", None) or kind
+    if wanted is not kind and not issubclass(kind, wanted):
+        kind = wanted  # of a family of several models the one for text
+    own = OWN.get(family, {})
+    lists = _lists(kind, own)
     alternatives: list[tuple[list[str], dict[str, Any]]] = [
         ([], {}),
-        ([], {"num_key_value_heads": HEADS} if "num_key_value_heads" in given else {}),
+        ([], {"num_key_value_heads": HEADS}),
         (lists, {}),
         (["head_dim"], {}),
         (["head_dim", "chunk_size", *lists], {}),
@@ -104,13 +139,14 @@ def build(family: str) -> nn.Module:
     ]
     for attempt, (without, besides) in enumerate(alternatives):
         try:
-            config = kind(**{n: x for n, x in (given | besides).items() if n not in without})
+            config = tiny(kind, own, without, besides)
             with torch.device("meta"):
                 size = sum(p.numel() for p in make(config).parameters())
             if size > MOST_PARAMETERS:
                 raise ValueError(f"{size / 1e6:.0f}M parameters at the smallest sizes tried")
             torch.manual_seed(0)
             model: nn.Module = make(config)
+            READY.get(family, lambda model: None)(model)
             with torch.no_grad():
                 log_probs(model, tokens())
             break
@@ -121,6 +157,39 @@ def build(family: str) -> nn.Module:
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
     return model.float().train()
+
+
+def _lists(kind: Any, own: dict[str, Any]) -> list[str]:
+    default = _default(kind, own)
+    return [k for k in ("layer_types", "layers_block_type", "mlp_layer_types") if getattr(default, k, None)]
+
+
+def _default(kind: Any, own: dict[str, Any]) -> Any:
+    """The configuration with nothing given or, where that is none, with what the family wants besides."""
+    try:
+        return kind()
+    except Exception:
+        return kind(**{k: v for k, v in own.items() if v is not ...})
+
+
+def tiny(kind: Any, own: dict[str, Any], without: Sequence[str], besides: dict[str, Any]) -> Any:
+    """A configuration with every size it knows made small, those of its parts as well; `own` goes last."""
+    default = _default(kind, own)
+    known = {name for name in dir(default) if not name.startswith("_")} | set(vars(default))
+    given = {k: v for k, v in SIZES.items() if k in known}
+    given |= {k: v for k, v in besides.items() if k in given}
+    for k in _lists(kind, own):
+        every = list(dict.fromkeys(getattr(default, k)))
+        given[k] = (every * LAYERS)[: max(LAYERS, len(every))]
+        given |= {n: len(given[k]) for n in ("num_hidden_layers", "n_layer") if n in given}
+    given = {k: v for k, v in given.items() if k not in without}
+    for name, part in vars(default).items():
+        if hasattr(part, "to_dict") and not isinstance(own.get(name), dict):
+            given[name] = tiny(type(part), {}, without, besides)
+        elif hasattr(part, "to_dict"):
+            given[name] = tiny(type(part), own[name], without, besides)
+    given |= {k: v for k, v in own.items() if not hasattr(given.get(k), "to_dict")}
+    return kind(**{k: v for k, v in given.items() if v is not ...})
 
 
 def tokens() -> Tensor:
@@ -174,11 +243,12 @@ def judge(model: nn.Module, loop: Sequence[str] = ()) -> dict[str, Any]:
 def _followed(model: nn.Module) -> list[str]:
     """The classes to loop over as a whole, as the tape's own advice names them, one refusal after the other."""
     loop: list[str] = []
-    for _ in range(4):
+    for _ in range(6):
         try:
             with ScoreTape(model, unknown="loop", loop=loop) as tape:
                 log_prob = log_probs(model, tokens())
-                tape.score_sq_norms(log_prob, torch.ones_like(log_prob), keep=False)
+                tape.score_sq_norms(log_prob, torch.ones_like(log_prob))
+                tape.backward(log_prob.new_ones(ROWS))
             break
         except InputError as error:
             named = re.search(r"loop=\[(.*)\]", str(error))
@@ -217,9 +287,7 @@ def run(family: str) -> dict[str, Any]:
     except _TooLong:
         row["stopped"] = f"{step}: longer than {LIMIT_S} s"
     except Exception as error:  # of a hundred libraries' models, any
-        row["stopped"] = (
-            f"{step}: {type(error).__name__}: {str(error).strip().splitlines()[0][:100] if str(error) else ''}"
-        )
+        row["stopped"] = f"{step}: {type(error).__name__}: {textwrap.shorten(str(error), 200)}"
     finally:
         signal.alarm(0)
     return row

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from llm_bridge.loss import mean_coefficient, surrogate  # noqa: E402
+from llm_bridge.loss import mean_coefficient, surrogate, vocabulary_term  # noqa: E402
 from llm_bridge.ratios import trajectory_batch  # noqa: E402
+from llm_bridge.scores import ScoreTape  # noqa: E402
 from tests.kit.statistical import assert_rounding_only  # noqa: E402
+from vcposim import vocabulary  # noqa: E402
 from vcposim.batch import Batch, DenseScores  # noqa: E402
 from vcposim.catalogue import entry  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
@@ -121,3 +124,96 @@ def test_refusals_name_the_shape() -> None:
         surrogate(torch.ones(3, 1, 4), log_prob, log_prob)
     with pytest.raises(InputError, match="mask: shape"):
         surrogate(torch.ones(3), log_prob, log_prob[1:])
+
+
+class Vocabulary(torch.nn.Module):
+    """A bigram model: logits of the next token from the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = torch.nn.Embedding(V, 3), torch.nn.Linear(3, V)
+        self.double()
+
+    def forward(self, token):
+        return self.head(torch.tanh(self.embed(token)))
+
+
+V = 5
+FORMS = {
+    "score_centering": lambda a, one, p, q: vocabulary.score_centering(a, one, p, q),
+    "score_centering, truncated": lambda a, one, p, q: vocabulary.score_centering(a, one, p, q, lambda r: r.clip(0, 1)),
+    "kl_pull": lambda a, one, p, q: vocabulary.kl_pull(p, q),
+    "distributional_ipo": lambda a, one, p, q: vocabulary.distributional_ipo(a, one, p, q, 0.3, 0.5),
+}
+
+
+def whole_vocabulary(form):
+    """A batch of tokens, and coefficients (n, t, v) of a form, in torch and in NumPy."""
+    model, generator = Vocabulary(), torch.Generator().manual_seed(1)
+    token = torch.randint(V, (N, T + 1), generator=generator)
+    logits = model(token[:, :-1])
+    log_prob = torch.log_softmax(logits, -1)
+    log_q = torch.log_softmax(logits.detach() + torch.randn(logits.shape, generator=generator).double(), -1)
+    one = torch.nn.functional.one_hot(token[:, 1:], V).double()
+    advantage = torch.randn(N, generator=generator).double()[:, None].expand(N, T)
+    mask = (torch.arange(T) < torch.tensor([4, 1, 3, 2, 4])[:, None]).double()
+    given = (advantage, one, log_prob.detach().exp(), log_q.exp())
+    c = FORMS[form](*given)
+    np.testing.assert_allclose(c.numpy(), FORMS[form](*(x.numpy() for x in given)), rtol=1e-12, atol=1e-14)
+    return model, log_prob, c, mask
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_vocabulary_coefficients_have_their_gradient_and_their_norms(form: str) -> None:
+    """Against explicit scores, one backward for every token of the vocabulary at every position."""
+    model, log_prob, c, mask = whole_vocabulary(form)
+    params = list(model.parameters())
+    score = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(x, params, retain_graph=True)])
+            for x in log_prob.reshape(-1)
+        ]
+    ).reshape(N, T, V, -1)
+    per_trajectory = torch.einsum("nt,ntv,ntvp->np", mask, c, score)
+    one = torch.ones(N).double()
+    found = torch.autograd.grad(surrogate(one, vocabulary_term(c, log_prob), mask), params, retain_graph=True)
+    assert_rounding_only(torch.cat([g.flatten() for g in found]), -per_trajectory.sum(0), scale=1.0)
+    tape_model = Vocabulary()
+    with ScoreTape(tape_model) as tape:
+        token = torch.randint(V, (N, T + 1), generator=torch.Generator().manual_seed(1))
+        log_prob = torch.log_softmax(tape_model(token[:, :-1]), -1)
+        norms = tape.score_sq_norms(vocabulary_term(c, log_prob), mask)
+        tape.backward(one)
+    assert_rounding_only(norms, (per_trajectory**2).sum(-1), scale=1.0)
+    taped = torch.cat([p.grad.flatten() for p in tape_model.parameters()])
+    assert_rounding_only(taped, -per_trajectory.sum(0), scale=1.0)
+
+
+def test_forms_are_gradients_of_what_they_say() -> None:
+    """KL and the quadratic divergence by autograd, at every position; nothing is sampled."""
+    model, log_prob, *_ = whole_vocabulary("kl_pull")
+    log_q = torch.log_softmax(torch.randn(log_prob.shape, generator=torch.Generator().manual_seed(3)).double(), -1)
+    p, q = log_prob.detach().exp(), log_q.exp()
+    kl = (log_prob.exp() * (log_prob - log_q)).sum()
+    quadratic = (q * (log_prob - log_q) ** 2).sum()
+    none = p * 0
+    for loss, c in (
+        (kl, vocabulary.kl_pull(p, q)),
+        (0.5 * quadratic, vocabulary.distributional_ipo(p[..., 0] * 0, none, p, q, 1.0, 0.5)),
+    ):
+        want = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        found = torch.autograd.grad(-vocabulary_term(c, log_prob).sum(), list(model.parameters()), retain_graph=True)
+        for g, w in zip(found, want, strict=True):
+            assert_rounding_only(g, w, scale=1.0)
+            assert w.abs().max() > 1e-3
+
+
+def test_a_vocabulary_term_refuses_what_does_not_fit_and_ignores_what_has_no_coefficient() -> None:
+    log_prob = torch.tensor([[[0.0, -torch.inf]]], requires_grad=True)
+    term = vocabulary_term(torch.tensor([[[2.0, 0.0]]]), log_prob)
+    assert term.tolist() == [[0.0]]
+    (gradient,) = torch.autograd.grad(term.sum(), log_prob)
+    assert gradient.tolist() == [[[2.0, 0.0]]]
+    with pytest.raises(InputError, match=r"coefficient: shape \(1, 1\) is not that of log_prob"):
+        vocabulary_term(torch.ones(1, 1), log_prob)

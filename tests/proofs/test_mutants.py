@@ -109,6 +109,22 @@ MUTANTS = [
         "T16.overshoot",
         "exact",
     ),
+    Mutant(
+        "center under the target",
+        "vocabulary",
+        "center = behavior * weighted",
+        "center = target * weighted",
+        "T17.constant",
+        "exact",
+    ),
+    Mutant(
+        "center forgets the weight",
+        "vocabulary",
+        "center = behavior * weighted",
+        "center = behavior",
+        "T17.covariance",
+        "exact",
+    ),
     Mutant("own sample left in", "baselines", "+ x * (measure - unit)", "+ x * measure", "T6.ignores"),
     Mutant("step ignores the reference", "control", "safe / reference", "safe", "T8.range"),
     Mutant(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from simulations.questions import beyond_vcpo, mechanism, regime_map
+from simulations.questions import beyond_vcpo, mechanism, regime_factors, regime_map
 from tests.kit.statistical import assert_near, near
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import CATALOGUE
@@ -133,4 +133,36 @@ def test_choose_and_test_share_neither_tasks_nor_seeds() -> None:
     assert not draws["choose"] & draws["test"]
     assert not seeds["choose"] & seeds["test"]
     assert {(s["prompts"], s["lag"]) for s in full} == {(p, k) for p in (1, 4, 16) for k in (16, 64)}
-    assert len({s["step_size"] for s in full}) == 7
+    assert all(len({s["step_size"] for s in full if s["prompts"] == p}) == 7 for p in (1, 4, 16))
+
+
+# --- regime factors ---------------------------------------------------------------------------------------------------
+
+
+def test_the_design_covers_every_level_and_lets_no_two_factors_go_together() -> None:
+    """All pairs of prompts and lag; no factor's level tells another's: else their effects could not be told apart."""
+    cells = regime_factors.cells()
+    levels = {f: {c[f] for c in cells} for f in regime_factors.FACTORS}
+    assert levels["prompts"] == {1, 4, 16, 64}
+    assert levels["length"] == {8, 32, 128}
+    assert levels["rewards"] == set(regime_factors.LOWEST)
+    assert len({(c["prompts"], c["lag"]) for c in cells}) == 16
+    for f in levels:
+        for g in set(levels) - {f}:
+            assert any(len({c[g] for c in cells if c[f] == x}) > 1 for x in levels[f]), (f, g)
+    assert all(min(sum(c[f] == x for c in cells) for x in levels[f]) >= 2 for f in levels)
+
+
+def test_the_factor_that_was_planted_is_found() -> None:
+    """n^2 gains 0.3 over the mean with 16 and 64 prompts, and nothing else matters: prompts move it by 0.3."""
+
+    def record(cell: dict[str, Any], method: str, seed: int) -> dict[str, Any]:
+        gain = 0.3 if method == "n2" and cell["prompts"] >= 16 else 0.0
+        return {**cell, "method": method, "step_size": 0.1, "seed": seed, "average": 0.5 + gain + 1e-3 * seed}
+
+    records = [record(c, m, s) for c in regime_factors.cells() for m in regime_factors.METHODS for s in range(6)]
+    found = regime_factors.effects(regime_factors.differences(records, *regime_factors.CONTRASTS["n^2 over the mean"]))
+    assert regime_factors.moved(found["prompts"]) == near(0.3)
+    assert all(regime_factors.moved(found[f]) < 0.25 for f in regime_factors.FACTORS if f != "prompts")
+    caption = regime_factors.analyse(records).figures[0].caption
+    assert "n^2 over the mean: prompts" in caption

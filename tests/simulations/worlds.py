@@ -21,6 +21,7 @@ from simulations.questions import (
     mechanism,
     pipeline_speedup,
     proxy_quality,
+    regime_factors,
     regime_map,
     step_rules,
     transformer_collapse,
@@ -98,6 +99,24 @@ def beyond_world(mode: str, key: str) -> Records:
                         value = rng.random() if mode == "noise" else level - off + 0.001 * rng.normal()
                         place = {"prompts": prompts, "lag": 16, "half": half, "step_size": step, "method": name}
                         records.append({**place, "seed": seed, "average": value, "ess": 0.5, "collapse": None})
+    return records
+
+
+def factors_world(mode: str, key: str) -> Records:
+    levels = {  # mean, n2, with ratios, with the brake, VCPO
+        "true": (0.3, 0.5, 0.6, 0.6, 0.7),
+        "opposite": (0.7, 0.5, 0.4, 0.4, 0.3),
+        "between": (0.5, 0.509, 0.518, 0.518, 0.5),
+        "noise": (0.5,) * 5,
+    }[mode]
+    rng, records = rng_of(mode, 4), []
+    for cell in regime_factors.cells():
+        for name, level in zip(regime_factors.METHODS, levels, strict=True):
+            for step, off in ((0.01, 0.1), (0.02, 0.0)):
+                for seed in range(12):
+                    value = rng.random() if mode == "noise" else level - off + 0.001 * rng.normal()
+                    row = {"method": name, "step_size": step, "seed": seed, "average": value, "ess": 0.5}
+                    records.append({**cell, **row, "collapse": None, "start": 0.1})
     return records
 
 
@@ -335,6 +354,7 @@ WORLDS: dict[str, Callable[[str, str], Records]] = {
     "mechanism": mechanism_world,
     "pipeline_speedup": pipeline_world,
     "proxy_quality": proxy_world,
+    "regime_factors": factors_world,
     "regime_map": regime_world,
     "step_rules": step_world,
     "transformer_collapse": transformer_world,
@@ -370,6 +390,7 @@ BETWEEN = {
         ),
         "fails",
     ),
+    "regime_factors": dict.fromkeys(("norms", "ratios", "brake"), "fails") | {"vcpo": "holds"},
     "step_rules": {"model_adam_still": "holds", "learning_adam": "fails", "learning_sgd": "fails"},
     "transformer_collapse": dict.fromkeys(("beats_rivals", "both_parts_common", "all_kinds"), "fails")
     | dict.fromkeys(("matches_mean", "matches_opob"), "holds"),

@@ -372,7 +372,7 @@ function draw() {
   const chosen = picks.filter(p => p.checked).map(p => byName.get(p.value)), mode = $('mode').value;
   $('legend').replaceChildren(...chosen.map((row, i) => {
     const item = document.createElement('span'), line = document.createElement('i');
-    item.className = line.className = 'c' + i;
+    line.className = 'c' + i;
     item.append(line, row.name);
     return item;
   }));

@@ -179,25 +179,47 @@ def _contextual(contexts: int, arms: int, probability: float) -> LearningTask:
 
 
 def many_prompts(
-    prompts: int, length: int = 8, vocabulary: int = 8, probability: float = 0.8, noise: float = 0.3, seed: int = 0
+    prompts: int,
+    length: int = 8,
+    vocabulary: int = 8,
+    probability: float = 0.8,
+    noise: float = 0.3,
+    seed: int = 0,
+    *,
+    targets: int = 1,
+    graded: bool = False,
 ) -> LearningTask:
     """Each of `prompts` prompts has one right string of its own, drawn once by `seed`; reward 1 for it.
 
     A row is a (position, prompt): a prompt is known, its own past is not. A network sees the prompt and the position,
     each one-hot, so that prompts share all parameters behind their own input: what one prompt teaches moves the others.
+
+    With several `targets` a prompt has so many right strings, which share all but their last two tokens: these have to
+    be chosen together, by a policy that does not know its past. `graded` pays the share of right tokens instead.
+
+    Raises `InputError` for no prompts or targets, or for graded rewards of several targets.
     """
     if prompts < 1:
         raise InputError(f"prompts: {prompts} is not positive; use 1 or more")
-    answer = np.random.default_rng([seed, prompts]).integers(vocabulary, size=(prompts, length))
-    # states: prompt g and right so far, g; prompt g and failed, prompts + g
-    to = np.repeat(prompts + np.arange(prompts * 2)[None, :, None] % prompts, length, axis=0).repeat(vocabulary, axis=2)
-    place, g = np.arange(length)[:, None], np.arange(prompts)
-    to[place, g, answer.T] = g
-    reward = (np.arange(2 * prompts) < prompts).astype(float)
-    chain = TokenChain(to, reward, np.zeros(2 * prompts, bool), g, np.full(prompts, 1 / prompts))
-    row = place * prompts + np.arange(2 * prompts) % prompts
+    if not 1 <= targets <= 5 or (graded and targets > 1):
+        raise InputError(f"targets: {targets}; use 1 to 5, and 1 if rewards are graded")
+    answer = np.random.default_rng([seed, prompts]).integers(vocabulary, size=(targets, prompts, length))
+    answer[1:, :, :-2] = answer[:1, :, :-2]
+    wrong = answer.T[..., None] != np.arange(vocabulary)  # (length, prompt, target, V)
+    # a state is (what has happened, prompt): how many tokens were right, or which targets are out of reach as bits
+    happened = np.arange(length + 1 if graded else 2**targets)
+    bits = (wrong * 2 ** np.arange(targets)[:, None]).sum(axis=2)
+    then = happened[:, None, None] | bits[:, None] if not graded else None
+    if then is None:
+        then = np.minimum(happened[:, None, None] + ~wrong[:, None, :, 0], length)
+    g, count = np.arange(prompts), len(happened) * prompts
+    to = (then * prompts + g[:, None]).reshape(length, count, vocabulary)
+    reward = np.repeat(happened / length if graded else happened < happened[-1], prompts).astype(float)
+    chain = TokenChain(to, reward, np.zeros(count, bool), g, np.full(prompts, 1 / prompts))
+    row = np.arange(length)[:, None] * prompts + np.arange(count) % prompts
     inputs = np.concatenate([np.tile(np.eye(prompts), (length, 1)), np.repeat(np.eye(length), prompts, axis=0)], axis=1)
-    return LearningTask(chain, row, warm(vocabulary, answer.T.reshape(-1, 1).tolist(), probability), noise, inputs)
+    favored = answer.T.reshape(-1, targets).tolist()
+    return LearningTask(chain, row, warm(vocabulary, favored, probability), noise, inputs)
 
 
 TASKS: dict[str, Callable[[], LearningTask]] = {

@@ -260,3 +260,12 @@ def test_ranks_follow_scores_and_their_intervals_the_seeds() -> None:
 )
 def test_a_word_for_many(words: list[str], over: str, says: str) -> None:
     assert verdict(words, over=over) == says
+
+
+def test_a_function_says_what_it_claims(tmp_path: Path) -> None:
+    file = tmp_path / "claiming.py"
+    file.write_text("def plain(batch):\n    return batch.reward\n\n\nplain.claims = ('unbiased', 'reward_scale')\n")
+    found = measured(f"{file}:plain", {"part": "laws", "name": "laws", "examples": 5})
+    assert found["laws"]["unbiased"] == "broken"  # it has no ratios
+    assert found["laws"]["reward_scale"] == "holds"
+    assert found["laws"]["shift"] == "not claimed: broken"
