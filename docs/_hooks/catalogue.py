@@ -28,6 +28,13 @@ SYMBOLS = (
     "*R* reward, *w* ratio π/μ of a trajectory, *r*ₜ of a token, *L* length in tokens, *n* group size, *s* score "
     "∇ log π(τ), *A* advantage; *mean* and *std* are over the group."
 )
+TITLES = {
+    "on_policy": "Without ratios",
+    "weighted": "A weight before the advantage",
+    "surrogate": "A factor that looks at the advantage too",
+}
+"""every entry is of exactly one of these families"""
+
 NEEDS = {
     "scores": "score norms ‖∇ log π(τ)‖² (or a named proxy)",
     "tokens": "ratios of every token",
@@ -35,6 +42,7 @@ NEEDS = {
     "collision": "Σ π(v)² at every position",
     "anchor_log_ratio": "ratios to an anchor policy",
     "reference_log_ratio": "ratios to a reference policy",
+    "length": "lengths in tokens",
     "grouped": "the whole batch, prompt by prompt",
 }
 
@@ -271,6 +279,7 @@ def page(name: str, entry: Entry) -> str:
             ),
         ),
         ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in entry.families)),
+        *([("breaks", ", ".join(f"`{law}`" for law in entry.breaks))] if entry.breaks else []),
         *([("note", plain(entry.note))] if entry.note else []),
         ("sources", "; ".join(f"{{ref}}`{plain(short(key))} <paper-{key}>`" for key in entry.references)),
     ]
@@ -355,12 +364,7 @@ def pages() -> dict[str, str]:
         f"All {len(CATALOGUE)} named estimators. A coefficient multiplies ∇ log π(τ): gradient = Σ c ∇ log π. "
         f"{SYMBOLS}\n",
     ]
-    titles = {
-        "on_policy": "Without ratios",
-        "weighted": "A weight before the advantage",
-        "surrogate": "A factor that looks at the advantage too",
-    }
-    for family, title in titles.items():
+    for family, title in TITLES.items():
         rows = [
             (f"{{ref}}`{name} <entry-{name}>`", code(entry.formula), plain(entry.unbiased.value.partition(":")[0]))
             for name, entry in CATALOGUE.items()
