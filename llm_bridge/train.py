@@ -26,7 +26,7 @@ PROGRAM = "python -m llm_bridge.train"
 SECTIONS = {
     "task and model": ("task", "task_options", "model", "base_rate", "model_seed"),
     "estimator and step": (
-        "estimator", "norm", "norm_method", "step_rule", "ess_reference", "step_value", "step_schedule",
+        "estimator", "baseline", "norm", "norm_method", "step_rule", "ess_reference", "step_value", "step_schedule",
     ),
     "lag": ("lag", "lag_law"),
     "batch": ("updates", "extend", "groups", "group_size", "max_new_tokens", "temperature", "seed"),
@@ -168,6 +168,7 @@ def default_folder(given: dict[str, Any]) -> str:
 
     known = {f.name: f.default for f in fields(TrainConfig)} | given
     task, estimator = (re.sub(r"[^\w.-]+", "-", str(known[name])) for name in ("task", "estimator"))
+    estimator += f"-{known['baseline']}" if known["baseline"] else ""
     return f"runs/{task}-{estimator}-{known['step_rule']}-lag{known['lag']}-seed{known['seed']}"
 
 

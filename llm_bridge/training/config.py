@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from vcposim.catalogue.loading import estimator_named
 from vcposim.control import EXPONENTS, STEP_RULES
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import Resolved
+from vcposim.estimators import Estimator, Resolved
 from vcposim.learning.lags import LAG_LAWS, Lag
 from vcposim.learning.step_rules import Control
 
@@ -39,6 +39,7 @@ class TrainConfig:
     model_seed: Annotated[int, "of the char model's start and warm-up, which runs of all seeds share"] = 0
 
     estimator: Annotated[str | Resolved, "a name of `vcposim catalogue`, or yours: file.py:function"] = "vcpo"
+    baseline: Annotated[str, "instead of the estimator's own, as on_policy_optimal (n^2) for ppo_clip"] = ""
     norm: Annotated[str, "score norms where the estimator needs them: " + ", ".join(NORMS)] = "exact"
     norm_method: Annotated[str, "of exact norms: gram, block, batch, or auto (timed: last bits may differ)"] = "gram"
     step_rule: Annotated[str, "what scales the step: " + ", ".join(STEP_RULES)] = "none"
@@ -106,7 +107,13 @@ class TrainConfig:
 
     def resolved(self) -> Resolved:
         """The estimator itself; a function that is written for NumPy is fed with NumPy's arrays."""
-        return estimator_named(self.estimator, library="torch") if isinstance(self.estimator, str) else self.estimator
+        given = self.estimator
+        found = estimator_named(given, library="torch") if isinstance(given, str) else given
+        if not self.baseline:
+            return found
+        if not isinstance(found, Estimator):
+            raise InputError(f"baseline: {self.baseline!r} with a function of your own, whose baseline is its affair")
+        return replace(found, baseline=self.baseline)
 
     def changed(self, **changes: Any) -> "TrainConfig":
         """The same with other values for some fields."""

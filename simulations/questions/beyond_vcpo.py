@@ -57,7 +57,10 @@ CANDIDATES: dict[str, Candidate] = {
     "OPOB stratified, ESS step": Candidate("vcpo_stratified", ESS),
 }
 PLACES = tuple((prompts, lag) for prompts in (1, 4, 16) for lag in (16, 64))
-STEP_SIZES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+STEP_SIZES = {
+    prompts: tuple(least * 2**k for k in range(7)) for prompts, least in ((1, 0.02), (4, 0.005), (16, 0.0025))
+}
+"""prompts -> seven step sizes; the fewer prompts share the network, the larger the steps that are borne"""
 HALVES = {"choose": (0, range(300, 308)), "test": (1, range(308, 316))}
 """half -> task draw and seeds"""
 MARGIN = 0.02
@@ -72,7 +75,7 @@ def settings(size: str) -> list[Setting]:
          "step_size": step, "updates": 120 if full else 40}
         for prompts, lag in (PLACES if full else ((4, 16),))
         for half, (draw, seeds) in HALVES.items()
-        for step in (STEP_SIZES if full else STEP_SIZES[3:6])
+        for step in STEP_SIZES[prompts][slice(0, 7) if full else slice(2, 5)]
     ]  # fmt: skip
 
 

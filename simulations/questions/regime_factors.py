@@ -178,14 +178,19 @@ def analyse(records: list[Record]) -> Analysis:
 
 
 def which_factor(found: dict[str, dict[str, dict[Any, Estimate | None]]]) -> Plot:
-    """One panel: factors from the one that decides most, a point for each choice."""
+    """One panel: factors from the one that decides most, a bar for each choice; the line is what matters."""
     order = sorted(FACTORS, key=lambda f: -max(moved(by[f]) for by in found.values()))
-    names = [f.replace("_", " ") for f in order]
+    names, bars = (
+        [f.replace("_", " ") for f in order],
+        {name: [moved(by[f]) for f in order] for name, by in found.items()},
+    )
     parts = [
-        series(name, [moved(by[f]) for f in order], names, color=number, line=False)
-        for number, (name, by) in enumerate(found.items())
+        series(name, x, names, [0.0] * len(x), x, color=number, line=False)
+        for number, (name, x) in enumerate(bars.items())
     ]
-    return plot(panel("", "how far the factor moves the difference", "", parts, order=names, xlim=[0, 1]), width=6.4)
+    limit = max(0.1, 1.1 * max(map(max, bars.values())))
+    axes = panel("", "how far the factor moves it", "", parts, order=names, xlim=[0, limit], vlines=[MARGIN])
+    return plot(axes, width=6.4, height=4.0)
 
 
 def by_level_figure(found: dict[str, dict[str, dict[Any, Estimate | None]]]) -> Plot:

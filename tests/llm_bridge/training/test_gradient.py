@@ -20,6 +20,7 @@ from tests.llm_bridge.training.toys import trainer  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms  # noqa: E402
 from vcposim.catalogue import CATALOGUE, entry  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
+from vcposim.estimators import FunctionEstimator  # noqa: E402
 
 ROUNDING = 1e-6
 """of Hugging Face's RMSNorm, which works in float32 whatever the model's dtype"""
@@ -98,9 +99,18 @@ def test_token_coefficients_on_a_norm_baseline_are_the_numpy_kernels(name: str) 
     assert abs(c - plain).max() > 1e-3 * abs(c).max()
 
 
-def test_ppo_on_a_norm_baseline_trains() -> None:
-    records = list(trainer(estimator=N2["ppo_clip on n2"], lag=1, updates=3).updates())
-    assert [r["step_scale"] for r in records] == [1, 1, 1]
+def test_another_baseline_is_a_setting() -> None:
+    """`--estimator ppo_clip --baseline on_policy_optimal`; another run than on the mean."""
+    n2 = {"estimator": "ppo_clip", "baseline": "on_policy_optimal"}
+    runs = [list(trainer(lag=1, updates=3, **x).updates()) for x in (n2, {"estimator": N2["ppo_clip on n2"]})]
+    assert runs[0] == runs[1]
+    assert [r["step_scale"] for r in runs[0]] == [1, 1, 1]
+    plain = list(trainer(lag=1, updates=3, estimator="ppo_clip").updates())
+    assert plain[-1]["gradient_norm"] != runs[0][-1]["gradient_norm"]
+    with pytest.raises(InputError, match="baseline: unknown name 'n2'"):
+        trainer(estimator="ppo_clip", baseline="n2")
+    with pytest.raises(InputError, match="baseline: 'zero' with a function of your own"):
+        trainer(estimator=FunctionEstimator(lambda batch: batch.reward), baseline="zero")
 
 
 def test_the_route_by_group_is_taken_and_needs_no_second_forward(monkeypatch: pytest.MonkeyPatch) -> None:

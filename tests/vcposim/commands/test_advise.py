@@ -10,7 +10,7 @@ from vcposim.commands import advise as advise_command
 from vcposim.commands.advise import Regime, advise, evidence, plainly, ranked
 from vcposim.commands.main import main
 from vcposim.commands.replay import SAMPLE
-from vcposim.replay.dumps import read_dump
+from vcposim.replay.reading import read_dump
 
 
 def cell(values: dict[str, list[float]], **place: Any) -> dict[str, Any]:
