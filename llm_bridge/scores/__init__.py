@@ -45,7 +45,7 @@ compares its first pass over a model, and then every hundredth, with plain autog
     approximate  proxies for the norm, and how wrong they are
 """
 
-from llm_bridge.scores.approximate import last_block, logit_sq_norms, norm_error
+from llm_bridge.scores.approximate import last_block, logit_sq_norms, norm_error, norm_layers
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted_gradient_loop
 from llm_bridge.scores.tape import ScoreTape, tape_for
 
@@ -54,6 +54,7 @@ __all__ = [
     "last_block",
     "logit_sq_norms",
     "norm_error",
+    "norm_layers",
     "score_sq_norms_loop",
     "tape_for",
     "trajectory_sums",
