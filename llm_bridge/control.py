@@ -103,10 +103,9 @@ class EssStepScale:
         self._saved: list[tuple[dict[str, Any], Any, Any]] = []
 
     def observe(self, log_ratio: Tensor, present: Tensor | None = None) -> None:
-        """Add trajectories to the coming step: untruncated sequence log-ratios (n,), n may be 0; `present` 0 marks
-        padding.
+        """Add trajectories to the coming step: untruncated sequence log-ratios: (n,) -> none.
 
-        Raises `InputError` on token-level input, whose ESS is another quantity.
+        `present` 0 marks padding; n may be 0. Raises `InputError` on token-level input, whose ESS is another quantity.
         """
         if log_ratio.dim() != 1 or (present is not None and present.shape != log_ratio.shape):
             raise InputError(

@@ -54,7 +54,7 @@ def vocabulary_term(coefficient: Tensor, log_prob: Tensor) -> Tensor:
 
 
 def mean_coefficient(coefficient: Tensor, batch: Batch) -> Tensor:
-    """c_i measure_i / G: what multiplies s_i in the mean over groups of their mean contribution: same shape as c.
+    """c_i measure_i / G: what multiplies s_i in the mean over groups of their mean contribution: same -> same.
 
     G counts the groups that have a trajectory at all. With groups of one size it is c_i / n.
     """

@@ -76,7 +76,7 @@ class GroupSums(NamedTuple):
 
 
 def group_sums(reward: Tensor, log_a: Tensor, group: Tensor, groups: int, present: Tensor | None = None) -> GroupSums:
-    """Sums of this part's rows: reward, log a, group index in [0, groups) and presence, each (n,); n may be 0.
+    """Sums of this part's rows: reward, log a, index in [0, groups) and presence: (n,) -> sums; n may be 0.
 
     Raises `InputError` for a group index out of range.
     """
@@ -171,7 +171,7 @@ def split_coefficient(
 
 
 def part_sums(estimator: Estimator, batch: Batch, group: Tensor, groups: int) -> GroupSums:
-    """The sums that `split_coefficient` needs of a part's rows (n,). Raises `InputError` as it does."""
+    """The sums that `split_coefficient` needs of a part's rows: (n,) -> sums. Raises `InputError` as it does."""
     require_additive(estimator)
     log_a = LOG_A[estimator.baseline](estimator, batch) if estimator.baseline in LOG_A else batch.reward * 0
     return group_sums(batch.reward, log_a, group, groups, batch.measure)

@@ -22,7 +22,7 @@ from vcposim.weights import LEVELS, TREATMENTS, Weighting, at_level
 
 
 def upcast(x: Tensor) -> Tensor:
-    """x in float32, or in float64 where it already is; integers and booleans too; detached."""
+    """x in float32, or float64 where it already is, detached; integers and booleans too: same -> same."""
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -73,7 +73,8 @@ def trajectory_batch(
     batch keeps the ratios of the tokens; `sequence` sums them first, which is all that trajectory-level estimators
     need.
     `fields` are further fields of `Batch`, (n, ...). Everything is detached and at least float32; absent rows get
-    measure zero, and zeros.
+    measure zero, and zeros: reward (n,), score_sq_norm (n,), log_prob (n, t), behavior_log_prob (n, t), mask (n, t)
+    -> batch.
 
     Raises `InputError` on shapes that disagree.
     """

@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from simulations.stats import Estimate, Interval
 from vcposim.commands.figures import STYLE
@@ -18,6 +20,8 @@ from vcposim.pages.plots import ACCENT, ALARM, COLORS, INK, MUTED, Plot, panel, 
 __all__ = ["ACCENT", "ALARM", "INK", "MUTED", "Plot", "draw", "of_intervals", "panel", "plot", "ranking", "series"]
 
 MARKERS = "osD^vP*"
+DENSE = 30
+"""points of a line from which on they are not marked one by one"""
 PAPER = {"light": "#ffffff", "dark": "#0f1318"}
 
 
@@ -81,15 +85,25 @@ def draw(what: Plot, mode: str = "light") -> Figure:
     with mpl.rc_context(style):
         figure = Figure(figsize=(what["width"] * columns, what["height"] * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        scales: dict[tuple[str, str], Axes] = {}
         for ax, one in zip(axes, panels, strict=False):
+            if "order" not in one:  # one quantity, one scale: its panels can be compared
+                first = scales.setdefault((one["ylabel"], one.get("yscale", "linear")), ax)
+                ax.sharey(first) if first is not ax else None
             (_ranking if "order" in one else _curves)(ax, one, mode)
             ax.set_title(one["title"])
             ax.set_xlabel(one["xlabel"])
             ax.set_ylabel(one["ylabel"])
+        for ax, one in zip(axes, panels, strict=False):
+            for axis, ticks in ((ax.xaxis, one.get("ticks")), (ax.yaxis, None)):
+                if axis.get_scale() == "log" and ticks is None:
+                    _log_ticks(axis)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         handles: dict[str, Any] = {}
-        for ax in axes[: len(panels)]:
+        for ax, one in zip(axes, panels, strict=False):
+            if "order" in one and len(one["series"]) == 1:  # a ranking of one kind needs no name for it
+                continue
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
         if len(handles) > 1:  # below all panels, where it hides nothing
@@ -97,10 +111,20 @@ def draw(what: Plot, mode: str = "light") -> Figure:
     return figure
 
 
+def _log_ticks(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 where few decades are shown, else at powers of ten."""
+    low, high = axis.get_view_interval()
+    if high / low < 300:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def _curves(ax: Axes, one: dict[str, Any], mode: str) -> None:
     for number, part in enumerate(one["series"]):
         style: dict[str, Any] = {"color": COLORS[mode][part["color"] % 7], "label": part["name"]}
-        style |= {"marker": MARKERS[number % 7], "markersize": 4, "linewidth": 1.1}
+        dense = part["line"] and len(part["x"]) > DENSE
+        style |= {"marker": "" if dense else MARKERS[number % 7], "markersize": 4, "linewidth": 1.1}
         style["linestyle"] = ("--" if part["dashed"] else "-") if part["line"] else "none"
         if part["hollow"]:
             style["markerfacecolor"] = PAPER[mode]

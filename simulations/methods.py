@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simulations.drawing import panel, ranking, series
+from simulations.drawing import panel, plot, ranking, series
 from simulations.protocol import OWN, digest_of
 from simulations.stats import (
     DIFFERENCE,
@@ -218,24 +218,41 @@ def profile(title: str, records: list[dict[str, Any]], names: Iterable[str]) -> 
 
 
 def improvements(title: str, records: list[dict[str, Any]], ours: str, names: Iterable[str]) -> dict[str, Any]:
-    """Probability that a run of ours is above one of each other method, seeds resampled (same paper)."""
+    """Probability that a run of ours is above one of each other method at the same place, seeds resampled (same paper).
+
+    A mean over places, as of tasks there: runs of different places are not compared.
+    """
+    values: dict[str, dict[Any, dict[Any, list[float]]]] = {}
+    for r in records:
+        seeds = values.setdefault(r["method"], {}).setdefault(place_of(r), {})
+        seeds.setdefault(r["seed"], []).append(r["average"])
     rows = {}
-    mine = {r["seed"]: [] for r in chosen(records, method=ours)}  # type: dict[Any, list[float]]
-    for r in chosen(records, method=ours):
-        mine[r["seed"]].append(r["average"])
     for name in names:
-        theirs: dict[Any, list[float]] = {}
-        for r in chosen(records, method=name):
-            theirs.setdefault(r["seed"], []).append(r["average"])
-        seeds = [s for s in mine if s in theirs]
-        if name == ours or not seeds:
+        both = [(mine, values[name][p]) for p, mine in values.get(ours, {}).items() if p in values.get(name, {})]
+        known = sorted(set.intersection(*({*a} & {*b} for a, b in both))) if both else []
+        if name == ours or not known:
             continue
 
-        def probability(some: Sequence[Any], theirs: dict[Any, list[float]] = theirs) -> float:
-            return improvement([v for s in some for v in mine[s]], [v for s in some for v in theirs[s]])
+        def probability(some: Sequence[Any], both: Any = both) -> float:
+            return float(np.mean([improvement(*([v for s in some for v in m[s]] for m in pair)) for pair in both]))
 
-        rows[name] = of_replicates(probability(seeds), over_seeds(seeds, probability), len(seeds), bounds=UNIT)
+        rows[name] = of_replicates(probability(known), over_seeds(known, probability), len(known), bounds=UNIT)
     return ranking(title, f"probability that a run of {ours} is better", rows, xlim=[0, 1], vlines=[0.5])
+
+
+AGGREGATES = (
+    "Performance profiles: share of runs whose value is above each threshold, with the interquartile mean; and the "
+    "probability that a run of {ours} is above one of each other method (95% interval, seeds resampled)."
+)
+
+
+def aggregates(records: list[dict[str, Any]], ours: str, few: Iterable[str], names: Iterable[str]) -> dict[str, Any]:
+    """As rliable has them: profiles of a few methods, and the probability that ours is better than each."""
+    panels = (
+        profile("performance profiles", records, few),
+        improvements("probability of improvement", records, ours, names),
+    )
+    return plot(*panels, width=4.8, height=4.4)
 
 
 def standing(records: list[dict[str, Any]], own: Sequence[str]) -> list[list[str]]:
@@ -253,9 +270,17 @@ def standing(records: list[dict[str, Any]], own: Sequence[str]) -> list[list[str
     return [[name, str(values[name]), lost_of(best, name), *gains[name]] for name in ordered]
 
 
+PLACE = ("task", "law", "lag", "shift", "optimizer")
+
+
+def place_of(record: dict[str, Any]) -> str:
+    """Where a run stands among those of its method."""
+    return str([record.get(k) for k in PLACE])
+
+
 def key_of(record: dict[str, Any]) -> str:
     """What a run shares with its pair under another method."""
-    return str([record.get(k) for k in ("task", "law", "lag", "shift", "optimizer", "seed")])
+    return str([record.get(k) for k in (*PLACE, "seed")])
 
 
 def lost(records: list[dict[str, Any]], method: str) -> int:

@@ -181,8 +181,9 @@ def page(findings: Findings, proofs: Mapping[str, dict[str, Any]]) -> tuple[str,
     body = (
         f"<h1>What is true of stable asynchrony</h1>\n"
         f"<p>20 claims: {count}. Every word and number was computed from checks and records; bars are 95% intervals that "
-        f"resample seeds, the upright line is the boundary (reference and margin). The comparisons of one experiment are "
-        f"corrected together (Holm, 5%).</p>\n{banner}"
+        f"resample seeds, the upright line is the boundary (reference and margin). Words are corrected for several "
+        f"comparisons (Holm, 5%), the family being all comparisons of one experiment that have an interval; the bars are "
+        f"not, nor is a claim's word for the experiments it combines.</p>\n{banner}"
         f'<div class="first"><section id="claims" aria-labelledby="claims-title"><h2 id="claims-title">Claims</h2>\n'
         f"{_filters()}{''.join(_claim(row, sections) for row in rows)}"
         f'<p id="none" hidden>No claim matches.</p></section>\n'
@@ -303,10 +304,12 @@ def _section(section: Section, figures: Sequence[str]) -> str:
         also = f"<p><small>The reduced run says: {escape(words)}.</small></p>"
     verdicts = "".join(_verdict(v, section.name) for v in sorted(section.verdicts, key=lambda v: int(v.claim[1:])))
     anchors = ", ".join(f'<a href="#{c}">{escape(c)}</a>' for c in section.claims)
+    family = sum(c.get("p") is not None for v in section.verdicts for c in v.comparisons)
+    corrected = f" {family} comparisons with an interval are corrected together." if family > 1 else ""
     return (
         f'<section id="{_anchor(section)}"><h2>{escape(section.name)}</h2>\n'
         f"<p><strong>{_prose(section.question)}</strong> {section.settings} settings, {section.records} records; claims "
-        f"{anchors}.</p>\n{note}{also}{_standing(section)}"
+        f"{anchors}.{corrected}</p>\n{note}{also}{_standing(section)}"
         f'<div class="pair"><div>{verdicts}</div><div>{"".join(figures)}</div></div>'
         f"<details><summary>Provenance</summary><dl>{facts}</dl></details></section>\n"
     )
@@ -407,7 +410,7 @@ fieldset { border: 0; padding: 0; margin: 0; display: flex; flex-wrap: wrap; gap
   padding: 0 .6rem 0 0 }
 #search { width: 11rem }
 .claim { border-top: 1px solid var(--line); font-size: .88rem } .claim[open] { background: var(--soft) }
-.claim > summary { display: grid; grid-template-columns: 2.2rem minmax(8rem, 1fr) 5.9rem 7.2rem 10.5rem; gap: .5rem;
+.claim > summary { display: grid; grid-template-columns: 2.2rem minmax(8rem, 1fr) 5.9rem 7.2rem 12.5rem; gap: .5rem;
   align-items: center; list-style: none } .claim > summary::-webkit-details-marker { display: none }
 .claim > :not(summary) { margin-left: 2.9rem } .claim ul { padding-left: 1rem }
 .holds { color: var(--good) } .holds-if { color: var(--mixed) } .fails { color: var(--bad) }

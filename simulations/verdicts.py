@@ -230,9 +230,14 @@ def shown(comparison: Mapping[str, Any]) -> str:
     """A judged comparison's value with its interval."""
     if "value" not in comparison:
         return "nothing to compare"
-    if comparison["low"] == comparison["high"]:
-        return f"{comparison['value']:.3g}"
-    return f"{comparison['value']:.3g} [{comparison['low']:.3g}, {comparison['high']:.3g}]"
+    value, low, high = (three_digits(comparison[key]) for key in ("value", "low", "high"))
+    return value if comparison["low"] == comparison["high"] else f"{value} [{low}, {high}]"
+
+
+def three_digits(value: float) -> str:
+    """A number to three significant digits, thousands written out: 0.0123, 1,230, 8.91e-13."""
+    text = f"{value:.3g}"
+    return f"{float(text):,.0f}" if 1e3 <= abs(float(text)) < 1e9 else text
 
 
 def _number(judged: list[dict[str, Any]], decisive: int, by_word: dict[str, list[int]]) -> str:

@@ -1,9 +1,16 @@
-"""One Hypothesis profile for all tests: reproducible (no random seed, no database), no deadline on a shared machine."""
+"""One Hypothesis profile for all tests: reproducible (no random seed, no database), no deadline on a shared machine.
+
+And the shapes that docstrings state are checked at every call (`tests/kit/shapes.py`).
+"""
 
 import gc
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+from tests.kit import shapes
+
+shapes.install()
 
 settings.register_profile(
     "vcposim",

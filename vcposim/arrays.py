@@ -11,14 +11,14 @@ Axis order everywhere: `(*replication, group, sample, time, parameter)`; a formu
 """
 
 import math
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from array_api_compat import array_namespace
 
 from vcposim.errors import InputError
 
-Array = Any
-"""An array of any array-API library; shapes are stated in docstrings, as `(..., n)`."""
+Array = Annotated[Any, "array"]
+"""An array of any array-API library; docstrings state shapes, as `(..., n), (..., n) -> (...)`; tests check them."""
 
 
 def namespace(*arrays: Array) -> Any:
@@ -44,27 +44,27 @@ _NAMESPACES: dict[type, Any] = {}
 
 
 def expectation(x: Array, measure: Array, *, keepdims: bool = False) -> Array:
-    """E[x] = sum_i measure_i x_i over the last axis: (..., n), (..., n) -> (...)."""
+    """E[x] = sum_i measure_i x_i over the last axis: (..., n), (..., n) -> (...) or (..., 1)."""
     return namespace(x, measure).sum(x * measure, axis=-1, keepdims=keepdims)
 
 
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """x where the condition holds, else y; also for the plain numbers that sums of exact rationals reduce to."""
+    """x where the condition holds, else y; for plain numbers (reduced sums of rationals) too: same -> same."""
     if not any(hasattr(value, "shape") for value in (condition, x, y)):
         return x if condition else y
     return namespace(condition, x, y).where(condition, x, y)
 
 
 def safe_divide(numerator: Array, denominator: Array, default: Array) -> Array:
-    """numerator / denominator, and `default` where the denominator is zero (never an infinity by accident)."""
+    """numerator / denominator, and `default` where the denominator is zero (no infinity by accident): same -> same."""
     empty = denominator == 0
     return where(empty, default, numerator / where(empty, denominator * 0 + 1, denominator))
 
 
 def indistinguishable(difference: Array, size: Array) -> Array:
-    """Whether a difference is rounding noise beside numbers of that size (10 bits of slack): as an addition tells.
+    """Whether a difference is rounding noise beside numbers of that size, 10 bits of slack: same -> same.
 
-    Never true of a nonzero difference in exact arithmetic.
+    As an addition tells; never true of a nonzero difference in exact arithmetic.
     """
     big = size * 1024
     return big + difference == big
@@ -89,7 +89,7 @@ def sum_of_others(x: Array) -> Array:
 
 
 def log_expectation(log_x: Array, measure: Array, *, keepdims: bool = False) -> Array:
-    """log E[exp(log_x)], overflow-safe; -inf where nothing has weight: (..., n), (..., n) -> (...)."""
+    """log E[exp(log_x)], safe; -inf without weight: (..., n), (..., n) -> (...) or (..., 1)."""
     xp, kept = namespace(log_x, measure), supported(log_x, measure)
     top = _largest(kept)
     total = expectation(xp.exp(kept - top), measure, keepdims=True)
@@ -99,7 +99,7 @@ def log_expectation(log_x: Array, measure: Array, *, keepdims: bool = False) -> 
 
 
 def supported(log_x: Array, measure: Array) -> Array:
-    """`log_x` where the measure is positive, -inf elsewhere (padding carries no weight, whatever it holds).
+    """`log_x` where the measure is positive, -inf elsewhere (padding has no weight, whatever it holds): same -> same.
 
     A measure that is a number counts all alike, and nothing is padding.
     """
@@ -120,9 +120,9 @@ def _largest(log_x: Array) -> Array:
 
 
 def saturating_exp(log_x: Array) -> Array:
-    """exp(log_x), saturating just below the square root of the dtype's largest float, so that squares stay finite.
+    """exp(log_x), saturating below the square root of the dtype's largest float: same -> same.
 
-    Exact below that (log x <= 347 in float64, 43 in float32); a NaN stays a NaN.
+    So squares stay finite. Exact below that (log x <= 347 in float64, 43 in float32); a NaN stays a NaN.
     """
     xp = namespace(log_x)
     return xp.exp(xp.minimum(log_x, 0.49 * math.log(float(xp.finfo(log_x.dtype).max))))

@@ -52,9 +52,10 @@ def weighted_mean(reward: Array, weight: Array, measure: Array) -> Array:
 
 
 def weighted_mean_of_others(reward: Array, weight: Array, measure: Array, unit: Array) -> Array:
-    """b_{-i} = sum_{j != i} a_j R_j / sum_{j != i} a_j, leaving out one unit of mass: (..., n) -> (..., n).
+    """b_{-i} = sum_{j != i} a_j R_j / sum_{j != i} a_j: (..., n), unit (..., 1) -> (..., n).
 
-    Where the others have no weight, their plain mean; where there are no others, R_i itself: no information, no step.
+    One unit of mass is left out. Where the others have no weight, their plain mean; where there are no others, R_i
+    itself: no information, no step.
     Sums of others are formed without subtraction, so a dominating sample costs no precision.
     """
 
@@ -67,7 +68,7 @@ def weighted_mean_of_others(reward: Array, weight: Array, measure: Array, unit: 
 
 
 def leverage(weight: Array, measure: Array, unit: Array) -> Array:
-    """h_i = unit a_i / E[a], the share of one draw in the weight (claims C8, C10): (..., n) -> (..., n) in [0, 1].
+    """h_i = unit a_i / E[a], one draw's share in [0, 1] (C8, C10): (..., n), unit (..., 1) -> (..., n).
 
     Where no sample has weight, the share in the plain mean, `unit`.
     """
@@ -76,7 +77,7 @@ def leverage(weight: Array, measure: Array, unit: Array) -> Array:
 
 
 def leverage_damped(reward: Array, baseline: Array, share: Array) -> Array:
-    """b_i with R_i - b_i = (1 - h_i)(R_i - b): any baseline, damped by leverage: (..., n) -> (..., n)."""
+    """b_i with R_i - b_i = (1 - h_i)(R_i - b): any baseline, damped by leverage: same -> same."""
     return reward - (1 - share) * (reward - baseline)
 
 
@@ -86,7 +87,8 @@ def minimum_variance(
     """b = (E[a R] - <E[w s R], E[w s]>) / (E[a] - ||E[w s]||^2), a = ||w s||^2: minimises tr Cov of w (R - b) s.
 
     Exact for any weights; where E[w s] = 0 (full importance weights) it is the OPOB. `weighted_reward` E[a R] and
-    `weighted` E[a] are (..., 1), the means E[w s R] and E[w s] are (..., p).
+    `weighted` E[a] are (..., 1), the means E[w s R] and E[w s] are (..., p):
+    (..., 1), (..., 1), (..., p), (..., p), (..., 1) -> (..., 1).
     """
     xp = namespace(weighted, mean_weighted)
     cross = xp.sum(mean_weighted_reward * mean_weighted, axis=-1, keepdims=True)
@@ -105,38 +107,38 @@ class Evidence:
 
     @property
     def reward(self) -> Array:
-        """R_i."""
+        """R_i: (..., n)."""
         return self.batch.reward
 
     @property
     def measure(self) -> Array:
-        """The probability of each outcome."""
+        """The probability of each outcome: (..., n)."""
         return self.batch.measure
 
     @property
     def unit(self) -> Array:
-        """The mass of one draw: (..., 1) or a number."""
+        """The mass of one draw: (..., 1), or () of all alike."""
         return self.batch.unit
 
     @property
     def one(self) -> Array:
-        """1 for each sample."""
+        """1 for each sample: (..., n)."""
         return self.batch.reward * 0 + 1
 
     def length(self) -> Array:
-        """L_i, tokens."""
+        """L_i, tokens: (..., n)."""
         return self.batch.token_length()
 
     def score_sq_norm(self) -> Array:
-        """||s_i||^2."""
+        """||s_i||^2: (..., n)."""
         return self.batch.scored().sq_norm(self.one)
 
     def weighted_sq_norm(self) -> Array:
-        """||w_i s_i||^2 up to one factor per group: the OPOB's weight."""
+        """||w_i s_i||^2 up to one factor per group, the OPOB's weight: (..., n)."""
         return self.batch.scored().sq_norm(self.weight.relative)
 
     def ratio_sq(self) -> Array:
-        """The untouched sequence ratio squared, up to one factor per group."""
+        """The untouched sequence ratio squared, up to one factor per group: (..., n)."""
         scale = LOG if self.batch.ratio is None else LINEAR
         ratio = scale.relative(at_level(self.batch, "sequence", scale), self.batch.measure)
         return ratio * ratio
@@ -258,7 +260,7 @@ class Baseline:
     """whether it takes sums, products and quotients alone, so that exact numbers and symbols pass through"""
 
     def __call__(self, e: Evidence) -> Array:
-        """b: (..., 1) per group, (..., n) per sample, (..., 1, t) per token."""
+        """b: (..., 1) per group, (..., n) per sample, (..., 1, t) per token, (*batch, 1, 1) or (1,) of a batch."""
         return self.value(e)
 
     @property
@@ -282,7 +284,7 @@ class Baseline:
         return self.weight is not None or self.constant
 
     def held_out(self, e: Evidence) -> Array:
-        """The same without sample i: (..., n) of a weighted mean; a constant is what it is.
+        """The same without sample i: (..., n), or (..., 1) of a constant, which is what it is.
 
         Raises `InputError` for what is neither: a mask, an order or a spread has no such twin.
         """
@@ -359,7 +361,7 @@ def winsorized_mean(reward: Array, weight: Array, measure: Array, tail: float) -
 
 
 def shrinkage(error: Array, spread: Array) -> Array:
-    """lam = error / (error + spread): the share of the common mean, from the mean error and the spread of means."""
+    """lam = error / (error + spread): the common mean's share, from mean error and spread of means: same -> same."""
     return safe_divide(error, error + spread, error * 0)
 
 
@@ -388,7 +390,7 @@ def _present(measure: Array) -> Array:
 
 
 def optimal_token_baseline(reward: Array, weight: Array, measure: Array) -> Array:
-    """B_t = sum_i W_it R_i / sum_i W_it, the plain mean without weight: (..., n), (..., n, t) -> (..., 1, t).
+    """B_t = sum_i W_it R_i / sum_i W_it, a plain mean without weight: (..., n), weight (..., n, t) -> (..., 1, t).
 
     For a terminal reward, the reward-to-go R_i at every t. Where one response alone is alive, B_t = R_i: no gradient.
     """

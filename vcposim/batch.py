@@ -190,7 +190,7 @@ class Batch:
         raise InputError("length: this needs the number of tokens of each trajectory; pass length")
 
     def given(self, name: str) -> Array:
-        """An optional field, or an error that says what to pass."""
+        """An optional field, (..., n) or (..., n, t) as `Batch` says, or an error that says what to pass."""
         value = getattr(self, name)
         if value is None or value is False:
             raise InputError(f"{name}: {_MISSING[name]}")
@@ -208,7 +208,7 @@ class Batch:
             self.given(need)
 
     def on_tokens(self, x: Array) -> Array:
-        """x with zeros on padding, whatever is stored there; trajectory-level arrays (..., n) as they are."""
+        """x with zeros on padding, whatever is stored there; trajectory-level arrays as they are: same -> same."""
         if self.token_mask is None or x.ndim == self.reward.ndim:
             return x
         return namespace(x, self.token_mask).where(self.token_mask > 0, x, 0)
@@ -240,7 +240,7 @@ def require_precision(name: str, x: Array) -> None:
 
 
 def over_tokens(x: Array, like: Array) -> Array:
-    """x with a time axis of one if only `like` has a time axis: (..., n) -> (..., n, 1)."""
+    """x with a time axis of one if only `like` has a time axis: x (...) -> (...) or (..., 1)."""
     return namespace(x).expand_dims(x, axis=-1) if x.ndim < like.ndim else x
 
 

@@ -277,7 +277,7 @@ def full_step(seen: Seen, settings: Settings) -> Array:
 
 
 def ess_rule(exponent: float | None = None) -> Callable[[Seen, Settings], Array]:
-    """`step_scale` with a fixed exponent, or with the settings'."""
+    """`step_scale` with a fixed exponent, or with the settings': as a rule."""
     return lambda seen, s: step_scale(
         seen.ess_fraction, reference=s.reference, exponent=s.exponent if exponent is None else exponent
     )

@@ -166,18 +166,18 @@ class WeightSums(NamedTuple):
         )
 
     def ess_fraction(self) -> Array:
-        """ESS / n of everything merged; NaN when there is nothing, so that a brake can fail closed."""
+        """ESS / n of everything merged: (); NaN when there is nothing, so that a brake can fail closed."""
         nothing = self.total * 0 + float("nan")
         return safe_divide(self.total * self.total, self.square * self.count, nothing)
 
     def log_mean(self) -> Array:
-        """log of the mean weight, nats; NaN when there is nothing."""
+        """log of the mean weight, nats: (); NaN when there is nothing."""
         mean = safe_divide(self.total, self.count, self.total * 0 + float("nan"))
         return namespace(self.total).log(mean) + self.log_scale
 
 
 def weight_sums(log_weight: Array, present: Array | None = None) -> WeightSums:
-    """Sums over all axes of log-weights, `present` (0/1, same shape) marking the real ones."""
+    """Sums over all axes of log-weights, `present` (0/1) marking the real ones: same -> sums."""
     xp = namespace(log_weight)
     flat = xp.reshape(log_weight, (-1,))
     here = xp.ones_like(flat) if present is None else xp.reshape(present, (-1,))

@@ -84,7 +84,7 @@ class Estimator:
         return batch.on_tokens(c)
 
     def baseline_value(self, batch: Batch, weight: Weight | None = None) -> Array:
-        """The baseline b: (..., 1) for one a group, (..., n) for one a sample, (..., 1, t) for one a token."""
+        """b: (..., 1) one a group, (..., n) one a sample, (..., 1, t) one a token, (*batch, 1, 1) one a batch."""
         batch = self._penalized(batch)
         return self._baseline(batch, weight or self.weighting(batch))
 
@@ -255,7 +255,7 @@ def whiten(x: Array, mass: Array, epsilon: float) -> Array:
 
 
 def divided(advantage: Array, batch: Batch, *divisor: Array) -> Array:
-    """A_i / d_i, or / (d_i d'_i): 0 where a divisor is; divisors are (..., n) or (..., 1)."""
+    """A_i / d_i, or / (d_i d'_i): 0 where a divisor is: same -> same."""
     factor = batch.reward * 0 + 1
     for d in divisor:
         factor = safe_divide(factor, d, 0)
@@ -263,7 +263,7 @@ def divided(advantage: Array, batch: Batch, *divisor: Array) -> Array:
 
 
 def whitened(advantage: Array, batch: Batch, epsilon: float, *, per_token: bool) -> Array:
-    """`whiten` of advantages over all prompts of a batch, which count alike; per token, a response counts L times."""
+    """`whiten` of advantages over all prompts, which count alike (per token, a response L times): same -> same."""
     batch.given("grouped")
     mass = batch.measure * batch.token_length() if per_token else batch.measure
     total = namespace(mass).sum(mass, axis=(-2, -1), keepdims=True)

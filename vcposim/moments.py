@@ -45,7 +45,10 @@ class Sums(NamedTuple):
 
 
 def batch_sums(batch: Batch, coefficient: Array, mass: Array | None = None) -> Sums:
-    """The sums of one or many batches: all axes before the sample axis are replications of `mass` (default 1 each)."""
+    """The sums of one or many batches: axes before the samples are replications of `mass` (default 1 each).
+
+    Shapes: coefficient (..., n) or (..., n, t), mass (...) -> sums.
+    """
     xp, scores = namespace(coefficient), batch.scored()
     measure = batch.measure if coefficient.ndim == batch.reward.ndim else batch.measure[..., None]
     estimate = scores.combine(coefficient * measure)
@@ -82,30 +85,30 @@ class Moments(Result):
 
     @property
     def relative_bias(self) -> Array:
-        """||mean - gradient|| / ||gradient||; infinite where only the gradient is zero."""
+        """||mean - gradient|| / ||gradient||, infinite where only the gradient is zero: ()."""
         size = norm(self.bias)
         return safe_divide(size, norm(self.gradient), where(size > 0, float("inf"), size))
 
     @property
     def mse(self) -> Array:
-        """E||g - gradient||^2 = variance_of_mean + ||bias||^2."""
+        """E||g - gradient||^2 = variance_of_mean + ||bias||^2: ()."""
         return self.variance_of_mean + sq_norm(self.bias)
 
     @property
     def snr(self) -> Array:
-        """||mean||^2 / variance_of_mean; infinite for a noiseless estimate, 0 for one that is always zero."""
+        """||mean||^2 / variance_of_mean; infinite for a noiseless estimate, 0 for one that is always zero: ()."""
         signal = sq_norm(self.mean)
         return safe_divide(signal, self.variance_of_mean, where(signal > 0, float("inf"), signal))
 
     @property
     def cosine(self) -> Array:
-        """cos(mean, gradient); 0 where either vanishes."""
+        """cos(mean, gradient), 0 where either vanishes: ()."""
         dot = namespace(self.mean).sum(self.mean * self.gradient)
         return safe_divide(dot, norm(self.mean) * norm(self.gradient), 0.0)
 
     @property
     def descent_efficiency(self) -> Array:
-        """D of the group's estimate, see `descent_efficiency`; from draws too large by O(1 / number of batches)."""
+        """D of the group's estimate, see `descent_efficiency`: (); from draws too large by O(1 / number of batches)."""
         dot = namespace(self.mean).sum(self.mean * self.gradient)
         return descent_efficiency(dot, sq_norm(self.gradient), self.variance_of_mean + sq_norm(self.mean))
 
@@ -115,7 +118,7 @@ class Moments(Result):
 
 
 def descent_efficiency(inner: Array, gradient_sq_norm: Array, second_moment: Array) -> Array:
-    """D = <g, E x>^2 / (||g||^2 E||x||^2) in [0, 1], of an estimate x of the gradient g, biased or not; 0 of no step.
+    """D = <g, E x>^2 / (||g||^2 E||x||^2) in [0, 1], of an estimate x of g, biased or not: same -> same; 0 of no step.
 
     With its own best step on an L-smooth objective, x is sure to gain D ||g||^2 / (2 L) if <g, E x> > 0 (T15.gain); and
     min over kappa of E||kappa x - g||^2 = (1 - D) ||g||^2 (T15.shrink). So D is what the mean squared error says once
@@ -125,12 +128,12 @@ def descent_efficiency(inner: Array, gradient_sq_norm: Array, second_moment: Arr
 
 
 def sq_norm(x: Array) -> Array:
-    """||x||^2 over the last axis."""
+    """||x||^2 over the last axis: (..., p) -> (...)."""
     return namespace(x).sum(x * x, axis=-1)
 
 
 def norm(x: Array) -> Array:
-    """||x|| over the last axis."""
+    """||x|| over the last axis: (..., p) -> (...)."""
     return namespace(x).sqrt(sq_norm(x))
 
 
@@ -146,7 +149,7 @@ def trace_covariance(vector: Array, measure: Array) -> Array:
 
 
 def moments(sums: Sums, gradient: Array, *, drawn: bool) -> Moments:
-    """Moments from sums: exact for enumerated batches, unbiased for `drawn` ones (mass = number of batches).
+    """Moments from sums, exact of enumerated batches, unbiased of `drawn` ones (mass: how many): (p,) -> moments.
 
     tr Cov = E||x||^2 - ||E x||^2; of m draws, ||mean||^2 exceeds ||E x||^2 by variance_of_mean / m on average, which is
     given back here. One draw alone has no variance (NaN), never a silent 0.

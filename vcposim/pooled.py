@@ -332,7 +332,7 @@ def _counted(batch: Batch, x: Array) -> Array:
 
 
 def _per_pool(value: Array, batch: Batch) -> Array:
-    """One number a pool (..., 1) against its tokens: (..., 1, 1), or (..., 1, 1, 1) for a whole batch."""
+    """One number a pool against its tokens: (*pool, 1) -> (*pool, 1, 1) or (*pool, 1, 1, 1), that for a whole batch."""
     return namespace(value).reshape(value, (*value.shape[:-1], *[1] * (3 if batch.grouped else 2)))
 
 

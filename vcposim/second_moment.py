@@ -92,7 +92,7 @@ class SecondMomentClip:
 
 
 def harmful(log_ratio: Array, advantage: Array) -> Array:
-    """Where a step along A moves the ratio further from 1."""
+    """Where a step along A moves the ratio further from 1: same -> same."""
     return ((advantage > 0) & (log_ratio > 0)) | ((advantage < 0) & (log_ratio < 0))
 
 
@@ -130,12 +130,12 @@ def _ascending(x: Array, counted: Array) -> tuple[Array, Array, Array]:
 
 
 def pooled(x: Array, batch: Batch) -> Array:
-    """Tokens of a pool on one axis: (..., n, t) -> (..., n t), or (..., g, n, t) -> (..., g n t) if `grouped`."""
+    """Tokens of a pool (a group, of a `grouped` batch all groups) on one axis: (..., n, t) -> (*pool, m)."""
     return namespace(x).reshape(x, (*x.shape[: -3 if batch.grouped else -2], -1))
 
 
 def unpooled(x: Array, like: Array) -> Array:
-    """The inverse of `pooled`."""
+    """The inverse of `pooled`: x (*pool, m), like (..., n, t) -> (..., n, t)."""
     return namespace(x).reshape(x, tuple(like.shape))
 
 

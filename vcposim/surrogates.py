@@ -566,7 +566,7 @@ class Product:
         return tuple(dict.fromkeys(name for factor in self.factors for name in getattr(factor, "families", ())))
 
     def __call__(self, batch: Batch, advantage: Array) -> Array:
-        """The factor: (..., n, t) as soon as one of them is."""
+        """The factor: (..., n), or (..., n, t) as soon as one of them is."""
         product = advantage * 0 + 1
         for factor in self.factors:
             value = factor(batch, advantage)
@@ -575,19 +575,19 @@ class Product:
 
 
 def unclipped(x: Array, scale: Scale, advantage: Array, low: float, high: float) -> Array:
-    """Where min(r A, clip(r, 1 - low, 1 + high) A) still moves with r; x is r on a scale."""
+    """Where min(r A, clip(r, 1 - low, 1 + high) A) still moves with r; x is r on a scale: same -> same."""
     above = (advantage > 0) & (x > scale.write(1 + high))
     below = (advantage < 0) & (x < scale.write(1 - low))
     return ~(above | below)
 
 
 def only(keep: Array, x: Array) -> Array:
-    """x where kept, else 0."""
+    """x where kept, else 0: same -> same."""
     return namespace(x).where(keep, x, 0)
 
 
 def bounded(log_ratio: Array) -> Array:
-    """log-ratios in [-1e6, 1e6]: beyond the range of exp, and their squares and multiples are still numbers."""
+    """log-ratios in [-1e6, 1e6], past exp's range but with squares that are numbers: same -> same."""
     xp = namespace(log_ratio)
     return xp.minimum(xp.maximum(log_ratio, -1e6), 1e6)
 
@@ -599,18 +599,18 @@ def probabilities(batch: Batch, log_ratio: Array) -> tuple[Array, Array]:
 
 
 def weight_of(log_weight: Array, batch: Batch) -> Array:
-    """exp, saturating, of log-weights (..., n) or (..., n, t); zero on samples of measure zero."""
+    """exp, saturating, of log-weights (..., n) or (..., n, t); zero on samples of measure zero: same -> same."""
     return LOG.value(log_weight, over_tokens(batch.measure, log_weight))
 
 
 def ratio_at(batch: Batch, level: str) -> tuple[Array, Scale]:
-    """The batch's ratios at a level, and the scale they are written on."""
+    """The batch's ratios at a level, (..., n) or (..., n, t) for `token`, and the scale they are written on."""
     scale = LOG if batch.ratio is None else LINEAR
     return at_level(batch, level, scale), scale
 
 
 def log_ratio_at(batch: Batch, level: str, who: object) -> Array:
-    """The batch's log-ratios at a level, for formulas that have no exact form."""
+    """The batch's log-ratios at a level, for formulas without an exact form: (..., n) or (..., n, t)."""
     if batch.ratio is not None:
         raise InputError(f"ratio: {type(who).__name__} needs logarithms; pass log_ratio instead")
     return at_level(batch, level, LOG)

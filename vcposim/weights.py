@@ -19,34 +19,34 @@ LEVELS = ("token", "sequence", "geometric")
 
 
 def no_correction(x: Array, scale: Scale) -> Array:
-    """1: the ratio is ignored."""
+    """1: the ratio is ignored: same -> same."""
     return namespace(x).zeros_like(x) + scale.write(1)
 
 
 def importance(x: Array, scale: Scale) -> Array:
-    """w: unbiased at sequence level (Kahn & Marshall 1953; REINFORCE off-policy)."""
+    """w: unbiased at sequence level (Kahn & Marshall 1953; REINFORCE off-policy): same -> same."""
     return x
 
 
 def truncate(x: Array, scale: Scale, cap: float) -> Array:
-    """min(w, cap) (truncated importance sampling; VCPO uses sequence level, cap 8, arXiv 2602.17616)."""
+    """min(w, cap) (truncated importance sampling; VCPO uses sequence level, cap 8, arXiv 2602.17616): same -> same."""
     return namespace(x).minimum(x, scale.write(cap))
 
 
 def clip(x: Array, scale: Scale, floor: float, cap: float) -> Array:
-    """max(floor, min(w, cap)) (as CISPO does per token, arXiv 2506.13585)."""
+    """max(floor, min(w, cap)) (as CISPO does per token, arXiv 2506.13585): same -> same."""
     xp = namespace(x)
     return xp.maximum(xp.minimum(x, scale.write(cap)), scale.write(floor))
 
 
 def mask(x: Array, scale: Scale, cap: float, floor: float = 0) -> Array:
-    """w 1[floor <= w <= cap] (masked importance sampling; two-sided per token it is IcePop, arXiv 2510.18855)."""
+    """w 1[floor <= w <= cap] (masked importance sampling; per token IcePop, arXiv 2510.18855): same -> same."""
     keep = (x <= scale.write(cap)) & (x >= scale.write(floor))
     return namespace(x).where(keep, x, scale.zero)
 
 
 def self_normalize(x: Array, scale: Scale, measure: Array) -> Array:
-    """w / E[w] under the batch's measure, that is w_i n / sum_j w_j (consistent, biased at finite n)."""
+    """w / E[w] under the batch's measure, that is w_i n / sum_j w_j (consistent, biased at finite n): same -> same."""
     return scale.over(x, scale.mean(x, measure))
 
 

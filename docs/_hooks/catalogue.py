@@ -8,11 +8,12 @@ from _hooks.cache import cached
 from _hooks.formula import clauses, latex
 from _hooks.text import fence, number, plain, table
 from llm_bridge.adapters.rows import require
-from llm_bridge.training.gradient import require_served
+from llm_bridge.training.gradient import token_coefficients
 from simulations.methods import METHODS
 from simulations.protocol import discover
 from simulations.summaries import committed
 from vcposim.catalogue import CATALOGUE, FAMILIES, Entry
+from vcposim.catalogue import papers as index
 from vcposim.catalogue.references import SOURCES, short
 from vcposim.commands.catalogue import as_json, name_of
 from vcposim.commands.figures import LEAST
@@ -27,6 +28,13 @@ SYMBOLS = (
     "*R* reward, *w* ratio π/μ of a trajectory, *r*ₜ of a token, *L* length in tokens, *n* group size, *s* score "
     "∇ log π(τ), *A* advantage; *mean* and *std* are over the group."
 )
+TITLES = {
+    "on_policy": "Without ratios",
+    "weighted": "A weight before the advantage",
+    "surrogate": "A factor that looks at the advantage too",
+}
+"""every entry is of exactly one of these families"""
+
 NEEDS = {
     "scores": "score norms ‖∇ log π(τ)‖² (or a named proxy)",
     "tokens": "ratios of every token",
@@ -34,6 +42,7 @@ NEEDS = {
     "collision": "Σ π(v)² at every position",
     "anchor_log_ratio": "ratios to an anchor policy",
     "reference_log_ratio": "ratios to a reference policy",
+    "length": "lengths in tokens",
     "grouped": "the whole batch, prompt by prompt",
 }
 
@@ -191,7 +200,7 @@ def trained_with(name: str, entry: Entry) -> str:
     ]
     trainers = {
         "In the trainer that comes along, on transformers": (
-            lambda: require_served(entry.estimator, 4),
+            lambda: token_coefficients(entry.estimator, 4),
             fence(f"python -m llm_bridge.train --task addition --lag 16 --estimator {name}", "sh"),
         ),
         "In TRL ({doc}`how to </guides/HOWTO_TRL>`)": (
@@ -270,6 +279,7 @@ def page(name: str, entry: Entry) -> str:
             ),
         ),
         ("family", ", ".join(f"`{x}`: {plain(FAMILIES[x])}" for x in entry.families)),
+        *([("breaks", ", ".join(f"`{law}`" for law in entry.breaks))] if entry.breaks else []),
         *([("note", plain(entry.note))] if entry.note else []),
         ("sources", "; ".join(f"{{ref}}`{plain(short(key))} <paper-{key}>`" for key in entry.references)),
     ]
@@ -304,25 +314,35 @@ def entry_link(name: str | None) -> str:
 
 
 def papers() -> str:
-    """Every source and who stands on it."""
-    users: dict[str, list[str]] = {}
-    for name, entry in CATALOGUE.items():
-        for key in entry.references:
-            users.setdefault(key, []).append(name)
+    """Every source: who stands on it, what was found, how to switch it on; and what could not be read."""
     out = [
         "# Papers\n",
         "Every source of a formula, read at the source before it was written down (`vcposim.catalogue.references`); "
-        "BibTeX of an estimator: `vcposim cite NAME`.\n",
+        "BibTeX of an estimator: `vcposim cite NAME`; this page in a terminal: `vcposim cite --index`.\n",
     ]
+    known = {paper.key: paper for paper in index.papers()}
     for key, one in sorted(SOURCES.items(), key=lambda item: (-item[1].year, item[1].title)):
         where = address(one.id)
         authors = ", ".join(" ".join(reversed(a.split(", "))) if ", " in a else a.strip("{}") for a in one.authors[:6])
         more = f" and {len(one.authors) - 6} more" if len(one.authors) > 6 else ""
-        used = ", ".join(f"{{ref}}`{n} <entry-{n}>`" for n in users.get(key, []))
         out.append(f"(paper-{key})=\n## {plain(one.title)} ({one.year})\n")
-        out.append(
-            f"{plain(authors)}{more}. {plain(one.venue)}, {where}." + (f" Estimators: {used}." if used else "") + "\n"
-        )
+        out.append(f"{plain(authors)}{more}. {plain(one.venue)}, {where}.\n")
+        if key not in known:
+            continue
+        paper = known[key]
+        if paper.entries:
+            out.append(f"Estimators: {', '.join(f'{{ref}}`{n} <entry-{n}>`' for n in paper.entries)}.\n")
+        if paper.rules:
+            out.append(f"Step rules: {', '.join(code(n) for n in paper.rules)}.\n")
+        if paper.found:
+            out += ["Found:\n", *(f"- {plain(said)}" for said in paper.found), ""]
+        if lines := index.switched(paper):
+            out += ["Switch on:\n", *(f"- {line}" for line in lines), ""]
+    for title, rows in (
+        ("Not in the catalogue as published, for it could not be read", index.UNREAD),
+        ("Read, and a batch lacks what it needs", index.LACKING),
+    ):
+        out += [f"## {title}\n", *(f"- {plain(name)}: {plain(why)}" for name, why in rows.items()), ""]
     return "\n".join(out)
 
 
@@ -344,12 +364,7 @@ def pages() -> dict[str, str]:
         f"All {len(CATALOGUE)} named estimators. A coefficient multiplies ∇ log π(τ): gradient = Σ c ∇ log π. "
         f"{SYMBOLS}\n",
     ]
-    titles = {
-        "on_policy": "Without ratios",
-        "weighted": "A weight before the advantage",
-        "surrogate": "A factor that looks at the advantage too",
-    }
-    for family, title in titles.items():
+    for family, title in TITLES.items():
         rows = [
             (f"{{ref}}`{name} <entry-{name}>`", code(entry.formula), plain(entry.unbiased.value.partition(":")[0]))
             for name, entry in CATALOGUE.items()

@@ -12,6 +12,7 @@ Sum of \\|w\\|\\*n\\_i, see ``ess``.
 - ``InputError``: if ``w`` is empty.
 """
 
+import importlib
 import re
 from typing import Any
 
@@ -134,6 +135,19 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = [*restructured(lines), ""]
 
 
+def plainly(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
+    """A name that exists and has no entry of its own (a type variable, a union) is shown without a link."""
+    if node.get("refdomain") != "py":
+        return None
+    module, _, name = str(node["reftarget"]).rpartition(".")
+    try:
+        getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None  # Sphinx says that it is missing
+    return contnode
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", process)
+    app.connect("missing-reference", plainly)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,17 +1,23 @@
 """Trust, but verify: one trajectory's norm, and the gradient along a random direction, against plain autograd.
 
-A tape believes that row i of an activation is trajectory i. A model that permutes rows, sorts the batch or lays time
-first breaks that belief without an error. One ordinary backward of one trajectory knows nothing of rows: what it says
-of every parameter's norm, the tape must have said. The gradient is compared along a random direction, so that nothing
-of its size is kept twice.
+A tape believes that row i of an activation is trajectory i, and that a module computes what it seems to. A model that
+permutes rows, sorts the batch or lays time first breaks that belief without an error. So the model's own code, without
+any node of the tape, is run once more on one trajectory alone (`alone`): what it says of every parameter's norm, the
+tape must have said. Where a row alone gives something else than among the others (dropout, experts with a capacity),
+one ordinary backward of that trajectory through the taped graph knows at least nothing of rows. The gradient of all
+trajectories is compared along a random direction, so that nothing of its size is kept twice.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from llm_bridge.scores.layers import Recorder, autocast_state, differentiable, graph_nodes, rehearsal
 from llm_bridge.scores.norms import square_sum
 from vcposim.errors import InputError
 
@@ -19,8 +25,66 @@ EVERY = 100
 """passes from one check to the next"""
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 """relative, by the coarsest type an output gradient came in"""
-_FLOOR = 1e-3
+GRADIENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.float16: 0.3, torch.bfloat16: 0.3}
+"""the same for what a gradient is along a direction, of its size"""
+_ALIKE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
+"""how near one row alone comes to the row among others, if it is the same; dropout is farther"""
+_FLOOR, _COLUMNS = 1e-3, 8
 _WHY = "its rows are not trajectories one by one (permuted, sorted, time first, or mixed)"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the model inside the tape: what it was given and gave, and under which autocast."""
+
+    args: Any
+    kwargs: Any
+    out: Sequence[Tensor]
+    cast: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, device: torch.device, args: Any, kwargs: Any, out: Any) -> "Call":
+        """As it is now."""
+        return cls(args, kwargs, differentiable(out), autocast_state(device))
+
+
+def alone(
+    tape: Recorder, model: nn.Module, call: Call, total: Tensor, i: int, scale: float, params: Sequence[Tensor]
+) -> list[Tensor | None] | None:
+    """Plain gradients of scale total_i by the model's own code on row i alone; None where that cannot tell.
+
+    total (n,): log pi of each trajectory, whose gradient with respect to the call's output is carried back through
+    the second run. That cannot tell where the row alone comes out otherwise, or where total hangs on parameters in
+    another way than through the call.
+    """
+    n, held = len(total), set(params)
+    if any(getattr(node, "variable", None) in held for node in graph_nodes([total], call.out)):
+        return None
+    if not call.out or any(y.dim() == 0 or len(y) != n for y in call.out):
+        return None
+
+    def row(x: Any) -> Any:
+        return x.detach()[i : i + 1] if isinstance(x, Tensor) and x.dim() and len(x) == n else x
+
+    seed = torch.autograd.grad(total[i] * scale, call.out, retain_graph=True, allow_unused=True)
+    with rehearsal(tape, model, total.device), torch.autocast(total.device.type, **call.cast):
+        try:
+            args, kwargs = pytree.tree_map(row, (call.args, call.kwargs))
+            found = differentiable(model(*args, **kwargs))
+        except Exception:  # whatever the model's code says of a single row
+            return None
+        pairs = []
+        for y, whole, g in zip(found, call.out, seed, strict=False):
+            near = y.shape == whole[:1].shape
+            near = near and float((y - whole[i : i + 1]).detach().norm()) <= _ALIKE[y.dtype] * float(y.detach().norm())
+            if not near:
+                return None
+            if g is not None:
+                pairs.append((y, g[i : i + 1]))
+        if len(found) != len(call.out) or not pairs:
+            return None
+        out, into = zip(*pairs, strict=True)
+        return list(torch.autograd.grad(out, params, into, allow_unused=True))
 
 
 def ordinary(out: Tensor, seed: Tensor, params: Sequence[Tensor], reentrant: bool) -> list[Tensor | None]:
@@ -75,33 +139,37 @@ def check_norms(
 
 
 class Projection:
-    """<p.grad, r> of every parameter for one random r, before and after a tape adds to it."""
+    """<p.grad, r> of every parameter for one random r of low rank, before and after a tape adds to it."""
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], seed: int, advise: Callable[[str], str]) -> None:
         self.named, self.seed, self.advise = named, seed, advise
         self.before = self._of([p.grad for _, p in named])
 
     def _of(self, grads: Sequence[Tensor | None]) -> list[float]:
-        found = []
-        for k, g in enumerate(grads):
-            if g is None:
-                found.append(0.0)
-                continue
-            own = torch.Generator(g.device).manual_seed(self.seed + k)
-            wide = torch.promote_types(g.dtype, torch.float32)
-            r = torch.randn(g.shape, generator=own, device=g.device, dtype=wide)
-            found.append(float((g.to(wide) * r).sum()))
-        return found
+        return [0.0 if g is None else _along(g, self.seed + k) for k, g in enumerate(grads)]
 
-    def compare(self, expected: Sequence[Tensor | None], dtype: torch.dtype) -> None:
-        """Raise InputError if what was added differs from `expected` along r."""
+    def compare(self, expected: Sequence[Tensor | None], summands: Mapping[nn.Parameter, float], dtype: Any) -> None:
+        """Raise InputError if what was added differs from `expected` along r.
+
+        summands: sum_i |c_i| ||s_i|| of each parameter. Where trajectories cancel, rounding is of this size, and not
+        of the gradient's.
+        """
         after, right, size = self._of([p.grad for _, p in self.named]), self._of(expected), squares(expected)
-        whole, tolerance = sum(size) ** 0.5, 10 * TOLERANCE[dtype]
-        for (name, _), a, start, b, square in zip(self.named, after, self.before, right, size, strict=True):
-            scale = square**0.5 + _FLOOR * whole + torch.finfo(dtype).eps * abs(start) + 1e-300
+        whole, eps = sum(size) ** 0.5, torch.finfo(dtype).eps
+        for (name, p), a, start, b, square in zip(self.named, after, self.before, right, size, strict=True):
+            scale = GRADIENT[dtype] * (square**0.5 + _FLOOR * whole) + eps * (abs(start) + 8 * summands.get(p, 0.0))
             overflown = b - b != 0.0  # a gradient that a GradScaler will find and skip
-            if not overflown and not abs(a - start - b) <= tolerance * scale:
+            if not overflown and not abs(a - start - b) <= scale + 1e-300:
                 raise InputError(
                     f"ScoreTape: {name}: its gradient along a random direction is {a - start:.6g}, and {b:.6g} by "
                     f"autograd, so p.grad is wrong, take no step: {_WHY}; {self.advise(name.rpartition('.')[0])}"
                 )
+
+
+def _along(g: Tensor, seed: int) -> float:
+    """<g, r> with r = A B^T of unit entries on average, so that E <g, r>^2 = ||g||^2 and g is read once."""
+    flat = g.reshape(len(g), -1) if g.dim() > 1 else g.reshape(1, -1)
+    own = torch.Generator(g.device).manual_seed(seed)
+    wide = torch.promote_types(g.dtype, torch.float32)
+    a, b = (torch.randn(size, _COLUMNS, generator=own, device=g.device, dtype=wide) for size in flat.shape)
+    return float((a * (flat.to(wide) @ b)).sum()) / _COLUMNS**0.5

@@ -138,21 +138,27 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def autocast_state(device: torch.device) -> dict[str, Any]:
+    """What torch.autocast(device.type, ...) is to be told for the state of now."""
+    kind = device.type
+    return {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+
+
 @contextmanager
-def rehearsal(twin: Twin, devices: Sequence[torch.device]) -> Iterator[None]:
+def rehearsal(tape: Recorder, module: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Run a module as if it had not been run: no node of its parts, no count, no draw, no trace in its state.
 
     With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
     """
-    parts = [(part, dict(part.__dict__), dict(part._buffers)) for part in twin.module.modules()]
-    kept = [(b, b._version, b.clone()) for b in twin.module.buffers()]
-    inside = twin.tape.inside
-    twin.tape.inside = 1
+    parts = [(part, dict(part.__dict__), dict(part._buffers)) for part in module.modules()]
+    kept = [(b, b._version, b.clone()) for b in module.buffers()]
+    inside, tape.inside = tape.inside, 1
+    devices = [device] if device is not None and device.type == "cuda" else []
     try:
         with torch.enable_grad(), _uncounted(), torch.random.fork_rng(devices):
             yield
     finally:
-        twin.tape.inside = inside
+        tape.inside = inside
         for part, attributes, buffers in parts:
             part.__dict__.clear()
             part.__dict__.update(attributes)
@@ -647,20 +653,20 @@ class Own(Twin):
 
     def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> frozenset[str] | None:
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
-        devices = [x.device] if x is not None and x.is_cuda else []
+        device = None if x is None else x.device
         watch = _Known(own, None)
-        with rehearsal(self, devices):
+        with rehearsal(self.tape, self.module, device):
             given, options = _cloned((args, kwargs))
             with watch:
                 expected = self.original(*given, **options)
             spread = sorted(own.keys() - watch.served)
             left = [own[k] for k in spread]
-            if {own[k] for k in watch.served} & set(leaf_parameters(_differentiable(expected))):
+            if {own[k] for k in watch.served} & set(leaf_parameters(differentiable(expected))):
                 return None  # used in a product, and in some other way
             if x is None or not all(_fits(p, x) for p in left):
                 return None
         try:
-            with rehearsal(self, devices):
+            with rehearsal(self.tape, self.module, device):
                 wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in left]
                 given, options = _cloned((args, kwargs))
                 with shadowed(self.module, dict(zip(spread, wide, strict=True))):
@@ -708,7 +714,8 @@ def _uncounted() -> Any:
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
-def _differentiable(out: Any) -> list[Tensor]:
+def differentiable(out: Any) -> list[Tensor]:
+    """The tensors that carry a gradient, of any nest of containers."""
     return [y for y in pytree.tree_leaves(out) if isinstance(y, Tensor) and y.requires_grad]
 
 
@@ -719,7 +726,7 @@ def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: 
     positions must be the parameter's gradient, which then goes no other way; for one on the first row alone, no other
     row may have any.
     """
-    plain, spread = _differentiable(expected), _differentiable(found)
+    plain, spread = differentiable(expected), differentiable(found)
     if not param or not plain:
         return True
     cotangent = [torch.randn_like(y) for y in plain]
@@ -789,9 +796,8 @@ class Inner:
         self.given = [leaves[k] for k in self.place]
         self.input = [self._leaf[k] for k in self.place]
         x = _first(args, kwargs)
-        self._device = "cpu" if x is None else x.device.type
-        self._devices = [x.device] if x is not None and x.is_cuda else []
-        self._cast = (torch.get_autocast_dtype(self._device), torch.is_autocast_enabled(self._device))
+        self._device = torch.device("cpu") if x is None else x.device
+        self._cast = autocast_state(self._device)
         try:
             flat, self.spec = pytree.tree_flatten(self._call(self._leaf))
         except RuntimeError as error:
@@ -799,20 +805,15 @@ class Inner:
                 raise
             raise InputError(f"{twin.name}: changes its input in place, which no loop allows; {WHOLE_LOOP}") from error
         self.flat = flat
-        self.out = _differentiable(flat)
+        self.out = differentiable(flat)
         self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
 
     def _call(self, leaf: Sequence[Any]) -> Any:
         args, kwargs = pytree.tree_unflatten([leaf[k] for k in self._first], self._spec)
-        dtype, enabled = self._cast
         tape = self.twin.tape
         tape.inside += 1
         try:  # kept as they are: a checkpoint around would run again for every trajectory
-            with (
-                torch.enable_grad(),
-                _uncounted(),
-                torch.autocast(self._device, dtype=dtype, enabled=enabled),
-            ):
+            with torch.enable_grad(), _uncounted(), torch.autocast(self._device.type, **self._cast):
                 return self.twin.original(*args, **kwargs)
         finally:
             tape.inside -= 1
@@ -844,8 +845,8 @@ class Inner:
             leaf = [layout.part(x, i) if isinstance(x, Tensor) else x for x in self._leaf]
             leaf = [_apart(x) if k in self.place else x for k, x in enumerate(leaf)]
             try:
-                with rehearsal(self.twin, self._devices):
-                    out = _differentiable(self._call(leaf))
+                with rehearsal(self.twin.tape, self.twin.module, self._device):
+                    out = differentiable(self._call(leaf))
             except Exception as error:  # whatever the module's code says of fewer rows
                 raise Differs from error
             if len(out) != len(self.out):
@@ -917,10 +918,10 @@ def leaf_parameters(out: Sequence[Tensor]) -> list[nn.Parameter]:
     return list(dict.fromkeys(n.variable for n in graph_nodes(out) if hasattr(n, "variable")))
 
 
-def graph_nodes(out: Sequence[Tensor]) -> list[Any]:
-    """Every node of the graph behind `out`."""
+def graph_nodes(out: Sequence[Tensor], until: Sequence[Tensor] = ()) -> list[Any]:
+    """Every node of the graph behind `out`, and not behind `until`."""
     stack = [y.grad_fn for y in out if y.grad_fn is not None]
-    seen = dict.fromkeys(stack)
+    seen = dict.fromkeys([*stack, *(y.grad_fn for y in until)])
     while stack:
         for node, _ in stack.pop().next_functions:
             if node is not None and node not in seen:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
-from llm_bridge.scores.check import EVERY, Projection, check_norms, ordinary, squares
+from llm_bridge.scores.check import EVERY, Call, Projection, alone, check_norms, ordinary, squares
 from llm_bridge.scores.layers import Differs, Inner, Twin, Whole, graph_nodes, twin_of
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
@@ -32,6 +32,8 @@ from vcposim.errors import InputError, unknown_name
 _NORMS = ("exact", "sketch")
 _VERIFY = ("first", "always", "never")
 _PASSES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_COUPLED: WeakSet[nn.Module] = WeakSet()
+"""looped modules whose gradients on one trajectory alone do not add up to those on all"""
 
 
 def tape_for(model: nn.Module, norm: str, *, method: str = "auto", seed: int = 0) -> "ScoreTape | None":
@@ -123,6 +125,7 @@ class ScoreTape:
         self._used: dict[nn.Parameter, list[str]] = {}
         self._known: set[Any] = set()
         self._stored: dict[nn.Parameter, nn.Parameter] = {}
+        self._calls: list[Call] = []
         self._finish: Callable[[Tensor], None] | None = None
         self._eager: Any = None
         self._shape: tuple[int, ...] = ()
@@ -143,6 +146,7 @@ class ScoreTape:
         self._known = {p for p in self.model.parameters() if p.requires_grad}
         self._note_gathered()
         self._hooks.append(self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True))
+        self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
         if any(_is_compiled(m) for m in self.model.modules()):
             warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
             self._eager = torch.compiler.set_stance("force_eager")
@@ -161,7 +165,7 @@ class ScoreTape:
         if self._eager is not None:
             self._eager.__exit__(None, None, None)
         self._hooks, self._patched, self._eager = [], [], None
-        self._token, self._used, self._stored, self._known = {}, {}, {}, set()
+        self._token, self._used, self._stored, self._known, self._calls = {}, {}, {}, set(), []
         self.running = self._finish = None
         self._open = self._called = False
 
@@ -225,15 +229,14 @@ class ScoreTape:
         if due and self.norm == "exact":
             assert total is not None
             i = int(torch.randint(layout.n, (), generator=torch.Generator().manual_seed(self.seed + due)))
-            one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)
-            with torch.autocast(total.device.type, enabled=False):
-                expected = squares(ordinary(total, one, [p for _, p in self._targets()], reentrant))
-        score = self._run(route, layout, objective.sum(), retain=keep and bool(again or due), reentrant=reentrant)
+            expected = squares(self._plainly(total, i, scale, reentrant))
+        score = self._run(route, layout, objective.sum(), keep and bool(again or due), reentrant, bool(due))
         norms = score.result(objective)
         if expected:
             fold_i = 1.0 if route.fold is None else float(route.fold[i])
             part = {p: square / fold_i**2 for p, square in score.part.items()}
             check_norms(self._targets(), expected, part, i, score.coarsest, self._advice)
+        self._calls = []
         norms = norms / scale**2
         if route.fold is not None:
             norms = norms / fold.square().to(norms.dtype)
@@ -244,9 +247,7 @@ class ScoreTape:
             each = weighted(log_prob, mask, token_weight) if per_token else total
             self._finish = self._second_backward(each, reentrant)
         elif keep:
-            self._finish = (
-                route.finish if total is None else self._checked(route, total, score.coarsest, reentrant, due)
-            )
+            self._finish = route.finish if total is None else self._checked(route, total, score, reentrant, due)
         return norms
 
     def backward(self, coefficient: Tensor) -> None:
@@ -311,9 +312,16 @@ class ScoreTape:
         return f"loop over its owner, ScoreTape(model, unknown='loop', loop={loop})"
 
     def _note_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.inside:
+            return
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self.batch = tuple(found[0].shape[:2]) if found else ()
+
+    def _note_call(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        """Keep a call that a check will want to repeat."""
+        if self.running is None and not self.inside and torch.is_grad_enabled() and self._is_due():
+            self._calls.append(Call.of(self.generator.device, args, kwargs, out))
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
@@ -347,19 +355,34 @@ class ScoreTape:
             )
         return reentrant
 
+    def _is_due(self) -> bool:
+        passes = _PASSES.setdefault(self.model, 0)
+        return self.verify != "never" and not self._stored and (self.verify == "always" or passes % EVERY == 0)
+
     def _due(self) -> int:
         """0, or the number of the check that is due now, from 1. A pass whose check fails does not count."""
-        passes = _PASSES.setdefault(self.model, 0)
-        if self.verify == "never" or self._stored:
-            return 0
-        if self.verify == "always" or passes % EVERY == 0:
-            return passes + 1
-        _PASSES[self.model] += 1
+        if self._is_due():
+            return _PASSES[self.model] + 1
+        if self.verify != "never" and not self._stored:
+            _PASSES[self.model] += 1
         return 0
 
+    def _plainly(self, total: Tensor, i: int, scale: float, reentrant: bool) -> list[Tensor | None]:
+        """Gradients of scale log pi(tau_i): by the model alone if that can tell, else through the taped graph."""
+        params = [p for _, p in self._targets()]
+        if len(self._calls) == 1 and not reentrant:
+            found = alone(self, self.model, self._calls[0], total, i, scale, params)
+            if found is not None:
+                return found
+        one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)
+        with torch.autocast(total.device.type, enabled=False):
+            return ordinary(total, one, params, reentrant)
+
     def _checked(
-        self, route: Route, total: Tensor, dtype: torch.dtype, reentrant: bool, seed: int
+        self, route: Route, total: Tensor, score: "ScorePass", reentrant: bool, seed: int
     ) -> Callable[[Tensor], None]:
+        fold = torch.ones(self._shape) if route.fold is None else route.fold
+        size = {p: (square.cpu() / (fold * route.scale) ** 2).sqrt() for p, square in score.part.items()}
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
         def finish(coefficient: Tensor) -> None:
@@ -367,14 +390,17 @@ class ScoreTape:
                 gradient = ordinary(total, -coefficient.to(total.dtype), [p for _, p in named], reentrant)
             projection = Projection(named, self.seed + seed, self._advice)
             route.finish(coefficient)
-            projection.compare(gradient, dtype)
+            c = coefficient.abs().cpu()
+            projection.compare(gradient, {p: float((c * s).sum()) for p, s in size.items()}, score.coarsest)
             _PASSES[self.model] += 1
 
         return finish
 
-    def _run(self, route: Route, layout: Layout, objective: Tensor, retain: bool, reentrant: bool) -> "ScorePass":
+    def _run(
+        self, route: Route, layout: Layout, objective: Tensor, retain: bool, reentrant: bool, checked: bool
+    ) -> "ScorePass":
         targets = self._targets()
-        self.running = score = ScorePass(self, layout, route)
+        self.running = score = ScorePass(self, layout, route, checked)
         strays = [p.register_hook(self._stray(name)) for name, p in targets]
         try:
             with torch.autocast(objective.device.type, enabled=False):
@@ -555,8 +581,8 @@ class ScorePass:
     until all uses have come (`flush`) and is then formed trajectory by trajectory.
     """
 
-    def __init__(self, tape: ScoreTape, layout: Layout, route: Route) -> None:
-        self.layout, self.route = layout, route
+    def __init__(self, tape: ScoreTape, layout: Layout, route: Route, checked: bool = False) -> None:
+        self.layout, self.route, self._checked = layout, route, checked
         self.part: dict[nn.Parameter, Tensor] = {}
         self.coarsest = torch.float64
         """the coarsest type in which an output gradient came"""
@@ -656,9 +682,19 @@ class ScorePass:
             return [None if g is None else g * layout.over(name, c, g) for g in grad]
 
         try:
-            if layout.owner is not None:
+            if layout.owner is not None or inner.twin.module in _COUPLED:
                 raise Differs
-            given = inner.each(layout, grad, take_one)
+            total: list[Tensor | float] = [0.0] * len(params)
+
+            def add_one(i: int, found: list[Tensor | None]) -> None:
+                take_one(i, found)
+                for k, g in enumerate(found if self._checked else []):
+                    total[k] = total[k] if g is None else total[k] + g
+
+            given = inner.each(layout, grad, add_one)
+            if self._checked and not all(map(_near, total, inner.grads(grad, params))):
+                _COUPLED.add(inner.twin.module)
+                raise Differs
         except Differs:
             for store in (*square, *kept):
                 store.clear()
@@ -729,6 +765,12 @@ class ScorePass:
             )
         self._seen.add((kind, param))
         return True
+
+
+def _near(a: Tensor | float, b: Tensor | None) -> bool:
+    if b is None:
+        return not isinstance(a, Tensor) or not bool(a.any())
+    return float((b - a).norm()) <= torch.finfo(b.dtype).eps ** 0.5 * float(b.norm())
 
 
 _Product = tuple[Tensor, Tensor, Layout]

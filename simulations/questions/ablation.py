@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from simulations.drawing import Plot, plot
 from simulations.methods import (
+    AGGREGATES,
     Method,
+    aggregates,
     chosen,
     gain,
     lost_of,
@@ -94,7 +96,14 @@ def analyse(records: list[Record]) -> Analysis:
     )
     groups_of_8 = chosen(records, group_size=8)
     asked = [_gain(records), _parts(groups_of_8), _needed(groups_of_8)]
-    return Analysis(judge(asked), [Figure("value_by_baseline", figure(records), caption, alt=caption)])
+    few = (OPOB, "mean", "n^2", "w^2", "zero", "synchronous, mean", "synchronous, n^2")
+    profiles = f"{AGGREGATES.format(ours='OPOB')} Groups of 8."
+    plain = chosen(groups_of_8, shift=0.0)
+    figures = [
+        Figure("value_by_baseline", figure(records), caption, alt=caption),
+        Figure("profiles", aggregates(plain, OPOB, few, PARTS), profiles, alt=profiles),
+    ]
+    return Analysis(judge(asked), figures)
 
 
 def _gain(records: list[Record]) -> Question:

@@ -8,9 +8,11 @@ method that beats stale rivals may owe it to its baseline, which synchronous tra
 
 from simulations.drawing import Plot, plot
 from simulations.methods import (
+    AGGREGATES,
     METHODS,
     SYNCHRONOUS,
     TARGET,
+    aggregates,
     chosen,
     gain,
     lost_more,
@@ -70,9 +72,13 @@ def analyse(records: list[Record]) -> Analysis:
         "mean over seeds with 95% interval; at least one run collapsed where the count stands beside."
     )
     asked = [_rivals(records, lag), _both(records), *(_synchronous(records, n, lag) for n in SYNCHRONOUS[:2])]
-    return Analysis(
-        judge([*asked, _std(records)]), [Figure("value_of_every_method", figure(records), caption, caption)]
-    )
+    few = ("VCPO", "sequence TIS", "ESS only", "OPOB only", *SYNCHRONOUS[:2], "no correction, no baseline")
+    profiles = AGGREGATES.format(ours="VCPO")
+    figures = [
+        Figure("value_of_every_method", figure(records), caption, caption),
+        Figure("profiles", aggregates(records, "VCPO", few, _names(records)), profiles, profiles),
+    ]
+    return Analysis(judge([*asked, _std(records)]), figures)
 
 
 def _names(records: list[Record]) -> list[str]:

@@ -7,14 +7,14 @@ and the other way round, so that no run helps to choose its own.
 
 from simulations.drawing import Plot, plot
 from simulations.methods import (
+    AGGREGATES,
     METHODS,
     SYNCHRONOUS,
+    aggregates,
     best_of,
     gain,
-    improvements,
     outcome,
     own_methods,
-    profile,
     run_of,
     step_sizes_of,
     told,
@@ -82,14 +82,13 @@ def analyse(records: list[Record]) -> Analysis:
         "Exact success probability averaged over training, each method at its own best step size (written beside its "
         "name): mean over seeds with 95% interval; how many runs collapsed even there stands beside."
     )
-    profiles = (
-        "Performance profiles: share of runs whose value is above each threshold, with the interquartile mean; and the "
-        "probability that a run of VCPO is above one of each other method (95% interval, seeds resampled)."
-    )
+    profiles = AGGREGATES.format(ours="VCPO")
+    few = ("VCPO", "sequence TIS", "ESS only", "OPOB only", *SYNCHRONOUS[:2], "no correction, no baseline")
+    names = list(dict.fromkeys(r["method"] for r in best))
     asked = [_rivals(best), _both(best), *(_synchronous(best, name) for name in SYNCHRONOUS[:2]), _std(best)]
     figures = [
         Figure("value_at_own_best_step_size", figure(best), caption, alt=caption),
-        Figure("profiles", profile_figure(best), profiles, alt=profiles),
+        Figure("profiles", aggregates(best, "VCPO", few, names), profiles, alt=profiles),
     ]
     return Analysis(judge(asked), figures)
 
@@ -148,14 +147,6 @@ def figure(best: list[Record]) -> Plot:
     """Methods from best to worst."""
     names = list(dict.fromkeys(r["method"] for r in best))
     return plot(value_ranking("", best, names, OURS, step_sizes=True), width=7.0, height=1.4 + 0.17 * len(names))
-
-
-def profile_figure(best: list[Record]) -> Plot:
-    """Aggregates as in rliable."""
-    few = ("VCPO", "sequence TIS", "ESS only", "OPOB only", *SYNCHRONOUS[:2], "no correction, no baseline")
-    names = list(dict.fromkeys(r["method"] for r in best))
-    panels = profile("performance profiles", best, few), improvements("probability of improvement", best, "VCPO", names)
-    return plot(*panels, width=4.8, height=4.4)
 
 
 EXPERIMENT = Experiment(

@@ -194,9 +194,9 @@ def correlation(records: list[Record], seeds: Sequence[Any], kind: str, field: s
 
 
 def figure(records: list[Record]) -> Plot:
-    """Two panels: self push and negative share, against value."""
+    """Three quantities against value: the two that foretell it best, and the self push."""
     seeds, panels = sorted({r["seed"] for r in records}), []
-    for name in ("negative share", "self push"):
+    for name in ("baseline below mean", "negative share", "self push"):
         parts = []
         for number, kind in enumerate(("catalogue", "intervention")):
             x, y = (measured(records, seeds, kind, column).mean(axis=1) for column in (name, "average"))
@@ -207,7 +207,7 @@ def figure(records: list[Record]) -> Plot:
         panels.append(
             panel(name, f"{name}, first {WATCHED} updates", "value averaged over training", parts, ylim=[0, 1])
         )
-    return plot(*panels, width=4.6)
+    return plot(*panels, width=3.8, columns=3)
 
 
 EXPERIMENT = Experiment(

@@ -86,6 +86,17 @@ def test_every_command_has_an_example_of_itself() -> None:
         assert all(shlex.split(line)[:2] == ["vcposim", name] for line in lines)
 
 
+def test_every_entry_is_listed_once_and_its_needs_have_words() -> None:
+    pytest.importorskip("torch", reason="needs torch (extra docs)")
+    from _hooks import catalogue
+
+    assert all(len(set(entry.families) & set(catalogue.TITLES)) == 1 for entry in CATALOGUE.values())
+    assert {need for entry in CATALOGUE.values() for need in entry.estimator.needs} <= set(catalogue.NEEDS)
+    page = catalogue.trained_with("decoupled_ppo", CATALOGUE["decoupled_ppo"])
+    assert "--estimator decoupled_ppo" in page
+    assert "refused" in page
+
+
 # --------------------------------------------------------------------------------------------------------- formulas
 
 

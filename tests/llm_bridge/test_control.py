@@ -395,3 +395,33 @@ def test_family_looks_through_wrappers() -> None:
 
     assert family_exponent(Wrapped(torch.optim.SGD(parameters(), lr=1.0))) == 1.0
     assert family_exponent(MyAdam(parameters())) == 0.5
+
+
+class AveragesItsMicroBatches(EssStepScale):
+    """The mutant: an ESS fraction for each micro-batch, and their mean for the step."""
+
+    def observe(self, log_ratio, present=None):
+        x = torch.exp(2 * log_ratio.double())
+        self.fractions = [*getattr(self, "fractions", []), float(torch.exp(log_ratio.double()).mean() ** 2 / x.mean())]
+        super().observe(log_ratio, present)
+
+    def step(self, advance=None):
+        super().step(advance)
+        return sum(self.fractions) / len(self.fractions)
+
+
+def test_micro_batches_are_merged_and_not_averaged():
+    """An ESS of 0.9 over the batch is 1.0 in every micro-batch of one: a brake that averages never brakes."""
+    log_ratio = torch.log(torch.tensor([2.0, 2.0, 1.0, 1.0], dtype=torch.float64))  # (sum w)^2 / (n sum w^2) = 36 / 40
+    for cut in (1, 2, 4):
+        brakes = [
+            make(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0))
+            for make in (EssStepScale, AveragesItsMicroBatches)
+        ]
+        for part in log_ratio.split(cut):
+            for brake in brakes:
+                brake.observe(part)
+        true, averaged = (brake.step() for brake in brakes)
+        assert true.ess_fraction == near(0.9)
+        assert true.step_scale == near(0.9)
+        assert averaged == near(0.9 if cut == 4 else 1.0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
-from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
+from llm_bridge.scores import ScoreTape, layers, score_sq_norms_loop, weighted_gradient_loop
 from vcposim.errors import InputError
 
 VOCABULARY, D = 7, 4
@@ -455,6 +455,7 @@ EITHER: dict[str, Body] = {
         lambda s, x: s.rnn(x)[0], rnn=_frozen(nn.GRU(D, D, batch_first=True), "weight_ih_l0", "weight_hh_l0")
     ),
     "gradient coupled": _with(lambda s, x: Coupled.apply(s.a(x)), a=_lin),
+    "gradient coupled in a loop": _with(lambda s, x: Coupled.apply(x @ s.w.softmax(0)), w=(D, D)),
     "table by frequency": _tables(lambda e, k: e(k), scale_grad_by_freq=True),
     "batch norm": lambda: Fn(lambda s, x: s.n(x.transpose(1, 2)).transpose(1, 2), n=nn.BatchNorm1d(D)),
     "experts choose": lambda: Mixture("expert"),
@@ -513,7 +514,8 @@ def truth(model: nn.Module, token: Tensor, mask: Tensor, c: Tensor) -> Answer:
 
 
 def taped(model: nn.Module, token: Tensor, mask: Tensor, c: Tensor, affine: bool, **options: Any) -> Answer:
-    line = (c + 0.3 * (1 + c.square()), 1 + c.square()) if affine else None
+    v = 1 + c.square()
+    line = (c + 0.3 * v, v) if affine else None
     with ScoreTape(model, **options) as tape:
         torch.manual_seed(1)
         out = model(token)
@@ -782,3 +784,38 @@ def test_a_scale_in_two_places_takes_no_loop() -> None:
         tape.score_sq_norms(model(token), mask)
         tape.backward(c)
     assert not tape.loops
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_rule_of_a_node_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain gradients through the taped graph would be wrong in the same way: the model alone tells."""
+    real = layers.matrix
+    monkeypatch.setattr(layers, "matrix", lambda twin, x, w, b, value, *rest: real(twin, x, w, b, 1.01 * value, *rest))
+    with pytest.raises(InputError, match=r"by autograd"):
+        taped(*given(_lin, SQUARE), False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_rows_among_others_are_seen_whichever_is_looked_at(seed: int) -> None:
+    with pytest.raises(InputError, match=r"by autograd"):
+        taped(*given(EITHER["two rows swapped"], SQUARE), False, seed=seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("affine", [False, True])
+def test_trajectories_that_cancel_are_no_alarm(affine: bool, dtype: torch.dtype) -> None:
+    """The same trajectory n times with coefficients that add up to nothing: the gradient is all rounding."""
+    model, token, mask, _ = given(lambda: nn.Sequential(_lin(), nn.LayerNorm(D), _lin()), LONG)
+    same_row, c = token[1:2].expand(6, -1), torch.tensor([0.3, -0.7, 1.1, -0.2, 0.9, -1.4])
+    model, mask = model.to(dtype), mask[:1].expand(6, -1).to(dtype)
+    for seed in range(5):
+        model.zero_grad()
+        taped(model, same_row, mask, c, affine, verify="always", seed=seed)
+
+
+def test_dropout_and_the_model_alone_differ_without_alarm() -> None:
+    for p in (0.02, 0.5):
+        model, *rest = given(lambda p=p: nn.Sequential(_lin(), nn.Dropout(p), _lin()), LONG)  # type: ignore[misc]
+        assert not same(taped(model, *rest, False, verify="always"), truth(model, *rest))

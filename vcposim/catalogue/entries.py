@@ -791,7 +791,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "clip_cov": _gated(
         surrogate=CovarianceClip(),
-        formula="ppo_clip times 1 - k/|S| on S, tokens with covariance of A, log pi in (1, 5); k: 0.02% of all, or 1",
+        formula="ppo_clip (1 - k/|S|) on S, the tokens with 1 < (A - mean A) (log pi - mean log pi) < 5; "
+        "k = max(1, 0.02% of all tokens), at most |S|",
         references=("kl_cov", "ppo"),
         host=Estimator(_NONE, baseline="group_mean", surrogate=CovarianceClip(ratio=False)),
         note="the mean over verl's draw of k tokens of S to drop; lag 0: it drops them on policy too",

@@ -38,11 +38,11 @@ VERSION = 1
 REFERENCE = "dr_grpo"
 """the group mean without ratios: what every estimator is compared with"""
 
-Setting = dict[str, Any]
+MeasureSetting = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Regime:
+class LearningRegime:
     """Where learning happens: prompts, tokens of a string, lag in updates, and the reward of a wrong string.
 
     A right one has `low` + 1; values are success probabilities whatever the rewards.
@@ -60,7 +60,7 @@ class Regime:
         return f"{self.prompts} prompt{'s' * (self.prompts > 1)}, {self.length} tokens, lag {self.lag}{rewards}"
 
 
-CORE = Regime()
+CORE = LearningRegime()
 REGIMES = (
     replace(CORE, prompts=1),
     CORE,
@@ -100,11 +100,11 @@ class Size:
 
     name: str
     lags: tuple[int, ...]
-    regimes: tuple[Regime, ...]
+    regimes: tuple[LearningRegime, ...]
     step_sizes: tuple[float, ...]
     seeds: int
 
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[MeasureSetting]:
         """One for laws, one for exact moments, one for each regime: the costliest first."""
         learning = [
             {
@@ -192,6 +192,6 @@ class Fitted(TwoLayer):
         return known[key]
 
 
-def regime_of(setting: Mapping[str, Any]) -> Regime:
+def regime_of(setting: Mapping[str, Any]) -> LearningRegime:
     """The regime of a setting of learning."""
-    return Regime(**setting["regime"])
+    return LearningRegime(**setting["regime"])

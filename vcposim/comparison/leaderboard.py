@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from vcposim.catalogue import CATALOGUE
-from vcposim.comparison.design import REFERENCE, SIZES, Setting, Size, canonical
-from vcposim.comparison.measure import Record
+from vcposim.comparison.design import REFERENCE, SIZES, MeasureSetting, Size, canonical
+from vcposim.comparison.measure import Measured
 from vcposim.comparison.run import SCHEMA, Folder, fingerprint
 from vcposim.comparison.workers import write_atomically
 from vcposim.errors import InputError
@@ -48,7 +48,7 @@ def read() -> dict[str, Any]:
     return found
 
 
-def standing(size: Size) -> dict[str, dict[str, Record]]:
+def standing(size: Size) -> dict[str, dict[str, Measured]]:
     """Estimator -> setting -> record, as if run at this size: what the leaderboard has of entries as they are now.
 
     Raises `InputError` if the leaderboard was made at a smaller size.
@@ -69,13 +69,13 @@ def standing(size: Size) -> dict[str, dict[str, Record]]:
     }
 
 
-def _within(asked: Setting, made: Setting) -> bool:
+def _within(asked: MeasureSetting, made: MeasureSetting) -> bool:
     grid = ("step_sizes", "seeds", "problems")
     same = all(asked[key] == made[key] for key in asked if key not in grid)
     return same and all(set(asked[key]) <= set(made[key]) for key in grid if key in asked)
 
 
-def _part(record: Record, asked: Setting, made: Setting) -> Record:
+def _part(record: Measured, asked: MeasureSetting, made: MeasureSetting) -> Measured:
     """The cells of a record that a smaller grid has."""
     if "moments" in record:
         return {"moments": {name: record["moments"][name] for name in asked["problems"]}}
@@ -88,7 +88,7 @@ def _part(record: Record, asked: Setting, made: Setting) -> Record:
     return {"average": average, "lost": lost}
 
 
-def require_same_source(anew: Record, before: Record) -> None:
+def require_same_source(anew: Measured, before: Measured) -> None:
     """Refuse a leaderboard if the group mean, run again, comes to other values than it says."""
     now, then = np.array(anew.get("average", np.nan)), np.array(before["average"])
     gap = float(np.mean(np.abs(now - then))) if now.shape == then.shape else float("nan")
@@ -116,7 +116,7 @@ def write(date: str, folders: Sequence[Path]) -> Path:
             raise InputError(f"{folder}: of other settings than {folders[0]}; run both at one size of one version")
         for name, records in run.records().items():
             row = {"fingerprint": about["estimators"][name], "records": short(records)}
-            rows[name] = f"  {json.dumps(name)}: {canonical(row)}"
+            rows[name] = f"  {json.dumps(name)}: {json.dumps(row, allow_nan=False, separators=(',', ':'))}"
     lines = [f" {json.dumps(k)}: {canonical(v)}" for k, v in {"date": date, **heads[0]}.items()]
     text = "{\n" + ",\n".join(lines) + ',\n "estimators": {\n' + ",\n".join(rows.values()) + "\n}}\n"
     path = Path(__file__).with_name(FILE)
@@ -124,7 +124,7 @@ def write(date: str, folders: Sequence[Path]) -> Path:
     return path
 
 
-def short(records: dict[str, Record]) -> dict[str, Record]:
+def short(records: dict[str, Measured]) -> dict[str, Measured]:
     """Records without the words of counterexamples, which `vcposim check` finds again."""
     return {name: {k: v for k, v in record.items() if k != "saw"} for name, record in records.items()}
 

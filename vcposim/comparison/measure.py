@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.catalogue.loading import InLibrary, estimator_named
-from vcposim.comparison.design import REFERENCE, REGIMES, Setting, place, problem, regime_of
+from vcposim.comparison.design import REFERENCE, REGIMES, MeasureSetting, place, problem, regime_of
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, FunctionEstimator, Resolved
 from vcposim.laboratory import exact
@@ -24,13 +24,13 @@ from vcposim.learning.run_records import Run
 from vcposim.moments import Moments
 from vcposim.problems.rollouts import Problem
 
-Record = dict[str, Any]
+Measured = dict[str, Any]
 
 MOMENTS = ("bias", "variance", "mse", "cosine", "efficiency")
 """of the mean over a group: |bias| / |g|, variance and MSE over |g|^2, cosine, and descent efficiency D"""
 
 
-def measured(name: str, setting: Setting) -> Record:
+def measured(name: str, setting: MeasureSetting) -> Measured:
     """What a setting says of an estimator: plain numbers, or `not_judged` with the reason."""
     try:
         with np.errstate(all="ignore"):
@@ -45,7 +45,7 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, InputError) else f"it raises {type(error).__name__}: {text}"
 
 
-def laws(name: str, setting: Setting) -> Record:
+def laws(name: str, setting: MeasureSetting) -> Measured:
     """Each law of the kit: `holds`, `broken`, `not claimed`, `not claimed: broken`, or `does not apply`; and why."""
     import vcposim.testing.report_card as cards  # needs Hypothesis, which the rest does not
 
@@ -70,7 +70,7 @@ def laws(name: str, setting: Setting) -> Record:
     return {"laws": words, "saw": saw}
 
 
-def moments(name: str, setting: Setting) -> Record:
+def moments(name: str, setting: MeasureSetting) -> Measured:
     """`MOMENTS` on each problem, or why there are none there."""
     estimator = estimator_named(name)
     out: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def numbers(found: Moments) -> dict[str, float]:
     return {key: float(f"{value:.9g}") for key, value in values.items()}
 
 
-def learning(name: str, setting: Setting) -> Record:
+def learning(name: str, setting: MeasureSetting) -> Measured:
     """The success probability averaged over training, (step size, seed), and which runs were lost (see `collapse`)."""
     estimator, regime = estimator_named(name), regime_of(setting)
     steps, seeds = setting["step_sizes"], setting["seeds"]

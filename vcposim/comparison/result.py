@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.comparison.design import COMMON, CORE, LAGS, REFERENCE, Setting
-from vcposim.comparison.measure import MOMENTS, Record
+from vcposim.comparison.design import COMMON, CORE, LAGS, REFERENCE, MeasureSetting
+from vcposim.comparison.measure import MOMENTS, Measured
 from vcposim.comparison.run import Folder
 from vcposim.comparison.statistics import (
     LEVEL,
@@ -46,10 +46,12 @@ CLAIMS = {
     "own": f"learns better than {REFERENCE}, each at its own best step size",
     "common": f"learns better than {REFERENCE}, both at step size {COMMON:g}",
 }
-Records = Mapping[str, Mapping[str, Record]]
+MeasuredByName = Mapping[str, Mapping[str, Measured]]
 
 
-def comparison(folder: Folder, named: Records, standing: Records, board: Mapping[str, Any] | None) -> dict[str, Any]:
+def comparison(
+    folder: Folder, named: MeasuredByName, standing: MeasuredByName, board: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The whole comparison. `named` were asked for, `standing` come from the leaderboard `board`."""
     everybody = {**{k: v for k, v in standing.items() if k not in named}, **named}
     settings = folder.settings
@@ -74,7 +76,7 @@ def comparison(folder: Folder, named: Records, standing: Records, board: Mapping
     }
 
 
-def _row(name: str, records: Mapping[str, Record], named: bool, learning: Sequence[Setting]) -> dict[str, Any]:
+def _row(name: str, records: Mapping[str, Measured], named: bool, learning: Sequence[MeasureSetting]) -> dict[str, Any]:
     """One estimator's measurements, and what of them can be said without the others."""
     laws, moments = records["laws"], records["moments"]
     row: dict[str, Any] = {"name": name, "named": named, "laws": laws, "moments": moments, "learning": {}}
@@ -89,7 +91,7 @@ def _row(name: str, records: Mapping[str, Record], named: bool, learning: Sequen
     return row
 
 
-def _learned(record: Record, setting: Setting) -> dict[str, Any]:
+def _learned(record: Measured, setting: MeasureSetting) -> dict[str, Any]:
     """Values by seed at the common and at the own best step size, and how many runs were lost."""
     if "average" not in record:
         return dict(record)
@@ -107,7 +109,7 @@ def _learned(record: Record, setting: Setting) -> dict[str, Any]:
     }
 
 
-def counted(laws: Record) -> dict[str, int]:
+def counted(laws: Measured) -> dict[str, int]:
     """How many laws were tried, kept, claimed, and broken though claimed."""
     words = [w for w in laws.get("laws", {}).values() if w != "does not apply"]
     return {
@@ -118,22 +120,22 @@ def counted(laws: Record) -> dict[str, int]:
     }
 
 
-def _laws_word(laws: Record) -> str:
+def _laws_word(laws: Measured) -> str:
     if "laws" not in laws:
         return "not judged"
     return "fails" if counted(laws)["broken"] else "holds"
 
 
-def _unbiased(moments: Record) -> str:
+def _unbiased(moments: Measured) -> str:
     known = [x for x in moments.get("moments", {}).values() if not isinstance(x, str)]
     return verdict(["holds" if x["bias"] < ROUNDING else "fails" for x in known], over="where")
 
 
-def _complete(rows: Sequence[dict[str, Any]], learning: Sequence[Setting]) -> list[dict[str, Any]]:
+def _complete(rows: Sequence[dict[str, Any]], learning: Sequence[MeasureSetting]) -> list[dict[str, Any]]:
     return [row for row in rows if all("own" in row["learning"][s["name"]] for s in learning)]
 
 
-def _rank(rows: Sequence[dict[str, Any]], learning: Sequence[Setting]) -> None:
+def _rank(rows: Sequence[dict[str, Any]], learning: Sequence[MeasureSetting]) -> None:
     """Scores, ranks and profiles of those who learned in every regime; others get none."""
     able = _complete(rows, learning)
     for row in rows:
@@ -152,7 +154,7 @@ def _rank(rows: Sequence[dict[str, Any]], learning: Sequence[Setting]) -> None:
             }
 
 
-def _compare(rows: Sequence[dict[str, Any]], learning: Sequence[Setting]) -> int:
+def _compare(rows: Sequence[dict[str, Any]], learning: Sequence[MeasureSetting]) -> int:
     """Each named estimator against the reference, by regime, corrected together; how many comparisons that is."""
     reference = next((row for row in rows if row["name"] == REFERENCE), None)
     asked: list[tuple[dict[str, Any], Difference]] = []

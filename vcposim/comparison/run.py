@@ -28,8 +28,8 @@ from typing import Any
 
 from vcposim import __version__
 from vcposim.catalogue import CATALOGUE, entry
-from vcposim.comparison.design import REFERENCE, Setting, Size, canonical, digest
-from vcposim.comparison.measure import Record, measured
+from vcposim.comparison.design import REFERENCE, MeasureSetting, Size, canonical, digest
+from vcposim.comparison.measure import Measured, measured
 from vcposim.comparison.workers import interrupts_held, write_atomically
 from vcposim.errors import InputError
 
@@ -49,11 +49,11 @@ NOT_COMPUTING = ("commands", "pages", "replay", "pipeline")
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkUnit:
     """One measurement of one estimator."""
 
     estimator: str
-    setting: Setting
+    setting: MeasureSetting
 
     @property
     def name(self) -> str:
@@ -79,21 +79,21 @@ class Folder:
     witness: bool = False
 
     @cached_property
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[MeasureSetting]:
         """The settings of the size."""
         return self.size.settings()
 
     @cached_property
-    def units(self) -> list[Unit]:
+    def units(self) -> list[WorkUnit]:
         """Every unit of work; shard i of n takes each n-th, and so a bit of every setting."""
-        found = [Unit(name, setting) for setting in self.settings for name in self.estimators]
+        found = [WorkUnit(name, setting) for setting in self.settings for name in self.estimators]
         if self.witness and REFERENCE not in self.estimators:
             found.append(self.witness_unit())
         return found
 
-    def witness_unit(self) -> Unit:
+    def witness_unit(self) -> WorkUnit:
         """The group mean in the cheapest regime."""
-        return Unit(REFERENCE, next(s for s in reversed(self.settings) if s["part"] == "learning"))
+        return WorkUnit(REFERENCE, next(s for s in reversed(self.settings) if s["part"] == "learning"))
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -132,35 +132,35 @@ class Folder:
                     f"--out: {self.path} holds a comparison of {words}; choose another --out, or delete that folder"
                 )
 
-    def file(self, unit: Unit) -> Path:
+    def file(self, unit: WorkUnit) -> Path:
         """Where the record of a unit is."""
         return self.path / "records" / f"{unit.name}.json"
 
-    def keep(self, unit: Unit, record: Record) -> None:
+    def keep(self, unit: WorkUnit, record: Measured) -> None:
         """Write a record, whole."""
         path, line = self.file(unit), canonical(record)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, f"{line}\n{self._seal(unit, line)}\n".encode())
 
-    def record(self, unit: Unit) -> Record | None:
+    def record(self, unit: WorkUnit) -> Measured | None:
         """The record of a unit; None if there is none, or it is cut short or altered."""
         try:
             line, seal, end = self.file(unit).read_text().split("\n")
         except (OSError, ValueError):
             return None
-        known: Record | None = json.loads(line) if seal == self._seal(unit, line) and not end else None
+        known: Measured | None = json.loads(line) if seal == self._seal(unit, line) and not end else None
         return known
 
-    def _seal(self, unit: Unit, line: str) -> str:
+    def _seal(self, unit: WorkUnit, line: str) -> str:
         return digest(canonical([unit.estimator, unit.setting, line]))
 
-    def missing(self) -> list[Unit]:
+    def missing(self) -> list[WorkUnit]:
         """Units without a sound record."""
         return [unit for unit in self.units if self.record(unit) is None]
 
-    def records(self) -> dict[str, dict[str, Record]]:
+    def records(self) -> dict[str, dict[str, Measured]]:
         """Estimator -> name of a setting -> record, of a folder that misses none."""
-        found: dict[str, dict[str, Record]] = {name: {} for name in self.estimators}
+        found: dict[str, dict[str, Measured]] = {name: {} for name in self.estimators}
         for unit in self.units:
             record = self.record(unit)
             assert record is not None
@@ -216,10 +216,10 @@ def sweep(
 
 
 def _computed(
-    folder: Folder, pool: Executor, todo: Sequence[Unit], total: int, progress: Callable[[int, int, str], None]
+    folder: Folder, pool: Executor, todo: Sequence[WorkUnit], total: int, progress: Callable[[int, int, str], None]
 ) -> None:
     with interrupts_held():
-        waiting: dict[Future[Record], Unit] = {pool.submit(measured, u.estimator, u.setting): u for u in todo}
+        waiting: dict[Future[Measured], WorkUnit] = {pool.submit(measured, u.estimator, u.setting): u for u in todo}
     done = total - len(todo)
     for job in _finished(waiting):
         unit = waiting[job]
@@ -228,7 +228,7 @@ def _computed(
         progress(done, total, unit.name)
 
 
-def _finished(waiting: dict[Future[Record], Unit]) -> Iterator[Future[Record]]:
+def _finished(waiting: dict[Future[Measured], WorkUnit]) -> Iterator[Future[Measured]]:
     for job in as_completed(waiting):
         error = job.exception()
         if isinstance(error, BrokenProcessPool):

@@ -72,14 +72,14 @@ def resampled_seeds(seeds: int, resamples: int = RESAMPLES) -> Array:
     return np.random.default_rng(0).integers(seeds, size=(resamples, seeds))
 
 
-class Ranking(NamedTuple):
+class RankedScores(NamedTuple):
     """Scores of estimators (the IQM over regimes and seeds) and their ranks from 1, with 95% intervals over seeds."""
 
     score: list[Interval]
     rank: list[Interval]
 
 
-def ranking(values: Array) -> Ranking:
+def ranking(values: Array) -> RankedScores:
     """Scores and ranks from values (estimator, regime, seed), seeds resampled.
 
     A bootstrap is too narrow by (n - 1) / n, so replicates are spread about the score by sqrt(n / (n - 1)). Ties share
@@ -99,7 +99,7 @@ def ranking(values: Array) -> Ranking:
             for a, v, b in zip(low, value, high, strict=True)
         ]
 
-    return Ranking(intervals(score, again), intervals(rank, ranks))
+    return RankedScores(intervals(score, again), intervals(rank, ranks))
 
 
 PROFILE_AT = np.linspace(0, 1, 41)

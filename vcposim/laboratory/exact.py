@@ -213,7 +213,7 @@ def single_sample_sums(problem: Problem, estimator: Estimator, group_size: int) 
 
 
 def independent_sums(mean: Array, square: Array, group_probability: Array, group_size: int) -> Sums:
-    """The sums of groups of independent contributions with E x = `mean` (G, p) and E||x||^2 = `square` (G,)."""
+    """The sums of groups of independent contributions with means of x and ||x||^2: (G, p), (G,), (G,) -> sums."""
     signal = sq_norm(mean)
     return Sums(
         mass=np.sum(group_probability),
@@ -244,7 +244,7 @@ def enumerated_sums(problem: Problem, estimator: Estimator, group_size: int) -> 
 
 
 def counted_batch(problem: Problem, population: Batch, group: int, support: Array, counts: Array) -> Batch:
-    """The groups in which outcome support[j] occurs counts[m, j] times: axes (m, n)."""
+    """The groups in which outcome support[j] occurs counts[m, j] times: (j,), (m, j) -> batch."""
 
     def at(x: Array) -> Array:
         values = x[group, support]

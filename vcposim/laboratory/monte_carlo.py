@@ -51,46 +51,46 @@ class DrawnMoments(Moments):
 
     @property
     def bias_sq_norm(self) -> Array:
-        """||E mean - gradient||^2, unbiased; may be negative."""
+        """||E mean - gradient||^2, unbiased: (); may be negative."""
         return sq_norm(self.bias) - self.variance_of_mean / self.draws
 
     @property
     def mean_sq_norm(self) -> Array:
-        """||E mean||^2, unbiased; may be negative."""
+        """||E mean||^2, unbiased: (); may be negative."""
         return sq_norm(self.mean) - self.variance_of_mean / self.draws
 
     @property
     def relative_bias(self) -> Array:
-        """sqrt(max(0, ||bias||^2)) / ||gradient||; infinite where only the gradient is zero."""
+        """sqrt(max(0, ||bias||^2)) / ||gradient||: (); infinite where only the gradient is zero."""
         size = np.sqrt(np.maximum(self.bias_sq_norm, 0.0))
         return safe_divide(size, norm(self.gradient), where(size > 0, float("inf"), size))
 
     @property
     def mse(self) -> Array:
-        """E||g - gradient||^2, unbiased."""
+        """E||g - gradient||^2, unbiased: ()."""
         return self.variance_of_mean + self.bias_sq_norm
 
     @property
     def snr(self) -> Array:
-        """max(0, ||mean||^2) / variance_of_mean; infinite for a noiseless estimate."""
+        """max(0, ||mean||^2) / variance_of_mean: (); infinite for a noiseless estimate."""
         signal = np.maximum(self.mean_sq_norm, 0.0)
         return safe_divide(signal, self.variance_of_mean, where(signal > 0, float("inf"), signal))
 
     @property
     def descent_efficiency(self) -> Array:
-        """D with E||x||^2 unbiased; <gradient, mean>^2 stays, which exceeds its own by O(1 / draws)."""
+        """D with E||x||^2 unbiased: (); <gradient, mean>^2 stays, which exceeds its own by O(1 / draws)."""
         dot = np.sum(self.mean * self.gradient)
         return descent_efficiency(dot, sq_norm(self.gradient), self.variance_of_mean + self.mean_sq_norm)
 
     @property
     def raw_cosine(self) -> Array:
-        """<mean, gradient> / (||mean|| ||gradient||), ||mean||^2 unbiased: may pass 1, NaN if that is not > 0."""
+        """<mean, gradient> / (||mean|| ||gradient||), ||mean||^2 unbiased: (); may pass 1, NaN if that is not > 0."""
         size = np.sqrt(where(self.mean_sq_norm > 0, self.mean_sq_norm, float("nan")))
         return safe_divide(np.sum(self.mean * self.gradient), size * norm(self.gradient), float("nan"))
 
     @property
     def cosine(self) -> Array:
-        """cos(E mean, gradient); NaN if the draws do not tell E mean from zero."""
+        """cos(E mean, gradient): (); NaN if the draws do not tell E mean from zero."""
         return np.clip(self.raw_cosine, -1.0, 1.0)
 
 
@@ -173,7 +173,7 @@ class _Run:
 
 
 def drawn_sums(batch: Batch, coefficient: Array) -> Sums:
-    """`moments.batch_sums` of drawn groups (R, N), without writing R gradients where the scores can do without."""
+    """`moments.batch_sums` of drawn groups, without R gradients where scores can: (R, N) or (R, N, t) -> sums."""
     scores = batch.scored()
     if not isinstance(scores, SummableScores):
         return batch_sums(batch, coefficient)
@@ -241,7 +241,7 @@ def _estimate(blocks: list[Sums], gradient: Array) -> EstimatedMoments:
 
 
 def root_error(square: Array, error: Array) -> Array:
-    """A standard error of sqrt(max(0, square)) from that of the square, honest down to zero.
+    """A standard error of sqrt(max(0, square)) from that of the square, honest down to zero: same -> same.
 
     If the truth is b0, then b - b0 = (b^2 - b0^2) / (b + b0); b0 is taken at its smallest within three standard errors
     of the square. Far from zero that is the delta method, error / (2 b); at zero it is sqrt(error).

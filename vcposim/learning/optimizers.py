@@ -40,5 +40,8 @@ def adam_direction(
 
 
 def stepped(parameter: Array, direction: Array, step_size: Array, weight_decay: Array) -> Array:
-    """theta + step_size (direction - weight_decay theta) (AdamW, arXiv 1711.05101): (run, p), (run,) -> (run, p)."""
+    """theta + step_size (direction - weight_decay theta) (AdamW, arXiv 1711.05101).
+
+    Shapes: (run, p), step_size (run,), weight_decay (run,) -> (run, p).
+    """
     return parameter + step_size[:, None] * (direction - weight_decay[:, None] * parameter)

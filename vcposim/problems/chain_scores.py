@@ -162,7 +162,7 @@ class ChainScores:
 
 
 def sum_of_matches(table: EdgeTables, edge: Array, shift: int, weight: Array | None) -> Array:
-    """sum_t w_it w_jt <s_it, s_jt>, j = i + shift around the group, of a tabular policy: (t, R, N) -> (R, N)."""
+    """sum_t w_it w_jt <s_it, s_jt>, j = i + shift around the group, tabular: (t, R, N), (R, N, t) -> (R, N)."""
     out = np.zeros(edge.shape[1:]).reshape(-1)
     bits = table.width.bit_length() - 1
     for t, one in enumerate(edge):

@@ -24,7 +24,7 @@ from vcposim.errors import InputError
 
 
 def log_softmax(logit: Array) -> Array:
-    """log(e^x / sum e^x) over the last axis; -inf (a choice never made) is allowed, a row of nothing else is not."""
+    """log(e^x / sum e^x) over the last axis: same -> same; -inf (a choice never made) may be, a row of it not."""
     return log_and_softmax(logit)[0]
 
 

@@ -160,14 +160,14 @@ class PolicyHistory:
 
 
 def round_to_bfloat16(x: Array) -> Array:
-    """The nearest bfloat16 (8 exponent bits, 7 of mantissa), ties to even."""
+    """The nearest bfloat16 (8 exponent bits, 7 of mantissa), ties to even: same -> same."""
     bits = np.asarray(x, dtype=np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return np.where(np.isfinite(x), rounded.view(np.float32), x).astype(float)
 
 
 def round_to_float8(x: Array) -> Array:
-    """The nearest float8 e4m3 (4 exponent bits, 3 of mantissa), ties to even, saturating at 448."""
+    """The nearest float8 e4m3 (4 exponent bits, 3 of mantissa), ties to even, saturating at 448: same -> same."""
     exponent = np.maximum(np.frexp(x)[1] - 1, -6)
     step = np.ldexp(1.0, exponent - 3)
     with np.errstate(invalid="ignore"):

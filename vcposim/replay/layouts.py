@@ -42,7 +42,7 @@ class ColumnLayout:
 _SEEN = "2026-11-28"
 
 _VERL_CHANGE = (
-    "set actor_rollout_ref.rollout.calculate_log_probs=True, and in ray_trainer.py, _log_rollout_data, before the "
+    "record_verl of llm_bridge.dumps does it in two lines; by hand: set actor_rollout_ref.rollout.calculate_log_probs=True, and in ray_trainer.py, _log_rollout_data, before the "
     'dump: reward_extra_infos_to_dump["uid"] = batch.non_tensor_batch["uid"].tolist(); '
     'for k in ("rollout_log_probs", "old_log_probs"): reward_extra_infos_to_dump[k] = [r[m.bool()].tolist() for r, m '
     'in zip(batch.batch[k].cpu(), batch.batch["response_mask"].cpu())]'
@@ -54,7 +54,7 @@ _VERL_V1_CHANGE = (
     '[data[k][i][data["response_mask"][i].bool()].tolist() for i in sorted_indices]'
 )
 _TRL_CHANGE = (
-    "with use_vllm and vllm_importance_sampling_correction, in _generate_and_score_completions after "
+    "record_trl of llm_bridge.dumps does it in one line; by hand: with use_vllm and vllm_importance_sampling_correction, in _generate_and_score_completions after "
     'output["sampling_per_token_logps"]: m = completion_mask if tool_mask is None else completion_mask * tool_mask; '
     'for k in ("sampling_per_token_logps", "old_per_token_logps"): '
     'self._logs["extra"][k].extend(gather_object([r[i.bool()].tolist() for r, i in zip(output[k], m)]))'

@@ -70,7 +70,7 @@ def test_exact_moments_are_those_of_all_ordered_batches(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_variance_and_check_take_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_variance_check_and_replay_take_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bandit = {"kind": "bandit", "target": [0.7, 0.2, 0.1], "behavior": [0.2, 0.4, 0.4], "reward": [1, 0, 0]}
     (tmp_path / "p.json").write_text(json.dumps(bandit))
     own = [f"{FILE}:{name}" for name in ("soft", "torch_soft")]
@@ -79,6 +79,10 @@ def test_variance_and_check_take_them(tmp_path: Path, capsys: pytest.CaptureFixt
     for name in NAMES:
         assert main(["check", f"{FILE}:{name}", "--examples", "2", "--json"]) == 0, name
         assert json.loads(capsys.readouterr().out)["passed"]
+    all_three = [f"{FILE}:{name}" for name in NAMES]
+    assert main(["replay", "--sample", "--no-figure", "--json", "--estimator", *all_three]) == 0
+    ranked = json.loads(capsys.readouterr().out)
+    assert all(name in json.dumps(ranked) for name in all_three)
 
 
 @pytest.mark.skipif(not Path(leaderboard.__file__).with_name(leaderboard.FILE).exists(), reason="being made")
