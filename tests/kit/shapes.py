@@ -23,7 +23,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,20 +256,27 @@ class _Loader(importlib.abc.Loader):
         return getattr(self.inner, name)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, packages: Sequence[str]) -> None:
-        self.packages = tuple(packages)
+ROOMS = (
+    *("vcposim.laboratory", "vcposim.problems", "vcposim.gauges", "vcposim.learning"),
+    *("llm_bridge.loss", "llm_bridge.control", "llm_bridge.ratios", "llm_bridge.moments"),
+)
+"""packages and modules whose docstrings are checked, beside the formulas on top of vcposim"""
 
+
+class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name.partition(".")[0] not in self.packages:
+        formula = re.fullmatch(r"vcposim\.\w+", name)
+        if not formula and not any(name == room or name.startswith(f"{room}.") for room in ROOMS):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+        package = spec is not None and spec.submodule_search_locations is not None
+        source = spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader)
+        if spec is not None and source and not (formula and package):
             spec.loader = _Loader(spec.loader)
         return spec
 
 
-def install(packages: Sequence[str] = ("vcposim", "llm_bridge")) -> None:
-    """Check the modules of these packages that are imported from now on."""
+def install() -> None:
+    """Check the modules of `ROOMS` and the formulas that are imported from now on."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder(packages))
+        sys.meta_path.insert(0, _Finder())
