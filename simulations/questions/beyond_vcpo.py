@@ -190,6 +190,7 @@ def analyse(records: list[Record]) -> Analysis:
             better,
             against(winner, stale, "own best", "grid"),
             "where",
+            beside=True,
         ),
         Question(
             "simple_n2_not_worse",
@@ -206,6 +207,7 @@ def analyse(records: list[Record]) -> Analysis:
             not_worse,
             against(winner, ["synchronous, mean", "synchronous, n2"], "own best"),
             "where",
+            beside=True,
             note=f"best step sizes at the grid's edge, so bounds from below: {'; '.join(at_edge) or 'none'}",
         ),
     ]

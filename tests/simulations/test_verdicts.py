@@ -15,7 +15,7 @@ from rich.console import Console
 from simulations import claims
 from simulations.__main__ import main
 from simulations.log import END, NUMBER, START, computed, numbers_without_a_source, rewritten
-from simulations.protocol import discover, settings_of
+from simulations.protocol import discover, plain, settings_of
 from simulations.report import claim_rows, claim_table, gathered
 from simulations.stats import (
     DIFFERENCE,
@@ -397,3 +397,25 @@ def test_links_of_the_log_lead_somewhere() -> None:
         assert (ROOT / "simulations" / target).exists(), target
     anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", LOG, re.M)}
     assert set(re.findall(r"\]\(#([^)]+)", LOG)) <= anchors
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ablation", "best_step_size", "collapse_prediction", "ess_reliability"])
+def test_a_real_reduced_run_never_contradicts_the_full_one(name: str) -> None:
+    """Its own words may; what it is allowed to say is what the committed full run says, or that it does not decide."""
+    experiment, full = KNOWN[name], SUMMARIES[name]
+    records = [r for setting in settings_of(experiment, "reduced") for r in plain(experiment.run(setting), name)]
+    own = experiment.analyse(records).verdicts
+    reduced = Section(name, experiment.question, experiment.claims, "reduced", {}, 1, len(records), own)
+    words = {v.key: v.verdict for v in full.verdicts}
+    (shown,) = gathered([reduced], {name: full}).sections
+    assert shown.size == "full"
+    assert shown.beside is not None
+    assert {v.key for v in own} == set(words)
+    for v in shown.beside.verdicts:
+        assert v.verdict in (words[v.key], "undecided", "not judged")
+    alone = gathered([reduced], {}).sections[0]
+    assert {v.verdict for v in alone.verdicts} <= {"undecided", "not judged"}
