@@ -120,8 +120,8 @@ def rank(
     catalogue: Mapping[str, Resolved] = {name: entry.estimator for name, entry in CATALOGUE.items()}
     for name, estimator in (catalogue if estimators is None else estimators).items():
         lacking = [need for need in sorted(estimator.needs) if need not in have and need in COLUMN_OF]
-        for need in lacking:
-            absent.setdefault(COLUMN_OF[need], []).append(name)
+        for column in dict.fromkeys(COLUMN_OF[need] for need in lacking):
+            absent.setdefault(column, []).append(name)
         if lacking:
             continue
         try:

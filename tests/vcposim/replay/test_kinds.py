@@ -428,6 +428,7 @@ def test_every_estimator_is_ranked_or_said_to_lack_a_column(tmp_path: Path) -> N
     assert less is not None
     assert not less.per_token
     assert "token_tis" in less.absent["log_prob and behavior_log_prob a token"]
+    assert all(len(names) == len(set(names)) for names in less.absent.values())
     same = {row.name: row.risk.value for row in found.rows}
     for row in less.rows:  # what looks at whole trajectories says the same without tokens
         if row.name in ("sequence_tis", "vcpo", "dr_grpo", "self_normalized"):
