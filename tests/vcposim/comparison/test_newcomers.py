@@ -12,7 +12,6 @@ from tests.vcposim.comparison import newcomers
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.main import main
-from vcposim.comparison import leaderboard
 from vcposim.comparison.design import problem
 from vcposim.comparison.measure import moments_on
 from vcposim.estimators import Resolved
@@ -85,7 +84,6 @@ def test_variance_check_and_replay_take_them(tmp_path: Path, capsys: pytest.Capt
     assert all(name in json.dumps(ranked) for name in all_three)
 
 
-@pytest.mark.skipif(not Path(leaderboard.__file__).with_name(leaderboard.FILE).exists(), reason="being made")
 @pytest.mark.slow
 def test_compare_takes_them_in_quick_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = [f"{FILE}:{name}" for name in NAMES]
