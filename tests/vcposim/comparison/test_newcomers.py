@@ -14,7 +14,7 @@ from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.main import main
 from vcposim.comparison.design import problem
 from vcposim.comparison.measure import moments_on
-from vcposim.estimators import Resolved
+from vcposim.estimators import FunctionEstimator, Resolved
 from vcposim.moments import Moments
 from vcposim.problems.rollouts import Problem, bandit_problem
 
@@ -98,3 +98,14 @@ def test_compare_takes_them_in_quick_size(tmp_path: Path, capsys: pytest.Capture
         assert rows[name]["words"]["own"] != "not judged"
         assert rows[name]["summary"]["own"]["best_of"] > 50
     assert (tmp_path / "out" / "comparison.html").read_text().startswith("<!doctype html>")
+
+
+def test_spanning_prompts_changes_no_moment_of_a_function_that_does_not() -> None:
+    """The group mean, shown batches of one prompt: the same numbers as shown the prompt alone."""
+    place = problem("strings", 16)
+    alone, among = (
+        moments_on(place, FunctionEstimator(newcomers.soft, frozenset(needs)), N) for needs in ((), ("grouped",))
+    )
+    assert np.abs(alone.mean - among.mean).max() < 1e-12
+    assert abs(float(alone.variance_of_mean - among.variance_of_mean)) < 1e-12
+    assert abs(float(alone.variance_per_sample - among.variance_per_sample)) < 1e-12
