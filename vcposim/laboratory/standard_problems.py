@@ -62,4 +62,5 @@ def exact_moments(
     dense = replace(scores, score=convert(scores.score))
     c = coefficients(replace(batch, **{k: convert(x) for k, x in shown.items()}, scores=dense))
     as_numpy = np.asarray(c.detach().cpu().numpy() if hasattr(c, "detach") else c)
+    mass = mass[:, None] if grouped else mass  # one prompt a batch: (m, 1), as the sums are
     return moments(batch_sums(batch, as_numpy, mass), problem.gradient, drawn=False)

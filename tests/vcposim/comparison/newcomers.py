@@ -18,7 +18,7 @@ def gated(batch: Batch) -> np.ndarray:
     advantage = batch.reward - (batch.measure * batch.reward).sum(axis=-1, keepdims=True)
     r = np.exp(np.clip(batch.log_ratio, -300, 300))
     open_ = np.where(advantage[..., None] > 0, r < 1.3, r > 0.7)
-    return np.where(open_, r, 0 * r) * advantage[..., None] * batch.token_mask
+    return batch.on_tokens(np.where(open_, r, 0 * r) * advantage[..., None])
 
 
 gated.needs = ("tokens",)  # type: ignore[attr-defined]

@@ -169,7 +169,6 @@ def test_a_changed_function_is_another_estimator(tmp_path: Path) -> None:
 # --- the leaderboard --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not Path(leaderboard.__file__).with_name(leaderboard.FILE).exists(), reason="being made")
 def test_the_leaderboard_is_of_these_settings_and_this_source() -> None:
     board = leaderboard.read()
     standing = leaderboard.standing(TINY)
@@ -184,7 +183,6 @@ def test_the_leaderboard_is_of_these_settings_and_this_source() -> None:
             leaderboard.require_same_source(broken, standing[REFERENCE][unit.setting["name"]])
 
 
-@pytest.mark.skipif(not Path(leaderboard.__file__).with_name(leaderboard.FILE).exists(), reason="being made")
 def test_a_leaderboard_of_other_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vcposim.comparison.design.VERSION", 0)
     leaderboard.read.cache_clear()

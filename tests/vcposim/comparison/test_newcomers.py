@@ -12,10 +12,9 @@ from tests.vcposim.comparison import newcomers
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.main import main
-from vcposim.comparison import leaderboard
 from vcposim.comparison.design import problem
 from vcposim.comparison.measure import moments_on
-from vcposim.estimators import Resolved
+from vcposim.estimators import FunctionEstimator, Resolved
 from vcposim.moments import Moments
 from vcposim.problems.rollouts import Problem, bandit_problem
 
@@ -85,7 +84,6 @@ def test_variance_check_and_replay_take_them(tmp_path: Path, capsys: pytest.Capt
     assert all(name in json.dumps(ranked) for name in all_three)
 
 
-@pytest.mark.skipif(not Path(leaderboard.__file__).with_name(leaderboard.FILE).exists(), reason="being made")
 @pytest.mark.slow
 def test_compare_takes_them_in_quick_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = [f"{FILE}:{name}" for name in NAMES]
@@ -100,3 +98,14 @@ def test_compare_takes_them_in_quick_size(tmp_path: Path, capsys: pytest.Capture
         assert rows[name]["words"]["own"] != "not judged"
         assert rows[name]["summary"]["own"]["best_of"] > 50
     assert (tmp_path / "out" / "comparison.html").read_text().startswith("<!doctype html>")
+
+
+def test_spanning_prompts_changes_no_moment_of_a_function_that_does_not() -> None:
+    """The group mean, shown batches of one prompt: the same numbers as shown the prompt alone."""
+    place = problem("strings", 16)
+    alone, among = (
+        moments_on(place, FunctionEstimator(newcomers.soft, frozenset(needs)), N) for needs in ((), ("grouped",))
+    )
+    assert np.abs(alone.mean - among.mean).max() < 1e-12
+    assert abs(float(alone.variance_of_mean - among.variance_of_mean)) < 1e-12
+    assert abs(float(alone.variance_per_sample - among.variance_per_sample)) < 1e-12

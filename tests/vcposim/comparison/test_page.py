@@ -17,9 +17,6 @@ CHROMIUM = next(
     (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None
 )
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium browser in /usr/bin"), pytest.mark.slow]
-pytestmark += [
-    pytest.mark.skipif(not Path(leaderboard.__file__).with_name(leaderboard.FILE).exists(), reason="being made")
-]
 NAMED = ("vcpo", "<b>mine</b>.py:soft")
 
 
