@@ -52,6 +52,7 @@ def test_worked_example():
         "leave_one_out": [2, Fraction(3, 2), Fraction(1, 2)],
         "length_weighted": [Fraction(7, 4)],
         "on_policy_optimal": [Fraction(4, 3)],
+        "half_optimal": [Fraction(4, 3)],  # halfway from the mean to it, which are equal here
         "opob": [Fraction(4 + 48, 21)],
         "opob_leave_one_out": [Fraction(52, 20), Fraction(48, 17), Fraction(4, 5)],
         "opob_released": [Fraction(16 + 768, 273)],

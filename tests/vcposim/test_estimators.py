@@ -256,7 +256,10 @@ def test_the_surrogate_of_a_detached_coefficient_has_the_estimator_as_gradient()
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"baseline": "group-mean"}, "baseline: unknown name 'group-mean'; did you mean 'group_mean'?"),
+        (
+            {"baseline": "group-mean"},
+            "baseline: unknown name 'group-mean'; did you mean 'group_mean' or 'group_median'?",
+        ),
         ({"normalizer": "std"}, "normalizer: unknown name 'std'; did you mean 'group_std'?"),
         ({"baseline": math.nan}, "baseline: nan is not finite"),
         ({"baseline": math.inf}, "baseline: inf is not finite"),
