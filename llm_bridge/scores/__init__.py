@@ -39,6 +39,8 @@ compares its first pass over a model, and then every hundredth, with plain autog
     calibration  which of these is fastest for a shape on this device: measured
     routes       from coefficients to the gradient: general (deferred) or affine in one unknown (two running sums)
     layers       the nodes that see output gradients: the forward stays the model's own, bit for bit
+    inner        a loop over trajectories through one module alone
+    plan         which of these fits a module, found by running its code
     check        one trajectory, and the gradient along one direction, against plain autograd
     tape         `ScoreTape`, which ties them together; `tape_for` chooses one for a trainer
     loop         the slow twin, a backward per trajectory

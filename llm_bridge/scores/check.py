@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.layers import Recorder, autocast_state, differentiable, graph_nodes, rehearsal
+from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, rehearsal
+from llm_bridge.scores.layers import Recorder
 from llm_bridge.scores.norms import square_sum
 from vcposim.errors import InputError
 

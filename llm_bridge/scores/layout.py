@@ -59,7 +59,7 @@ class Layout:
         return cls(len(run), tuple(log_prob.shape), run, owner, advise=advise)
 
     def flatten(self, name: str, x: Tensor) -> Tensor:
-        """(row, time, ..., feature) -> (N, feature), refusing arrays in which trajectories cannot be told apart."""
+        """(row, time, ..., feature) as rows (N, feature); refuses what does not tell trajectories apart."""
         if not self.tells(x):
             raise self.mixed(name, x)
         return x.reshape(-1, x.shape[-1])

@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
 from llm_bridge.scores.check import EVERY, Call, Projection, alone, check_norms, ordinary, squares
-from llm_bridge.scores.layers import Differs, Inner, Twin, Whole, graph_nodes, twin_of
+from llm_bridge.scores.inner import Differs, Inner, Whole, graph_nodes
+from llm_bridge.scores.layers import Twin
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
 from llm_bridge.scores.norms import (
@@ -27,6 +28,7 @@ from llm_bridge.scores.norms import (
     sum_dtype,
     tied_cross_term,
 )
+from llm_bridge.scores.plan import twin_of
 from llm_bridge.scores.routes import Affine, General, Line, Route
 from vcposim.errors import InputError, unknown_name
 
@@ -513,7 +515,10 @@ class ScoreTape:
             if type(module).__name__ in self._whole:
                 twins[name] = (module, Whole(module, name, self))
                 continue
-            own = list(twin_of(module, name, self).own().values())
+            if not any(p is not None and p.requires_grad for p in module._parameters.values()):
+                continue
+            fit = twin_of(module, name, self)
+            own = fit.own().values()
             if not own or (self._subset is not None and self._subset.isdisjoint(own)):
                 continue
             twin = None
@@ -527,7 +532,7 @@ class ScoreTape:
                     f"({type(module).__name__}); freeze them, or use unknown='loop'"
                 )
             if name not in twins or twin is not None:
-                twins[name] = (module, twin or twin_of(module, name, self))
+                twins[name] = (module, twin or fit)
         return list(twins.values())
 
     def _note_gathered(self) -> None:

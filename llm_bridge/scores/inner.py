@@ -1,0 +1,233 @@
+"""A loop for one module: its own code on one trajectory after the other, while the rest of the model stays fast.
+
+A module without any rule (experts, convolutions, mixers) is called as it is, on a graph of its own (`Inner`). When its
+outputs' gradients arrive, a backward per trajectory goes through that graph, or through a second run on the
+trajectory's rows alone where that gives the same output: n runs of 1 / n of the rows instead of n backwards of all.
+Such a run, like every other that a plain call of the model would not make, leaves no trace (`rehearsal`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from llm_bridge.scores.layers import Recorder, Twin
+from llm_bridge.scores.layout import WHOLE_LOOP, Layout
+from vcposim.errors import InputError
+
+
+def autocast_state(device: torch.device) -> dict[str, Any]:
+    """What torch.autocast(device.type, ...) is to be told for the state of now."""
+    kind = device.type
+    return {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+
+
+def uncounted() -> Any:
+    """Tensors saved in here are kept as they are, and a checkpoint around does not count them."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+
+
+@contextmanager
+def rehearsal(tape: Recorder, module: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """Run a module as if it had not been run: no node of its parts, no count, no draw, no trace in its state.
+
+    With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
+    """
+    parts = [(part, dict(part.__dict__), dict(part._buffers)) for part in module.modules()]
+    kept = [(b, b._version, b.clone()) for b in module.buffers()]
+    inside, tape.inside = tape.inside, 1
+    devices = [device] if device is not None and device.type == "cuda" else []
+    try:
+        with torch.enable_grad(), uncounted(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        tape.inside = inside
+        for part, attributes, buffers in parts:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            part._buffers.clear()
+            part._buffers.update(buffers)
+        with torch.no_grad():
+            for b, version, value in kept:
+                if b._version != version:
+                    b.copy_(value)
+
+
+class Whole(Twin):
+    """A module that is run as a whole, parts and all: a loop over trajectories through it alone."""
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """None: its parameters belong to its parts, so whatever the parts hold it is run taped."""
+        return {}
+
+    def taped(self, *args: Any, **kwargs: Any) -> Any:
+        """A loop over trajectories through the module."""
+        return local(self, args, kwargs)
+
+
+class Differs(Exception):
+    """A module does not act on trajectories one by one as it does on all of them."""
+
+
+class Inner:
+    """One call of a module with a graph of its own: leaves in, outputs out."""
+
+    def __init__(self, twin: Twin, args: Any, kwargs: Any) -> None:
+        self.twin = twin
+        leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        self._first = [
+            next(k for k, y in enumerate(leaves) if y is x) for x in leaves
+        ]  # a module may ask `key is value`
+        self._leaf = [apart(x) for x in leaves]
+        self.place = [
+            k for k, x in enumerate(self._leaf) if isinstance(x, Tensor) and x.requires_grad and self._first[k] == k
+        ]
+        self.given = [leaves[k] for k in self.place]
+        self.input = [self._leaf[k] for k in self.place]
+        x = first_tensor(args, kwargs)
+        self._device = torch.device("cpu") if x is None else x.device
+        self._cast = autocast_state(self._device)
+        try:
+            flat, self.spec = pytree.tree_flatten(self._call(self._leaf))
+        except RuntimeError as error:
+            if "leaf Variable" not in str(error):
+                raise
+            raise InputError(f"{twin.name}: changes its input in place, which no loop allows; {WHOLE_LOOP}") from error
+        self.flat = flat
+        self.out = differentiable(flat)
+        self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
+
+    def _call(self, leaf: Sequence[Any]) -> Any:
+        args, kwargs = pytree.tree_unflatten([leaf[k] for k in self._first], self._spec)
+        tape = self.twin.tape
+        tape.inside += 1
+        try:  # kept as they are: a checkpoint around would run again for every trajectory
+            with torch.enable_grad(), uncounted(), torch.autocast(self._device.type, **self._cast):
+                return self.twin.original(*args, **kwargs)
+        finally:
+            tape.inside -= 1
+
+    def grads(self, grad: Sequence[Tensor | None], wanted: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients of `wanted` for these of the outputs; the graph survives."""
+        pair = [(y, g) for y, g in zip(self.out, grad, strict=True) if g is not None]
+        if not pair or not wanted:
+            return [None] * len(wanted)
+        out, seed = zip(*pair, strict=True)
+        return self._grad(out, wanted, seed)
+
+    def _grad(self, out: Any, wanted: Any, seed: Any) -> list[Tensor | None]:
+        self.twin.tape.inside += 1  # the pass takes no note of what comes to a parameter in here
+        try:  # the graph stays: a part of it may have been made before the call, for all trajectories
+            return list(torch.autograd.grad(out, wanted, seed, retain_graph=True, allow_unused=True))
+        finally:
+            self.twin.tape.inside -= 1
+
+    def each(
+        self, layout: Layout, grad: Sequence[Tensor | None], take: Callable[[int, list[Tensor | None]], None]
+    ) -> list[Tensor | None]:
+        """`take`(i, gradients of the parameters) for every trajectory; returns the inputs' gradients.
+
+        Through the module on trajectory i's rows alone, where that gives its output; `Differs` else.
+        """
+        parts: list[list[Tensor | None]] = []
+        for i in range(layout.n):
+            leaf = [layout.part(x, i) if isinstance(x, Tensor) else x for x in self._leaf]
+            leaf = [apart(x) if k in self.place else x for k, x in enumerate(leaf)]
+            try:
+                with rehearsal(self.twin.tape, self.twin.module, self._device):
+                    out = differentiable(self._call(leaf))
+            except Exception as error:  # whatever the module's code says of fewer rows
+                raise Differs from error
+            if len(out) != len(self.out):
+                raise Differs
+            pair = []
+            for y, whole, g in zip(out, self.out, grad, strict=True):
+                if g is None:
+                    continue
+                expected = layout.part(whole, i)
+                eps = 64 * torch.finfo(y.dtype).eps
+                if y.shape != expected.shape or not torch.allclose(
+                    y, expected, rtol=eps, atol=eps * float(y.abs().max())
+                ):
+                    raise Differs
+                pair.append((y, layout.part(g, i)))
+            ys, gs = zip(*pair, strict=True)
+            wanted = [leaf[k] for k in self.place]
+            found = self._grad(ys, [*self.param, *wanted], gs)
+            take(i, found[: len(self.param)])
+            parts.append(found[len(self.param) :])
+        whole_grad: list[Tensor | None] = []
+        for k, x in enumerate(self.input):
+            piece = [part[k] for part in parts]
+            if x.shape[0] % layout.n or any(p is not None and len(p) * layout.n != len(x) for p in piece):
+                whole_grad.append(sum((p for p in piece if p is not None), start=torch.zeros_like(x)))
+            else:
+                rows = len(x) // layout.n
+                whole_grad.append(torch.cat([x.new_zeros(rows, *x.shape[1:]) if p is None else p for p in piece]))
+        return whole_grad
+
+
+class _Local(torch.autograd.Function):
+    """The outputs of an `Inner` call."""
+
+    @staticmethod
+    def forward(ctx: Any, inner: Inner, *given: Tensor) -> tuple[Tensor, ...]:
+        ctx.inner = inner
+        ctx.set_materialize_grads(False)  # an output that nobody uses has no rows to tell apart
+        return tuple(y.detach() for y in inner.out)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        inner: Inner = ctx.inner
+        running = inner.twin.tape.running
+        if running is None:
+            return None, *inner.grads(grad, [*inner.input, *inner.param])
+        given = running.local(inner.twin.name, inner, grad) if inner.param else inner.grads(grad, inner.input)
+        return None, *given, *[None] * len(inner.param)
+
+
+def local(twin: Twin, args: Any, kwargs: Any) -> Any:
+    """The module's own output, reported by a loop over trajectories."""
+    inner = Inner(twin, args, kwargs)
+    for p in inner.param:
+        twin.tape.uses("local", p)
+    if inner.param:
+        twin.tape.looped(twin.name)
+    found = iter(_Local.apply(inner, *inner.given, *inner.param))
+    graph = [next(found) if isinstance(y, Tensor) and y.requires_grad else y for y in inner.flat]
+    return pytree.tree_unflatten(graph, inner.spec)
+
+
+def apart(x: Any) -> Any:
+    """A tensor without its history, which carries a gradient if it did; anything else as it is."""
+    return x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+
+def first_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    """What a module is taken to act on: its first tensor, (row, time, ...) or flat."""
+    return next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+
+
+def differentiable(out: Any) -> list[Tensor]:
+    """The tensors that carry a gradient, of any nest of containers."""
+    return [y for y in pytree.tree_leaves(out) if isinstance(y, Tensor) and y.requires_grad]
+
+
+def leaf_parameters(out: Sequence[Tensor]) -> list[nn.Parameter]:
+    """Leaves of a graph, each once, in a fixed order."""
+    return list(dict.fromkeys(n.variable for n in graph_nodes(out) if hasattr(n, "variable")))
+
+
+def graph_nodes(out: Sequence[Tensor], until: Sequence[Tensor] = ()) -> list[Any]:
+    """Every node of the graph behind `out`, and not behind `until`."""
+    stack = [y.grad_fn for y in out if y.grad_fn is not None]
+    seen = dict.fromkeys([*stack, *(y.grad_fn for y in until)])
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None and node not in seen:
+                seen[node] = None
+                stack.append(node)
+    return list(seen)

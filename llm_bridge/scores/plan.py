@@ -1,0 +1,340 @@
+"""Which rule fits a module, found by running its code and never from its name.
+
+A linear map, an embedding and torch's fused norms have nodes of their own (`layers`). Of any other module the plan
+asks: which of its parameters are used in products, look-ups and fused norms, in whatever line of its code (`_Known`);
+and may the rest be spread over positions, as if each had its own copy, so that outputs and gradients stay the module's,
+and no gradient leaves its row? What is left is looped over (`inner`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from llm_bridge.scores.inner import apart, differentiable, first_tensor, leaf_parameters, local, rehearsal
+from llm_bridge.scores.layers import (
+    ADDS,
+    SAME,
+    UNITS,
+    Lookup,
+    Matrix,
+    Recorder,
+    Twin,
+    Unit,
+    core_of,
+    is_dense,
+    is_plain,
+    lookup,
+    matrix,
+    per_position,
+    scaled,
+)
+from vcposim.errors import InputError
+
+
+def twin_of(module: Any, name: str, tape: Recorder) -> Twin:
+    """The twin that fits `module` by the code it runs."""
+    code, held = type(module).forward, module._parameters
+    if "forward" in module.__dict__ or not all(p is None or is_plain(p) for p in held.values()):
+        return Own(module, name, tape)
+    if code is nn.Linear.forward and set(held) == {"weight", "bias"}:
+        return Matrix(module, name, tape)
+    conv1d = code.__qualname__ == "Conv1D.forward" and code.__module__ == "transformers.pytorch_utils"
+    if conv1d and set(held) == {"weight", "bias"}:
+        return Matrix(module, name, tape, transposed=True)
+    if code is nn.Embedding.forward and set(held) == {"weight"} and is_dense(module):
+        return Lookup(module, name, tape)
+    if code in UNITS and set(held) <= {"weight", "bias"}:
+        return Unit(module, name, tape)
+    return Own(module, name, tape)
+
+
+class Own(Twin):
+    """Any other module: its own code on parameters spread over positions, or else a loop over trajectories."""
+
+    def taped(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's code on spread parameters, by a plan made once a form of call; else a loop."""
+        own, x = self.own(), first_tensor(args, kwargs)
+        shape = () if x is None else (x.dim(), x.shape[:1].numel() > 1)
+        form = (self.module.training, *shape, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
+        if key not in plans:
+            plans[key] = self._plan(own, x, args, kwargs)
+        spread = plans[key]
+        if spread is None:
+            return self._local(args, kwargs)
+        return self._spread(own, spread, args, kwargs)
+
+    def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> frozenset[str] | None:
+        """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
+        device = None if x is None else x.device
+        watch = _Known(own, None)
+        with rehearsal(self.tape, self.module, device):
+            given, options = _cloned((args, kwargs))
+            with watch:
+                expected = self.original(*given, **options)
+            spread = sorted(own.keys() - watch.served)
+            left = [own[k] for k in spread]
+            if {own[k] for k in watch.served} & set(leaf_parameters(differentiable(expected))):
+                return None  # used in a product, and in some other way
+            if x is None or not all(_fits(p, x) for p in left):
+                return None
+        try:
+            with rehearsal(self.tape, self.module, device):
+                wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in left]
+                given, options = _cloned((args, kwargs))
+                with shadowed(self.module, dict(zip(spread, wide, strict=True))):
+                    found = self.original(*given, **options)
+                right = _same(expected, found) and _stays_in_its_row(expected, found, left, wide, len(x))
+        except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
+            return None
+        return frozenset(spread) if right else None
+
+    def _spread(self, own: Mapping[str, nn.Parameter], spread: frozenset[str], args: Any, kwargs: Any) -> Any:
+        x = first_tensor(args, kwargs)
+        assert x is not None
+        for k in spread:
+            self.tape.uses("vector", own[k])
+        wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
+        with shadowed(self.module, wide):
+            if len(spread) == len(own):
+                return self.original(*args, **kwargs)
+            with _Known(own, self):
+                return self.original(*args, **kwargs)
+
+    def _local(self, args: Any, kwargs: Any) -> Any:
+        if self.tape.unknown != "loop":
+            raise InputError(
+                f"ScoreTape: no exact norm for the parameters of {self.name or 'the model itself'} "
+                f"({type(self.module).__name__}); freeze them, or use unknown='loop'"
+            )
+        return local(self, args, kwargs)
+
+
+def _cloned(given: Any) -> Any:
+    """Arguments without a history, of a call that may change them in place; what is one object stays one."""
+    leaves, spec = pytree.tree_flatten(given)
+    new = {id(x): apart(x).clone() for x in leaves if isinstance(x, Tensor)}
+    return pytree.tree_unflatten([new.get(id(x), x) for x in leaves], spec)
+
+
+@contextmanager
+def shadowed(module: nn.Module, value: Mapping[str, Tensor]) -> Iterator[None]:
+    """Attributes of `module` that hide its parameters of the same names."""
+    module.__dict__.update(value)
+    try:
+        yield
+    finally:
+        for name in value:
+            del module.__dict__[name]
+
+
+def _same(a: Any, b: Any) -> bool:
+    left, right = (pytree.tree_leaves(y) for y in (a, b))
+    return len(left) == len(right) and all(
+        not isinstance(p, Tensor)
+        or (isinstance(q, Tensor) and p.dtype == q.dtype and p.shape == q.shape and torch.equal(p, q))
+        for p, q in zip(left, right, strict=True)
+    )
+
+
+def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: Sequence[Tensor], rows: int) -> bool:
+    """Whether gradients of parameters spread over positions are the module's own, each found where it belongs.
+
+    expected, found: the module's output, plain and with `wide` for `param`. For a random cotangent the sum over
+    positions must be the parameter's gradient, which then goes no other way; for one on the first row alone, no other
+    row may have any.
+    """
+    plain, spread = differentiable(expected), differentiable(found)
+    if not param or not plain:
+        return True
+    cotangent = [torch.randn_like(y) for y in plain]
+    first = [c.clone() for c in cotangent]
+    for y, c in zip(plain, first, strict=True):
+        size = y.shape[0] // rows if y.dim() and y.shape[0] % rows == 0 else 0
+        c[size:] = 0
+
+    def grads(out: Sequence[Tensor], of: Sequence[Tensor], seed: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(out, of, seed, retain_graph=True, allow_unused=True)
+
+    if len(spread) != len(plain) or any(g is not None for g in grads(spread, param, cotangent)):
+        return False
+    if any(g is not None and bool((g[1:] != 0).any()) for g in grads(spread, wide, first)):
+        return False
+    for p, whole, each in zip(param, grads(plain, param, cotangent), grads(spread, wide, cotangent), strict=True):
+        a, b = (torch.zeros_like(p) if g is None else g.double().sum_to_size(p.shape) for g in (whole, each))
+        if not float((a - b).norm()) <= torch.finfo(p.dtype).eps ** 0.5 * float(a.norm() + b.norm()):
+            return False
+    return True
+
+
+def _fits(param: Tensor, x: Tensor) -> bool:
+    """Whether a parameter can be spread over the positions of x, which looks like (row, time, ..., anything)."""
+    core = core_of(param)
+    return x.dim() >= max(param.dim(), len(core) + (1 if len(core) == 1 else 2))
+
+
+def _positions(param: Tensor, x: Tensor) -> tuple[int, ...]:
+    core = core_of(param)
+    return (*x.shape[: x.dim() - len(core)], *core)
+
+
+class _Spread(torch.autograd.Function):
+    """A parameter repeated for every position, in whose backward the positions' gradients are taken."""
+
+    @staticmethod
+    def forward(ctx: Any, param: nn.Parameter, shape: tuple[int, ...], twin: Twin) -> Tensor:
+        ctx.param, ctx.twin = param, twin
+        return param.expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return per_position(grad, ctx.param, ctx.twin), None, None
+
+
+class _Known(TorchFunctionMode):
+    """Finds uses of a module's parameters in matrix products, look-ups and fused norms; with a `twin`, reports them.
+
+    Casts, transposes and added constants of a parameter count as the parameter. Without a twin, a use that would be
+    reported leaves no trace in the graph: a parameter that is still there is used in some other way as well.
+    """
+
+    def __init__(self, own: Mapping[str, nn.Parameter], twin: Twin | None) -> None:
+        super().__init__()
+        self.twin, self.served = twin, set[str]()
+        self._name = {id(p): k for k, p in own.items()}
+        self._cast: dict[int, tuple[Any, Any]] = {id(p): (p, p) for p in own.values() if is_plain(p)}
+        self._turned: dict[int, tuple[Any, Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is not None and torch.is_grad_enabled():
+            found = handler(self, func, args, kwargs)
+            if found is not None:
+                params, report = found
+                self.served |= {self._name[id(p)] for p in params if id(p) in self._name}
+                if self.twin is not None:
+                    return report()
+                unseen = {id(p) for p in params} | self._cast.keys() | self._turned.keys()
+                args, kwargs = pytree.tree_map(
+                    lambda x: x.detach() if isinstance(x, Tensor) and id(x) in unseen else x, (args, kwargs)
+                )
+        out = func(*args, **kwargs)
+        known = self._cast.get(id(args[0])) if args else None
+        if known is None or not isinstance(out, Tensor):
+            return out
+        if func in SAME or func in ADDS:
+            alone = not any(isinstance(x, Tensor) for x in (*args[1:], *kwargs.values()))
+            if out.dtype.is_floating_point and (func in SAME or alone):
+                self._cast[id(out)] = (known[0], out)
+        elif func in _TURNS and args[0].dim() == 2 and {k % 2 for k in args[1:]} in (set(), {0, 1}) and not kwargs:
+            self._turned[id(out)] = (known[0], out)
+        return out
+
+    def _plain(self, bias: Any) -> bool:
+        """Whether a bias is this module's own, as it is, or nobody's."""
+        return bias is None or (id(bias) in self._name and is_plain(bias)) or not bias.requires_grad
+
+    def linear(self, func: Any, args: Any, kwargs: Any) -> Any:
+        x, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
+        turned = id(weight) in self._turned
+        if not (turned or id(weight) in self._cast) or weight.dim() != 2 or not self._plain(bias):
+            return None
+        param, value = (self._turned if turned else self._cast)[id(weight)]
+        stored = value.t() if turned else value
+
+        def call(x: Tensor) -> Tensor:
+            return F.linear(x, value.detach(), bias)
+
+        return (param, bias), lambda: matrix(self.twin, x, param, bias, stored, call, turned)  # type: ignore[arg-type]
+
+    def matmul(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if len(args) != 2 or not isinstance(args[1], Tensor) or args[1].dim() != 2 or args[0].dim() < 2:
+            return None
+        x, weight = args
+        turned = id(weight) in self._turned
+        if not turned and id(weight) not in self._cast:
+            return None
+        param, value = (self._turned if turned else self._cast)[id(weight)]
+        stored = value.t() if turned else value
+
+        def call(x: Tensor) -> Tensor:
+            return torch.matmul(x, value.detach())
+
+        return (param,), lambda: matrix(self.twin, x, param, None, stored, call, not turned)  # type: ignore[arg-type]
+
+    def embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
+        names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+        token, weight, padding, most, _, frequency, sparse = _arguments(names, args, kwargs)
+        if id(weight) not in self._name or not is_plain(weight) or most or frequency or sparse:
+            return None
+
+        def call(token: Tensor) -> Tensor:
+            return F.embedding(token, weight)
+
+        return (weight,), lambda: lookup(self.twin, weight, token, padding, call)  # type: ignore[arg-type]
+
+    def rows(self, func: Any, args: Any, kwargs: Any) -> Any:
+        weight, index = args
+        if id(weight) not in self._name or not is_plain(weight) or weight.dim() != 2:
+            return None
+        if not isinstance(index, slice) and not (isinstance(index, Tensor) and index.dtype == torch.long):
+            return None
+        token = torch.arange(len(weight), device=weight.device)[index]
+
+        def call(token: Tensor) -> Tensor:
+            return F.embedding(token, weight)
+
+        return (weight,), lambda: lookup(self.twin, weight, token, None, call)  # type: ignore[arg-type]
+
+    def norm(self, func: Any, args: Any, kwargs: Any) -> Any:
+        layer = func is F.layer_norm
+        names = (
+            ("input", "normalized_shape", "weight", "bias", "eps")
+            if layer
+            else ("input", "normalized_shape", "weight", "eps")
+        )
+        found = _arguments(names, args, kwargs)
+        x, shape, weight, eps = found[0], found[1], found[2], found[-1]
+        bias = found[3] if layer else None
+        if id(weight) not in self._cast or not self._plain(bias):
+            return None
+        param, value = self._cast[id(weight)]
+        rest = (None if bias is None else bias.detach(),) if layer else ()
+        eps = 1e-5 if eps is None and layer else eps
+
+        def call(x: Tensor) -> Tensor:
+            return func(x, shape, value.detach(), *rest, eps)  # type: ignore[no-any-return]
+
+        rule = (UNITS[func], shape, eps)
+        return (param, bias), lambda: scaled(self.twin, x, param, bias, value, call, rule)  # type: ignore[arg-type]
+
+
+def _arguments(names: Sequence[str], args: Any, kwargs: Any) -> list[Any]:
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return [given.get(name) for name in names]
+
+
+_HANDLERS: dict[Any, Any] = {
+    F.linear: _Known.linear,
+    F.embedding: _Known.embedding,
+    F.layer_norm: _Known.norm,
+    F.rms_norm: _Known.norm,
+    torch.matmul: _Known.matmul,
+    Tensor.matmul: _Known.matmul,
+    Tensor.__matmul__: _Known.matmul,
+    Tensor.__getitem__: _Known.rows,
+}
+
+
+_TURNS = {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__, torch.transpose, Tensor.transpose}  # type: ignore[attr-defined]
+
+
+_PLANS: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str] | None]] = WeakKeyDictionary()
