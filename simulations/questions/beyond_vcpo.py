@@ -182,6 +182,7 @@ def analyse(records: list[Record]) -> Analysis:
             not_worse,
             against(VCPO, [winner], "own best", "grid"),
             "where",
+            beside=True,
         ),
         Question(
             "beats_rivals",
@@ -190,6 +191,7 @@ def analyse(records: list[Record]) -> Analysis:
             better,
             against(winner, stale, "own best", "grid"),
             "where",
+            beside=True,
         ),
         Question(
             "simple_n2_not_worse",
@@ -198,6 +200,7 @@ def analyse(records: list[Record]) -> Analysis:
             not_worse,
             against(VCPO, ["n2"], "own best"),
             "where",
+            beside=True,
         ),
         Question(
             "matches_synchronous",
@@ -206,6 +209,7 @@ def analyse(records: list[Record]) -> Analysis:
             not_worse,
             against(winner, ["synchronous, mean", "synchronous, n2"], "own best"),
             "where",
+            beside=True,
             note=f"best step sizes at the grid's edge, so bounds from below: {'; '.join(at_edge) or 'none'}",
         ),
     ]
@@ -222,8 +226,9 @@ def figure(test: dict[str, list[Record]], winner: str) -> Plot:
     for p, own in test.items():
         rows = {m: value_of(own, m) for m in (*RIVALS, *CANDIDATES) if chosen(own, method=m)}
         lines = [e.value for m in ("synchronous, mean", "synchronous, n2") if (e := rows.get(m)) is not None]
+        named = {f"{m} (chosen)" if m == winner else m: e for m, e in rows.items()}
         panels.append(
-            ranking(p, "value averaged over training", rows, accent=[winner, VCPO], xlim=[0, 1], vlines=lines)
+            ranking(f"{p} (lines: synchronous)", "value averaged over training", named, accent=[VCPO], vlines=lines)
         )
     return plot(*panels, width=5.0)
 

@@ -158,7 +158,9 @@ def analyse(records: list[Record]) -> Analysis:
         ("brake", "C14", "on n^2, the ESS step is better than the full step", better, "ESS step over full"),
         ("vcpo", "C13", "VCPO is not worse than n^2 alone", not_worse, "VCPO over n^2"),
     )
-    questions = [Question(key, claim, words, rule, levels(name), "where") for key, claim, words, rule, name in asked]
+    questions = [
+        Question(key, claim, words, rule, levels(name), "where", beside=True) for key, claim, words, rule, name in asked
+    ]
     strongest = {name: max(FACTORS, key=lambda f: moved(by[f])) for name, by in found.items()}
     caption = (
         "How far each factor moves what a choice is worth: its largest minus its smallest level mean of the difference "
