@@ -65,7 +65,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": [], "start": [], "questions": [], "gallery": []}
+html_sidebars = {"index": [], "start": [], "questions": [], "ask": []}
 html_context = {"default_mode": "auto"}
 html_math_renderer = "mathml"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

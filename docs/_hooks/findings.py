@@ -43,10 +43,10 @@ def rows() -> list[dict[str, Any]]:
 
 def badge(word: str) -> str:
     """A verdict, colored by its word; the word itself says it too."""
-    return f"{{bdg-{COLORS.get(word, 'secondary')}-line}}`{word}`"
+    return f"[{word}]{{.verdict .{word.replace(' ', '-')}}}"
 
 
-COLORS = {"holds": "success", "holds if": "warning", "fails": "danger", "undecided": "info", "not judged": "secondary"}
+WORDS = ("holds", "holds if", "fails", "undecided", "not judged")
 
 
 def family_of(name: str) -> str:
@@ -314,9 +314,7 @@ def pages() -> dict[str, str | bytes]:
         for row in table_rows
     ]
     words = ", ".join(
-        f"{sum(r['verdict'] == w for r in table_rows)} {w}"
-        for w in COLORS
-        if any(r["verdict"] == w for r in table_rows)
+        f"{sum(r['verdict'] == w for r in table_rows)} {w}" for w in WORDS if any(r["verdict"] == w for r in table_rows)
     )
     out["findings/claims/index.md"] = "\n".join(
         [
