@@ -227,9 +227,7 @@ def figure(test: dict[str, list[Record]], winner: str) -> Plot:
         rows = {m: value_of(own, m) for m in (*RIVALS, *CANDIDATES) if chosen(own, method=m)}
         lines = [e.value for m in ("synchronous, mean", "synchronous, n2") if (e := rows.get(m)) is not None]
         named = {f"{m} (chosen)" if m == winner else m: e for m, e in rows.items()}
-        panels.append(
-            ranking(f"{p} (lines: synchronous)", "value averaged over training", named, accent=[VCPO], vlines=lines)
-        )
+        panels.append(ranking(f"{p} (lines: synchronous)", "value", named, accent=[VCPO], xlim=[0, 1], vlines=lines))
     return plot(*panels, width=5.0)
 
 
