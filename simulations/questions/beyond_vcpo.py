@@ -182,6 +182,7 @@ def analyse(records: list[Record]) -> Analysis:
             not_worse,
             against(VCPO, [winner], "own best", "grid"),
             "where",
+            beside=True,
         ),
         Question(
             "beats_rivals",
@@ -199,6 +200,7 @@ def analyse(records: list[Record]) -> Analysis:
             not_worse,
             against(VCPO, ["n2"], "own best"),
             "where",
+            beside=True,
         ),
         Question(
             "matches_synchronous",
@@ -224,9 +226,8 @@ def figure(test: dict[str, list[Record]], winner: str) -> Plot:
     for p, own in test.items():
         rows = {m: value_of(own, m) for m in (*RIVALS, *CANDIDATES) if chosen(own, method=m)}
         lines = [e.value for m in ("synchronous, mean", "synchronous, n2") if (e := rows.get(m)) is not None]
-        panels.append(
-            ranking(p, "value averaged over training", rows, accent=[winner, VCPO], xlim=[0, 1], vlines=lines)
-        )
+        named = {f"{m} (chosen)" if m == winner else m: e for m, e in rows.items()}
+        panels.append(ranking(f"{p} (lines: synchronous)", "value", named, accent=[VCPO], xlim=[0, 1], vlines=lines))
     return plot(*panels, width=5.0)
 
 

@@ -159,8 +159,7 @@ def analyse(records: list[Record]) -> Analysis:
         ("vcpo", "C13", "VCPO is not worse than n^2 alone", not_worse, "VCPO over n^2"),
     )
     questions = [
-        Question(key, claim, words, rule, levels(name), "where", beside=key in ("ratios", "brake"))
-        for key, claim, words, rule, name in asked
+        Question(key, claim, words, rule, levels(name), "where", beside=True) for key, claim, words, rule, name in asked
     ]
     strongest = {name: max(FACTORS, key=lambda f: moved(by[f])) for name, by in found.items()}
     caption = (
