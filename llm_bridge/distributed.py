@@ -134,7 +134,7 @@ class Gathered:
     rows: slice
 
     def local(self, x: Tensor) -> Tensor:
-        """(G, N, ...) -> this rank's (n, ...)."""
+        """This rank's rows of an array on the group axes: (G, N, *rest) -> (rows, *rest)."""
         return self.groups.flat(x)[self.rows]
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vcposim.errors import InputError
 
 
-class Tokens(Protocol):
+class HasTokens(Protocol):
     """What `token_log_prob` reads; any batch with these attributes will do (the last two may be absent)."""
 
     @property
@@ -38,7 +38,7 @@ class TokenBatch:
     segment: Tensor | None = None
 
 
-def token_log_prob(model: nn.Module, batch: Tokens) -> Tensor:
+def token_log_prob(model: nn.Module, batch: HasTokens) -> Tensor:
     """log pi(token_j | token_<j), shape (row, time), at least float32; 0 where nothing predicts the token.
 
     Raises InputError when the batch is both packed and padded, or its arrays disagree in shape.
@@ -46,7 +46,7 @@ def token_log_prob(model: nn.Module, batch: Tokens) -> Tensor:
     return log_prob_of(next_token_logits(model, batch), batch.token, getattr(batch, "segment", None))
 
 
-def next_token_logits(model: nn.Module, batch: Tokens, first: int = 0) -> Tensor:
+def next_token_logits(model: nn.Module, batch: HasTokens, first: int = 0) -> Tensor:
     """Logits (row, time - first, vocabulary) from column `first` on; entry j is the distribution of token j + 1."""
     token = batch.token
     attention_mask = _field(batch, "attention_mask", token)
@@ -147,7 +147,7 @@ def _padded_position(token: Tensor, attention_mask: Tensor | None) -> Tensor:
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def _field(batch: Tokens, name: str, token: Tensor) -> Tensor | None:
+def _field(batch: HasTokens, name: str, token: Tensor) -> Tensor | None:
     value = getattr(batch, name, None)
     if value is not None and value.shape != token.shape:
         raise InputError(

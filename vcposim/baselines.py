@@ -160,7 +160,7 @@ class Evidence:
         return 1 - 2 * namespace(log_prob).exp(log_prob) + collision
 
     def token_weight_sq(self) -> Array:
-        """w_it^2 on one factor per group: (..., n, t), or (..., n, 1) from weights per trajectory."""
+        """w_it^2 on one factor per group: (..., n, t), or (..., n, 1) of trajectories, or (..., n) without tokens."""
         relative = over_tokens(self.weight.relative, self.batch.given_ratio)
         return relative * relative
 

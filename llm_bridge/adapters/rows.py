@@ -15,8 +15,8 @@ from torch import Tensor
 from llm_bridge.distributed import gather_batch
 from llm_bridge.ratios import trajectory_batch
 from vcposim.batch import Batch
-from vcposim.catalogue import entry
-from vcposim.estimators import Estimator
+from vcposim.catalogue.loading import estimator_named
+from vcposim.estimators import Resolved
 
 TOKEN_FIELDS = ("log_prob", "collision", "anchor_log_ratio")
 """optional fields of `Batch`, one entry a token, that a framework may have"""
@@ -34,12 +34,15 @@ class RowCoefficient:
     """whether all coefficients of all ranks are numbers: the same on every rank"""
 
 
-def estimator_of(name: str | Estimator) -> Estimator:
-    """The catalogue's estimator of that name, or the estimator itself. Raises `InputError` for unknown names."""
-    return name if isinstance(name, Estimator) else entry(name).estimator
+def estimator_of(name: str | Resolved) -> Resolved:
+    """The estimator of a catalogue name or of `file.py:function`, or the estimator itself.
+
+    Raises `InputError` for unknown names, and for a function that answers no small batch.
+    """
+    return estimator_named(name, library="torch") if isinstance(name, str) else name
 
 
-def require(estimator: Estimator, offered: frozenset[str], group_size: int) -> None:
+def require(estimator: Resolved, offered: frozenset[str], group_size: int) -> None:
     """Refuse an estimator that needs more than rewards, ratios, lengths, groups and what is `offered`.
 
     `offered`: `scores` (their norms), and of `TOKEN_FIELDS`.
@@ -53,7 +56,7 @@ def require(estimator: Estimator, offered: frozenset[str], group_size: int) -> N
     row_coefficient(estimator, replace(batch, **fields), torch.tensor([0, 0, 1, 1]))
 
 
-def row_coefficient(estimator: Estimator, batch: Batch, group: Tensor) -> RowCoefficient:
+def row_coefficient(estimator: Resolved, batch: Batch, group: Tensor) -> RowCoefficient:
     """c_i of this rank's flat rows; `group` (n,) is the id of each row's prompt, unique over all ranks.
 
     A collective over all ranks. Raises `InputError` as `gather_batch` and the estimator do.

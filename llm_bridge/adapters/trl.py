@@ -45,7 +45,7 @@ from llm_bridge.ratios import log_ratio, present, trajectory_batch
 from llm_bridge.scores import ScoreTape, logit_sq_norms, tape_for
 from llm_bridge.scores.calibration import METHODS
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import Estimator
+from vcposim.estimators import Resolved
 
 try:
     from trl import GRPOTrainer
@@ -86,9 +86,10 @@ IMAGES = frozenset(
 class VcpoConfig:
     """What to switch on.
 
-    `estimator`: a catalogue name, an `Estimator`, or None to leave TRL's own loss alone (lag, brake and gauges still
-    work). `norm`: one of `NORMS`, for estimators that need score norms. `method`: how the tape forms exact norms;
-    "auto" is the fastest, by a measurement that may choose otherwise in the next run, and with it the last bits.
+    `estimator`: a catalogue name, yours as `file.py:function`, an `Estimator`, or None to leave TRL's own loss alone
+    (lag, brake and gauges still work). `norm`: one of `NORMS`, for estimators that need score norms. `method`: how the
+    tape forms exact norms; "auto" is the fastest, by a measurement that may choose otherwise in the next run, and with
+    it the last bits.
     `lag`: updates between generation and use. `ess_reference`: rho_ref of the brake (`EssStepScale`), None for no
     brake. `exponent`: of the brake, by default the optimizer family's. `diagnostics`: log every gauge of
     `llm_bridge.diagnose` as `vcpo/...`.
@@ -96,7 +97,7 @@ class VcpoConfig:
     Raises `InputError` for unknown names and settings out of range.
     """
 
-    estimator: str | Estimator | None = "vcpo"
+    estimator: str | Resolved | None = "vcpo"
     norm: str = "exact"
     method: str = "block"
     lag: int = 0

@@ -24,6 +24,13 @@ sum_st left_s[token_t] <right_s, g_t>, in which no vocabulary-wide array appears
 operands of each product and form left^T diag(c) right when c is known. *Affine*, c = u + a v with one unknown a: two
 sums suffice, taken as the blocks go by, at two values of a where most coefficients vanish.
 
+**On several ranks.** Where each rank holds its own trajectories, norms are its own affair, and gradients add up
+(`sum_gradients`, or FSDP2's shards). Where ranks share trajectories and split parameters (tensor parallelism; experts
+by rank, the tokens the same on all), the output gradient of a part is complete on its rank once the operators between
+have summed what they sum, so a part's score is local and norms add over parts: ||s_i||^2 = sum over ranks of the parts'
+squares, plus the squares of what all ranks hold whole, once (`split`). Where tokens travel to the rank of their expert,
+rows of other ranks' trajectories arrive, nobody knows whose, and the tape refuses.
+
 What cannot be known from shapes is the owner of a row. The tape takes row i for trajectory i, and therefore
 compares its first pass over a model, and then every hundredth, with plain autograd (`check`).
 
@@ -38,7 +45,7 @@ compares its first pass over a model, and then every hundredth, with plain autog
     approximate  proxies for the norm, and how wrong they are
 """
 
-from llm_bridge.scores.approximate import last_block, logit_sq_norms, norm_error
+from llm_bridge.scores.approximate import last_block, logit_sq_norms, norm_error, norm_layers
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted_gradient_loop
 from llm_bridge.scores.tape import ScoreTape, tape_for
 
@@ -47,6 +54,7 @@ __all__ = [
     "last_block",
     "logit_sq_norms",
     "norm_error",
+    "norm_layers",
     "score_sq_norms_loop",
     "tape_for",
     "trajectory_sums",

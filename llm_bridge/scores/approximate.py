@@ -2,6 +2,8 @@
 
     sketch       ScoreTape(model, norm="sketch")                 unbiased; error at most sqrt(2 / columns) a layer
     last block   ScoreTape(model, parameters=last_block(model))  exact norm of the last block's score only
+    norm layers  ScoreTape(model, parameters=norm_layers(model)) exact norm of the normalizations' scales and shifts
+                 only, which arXiv 2411.00999 finds to follow the total
     logit proxy  logit_sq_norms(logits, token, mask)             score with respect to the logits; forward alone
 
 A baseline needs norms only up to a common factor, so `norm_error` compares shapes, not sizes.
@@ -36,6 +38,19 @@ def last_block(model: nn.Module) -> list[nn.Parameter]:
     if not stacks:
         raise InputError("last_block: the model holds no nn.ModuleList of blocks; pass the parameters yourself")
     return list(max(stacks, key=len)[-1].parameters())
+
+
+def norm_layers(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the model's normalizations, which are known by the names of their classes.
+
+    >>> [p.shape for p in norm_layers(nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3)))]
+    [torch.Size([3])]
+    """
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    found = list(dict.fromkeys(p for module in norms for p in module.parameters(recurse=False)))
+    if not found:
+        raise InputError("norm_layers: no module's class has 'norm' in its name; pass the parameters yourself")
+    return found
 
 
 def norm_error(estimate: Tensor, exact: Tensor) -> dict[str, float]:

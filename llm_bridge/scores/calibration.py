@@ -48,7 +48,8 @@ class Workspace:
 def take(
     choice: Choice, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, route: Route, work: Workspace
 ) -> Tensor:
-    """Norms (n,) of left^T right by `choice`: (block, entries), (batch, 0), (gram or sketch, sums in WHOLE or RUNS).
+    """Norms of left^T right, one a trajectory, by `choice`: block with entries, batch with 0, or gram or sketch with
+    sums in WHOLE or RUNS.
 
     The route gets the instantiated blocks or, where there are none, the operands.
     """

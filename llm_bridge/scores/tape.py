@@ -1,13 +1,14 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -75,6 +76,10 @@ class ScoreTape:
     trajectory's norm and the gradient along a random direction; "always", "never". Sharded parameters are not
     verified, and of a sketch only the gradient is.
 
+    split: parameters of which each rank of `split_group` holds a part (tensor parallelism, experts by rank), all ranks
+    running the same trajectories: their squares are summed over the group, a collective. Everything else is counted
+    once. The gradients of a part stay where the part is.
+
     The forward is the model's own, bit for bit. A compiled model runs in eager mode inside the `with`. With a
     GradScaler give `scale=scaler.get_scale()` to the norms and `scaler.scale(coefficient)` to `backward`.
 
@@ -95,6 +100,8 @@ class ScoreTape:
         unknown: str = "error",
         loop: Iterable[str] = (),
         verify: str = "first",
+        split: Iterable[nn.Parameter] = (),
+        split_group: dist.ProcessGroup | None = None,
         columns: int = 16,
         seed: int = 0,
     ) -> None:
@@ -116,6 +123,9 @@ class ScoreTape:
         self.batch: tuple[int, ...] = ()
         self.running: ScorePass | None = None
         self._subset = None if parameters is None else {p for p in parameters if p.requires_grad}
+        self._split, self._split_group = set(split), split_group
+        if self._split and not (dist.is_available() and dist.is_initialized()):
+            raise InputError("split: no process group is initialized; leave it out where each parameter is whole")
         # signs are drawn where they are used: to carry them over would stall an accelerator's queue of launches
         place = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
         self.generator = torch.Generator(place).manual_seed(seed)
@@ -231,7 +241,7 @@ class ScoreTape:
             i = int(torch.randint(layout.n, (), generator=torch.Generator().manual_seed(self.seed + due)))
             expected = squares(self._plainly(total, i, scale, reentrant))
         score = self._run(route, layout, objective.sum(), keep and bool(again or due), reentrant, bool(due))
-        norms = score.result(objective)
+        norms = self._over_ranks(score.part, objective.dtype)
         if expected:
             fold_i = 1.0 if route.fold is None else float(route.fold[i])
             part = {p: square / fold_i**2 for p, square in score.part.items()}
@@ -314,6 +324,11 @@ class ScoreTape:
     def _note_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.inside:
             return
+        if getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
+            raise InputError(
+                "ScoreTape: the model is called through DistributedDataParallel, whose hooks would miss the gradient; "
+                "call its .module inside the `with`, and sum_gradients after `backward`"
+            )
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self.batch = tuple(found[0].shape[:2]) if found else ()
@@ -355,6 +370,23 @@ class ScoreTape:
             )
         return reentrant
 
+    def _over_ranks(self, part: Mapping[nn.Parameter, Tensor], dtype: torch.dtype) -> Tensor:
+        """Sum of the parameters' squares (n,), those of parts of a parameter over all ranks.
+
+        Raises InputError if no layer reported.
+        """
+        if not part:
+            raise InputError("log_prob: its graph holds no parameter of this tape; run the model inside the `with`")
+        kind = sum_dtype(dtype)
+        whole = [square.to(kind) for p, square in part.items() if p not in self._split]
+        parts = [square.to(kind) for p, square in part.items() if p in self._split]
+        if not self._split:
+            return torch.stack(whole).sum(0)
+        zero = torch.zeros_like(next(iter(part.values())), dtype=kind)
+        total = torch.stack([zero, *parts]).sum(0)
+        dist.all_reduce(total, group=self._split_group)
+        return torch.stack([total, *whole]).sum(0)
+
     def _is_due(self) -> bool:
         passes = _PASSES.setdefault(self.model, 0)
         return self.verify != "never" and not self._stored and (self.verify == "always" or passes % EVERY == 0)
@@ -370,7 +402,7 @@ class ScoreTape:
     def _plainly(self, total: Tensor, i: int, scale: float, reentrant: bool) -> list[Tensor | None]:
         """Gradients of scale log pi(tau_i): by the model alone if that can tell, else through the taped graph."""
         params = [p for _, p in self._targets()]
-        if len(self._calls) == 1 and not reentrant:
+        if len(self._calls) == 1 and not reentrant and not self._split:  # or ranks might not do the same
             found = alone(self, self.model, self._calls[0], total, i, scale, params)
             if found is not None:
                 return found
@@ -459,7 +491,11 @@ class ScoreTape:
         params = [p for _, p in self._targets()]
         if reentrant:
             raise InputError("ScoreTape: method='loop' needs checkpointing with use_reentrant=False")
-        norms = score_sq_norms_loop(log_prob, mask, params, token_weight=token_weight, segment=segment)
+        part = {}
+        for of in ([p for p in params if p not in self._split], [p for p in params if p in self._split]):
+            if of:
+                part[of[0]] = score_sq_norms_loop(log_prob, mask, of, token_weight=token_weight, segment=segment)
+        norms = self._over_ranks(part, log_prob.dtype)
         if keep:
             each = (log_prob, mask, token_weight)
             total = weighted(*each) if per_token else trajectory_sums(*each, segment)
@@ -591,13 +627,6 @@ class ScorePass:
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
         self._waiting: dict[nn.Parameter, list[_Use]] = {}
         self._work = Workspace(tape.columns, tape.generator)
-
-    def result(self, objective: Tensor) -> Tensor:
-        """The norms (n,); Raises InputError if no layer reported."""
-        if not self.part:
-            raise InputError("log_prob: its graph holds no parameter of this tape; run the model inside the `with`")
-        kind = sum_dtype(objective.dtype)
-        return torch.stack([square.to(kind) for square in self.part.values()]).sum(0)
 
     @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:

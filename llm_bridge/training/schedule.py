@@ -22,7 +22,7 @@ from math import ceil
 from typing import NamedTuple
 
 from vcposim.learning.lags import Lag
-from vcposim.learning.streams import Numbers
+from vcposim.learning.streams import RandomNumbers
 
 
 class Slot(NamedTuple):
@@ -42,8 +42,8 @@ class Schedule:
     last: int | None = None
 
     @cached_property
-    def _numbers(self) -> Numbers:
-        return Numbers([self.seed], self.groups, 1, 1)
+    def _numbers(self) -> RandomNumbers:
+        return RandomNumbers([self.seed], self.groups, 1, 1)
 
     def lags(self, update: int) -> list[int]:
         """The lag of each slot's first token, in updates: (groups,).

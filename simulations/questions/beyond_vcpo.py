@@ -65,6 +65,8 @@ HALVES = {"choose": (0, range(300, 308)), "test": (1, range(308, 316))}
 """half -> task draw and seeds"""
 MARGIN = 0.02
 """the difference of values that matters"""
+TIED = 1e-3
+"""a difference of values that is none: with one prompt every large step reaches the ceiling"""
 
 
 def settings(size: str) -> list[Setting]:
@@ -115,12 +117,13 @@ def where(record: Record) -> str:
 
 
 def step_sizes(records: list[Record]) -> dict[str, float]:
-    """Each method's best step size among records of one place and half."""
-    sizes = sorted({r["step_size"] for r in records})
-    return {
-        m: max(sizes, key=lambda e: np.mean([r["average"] for r in chosen(records, method=m, step_size=e)] or [-1]))
-        for m in dict.fromkeys(r["method"] for r in records)
-    }
+    """Each method's best step size among records of one place and half: the smallest that is tied with the best."""
+    found = {}
+    for m in dict.fromkeys(r["method"] for r in records):
+        own = chosen(records, method=m)
+        value = {e: np.mean([r["average"] for r in chosen(own, step_size=e)]) for e in {r["step_size"] for r in own}}
+        found[m] = min(e for e, v in value.items() if v >= max(value.values()) - TIED)
+    return found
 
 
 def own_best(records: list[Record], best: dict[str, float]) -> list[Record]:

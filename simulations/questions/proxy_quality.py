@@ -1,16 +1,23 @@
 """How good are cheap stand-ins for the score norm, and what of the optimal baseline's gain do they cost?
 
 OPOB weighs a response by w^2 ||grad log pi||^2. The exact norm costs a few percent of an update (`llm_bridge.scores`);
-a framework that cannot have it takes something cheaper: the norm of the last block's score, the score with respect to
-the logits, the number of tokens, random signs. Here a model samples groups of responses, is trained a few updates, and
-then all norms of the same responses are taken: how do they correlate, and how large is the second moment of the
-gradient's contributions when the baseline is computed with the stand-in but judged by the exact norm?
+a framework that cannot have it takes something cheaper: the norm of the last block's score, or of the norm layers', the
+score with respect to the logits, the number of tokens, random signs. Here a model samples groups of responses, is
+trained a few updates, and then all norms of the same responses are taken: how do they correlate, and how large is the
+second moment of the gradient's contributions when the baseline is computed with the stand-in but judged by the exact
+norm?
+
+Cheap is counted too: the operations of matrix products of norms and gradient over those of the gradient alone, on the
+same responses. Norms of some parameters only need a backward of their own before the gradient's; the exact norm shares
+one with it. It leaves out rows without a gradient (prompts), which a plain update multiplies, and adds passes over
+memory, which are no operations here: in time it is not cheaper, but a few percent dearer (`simulations.bench.scores`).
 
 In sample the exact norm cannot lose, by definition. Held out, each response is left out of its own baseline, and what
 is compared is what the baseline knows.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +32,7 @@ from vcposim.catalogue import entry
 from vcposim.replay.contributions import second_moment
 
 EXACT = "exact norm"
-PROXIES = ("last block", "logit proxy", "length", "sketch, 16 columns")
+PROXIES = ("last block", "logit proxy", "length", "sketch, 16 columns", "norm layers")
 WAYS = ("in sample", "held out")
 WEIGHTING = entry("vcpo").estimator.weighting
 ENOUGH = 1.01
@@ -76,24 +83,69 @@ def _measured(model: Any, rollouts: Any) -> Record:
     """Every norm of the responses of a group."""
     from llm_bridge.logprobs import log_prob_of, next_token_logits
     from llm_bridge.ratios import log_ratio
-    from llm_bridge.scores import ScoreTape, last_block, logit_sq_norms
+    from llm_bridge.scores import ScoreTape, last_block, logit_sq_norms, norm_layers, trajectory_sums
 
-    tapes: dict[str, dict[str, Any]] = {
-        EXACT: {},
-        PROXIES[0]: {"parameters": last_block(model)},
-        PROXIES[3]: {"norm": "sketch", "columns": 16},
+    coefficient = rollouts.reward - rollouts.reward.mean()
+    seen: dict[str, Any] = {}
+
+    def forward() -> Any:
+        seen["logits"] = next_token_logits(model, rollouts)
+        seen["log_prob"] = log_prob_of(seen["logits"], rollouts.token)
+        return seen["log_prob"]
+
+    def gradient() -> None:
+        (-coefficient * trajectory_sums(forward(), rollouts.mask)).sum().backward()
+
+    def taped(**options: Any) -> Any:
+        line = (rollouts.reward, rollouts.reward.new_ones(len(rollouts.reward)))
+        with ScoreTape(model, verify="never", method="block", **options) as tape:  # counts must not hang on timings
+            norm = tape.score_sq_norms(forward(), rollouts.mask, affine=line)
+            tape.backward(coefficient)
+        return norm
+
+    def after(norm: Callable[[], Any]) -> Any:
+        gradient()
+        return norm()
+
+    ways: dict[str, Callable[[], Any]] = {
+        EXACT: taped,
+        PROXIES[0]: lambda: taped(parameters=last_block(model)),
+        PROXIES[1]: lambda: after(lambda: logit_sq_norms(seen["logits"], rollouts.token, rollouts.mask)),
+        PROXIES[2]: lambda: after(lambda: rollouts.mask.sum(-1)),
+        PROXIES[3]: lambda: taped(norm="sketch", columns=16),
+        PROXIES[4]: lambda: taped(parameters=norm_layers(model)),
     }
-    norms: dict[str, Any] = {}
-    for name, options in tapes.items():
-        with ScoreTape(model, **options) as tape:
-            logits = next_token_logits(model, rollouts)
-            log_prob = log_prob_of(logits, rollouts.token)
-            norms[name] = tape.score_sq_norms(log_prob, rollouts.mask, keep=False)
-    norms[PROXIES[1]] = logit_sq_norms(logits, rollouts.token, rollouts.mask)
-    norms[PROXIES[2]] = rollouts.mask.sum(-1)
-    ratio = log_ratio(log_prob, rollouts.behavior_log_prob, rollouts.mask)
+    model.zero_grad(set_to_none=True)
+    plain, _ = _operations(gradient)
+    norms, cost = {}, {}
+    for name, way in ways.items():
+        model.zero_grad(set_to_none=True)
+        operations, norms[name] = _operations(way)
+        cost[name] = operations / plain
+    model.zero_grad(set_to_none=True)
+    ratio = log_ratio(seen["log_prob"], rollouts.behavior_log_prob, rollouts.mask)
     columns = {"reward": rollouts.reward, "log_ratio": ratio, **norms}
-    return {name: column.detach().double().tolist() for name, column in columns.items()}
+    return {name: column.detach().double().tolist() for name, column in columns.items()} | {"cost": cost}
+
+
+def _operations(way: Callable[[], Any]) -> tuple[int, Any]:
+    """Multiply-adds, twice, of the matrix products that something takes, and what it gives."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    class Counter(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            formula = flop_registry.get(func._overloadpacket)
+            if formula is not None:
+                self.total += formula(*args, **(kwargs or {}), out_val=out)
+            return out
+
+    with Counter() as counter:
+        found = way()
+    return counter.total, found
 
 
 # --- analysis ---------------------------------------------------------------------------------------------------------
@@ -108,9 +160,14 @@ def analyse(records: list[Record]) -> Analysis:
         "Second moment of the gradient's contributions with the stand-in's baseline over that with the exact norm's, "
         "with 95% interval over seeds; the plain mean uses no norm."
     )
+    cost = (
+        "What a stand-in costs, in operations of matrix products of an update that knows its coefficients, and what it "
+        "loses held out; the median over groups, and the dashed line joins those that nothing else beats in both."
+    )
     figures = [
         Figure("norms", norm_figure(records), norms, alt=norms),
         Figure("losses", loss_figure(records), loss, alt=loss),
+        Figure("cost", cost_figure(records), cost, alt=cost),
     ]
     return Analysis(judge([_question(records, name) for name in PROXIES]), figures)
 
@@ -164,8 +221,14 @@ def _question(records: list[Record], name: str) -> Question:
         [Comparison(way, loss_of(records, name, way)) for way in WAYS],
         witness="transformer",
         note=f"plain mean: {plain}; {count} responses in {len(records)} groups"
+        + (_price(records, name) if count else "")
         + (f"; correlation of logs {correlation(records, name):.2f}" if count > 1 else ""),
     )
+
+
+def _price(records: list[Record], name: str) -> str:
+    own, exact = (f"{cost_of(records, n):.2f}" for n in (name, EXACT))
+    return f"; costs {own} updates, the exact norm {exact}; not beaten held out: {', '.join(pareto(records, WAYS[1]))}"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -183,6 +246,39 @@ def norm_figure(records: list[Record]) -> Plot:
         axes = panel(title, "exact squared norm", "stand-in, scaled to fit", [points], xscale="log", yscale="log")
         panels.append({**axes, "diagonal": 0.0})
     return plot(*panels, width=3.6, height=3.0)
+
+
+def cost_of(records: list[Record], name: str) -> float:
+    """Operations of norms and gradient over the gradient's alone, median over groups; "mean" takes no norm."""
+    return 1.0 if name == "mean" else float(np.median([r["cost"][name] for r in records]))
+
+
+def pareto(records: list[Record], way: str) -> dict[str, tuple[float, float]]:
+    """(cost, loss) of those that no other beats in both, by rising cost."""
+    found = {}
+    for name in ("mean", EXACT, *PROXIES):
+        loss = loss_of(records, name, way)
+        if loss is not None:
+            found[name] = (cost_of(records, name), loss.value)
+    best: dict[str, tuple[float, float]] = {}
+    for name, point in sorted(found.items(), key=lambda item: item[1]):
+        if all(point[1] < other for _, other in best.values()):
+            best[name] = point
+    return best
+
+
+def cost_figure(records: list[Record]) -> Plot:
+    """Cost against loss, held out."""
+    way = WAYS[1]
+    points = []
+    for number, name in enumerate(("mean", EXACT, *PROXIES)):
+        loss = loss_of(records, name, way)
+        if loss is not None:
+            points.append(series(name, [cost_of(records, name)], [loss.value], color=number, line=False))
+    front = list(pareto(records, way).values())
+    points.append(series("not beaten", [cost for cost, _ in front], [loss for _, loss in front], dashed=True))
+    axes = panel(way, "operations over the gradient's", "second moment over the exact norm's", points)
+    return plot(axes, width=4.4, height=3.0)
 
 
 def loss_figure(records: list[Record]) -> Plot:

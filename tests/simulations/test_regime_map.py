@@ -123,6 +123,12 @@ def test_a_best_step_at_the_edge_is_said() -> None:
     assert "n2 at 4 prompts, lag 16" in next(v for v in edge if v.key == "matches_synchronous").note
 
 
+def test_of_tied_step_sizes_the_smallest_is_taken() -> None:
+    """A ceiling reached at 0.02 and 0.04 is no reason to say that the best lies at the edge."""
+    flat = halves(lambda m, half, step, seed: 0.9 if step >= 0.02 else 0.5)
+    assert set(beyond_vcpo.step_sizes([r for r in flat if r["half"] == "choose"]).values()) == {0.02}
+
+
 def test_choose_and_test_share_neither_tasks_nor_seeds() -> None:
     full = beyond_vcpo.settings("full")
     seen = {

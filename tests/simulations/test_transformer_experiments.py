@@ -8,7 +8,7 @@ import pytest
 from simulations.drawing import draw
 from simulations.methods import chosen
 from simulations.questions import proxy_quality, transformer_collapse
-from simulations.questions.proxy_quality import EXACT, PROXIES, WAYS, loss_of, moments
+from simulations.questions.proxy_quality import EXACT, PROXIES, WAYS, loss_of, moments, pareto
 from simulations.questions.transformer_collapse import RIVALS, outcome, settings
 from tests.kit.statistical import near
 
@@ -83,7 +83,8 @@ def groups(stand_in: Any, count: int = 12, n: int = 16) -> list[dict[str, Any]]:
         exact = np.exp(rng.normal(size=n))
         reward = (rng.random(n) < 0.4).astype(float)
         group = {"model": "toy", "seed": number, "reward": reward, "log_ratio": 0.3 * rng.normal(size=n), EXACT: exact}
-        found.append(group | {name: stand_in(exact, rng) for name in PROXIES})
+        cost = {name: 1.0 + 0.1 * k for k, name in enumerate((EXACT, *PROXIES))}
+        found.append(group | {name: stand_in(exact, rng) for name in PROXIES} | {"cost": cost})
     return found
 
 
@@ -103,6 +104,19 @@ def test_a_stand_in_without_information_is_no_better_than_that_and_the_exact_nor
         estimate = loss_of(records, name, "in sample")
         assert estimate is not None
         assert estimate.value > 1
+
+
+def test_what_nothing_beats_in_cost_and_loss() -> None:
+    """A dear stand-in with the cheap one's loss is beaten, and so is one that loses more and costs more."""
+    records = groups(lambda exact, rng: exact * np.exp(rng.normal(size=exact.size)))
+    for r in records:
+        r["length"] = r[EXACT]  # as good as the exact norm
+        r["cost"] = dict.fromkeys(r["cost"], 1.5) | {EXACT: 1.1, "length": 1.05}
+    found = pareto(records, "in sample")
+    assert list(found) == ["mean", "length"]
+    assert found["mean"][0] == 1.0
+    assert found["length"] == near((1.05, 1.0))
+    assert draw(proxy_quality.cost_figure(records)).axes
 
 
 def test_second_moments_by_hand() -> None:

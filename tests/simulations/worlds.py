@@ -312,6 +312,7 @@ def proxy_world(mode: str, key: str) -> Records:
             exact = np.exp(rng.normal(size=16))
             reward, ratio = (rng.random(16) < 0.4).astype(float), 0.3 * rng.normal(size=16)
             group = {"model": "toy", "seed": seed, "reward": reward, "log_ratio": ratio, proxy_quality.EXACT: exact}
+            group["cost"] = dict.fromkeys((proxy_quality.EXACT, *proxy_quality.PROXIES), 1.05)
             spread = {"true": 0.0, "between": 0.0, "opposite": 2.0, "noise": 0.3}[mode]
             stand_in = np.exp(2 * rng.normal(size=16)) if mode == "opposite" else exact
             norms = {name: stand_in * np.exp(spread * rng.normal(size=16)) for name in proxy_quality.PROXIES}

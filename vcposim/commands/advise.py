@@ -90,7 +90,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Regime:
+class AskedRegime:
     """What is known of yours; None for what is not."""
 
     prompts: float | None = None
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         render(found, Console())
 
 
-def regime_of(a: argparse.Namespace) -> Regime:
+def regime_of(a: argparse.Namespace) -> AskedRegime:
     """The regime of the options, and of the dump for what they do not say.
 
     Raises `InputError` for numbers out of range, or if nothing is known.
@@ -146,10 +146,10 @@ def regime_of(a: argparse.Namespace) -> Regime:
         shifted = shifted or (dump.has_reward and float(np.nanmin(dump.reward)) != 0)
     if all(value is None for value in known.values()):
         raise InputError("nothing is known of your regime; give --prompts, --lag, --length, --ess, a dump or --sample")
-    return Regime(**known, shifted=shifted)
+    return AskedRegime(**known, shifted=shifted)
 
 
-def advise(regime: Regime, cells: Sequence[MapCell]) -> dict[str, Any]:
+def advise(regime: AskedRegime, cells: Sequence[MapCell]) -> dict[str, Any]:
     """The answer as plain data: the place, the methods there from best to worst, the choice, and its limits."""
     law = [cell for cell in cells if (cell["low"] != 0) == regime.shifted]
     place = min(law or cells, key=regime.octaves)

@@ -71,8 +71,8 @@ class Subcommand(_Parser):
         return self
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # here and not in the parent, which would say "vcposim" where it means "vcposim variance"
         """As argparse's; the parser is filled first, and an unknown argument is an error of this subcommand."""
+        # here and not in the parent, which would say "vcposim" where it means "vcposim variance"
         found, unknown = super(Subcommand, self.filled()).parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

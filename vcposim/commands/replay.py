@@ -21,7 +21,7 @@ from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
 from vcposim.replay import (
     LAYOUTS,
-    Ranking,
+    CorrectionRanking,
     Replay,
     Slice,
     first_alarms,
@@ -328,7 +328,7 @@ SHOWN_CORRECTIONS = 12
 SHOWN_SLICES = 16
 
 
-def _corrections(ranking: Ranking) -> Table:
+def _corrections(ranking: CorrectionRanking) -> Table:
     more = f" (best {SHOWN_CORRECTIONS} of {len(ranking.rows)}; --json has all)"
     table = _table(
         f"Which correction?{more if len(ranking.rows) > SHOWN_CORRECTIONS else ''}",

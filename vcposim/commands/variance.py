@@ -40,7 +40,7 @@ PARTS: dict[str, Any] = {
     "--floor": None,
 }
 """options that put estimators together, and their defaults"""
-Key = str | tuple[str, str]
+EstimatorKey = str | tuple[str, str]
 """a named estimator, or a weighting and a baseline"""
 
 
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def compute(
     problem: Problem,
-    estimators: Mapping[Key, Resolved],
+    estimators: Mapping[EstimatorKey, Resolved],
     group_size: int,
     *,
     method: str = "exact",
@@ -141,7 +141,7 @@ def compute(
 
 def _monte_carlo(
     problem: Problem,
-    estimators: Mapping[Key, Resolved],
+    estimators: Mapping[EstimatorKey, Resolved],
     group_size: int,
     samples: int,
     seed: int,
@@ -164,11 +164,11 @@ def _monte_carlo(
     return {key: (one.moments, one.standard_error) for key, one in found.items()}
 
 
-def _name(key: Key) -> str:
+def _name(key: EstimatorKey) -> str:
     return key if isinstance(key, str) else " ".join(key)
 
 
-def _row(key: Key, size: int, moments: Moments, standard_error: dict[str, Any] | None) -> TableRow:
+def _row(key: EstimatorKey, size: int, moments: Moments, standard_error: dict[str, Any] | None) -> TableRow:
     row: TableRow = {"estimator": key} if isinstance(key, str) else {"weighting": key[0], "baseline": key[1]}
     row["group_size"] = size
     row["mean"] = [_number(x) for x in moments.mean]
@@ -222,7 +222,7 @@ def _softmax(logit: np.ndarray) -> np.ndarray:
     return weight / weight.sum()
 
 
-def _estimators(arguments: argparse.Namespace) -> Mapping[Key, Resolved]:
+def _estimators(arguments: argparse.Namespace) -> Mapping[EstimatorKey, Resolved]:
     parts = {option: getattr(arguments, option.removeprefix("--")) for option in PARTS}
     if arguments.estimator:
         for option, value in parts.items():

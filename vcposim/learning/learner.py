@@ -40,7 +40,7 @@ from vcposim.gauges.tails import tail_index
 from vcposim.learning.lags import History
 from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
 from vcposim.learning.run_records import Run, UpdateRecord, remembered_weight
-from vcposim.learning.streams import START, Numbers, cumulative, generator, invert
+from vcposim.learning.streams import START, RandomNumbers, cumulative, generator, invert
 from vcposim.learning.tables import Family, TableScores, Tabular, gradient, time_first, time_last
 from vcposim.learning.tasks import LearningTask
 from vcposim.problems.policies import log_and_softmax
@@ -132,7 +132,7 @@ class Learner:
         self._controls = _positions([run.control for run in self.runs])
         self._laws = _positions([run.lag for run in self.runs])
         self._open_loop = bool(np.all(task.row == task.row[:, :1]))
-        self._numbers = Numbers([run.seed for run in self.runs], groups, group_size, task.chain.shape[0])
+        self._numbers = RandomNumbers([run.seed for run in self.runs], groups, group_size, task.chain.shape[0])
         self._limits = _positions([min(run.clip_norm, NO_LIMIT) for run in self.runs])
         self._lag = np.array([run.lag.k for run in self.runs])
         self._moves = [to.reshape(-1) * task.logit.shape[1] for to in task.chain.transition]

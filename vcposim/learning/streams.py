@@ -43,7 +43,7 @@ class _Stream:
         return self._drawn[:, within]
 
 
-class Numbers:
+class RandomNumbers:
     """Uniform numbers of runs, one of `seeds` each, the same whoever else is there."""
 
     def __init__(self, seeds: Sequence[int], groups: int, group_size: int, time: int) -> None:

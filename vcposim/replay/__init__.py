@@ -1,7 +1,7 @@
 """Rollouts dumped by a training framework: reading them, and what each estimator would have done with them."""
 
 from vcposim.replay.checks import Finding
-from vcposim.replay.corrections import Correction, Ranking, rank
+from vcposim.replay.corrections import Correction, CorrectionRanking, rank
 from vcposim.replay.dumps import Dump
 from vcposim.replay.layouts import LAYOUTS, ColumnLayout
 from vcposim.replay.metrics import LoggedRun, read_metrics
@@ -14,10 +14,10 @@ __all__ = [
     "LAYOUTS",
     "ColumnLayout",
     "Correction",
+    "CorrectionRanking",
     "Dump",
     "Finding",
     "LoggedRun",
-    "Ranking",
     "Replay",
     "Slice",
     "Track",

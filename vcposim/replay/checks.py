@@ -28,6 +28,8 @@ ALL_OF, ONE_OF = 64, 8
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
+ENDS = 3
+"""tokens at either end of a list that are looked at for padding"""
 FAR = 1.0
 """nats from which on no noise between two policies turns a log-probability into an exact 0"""
 
@@ -60,6 +62,10 @@ class TokenSums:
     deep: dict[str, Counter[float]] = field(
         default_factory=lambda: {"log_prob": Counter(), "behavior_log_prob": Counter()}
     )
+    lists: int = 0
+    """trajectories of more than `ENDS` tokens"""
+    blank: dict[str, int] = field(default_factory=lambda: {"begin": 0, "end": 0})
+    """those of them that begin (end) with `ENDS` tokens that are exactly 0 under both policies"""
     sample: list[np.ndarray] = field(default_factory=list)
     """(2, k) learner's and sampler's log-probabilities"""
 
@@ -67,15 +73,24 @@ class TokenSums:
         """Tokens of several trajectories in a row; `ends` are the indices after each one's last token."""
         self.count += learner.size
         self.pieces += 1
+        zero = {"log_prob": learner == 0, "behavior_log_prob": sampler == 0}
         for name, one, other in (("log_prob", learner, sampler), ("behavior_log_prob", sampler, learner)):
-            at = np.flatnonzero(one == 0)
-            if at.size:
-                far = other[at][other[at] < -FAR]
+            if zero[name].any():
+                beside = other[zero[name]]
+                far = beside[beside < -FAR]
                 self.zero[name] += far.size
                 self.zero_other[name] += float(np.maximum(far, -1e4).sum())
             deep = one[one < DEEP] if one.min() < DEEP else one[:0]
             if deep.size and len(self.deep[name]) < 10_000:
                 self.deep[name].update(deep[np.isfinite(deep)].tolist())
+        starts = np.concatenate([[0], ends[:-1]])
+        long = ends - starts > ENDS
+        self.lists += int(long.sum())
+        for name, at in (("begin", starts[long]), ("end", ends[long] - ENDS)):
+            blank = zero["log_prob"][at] & zero["behavior_log_prob"][at]
+            if blank.any():
+                inner = [zero[policy][at + k] for policy in zero for k in range(1, ENDS)]
+                self.blank[name] += int(np.logical_and.reduce([blank, *inner]).sum())
         if self.pieces > ALL_OF and self.pieces % ONE_OF:
             return
         self.compared += learner.size
@@ -105,7 +120,7 @@ def _correlation(m: np.ndarray) -> float:
 
 def token_findings(sums: TokenSums) -> list[Finding]:
     """What the tokens say."""
-    found = [*_zeros(sums), *_sentinels(sums)]
+    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums)]
     if sums.count < ENOUGH:
         return found
     if sums.same >= 0.999 * sums.compared:
@@ -170,6 +185,20 @@ def _zeros(sums: TokenSums) -> list[Finding]:
                 )
             )
     return found
+
+
+def _padding(sums: TokenSums) -> list[Finding]:
+    """Zeros on both sides make no ratio, but they are counted as tokens: in lengths, in token and geometric weights."""
+    return [
+        Finding(
+            "padding",
+            f"{hits} of {sums.lists} lists {name} with {ENDS} or more tokens that are exactly 0 under both policies",
+            "the prompt or padding is listed with the response: lengths and every gauge a token count it; give the "
+            "mask of the policy's own tokens, or cut the lists (if both policies are certain there, ignore this)",
+        )
+        for name, hits in sums.blank.items()
+        if sums.lists >= 8 and hits > 0.5 * sums.lists
+    ]
 
 
 def _sentinels(sums: TokenSums) -> list[Finding]:

@@ -20,8 +20,10 @@ from vcposim.replay.names import (
     AMBIGUOUS,
     BESIDE,
     FIELDS,
+    LOG_PROBS,
     OF_THE_RUN,
     OTHER_NAMES,
+    SPLITS,
     TAKEN,
     TASKS,
 )
@@ -75,7 +77,8 @@ class Columns:
         """The error of a field of the record at hand."""
         column = self.mapping.get(name, name)
         known = column if column == name else f"{column} ({name})"
-        return broken(f"{self.where}: {known}: {shown(value)} {remedy}", f"{name}: {reason}")
+        told = "" if value is MISSING else f"{shown(value)} "
+        return broken(f"{self.where}: {known}: {told}{remedy}", f"{name}: {reason}")
 
     def decide(self, record: Mapping[str, Any]) -> None:
         """Map every field that the first record has; one error names all that is missing."""
@@ -128,12 +131,15 @@ class Columns:
         if known is not None and "length" not in mapping and not needed:
             value = look_up(record, known)
             other = value if ratio else look_up(record, mapping["behavior_log_prob"])
+            for name, text in (("log_ratio" if ratio else "log_prob", value), ("behavior_log_prob", other)):
+                if isinstance(text, str):
+                    raise self._is_text(mapping[name], name, text)
             if not any(hasattr(x, "__len__") and not isinstance(x, str) for x in (value, other)):
                 needed.append("length")
         if needed:
             raise self._all_missing(record, names, mapping, dict.fromkeys(needed, ""))
         for column in (*self.group_columns, *self.by):
-            if column not in ("lag", "version", "step", "task") and not _holds(record, column):
+            if column not in ("lag", "version", "step", "task", "split") and not _holds(record, column):
                 raise InputError(f"{where}: column {column!r} not found; the file has: {', '.join(names)}")
         self._take_beside(record, mapping, refused)
         self.mapping = mapping
@@ -208,6 +214,27 @@ class Columns:
             elif column != name and not asked:
                 self.notes.append(f"{name}: column {column!r} is used as such (--column {name}={ABSENT} to ignore it)")
 
+    def _is_text(self, column: str, name: str, text: str) -> InputError:
+        listed = text.lstrip().startswith("[")
+        remedy = "json.loads() it where it is written" if listed else "write it as a number"
+        what = "a list in a string" if listed else "text"
+        return InputError(f"{self.where}: {column} ({name}): {shown(text)} is {what}, not log-probabilities; {remedy}")
+
+    def wrapping(self, record: Mapping[str, Any]) -> str | None:
+        """The one name under which a record holds rollouts: of a whole file, or of one prompt.
+
+        Rollouts have rewards of their own; parts of one trajectory (turns) stand beside its reward.
+        """
+        if self.explicit or self.asked is not None or recognized(map(str, record)) or LOG_PROBS & set(record):
+            return None
+        inner = {n: v[0] if isinstance(v, list) and v else v for n, v in record.items()}
+        holding = [n for n, v in inner.items() if isinstance(v, Mapping) and LOG_PROBS & set(v)]
+        groups, rewards = ({name, *OTHER_NAMES[name]} for name in ("group", "reward"))
+        if len(holding) != 1 or not (rewards & set(inner[holding[0]]) or not (groups | rewards) & set(record)):
+            return None
+        self.notes.append(f"the rollouts are read out of {holding[0]!r}")
+        return holding[0]
+
     def _name_lookalikes(self, record: Mapping[str, Any], names: list[str], used: set[str]) -> None:
         """A list of 0 and 1 beside the tokens may be their mask under a name nobody knows."""
         if "mask" in self.mapping or self.explicit.get("mask") == ABSENT:
@@ -233,11 +260,14 @@ class Columns:
         for last in ("last_version", "tail_version", "max_global_steps"):
             if last in names and "version" in self.mapping:
                 self.slice_columns["last_version"] = (last, True)
+        split = next((n for n in SPLITS if n in names and n not in self.mapping.values()), None)
+        if split is not None:
+            self.slice_columns["split"] = (split, False)
         task = next((n for n in TASKS if n in names), None)
         if task is not None:
             self.slice_columns["task"] = (task, False)
         for column in self.by:
-            if column in ("lag", "version", "step", "task"):
+            if column in ("lag", "version", "step", "task", "split"):
                 continue
             self.slice_columns[column] = (column, False)
 
@@ -255,6 +285,7 @@ class Columns:
         asked = {n: c for n, c in needed.items() if c}
         plural = "s" if len(needed) > 1 else ""
         quoted = ", ".join(repr(c or n) for n, c in needed.items())
+        nested = _paths(record)
         if asked:
             near = [
                 (n, next(iter(difflib.get_close_matches(c, [x for x in names if x not in taken], 1, 0.6)), None))
@@ -266,7 +297,8 @@ class Columns:
                     options.append(f"--column {n}={close}")
         else:
             for name in needed:
-                sure = [n for n in self._candidates(name, names) if n not in taken]
+                sure = [n for n in self._candidates(name, names) if n not in taken and not _object(record[n])]
+                sure = sure or [p for p in nested if p.split(".")[-1] in (name, *OTHER_NAMES[name]) and p not in taken]
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
                     taken.add(sure[0])
@@ -278,7 +310,8 @@ class Columns:
                     settled = other in mapping or any(o.startswith(f"--column {other}=") for o in options)
                     if settled and len([n for n in unsure if not n.startswith("ref_")]) == 1:
                         left = next(n for n in unsure if not n.startswith("ref_"))
-                        options.append(f"--column {name}={left}")
+                        inside = [p for p in nested if p.startswith(f"{left}.") and "log" in p.split(".")[-1]]
+                        options.append(f"--column {name}={inside[0] if inside else left}")
             told += [f"{n}: {AMBIGUOUS[n]}" for n in unsure]
             for name in ("uid", "rewards", "index"):
                 if any(option.endswith(f"={name}") for option in options):
@@ -290,6 +323,8 @@ class Columns:
         if not asked and is_log(record):
             return InputError(f"{where}: these are metrics, not rollouts; read their gauges with --metrics")
         text = f"{where}: column{plural} {quoted} not found"
+        if list(needed) == ["length"]:
+            text += ": log-probabilities are sums here, and a sum needs the number of tokens it is over"
         if options:
             first = options[0].split("=")[1]
             text += f"; did you mean {first!r}?" if len(options) == 1 and len(needed) == 1 else ""
@@ -299,6 +334,23 @@ class Columns:
             named = " ".join(f"--column {n}=NAME" for n in rest)
             text += f"; name {'it' if len(rest) == 1 else 'them'} with {named}, the file has: {', '.join(names)}"
         return InputError(text + (f" ({'; '.join(told)})" if told else ""))
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _paths(record: Mapping[str, Any], depth: int = 3) -> list[str]:
+    """Paths to what lies inside objects and lists of objects, as `look_up` takes them."""
+    found: list[str] = []
+    for name, value in record.items():
+        several = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+        inside = value[0] if several else value
+        if isinstance(inside, Mapping):
+            here = f"{name}.*" if several else str(name)
+            found += [f"{here}.{key}" for key in inside]
+            found += [f"{here}.{path}" for path in _paths(inside, depth - 1)] if depth > 1 else []
+    return found
 
 
 def _holds(record: Mapping[str, Any], path: str) -> bool:

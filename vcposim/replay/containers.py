@@ -342,6 +342,12 @@ def _json(name: str, stream: Any) -> Iterator[tuple[str, Any]]:
             break
     else:
         return
+    cells = next((cut for cut in (b",", b"\t", b";") if line.count(cut)), None)
+    if cells is not None and line.lstrip()[:1] not in (b"{", b"["):
+        raise InputError(
+            f"{name}: line {number}: not JSON: this looks like a table with {cells.decode()!r} between its cells; "
+            "write it as Parquet or JSON lines (pandas.read_csv(FILE).to_parquet(...)), one row a trajectory"
+        )
     # an array, or a value that goes on in the next line, is cut into its rollouts; else a line is a rollout
     if line.lstrip().startswith(b"[") or (line.endswith(b"\n") and _opens(line)):
         for first, item, text in _values(name, line, stream, number):

@@ -75,7 +75,7 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class CorrectionRanking:
     """All of them, best first, and what was looked at."""
 
     rows: list[Correction]
@@ -88,7 +88,7 @@ class Ranking:
 
 def rank(
     dump: Dump, resamples: int = 1000, seed: int = 0, estimators: Mapping[str, Resolved] | None = None
-) -> Ranking | None:
+) -> CorrectionRanking | None:
     """The ranking of the catalogue, or of `estimators` by name; None where no group has rewards that differ and weights
     above 0.
 
@@ -135,7 +135,7 @@ def rank(
         else:
             absent.setdefault("log-ratios in range (its coefficients are no numbers here)", []).append(name)
     rows.sort(key=lambda row: (math.isnan(row.risk.value), row.risk.value))
-    return Ranking(rows, groups, token, absent)
+    return CorrectionRanking(rows, groups, token, absent)
 
 
 class NeedsScores(InputError):

@@ -42,7 +42,8 @@ class ColumnLayout:
 _SEEN = "2026-11-28"
 
 _VERL_CHANGE = (
-    "record_verl of llm_bridge.dumps does it in two lines; by hand: set actor_rollout_ref.rollout.calculate_log_probs=True, and in ray_trainer.py, _log_rollout_data, before the "
+    "record_verl of llm_bridge.dumps does it in two lines; by hand: set "
+    "actor_rollout_ref.rollout.calculate_log_probs=True, and in ray_trainer.py, _log_rollout_data, before the "
     'dump: reward_extra_infos_to_dump["uid"] = batch.non_tensor_batch["uid"].tolist(); '
     'for k in ("rollout_log_probs", "old_log_probs"): reward_extra_infos_to_dump[k] = [r[m.bool()].tolist() for r, m '
     'in zip(batch.batch[k].cpu(), batch.batch["response_mask"].cpu())]'
@@ -54,7 +55,8 @@ _VERL_V1_CHANGE = (
     '[data[k][i][data["response_mask"][i].bool()].tolist() for i in sorted_indices]'
 )
 _TRL_CHANGE = (
-    "record_trl of llm_bridge.dumps does it in one line; by hand: with use_vllm and vllm_importance_sampling_correction, in _generate_and_score_completions after "
+    "record_trl of llm_bridge.dumps does it in one line; by hand: with use_vllm and "
+    "vllm_importance_sampling_correction, in _generate_and_score_completions after "
     'output["sampling_per_token_logps"]: m = completion_mask if tool_mask is None else completion_mask * tool_mask; '
     'for k in ("sampling_per_token_logps", "old_per_token_logps"): '
     'self._logs["extra"][k].extend(gather_object([r[i.bool()].tolist() for r, i in zip(output[k], m)]))'
@@ -483,6 +485,8 @@ def look_up(record: Mapping[str, Any], path: str) -> Any:
 
     >>> look_up({"a": [{"b": 1}, {"b": 2}]}, "a.*.b"), look_up({"a.b": 3}, "a.b")
     ([1, 2], 3)
+    >>> look_up({"turns": [{"log_prob": [-1, -2]}, {"log_prob": [-3]}]}, "turns.*.log_prob")
+    [-1, -2, -3]
     """
     if path in record:
         return record[path]
@@ -493,7 +497,9 @@ def look_up(record: Mapping[str, Any], path: str) -> Any:
             if not isinstance(value, list):
                 raise KeyError(path)
             rest = ".".join(parts[k + 1 :])
-            return [look_up(element, rest) for element in value] if rest else value
+            found = [look_up(element, rest) for element in value] if rest else value
+            lists = bool(found) and all(isinstance(x, list) for x in found)
+            return [x for part in found for x in part] if lists else found  # turns follow each other
         if isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, Mapping) and part in value:

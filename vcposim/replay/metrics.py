@@ -110,7 +110,9 @@ KEYS = (
 )
 """of several keys of one gauge the first that is logged counts"""
 
-STEPS = ("step", "_step", "global_step", "train/global_step", "training/global_step", "trainer/global_step", "Step")
+STEPS = ("step", "train/global_step", "training/global_step", "trainer/global_step", "global_step", "Step", "_step")
+"""names of the step, best first: W&B's own `_step` counts calls of its log, and is the step only where nothing else is
+"""
 RUNS = ("run_name", "run", "run_id", "Name")
 NO_ROLLOUT = frozenset(k.key for k in KEYS if "/" in k.key)
 """keys that no record of a rollout has"""
@@ -220,8 +222,9 @@ def _csv_header(head: bytes) -> list[str]:
     line = head.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf")
     with contextlib.suppress(UnicodeDecodeError, csv.Error):
         names = next(csv.reader([line.decode()]), [])
-        known = [n for n in names if n in STEPS or _known(n)]
-        if len(names) > 1 and known and not line.lstrip().startswith((b"{", b"[")):
+        own = {_plain_key(n.partition(" - ")[2] or n) for n in names}
+        known = any(fnmatchcase(n, key) for n in own for key in NO_ROLLOUT) or {"grad_norm", "reward"} <= own
+        if len(names) > 1 and known and not ROLLOUT & own and not line.lstrip().startswith((b"{", b"[")):
             return names
     return []
 
@@ -263,7 +266,7 @@ class _Rows:
         self.runs: dict[str, int] = {}
         self.notes: list[str] = []
         self.skipped: dict[str, list[str]] = {}
-        self.unnumbered = self.twice = 0
+        self.unnumbered = self.twice = self.stepless = 0
 
     def take(self, name: str, place: str, record: Mapping[str, Any], table: dict[Any, dict[str, float]]) -> None:
         of, row = _row(record)
@@ -272,7 +275,11 @@ class _Rows:
             self.runs[one] = self.runs.get(one, 0) + 1
         if self.run is not None and not columns and of != self.run:
             return
-        step = next((row[key] for key in STEPS if row.get(key) is not None), None)
+        counter = next((key for key in STEPS if key in row), None)
+        step = None if counter is None or row[counter] == "" else row[counter]
+        if counter is not None and step is None:
+            self.stepless += any(_known(key) and row[key] not in (None, "") for key in row)
+            return
         if step is None:
             step = self.unnumbered
             self.unnumbered += 1
@@ -458,6 +465,8 @@ def _judged(table: Mapping[Any, Mapping[str, float]], keys: Mapping[str, tuple[K
         del column["kl_token"]
     if found.unnumbered:
         notes.append(f"{found.unnumbered} rows name no step: they are counted in their order")
+    if found.stepless:
+        notes.append(f"{found.stepless} rows of metrics are left out: their step is empty")
     if found.twice:
         notes.append(f"{found.twice} values were logged again at the same step (a restart?): the last one counts")
     for reason, places in found.skipped.items():

@@ -129,6 +129,14 @@ TAKEN = ("mask", "sample_mask", "trajectory", *OF_THE_RUN)
 MEANINGFUL = frozenset(FIELDS) | {name for names in OTHER_NAMES.values() for name in names}
 """names that a record may not bring in when the first one had none of that name"""
 
+LOG_PROBS = frozenset(
+    n for name in ("log_prob", "behavior_log_prob", "log_ratio") for n in (name, *OTHER_NAMES[name])
+) | {"logprobs", "log_probs", "old_log_probs"}
+"""names of log-probabilities, whoever's"""
+
+SPLITS = ("split", "is_eval", "is_validation", "is_val", "mode", "phase")
+"""columns that may tell training from evaluation"""
+
 AMBIGUOUS: dict[str, str] = {
     "logprobs": "the sampler's in OpenAI-style servers, vLLM, PipelineRL and open-instruct, the learner's elsewhere",
     "log_probs": "the learner's in slime, the sampler's elsewhere",

@@ -13,7 +13,7 @@ Token lists are summed as they come and leave a handful of numbers a trajectory.
 
 import array
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
-from vcposim.replay.containers import BadRecord, Item, Progress, Wanted, find_inputs, read_items
+from vcposim.replay.containers import BadRecord, Item, Progress, Wanted, broken, find_inputs, kind, read_items
 from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import TRAJECTORY, by_step, merged, whole_groups, with_lag
 from vcposim.replay.names import FIELDS
@@ -32,6 +32,8 @@ from vcposim.replay.records import Numbers, RecordReader, TokenLists
 
 TOKENS_AT_ONCE = 1 << 14
 """tokens that are looked at together: few enough to stay in the cache"""
+IN_RANGE = 100.0
+"""log-ratios of tokens, nats, whose exponentials and squares need no scale of their own"""
 TOKENS_KEPT = 1_500_000
 """tokens of the first groups that are kept for the estimators that look at tokens"""
 
@@ -106,6 +108,8 @@ class _Reader:
         self.skipped: dict[str, list[str]] = {}
         self.empty = self.no_weight = 0
         self.file = self.place = ""
+        self.under: str | None = None
+        """the name under which records hold their rollouts"""
 
     def take(self, item: Item) -> None:
         """One item of a container: a record, a batch of them in columns, or what is wrong in its place."""
@@ -113,10 +117,9 @@ class _Reader:
         try:
             if isinstance(item.record, InputError):
                 raise item.record
-            if not self.columns.mapping:
-                self.columns.decide(item.record)
-                self.wanted.names = self.columns.used
-            for k, record in enumerate(self.record.unfolded(item.record)):
+            if not self.columns.mapping and self.under is None:
+                self.under = self.columns.wrapping(item.record)
+            for k, record in enumerate(self._rollouts(item.record)):
                 if record is not item.record:
                     self._at(item.path, f"{item.place}, rollout {k + 1}")
                 try:
@@ -127,6 +130,23 @@ class _Reader:
                     self._skip(error)
         except BadRecord as error:
             self._skip(error)
+
+    def _rollouts(self, record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The record itself; or what it wraps, with the plain values beside it; each batch in columns unfolded."""
+        parts: Sequence[Any] = (record,)
+        if self.under is not None:
+            inside = record.get(self.under)
+            shared = {k: v for k, v in record.items() if not isinstance(v, list | dict)}
+            several = inside if isinstance(inside, list) else [inside]
+            parts = [{**shared, **x} if isinstance(x, dict) else x for x in several]
+        for part in parts:
+            if not isinstance(part, dict):
+                where = f"{self.columns.where}: {self.under}"
+                raise broken(f"{where}: {kind(part)}, where others hold rollouts", "no rollouts")
+            if not self.columns.mapping:
+                self.columns.decide(part)
+                self.wanted.names = None if self.under is not None else self.columns.used
+            yield from self.record.unfolded(part)
 
     def _at(self, file: str, place: str) -> None:
         self.file, self.place = file, place
@@ -185,8 +205,11 @@ class _Reader:
             starts = (ends - sizes)[real]
             with np.errstate(invalid="ignore"):
                 d = learner - sampler
-            scale[real] = np.maximum.reduceat(d, starts)
-            w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
+            if d.min() > -IN_RANGE and d.max() < IN_RANGE:
+                scale[real], w = 0.0, np.exp(d)
+            else:
+                scale[real] = np.maximum.reduceat(d, starts)
+                w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
             total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
             if "log_ratio" not in self.columns.mapping:
                 self.statistics.add(learner, sampler, ends[real])
@@ -249,6 +272,16 @@ class _Reader:
             total = sum(map(len, self.skipped.values()))
             by_reason = "; ".join(f"{len(at)} {why} ({_first(at)})" for why, at in self.skipped.items())
             notes.append(f"{total} of {record.records + self._unread()} records are left out (--skip-bad): {by_reason}")
+        if "split" in dump.slices and len(dump.slices["split"][1]) > 1:
+            values = ", ".join(map(str, dump.slices["split"][1][:4]))
+            column = columns.slice_columns["split"][0]
+            notes.append(
+                f"column {column!r} has several values ({values}), all pooled here; --by split tells them apart"
+            )
+        copies = _copies(dump)
+        if copies.size > 0.02 * dump.group.size:
+            at = _first([dump.place[i] for i in copies])
+            notes.append(f"{copies.size} trajectories are exact copies of earlier ones ({at}): files that overlap?")
         if record.left_out:
             notes.append(f"{record.left_out} trajectories have a sample mask of 0: left out, as the trainer did")
         if self.empty:
@@ -286,6 +319,15 @@ class _Reader:
                 "a single version or lag stands for the first",
             )
         ]
+
+
+def _copies(dump: Dump) -> np.ndarray:
+    """Trajectories of more than a few tokens that repeat an earlier one's group, reward and log-ratio exactly."""
+    rows = np.stack([dump.group, np.nan_to_num(dump.reward), dump.log_ratio, dump.length], axis=1)
+    first = np.unique(rows, axis=0, return_index=True)[1]
+    again = np.ones(dump.group.size, dtype=bool)
+    again[first] = False
+    return np.flatnonzero(again & (dump.length >= 8) & (dump.log_ratio != 0) & np.isfinite(dump.log_ratio))
 
 
 def _first(places: list[str]) -> str:

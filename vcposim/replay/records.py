@@ -101,7 +101,7 @@ class RecordReader:
     def _get(self, record: Mapping[str, Any], name: str) -> Any:
         value = self.columns.value(record, name)
         if value is MISSING:
-            raise self._bad(name, "absent", "is missing, other records have it", "is missing")
+            raise self._bad(name, MISSING, "is missing, other records have it", "is missing")
         if value is None and name not in ("mask", "trajectory"):
             raise self._bad(name, value, "is no value; fill it in or drop the record", "null")
         if isinstance(value, list | np.ndarray) and len(value) == 1 and name not in LISTS:
@@ -117,7 +117,7 @@ class RecordReader:
                 try:
                     parts.append(_key(look_up(record, column)))
                 except KeyError:
-                    raise self._bad(column, "absent", "is missing, other records have it", "is missing") from None
+                    raise self._bad(column, MISSING, "is missing, other records have it", "is missing") from None
             return parts[0] if len(parts) == 1 else tuple(parts)
         if "group" not in self.columns.mapping:
             return self.records
@@ -165,7 +165,14 @@ class RecordReader:
         if isinstance(value, np.generic):
             value = value.item()
         if (isinstance(value, bool) and not boolean) or not isinstance(value, int | float):
-            raise self._bad(name, value, f"is a {kind(value)}, not a number; dump it as a number", f"a {kind(value)}")
+            what, how = kind(value), "dump it as a number"
+            inner = [k for k, x in value.items() if isinstance(x, float)] if isinstance(value, dict) else []
+            if inner:
+                column = self.columns.mapping.get(name, name)
+                how = f"name its part, as in --column {name}={column}.*.{inner[0]}"
+            article = "an" if what[0] in "aeio" else "a"
+            remedy = f"is {article} {what}, not a number; {how}"
+            raise self._bad(name, value, remedy, f"{article} {what}")
         try:
             number = float(value)
         except OverflowError:
@@ -350,7 +357,8 @@ class RecordReader:
             raise self._bad(
                 name,
                 value,
-                "is positive; the logarithm of a probability is at most 0, check its sign",
+                "is positive; the logarithm of a probability is at most 0, check its sign"
+                + (", or take the logarithm of a probability" if number <= 1 else ""),
                 "a positive log-probability",
             )
         return number
@@ -360,7 +368,7 @@ class RecordReader:
             value = look_up(record, column)
         except KeyError:
             if name in self.columns.mapping:
-                raise self._bad(name, "absent", "is missing, other records have it", "is missing") from None
+                raise self._bad(name, MISSING, "is missing, other records have it", "is missing") from None
             return None
         if isinstance(value, np.ndarray):
             value = value.tolist()

@@ -35,7 +35,7 @@ from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.gauges.tails import MIN_SAMPLES
 from vcposim.replay.checks import Finding
 from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate
-from vcposim.replay.corrections import Ranking, rank
+from vcposim.replay.corrections import CorrectionRanking, rank
 from vcposim.replay.dumps import Dump, pooled
 from vcposim.replay.tracks import Slice, first_alarms
 from vcposim.results import Interval, Records, Result
@@ -111,7 +111,7 @@ class Replay(Result):
     """what is wrong with the data"""
     slices: dict[str, list[Slice]] = field(default_factory=dict)
     """column -> its values in order"""
-    ranking: Ranking | None = None
+    ranking: CorrectionRanking | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
     place: tuple[str, ...] = ()
     """(n,) where each trajectory stands in the file"""
@@ -329,7 +329,7 @@ def _slice_json(one: Slice) -> dict[str, Any]:
     }
 
 
-def _ranking_json(ranking: Ranking) -> dict[str, Any]:
+def _ranking_json(ranking: CorrectionRanking) -> dict[str, Any]:
     rows = []
     for row in ranking.rows:
         numbers = {n: _number(v) for n, v in vars(row).items() if isinstance(v, float) and not isinstance(v, Interval)}

@@ -1,5 +1,6 @@
 """An estimator of anyone's in training: a function of NumPy's or torch's arrays learns as the entry that it is."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from llm_bridge import train  # noqa: E402
+from llm_bridge.adapters.rows import estimator_of, require, row_coefficient  # noqa: E402
+from llm_bridge.ratios import trajectory_batch  # noqa: E402
 from llm_bridge.training import Trainer  # noqa: E402
+from tests.kit.statistical import SINGLE, assert_near  # noqa: E402
 from tests.llm_bridge.training.toys import Letters, config, tiny  # noqa: E402
 
 FILE = """
@@ -62,6 +66,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@functools.cache
+def of_entry(name: str) -> torch.Tensor:
+    """`learned` of an entry, once."""
+    return learned(name)
+
+
 def learned(estimator: str) -> torch.Tensor:
     """The parameters after four updates at lag 2, less those at the start."""
     lm = tiny()
@@ -73,12 +83,29 @@ def learned(estimator: str) -> torch.Tensor:
 
 @pytest.mark.parametrize(("function", "entry"), TWINS.items())
 def test_a_function_learns_as_the_entry_that_it_is(folder: Path, function: str, entry: str) -> None:
-    mine, theirs = learned(f"newcomer.py:{function}"), learned(entry)
+    mine, theirs = learned(f"newcomer.py:{function}"), of_entry(entry)
     size = float(theirs.norm())
     assert size > 1e-3
     assert float((mine - theirs).norm()) <= 1e-4 * size  # float32, four steps
     if entry != "dr_grpo":
-        assert float((mine - learned("dr_grpo")).norm()) > 1e-2 * size
+        assert float((mine - of_entry("dr_grpo")).norm()) > 1e-2 * size
+
+
+@pytest.mark.parametrize(("function", "entry"), TWINS.items())
+def test_an_adapter_s_rows_get_the_coefficients_of_the_entry(folder: Path, function: str, entry: str) -> None:
+    """The door that TRL's trainer goes through: rows in any order, a function by its name."""
+    generator = torch.Generator().manual_seed(0)
+    log_prob = -torch.rand(6, 3, generator=generator)
+    behavior = log_prob + 0.5 * torch.randn(6, 3, generator=generator)
+    reward, norm = torch.rand(6, generator=generator), torch.rand(6, generator=generator) + 0.5
+    batch = trajectory_batch(reward, log_prob, behavior, torch.ones(6, 3), score_sq_norm=norm)
+    group = torch.tensor([0, 1, 1, 0, 1, 0])
+    estimators = estimator_of(f"newcomer.py:{function}"), estimator_of(entry)
+    for one in estimators:
+        require(one, frozenset({"scores"}), 3)
+    mine, theirs = (row_coefficient(one, batch, group).coefficient for one in estimators)
+    assert_near(mine, theirs, allow=SINGLE)
+    assert theirs.abs().max() > 0.1
 
 
 def call(*words: str) -> int:

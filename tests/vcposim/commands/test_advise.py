@@ -7,7 +7,7 @@ import pytest
 
 from tests.kit.statistical import near
 from vcposim.commands import advise as advise_command
-from vcposim.commands.advise import Regime, advise, evidence, plainly, ranked
+from vcposim.commands.advise import AskedRegime, advise, evidence, plainly, ranked
 from vcposim.commands.main import main
 from vcposim.commands.replay import SAMPLE
 from vcposim.replay.reading import read_dump
@@ -33,29 +33,29 @@ CELLS = [
 
 
 def test_the_nearest_place_decides() -> None:
-    assert advise(Regime(lag=20), CELLS)["choice"] == NONE
-    far = advise(Regime(lag=60), CELLS)
+    assert advise(AskedRegime(lag=20), CELLS)["choice"] == NONE
+    far = advise(AskedRegime(lag=60), CELLS)
     assert far["choice"] == MEAN
     assert far["octaves"] < 0.2
 
 
 def test_no_baseline_is_never_advised_where_rewards_are_shifted() -> None:
-    found = advise(Regime(lag=16, shifted=True), CELLS)
+    found = advise(AskedRegime(lag=16, shifted=True), CELLS)
     assert found["choice"] == found["any_reward"] == N2
-    assert advise(Regime(lag=16), CELLS)["any_reward"] == N2
-    alone = advise(Regime(lag=16, shifted=True), CELLS[:1])  # no place of that kind: said, and still a baseline
+    assert advise(AskedRegime(lag=16), CELLS)["any_reward"] == N2
+    alone = advise(AskedRegime(lag=16, shifted=True), CELLS[:1])  # no place of that kind: said, and still a baseline
     assert alone["choice"] == N2
     assert alone["warnings"] == ["no place with such rewards was measured"]
 
 
 def test_it_says_what_would_change_the_advice() -> None:
-    (change,) = advise(Regime(lag=16), CELLS[::2])["changes"]
+    (change,) = advise(AskedRegime(lag=16), CELLS[::2])["changes"]
     assert change["better"] == MEAN
     assert change["by"] == near(0.3)
 
 
 def test_far_away_and_low_ess_are_warned_of() -> None:
-    found = advise(Regime(prompts=512, lag=16, ess=0.1), CELLS)
+    found = advise(AskedRegime(prompts=512, lag=16, ess=0.1), CELLS)
     assert [w.split()[1] for w in found["warnings"]] == ["regime", "ESS"]
 
 

@@ -21,7 +21,7 @@ from vcposim.learning.learner import Learner
 from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
 from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
-from vcposim.learning.streams import CHUNK, Numbers
+from vcposim.learning.streams import CHUNK, RandomNumbers
 from vcposim.learning.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
 from vcposim.learning.tasks import TASKS, LearningTask, many_prompts, network, task, warm
 from vcposim.problems.chains import chain_problem
@@ -196,7 +196,7 @@ def test_an_interrupted_iterator_resumes_to_the_bit() -> None:
 
 def test_random_numbers_are_a_function_of_seed_and_update() -> None:
     def drawn(seeds: list[int], steps: range) -> list[np.ndarray]:
-        numbers = Numbers(seeds, groups=2, group_size=3, time=4)
+        numbers = RandomNumbers(seeds, groups=2, group_size=3, time=4)
         return [np.concatenate([numbers.tokens(s)[:, i].ravel(), numbers.lags(s)[i]]) for s in steps for i in [-1]]
 
     whole = drawn([7], range(3 * CHUNK))

@@ -95,6 +95,16 @@ def _tool_tokens(lists: Lists, rng: np.random.Generator) -> Lists:
     ]
 
 
+def _prompts(lists: Lists, rng: np.random.Generator) -> Lists:
+    nothing = np.zeros(6)
+    return [np.concatenate([nothing, a]) for a in lists[0]], [np.concatenate([nothing, b]) for b in lists[1]]
+
+
+def _padded(lists: Lists, rng: np.random.Generator) -> Lists:
+    nothing = np.zeros(4)
+    return [np.concatenate([a, nothing]) for a in lists[0]], [np.concatenate([b, nothing]) for b in lists[1]]
+
+
 def _sentinel(lists: Lists, rng: np.random.Generator) -> Lists:
     return [np.where(np.arange(a.size) == 5, -9999.0, a) for a in lists[0]], lists[1]
 
@@ -120,6 +130,8 @@ PLANTED: dict[str, tuple[Callable[[Lists, np.random.Generator], Lists], str]] = 
     "sampler one token late": (_sampler_late, "shifted"),
     "tokens in another order": (_shuffled, "other tokens"),
     "tool tokens counted": (_tool_tokens, "exact zeros"),
+    "prompts listed": (_prompts, "padding"),
+    "padding listed": (_padded, "padding"),
     "a placeholder": (_sentinel, "sentinel"),
     "bfloat16 sampler": (_bfloat16, "precision"),
     "float16 learner": (_float16, "precision"),

@@ -3,6 +3,7 @@
 The files those reports were made into are read as well where they are at hand (`../shared/data/reports`).
 """
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -195,6 +196,96 @@ def test_ambiguous_names_are_explained_and_the_suggestions_are_the_right_way_rou
 
 
 FIELDS = ("group", "reward", "log_prob", "behavior_log_prob")
+
+
+@pytest.mark.parametrize("inside", ["rows", "columns"])
+def test_rollouts_under_one_name_are_read_out_of_it_and_that_is_said(inside: str, tmp_path: Path) -> None:
+    b = batch()
+    table = rows(b)
+    held: Any = table if inside == "rows" else {name: [row[name] for row in table] for name in table[0]}
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"rollouts": held, "config": {"lr": 1}, "step": 4}, indent=1))
+    dump = read_dump(path)
+    assert_near(dump.log_ratio, expected_log_ratio(b))
+    np.testing.assert_array_equal(dump.reward, [r.reward for r in b])
+    assert "the rollouts are read out of 'rollouts'" in dump.notes
+    several = write(tmp_path, [{"rollouts": table[:8], "step": 1}, {"rollouts": table[8:], "step": 2}])
+    whole = read_dump(several)
+    assert_near(whole.log_ratio, expected_log_ratio(b))
+    bare = [{k: v for k, v in row.items() if k != "group"} for row in table]
+    prompts = [{"group": g, "responses": bare[4 * g : 4 * g + 4]} for g in range(4)]
+    by_prompt = read_dump(write(tmp_path, prompts, "p.jsonl"))
+    assert_near(by_prompt.log_ratio, expected_log_ratio(b))
+    np.testing.assert_array_equal(by_prompt.group, [r.prompt for r in b])
+    if inside == "rows":
+        assert whole.slices["step"][1] == [1, 2]
+        assert whole.place[8] == "line 2, rollout 1"
+
+
+def options_of(error: Exception) -> dict[str, str]:
+    """The --column options that an error suggests."""
+    words = str(error).split()
+    return dict(word.split("=") for before, word in itertools.pairwise(words) if before == "--column")
+
+
+def test_what_lies_deeper_is_suggested_with_its_path_and_turns_follow_each_other(tmp_path: Path) -> None:
+    b = batch()
+    turns = [
+        {"group": r.prompt, "reward": r.reward, "turns": [
+            {"behavior_log_prob": r.sampler[:2], "log_prob": r.learner[:2]},
+            {"behavior_log_prob": r.sampler[2:], "log_prob": r.learner[2:]},
+        ]}
+        for r in b
+    ]  # fmt: skip
+    path = write(tmp_path, turns)
+    with pytest.raises(InputError) as caught:
+        read_dump(path)
+    dump = read_dump(path, options_of(caught.value))
+    assert_near(dump.log_ratio, expected_log_ratio(b))
+    assert dump.group.size == len(b)
+    objects = [
+        {"group": r.prompt, "reward": r.reward, "logprobs": {"content": [{"logprob": x} for x in r.sampler]},
+         "trainer_logprobs": r.learner}
+        for r in b
+    ]  # fmt: skip
+    path = write(tmp_path, objects)
+    with pytest.raises(InputError) as caught:
+        read_dump(path)
+    assert_near(read_dump(path, options_of(caught.value)).log_ratio, expected_log_ratio(b))
+    structs = [{**row, "log_prob": [{"logprob": x} for x in row["log_prob"]]} for row in rows(b)]
+    path = write(tmp_path, structs)
+    with pytest.raises(InputError, match="is an object, not a number") as caught:
+        read_dump(path)
+    assert_near(read_dump(path, options_of(caught.value)).log_ratio, expected_log_ratio(b))
+
+
+def test_numbers_in_strings_sums_without_lengths_and_probabilities_are_explained(tmp_path: Path) -> None:
+    table = rows(batch())
+    for change, words in (
+        ({"log_prob": json.dumps(table[0]["log_prob"])}, "a list in a string, not log-probabilities; json.loads"),
+        ({"log_prob": -3.0, "behavior_log_prob": -2.0}, "a sum needs the number of tokens it is over; name it with"),
+        ({"log_prob": [math.exp(x) for x in table[0]["log_prob"]]}, "or take the logarithm of a probability"),
+        ({"log_prob": [-x * 9 for x in table[0]["log_prob"]]}, "check its sign"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_dump(write(tmp_path, [{**row, **change} for row in table]))
+    del table[3]["log_prob"]
+    with pytest.raises(InputError, match="line 4: log_prob: is missing, other records have it"):
+        read_dump(write(tmp_path, table))
+    (tmp_path / "t.csv").write_text("group,reward,log_prob\n1,0,-3\n")
+    with pytest.raises(InputError, match="looks like a table with ','"):
+        read_dump(tmp_path / "t.csv")
+
+
+def test_evaluations_among_the_rows_and_copies_of_rows_are_noted(tmp_path: Path) -> None:
+    table = rows(batch(prompts=8, responses=8))
+    mixed = read_dump(write(tmp_path, [{**row, "split": "eval" if i % 4 else "train"} for i, row in enumerate(table)]))
+    assert any("column 'split' has several values (train, eval)" in note for note in mixed.notes)
+    assert [one.value for one in replay(mixed, resamples=100, by=["split"]).slices["split"]] == ["eval", "train"]
+    clean = read_dump(write(tmp_path, [{**row, "split": "train"} for row in table]))
+    assert not any("split" in note or "copies" in note for note in clean.notes)
+    copied = read_dump(write(tmp_path, table + table[:16]))
+    assert any("exact copies of earlier ones (line 6" in note for note in copied.notes)
 
 
 # ------------------------------------------------------------------------------------------------- groups and slices

@@ -278,6 +278,15 @@ def test_several_runs_are_refused_by_name_and_one_can_be_asked_for(tmp_path: Pat
     assert read_metrics([panel], run="a").first_alarms == {}
 
 
+def test_the_trainers_step_counts_and_not_the_number_of_log_calls(tmp_path: Path) -> None:
+    key = VERL["ess_fraction"]
+    names = ["_step", "train/global_step", key]
+    path = _csv_file(tmp_path, names, [[0, 10, 0.9], [1, "", ""], [2, 20, 0.8], [3, "", 0.7]])
+    found = read_metrics([path])
+    assert found.steps == [10, 20]
+    assert any("1 rows of metrics are left out: their step is empty" in note for note in found.notes)
+
+
 def test_restarts_and_rows_without_a_step_are_said(tmp_path: Path) -> None:
     table = logged(course(list(VERL), steps=5), VERL)
     again = [*table, *[{**row, VERL["ess_fraction"]: 0.9} for row in table[3:]]]
