@@ -257,6 +257,15 @@ def gallery(files: dict[str, bytes]) -> str:
             fence(wrapped(line), "sh"),
         ]
     out.append("## Experiments\n")
+    for name, path in kept_pictures().items():
+        module = importlib.import_module(f"simulations.questions.{name}")
+        about = plain((inspect.getdoc(module) or name).split("\n\n")[0].replace("\n", " "))
+        out += [
+            f"### {name}\n",
+            f"```{{image}} figures/{path.name}\n:alt: {about}\n:class: dark-light\n```\n",
+            f"{about}\n",
+            fence(f"python -m simulations run {name} --size full", "sh"),
+        ]
     for section in sections().values():
         out += [
             f"### {section.id}\n",
@@ -265,6 +274,12 @@ def gallery(files: dict[str, bytes]) -> str:
             f"Verdicts and code: {{ref}}`experiment-{section.id}`.\n",
         ]
     return "\n".join(out)
+
+
+def kept_pictures() -> dict[str, Path]:
+    """Experiment -> the picture of its full run that is committed where its summary is not."""
+    found = {path.stem: path for path in sorted((ROOT / "simulations" / "figures").glob("*.png"))}
+    return {name: path for name, path in found.items() if name in discover() and name not in sections()}
 
 
 COMMAND_FIGURES = {
@@ -301,6 +316,7 @@ def command_figures() -> dict[str, bytes]:
 def pages() -> dict[str, str | bytes]:
     files = figure_files()
     out: dict[str, str | bytes] = {**files, **command_figures()}
+    out |= {f"findings/figures/{path.name}": path.read_bytes() for path in kept_pictures().values()}
     table_rows = rows()
     for row in table_rows:
         out[f"findings/claims/{row['claim']}.md"] = claim_page(row, files)
