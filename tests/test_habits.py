@@ -13,12 +13,7 @@ import vcposim
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vcposim", "simulations", "llm_bridge", "proofs")
 SOURCES = {path: path.read_text() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
-SHARED_NAMES = {
-    "Record": "an alias of dict in two rooms that never meet, simulations and vcposim.comparison",
-    "Records": "vcposim.comparison's mapping is named in that one file; the class is what results return",
-    "Setting": "an experiment's setting in simulations, a point of the design in vcposim.comparison",
-    "Unit": "a unit of work of vcposim.comparison; a normalization layer of the score tape",
-}
+SHARED_NAMES: dict[str, str] = {}
 """classes of one name in two files -> why that cannot be misread"""
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MOVED = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
