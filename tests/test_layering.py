@@ -41,6 +41,7 @@ TRANSFORMERS = {
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 
 OPTIONAL = {
+    "simulations.summaries": {"PIL"},  # of pillow, which matplotlib needs too
     "vcposim.pages.parts": {"vl_convert"},  # of vl-convert-python; without it a page has no figures to explore
     "simulations.runner": {"distributed"},
     "vcposim.replay.containers": {"torch"},

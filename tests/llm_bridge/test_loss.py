@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,7 +9,7 @@ torch = pytest.importorskip("torch")
 from llm_bridge.loss import mean_coefficient, surrogate, vocabulary_term  # noqa: E402
 from llm_bridge.ratios import trajectory_batch  # noqa: E402
 from llm_bridge.scores import ScoreTape  # noqa: E402
-from tests.kit.statistical import assert_rounding_only  # noqa: E402
+from tests.kit.statistical import assert_near, assert_rounding_only  # noqa: E402
 from vcposim import vocabulary  # noqa: E402
 from vcposim.batch import Batch, DenseScores  # noqa: E402
 from vcposim.catalogue import entry  # noqa: E402
@@ -160,7 +159,7 @@ def whole_vocabulary(form):
     mask = (torch.arange(T) < torch.tensor([4, 1, 3, 2, 4])[:, None]).double()
     given = (advantage, one, log_prob.detach().exp(), log_q.exp())
     c = FORMS[form](*given)
-    np.testing.assert_allclose(c.numpy(), FORMS[form](*(x.numpy() for x in given)), rtol=1e-12, atol=1e-14)
+    assert_near(c.numpy(), FORMS[form](*(x.numpy() for x in given)))
     return model, log_prob, c, mask
 
 
