@@ -457,7 +457,8 @@ document.addEventListener('click', async event => {
   box.checked = spec.concat.every(p => p.layer[0].encoding.y.scale && p.layer[0].encoding.y.scale.type === 'log');
   log.append(box, ' logarithmic y');
   const view = document.createElement('div');
-  if (spec.concat.every(p => p.layer[0].encoding.y.scale)) place.append(log);
+  const positive = p => p.data.values.every(v => v.y > 0 && !(v.low <= 0));  // a logarithm of what is shown exists
+  if (spec.concat.every(p => p.layer[0].encoding.y.scale && positive(p))) place.append(log);
   place.append(view);
   const show = () => {
     for (const p of spec.concat) for (const l of p.layer) if (l.encoding.y && l.encoding.y.scale) {

@@ -170,7 +170,9 @@ class RunFolder:
         return "complete" if self.results.exists() else "partial"
 
     def start(self, command: Sequence[str]) -> None:
-        """Create the folder and write provenance.json."""
+        """Create the folder and write provenance.json; what a killed start left half written goes."""
+        for left in self.path.glob("provenance.json*.tmp"):
+            left.unlink()
         (self.path / "records").mkdir(parents=True, exist_ok=True)
         about = {
             "question": self.experiment.question,

@@ -52,7 +52,7 @@ def weighted_mean(reward: Array, weight: Array, measure: Array) -> Array:
 
 
 def weighted_mean_of_others(reward: Array, weight: Array, measure: Array, unit: Array) -> Array:
-    """b_{-i} = sum_{j != i} a_j R_j / sum_{j != i} a_j: (..., n), unit (..., 1) -> (..., n).
+    """b_{-i} = sum_{j != i} a_j R_j / sum_{j != i} a_j: (..., n), unit (..., 1) or () -> (..., n).
 
     One unit of mass is left out. Where the others have no weight, their plain mean; where there are no others, R_i
     itself: no information, no step.
@@ -68,7 +68,7 @@ def weighted_mean_of_others(reward: Array, weight: Array, measure: Array, unit: 
 
 
 def leverage(weight: Array, measure: Array, unit: Array) -> Array:
-    """h_i = unit a_i / E[a], one draw's share in [0, 1] (C8, C10): (..., n), unit (..., 1) -> (..., n).
+    """h_i = unit a_i / E[a], one draw's share in [0, 1] (C8, C10): (..., n), unit (..., 1) or () -> (..., n).
 
     Where no sample has weight, the share in the plain mean, `unit`.
     """
@@ -117,7 +117,7 @@ class Evidence:
 
     @property
     def unit(self) -> Array:
-        """The mass of one draw: (..., 1), or () of all alike."""
+        """The mass of one draw: (..., 1), or (1,) or () of all alike."""
         return self.batch.unit
 
     @property

@@ -121,8 +121,8 @@ def length_signal_scale(
     Raises `InputError` for a factor that is not above 1.
 
     >>> import numpy as np
-    >>> length_signal_scale(np.array([1.0] * 50 + [5.0] * 200), 3.0)  # T = 51, so two halvings by update 250
-    np.float64(0.25)
+    >>> float(length_signal_scale(np.array([1.0] * 50 + [5.0] * 200), 3.0))  # T = 51: two halvings by update 250
+    0.25
     """
     if not 1 < factor < float("inf"):
         raise InputError(f"factor: {factor} is not above 1; a surge is longer than what it is compared with")

@@ -166,12 +166,12 @@ class WeightSums(NamedTuple):
         )
 
     def ess_fraction(self) -> Array:
-        """ESS / n of everything merged: (); NaN when there is nothing, so that a brake can fail closed."""
+        """ESS / n of everything merged: (...); NaN when there is nothing, so that a brake can fail closed."""
         nothing = self.total * 0 + float("nan")
         return safe_divide(self.total * self.total, self.square * self.count, nothing)
 
     def log_mean(self) -> Array:
-        """log of the mean weight, nats: (); NaN when there is nothing."""
+        """log of the mean weight, nats: (...); NaN when there is nothing."""
         mean = safe_divide(self.total, self.count, self.total * 0 + float("nan"))
         return namespace(self.total).log(mean) + self.log_scale
 
