@@ -197,6 +197,19 @@ def check(signature: Signature, given: dict[str, Any], returned: Any) -> str | N
     return None
 
 
+def _sizes(value: Any) -> Any:
+    """What `check` looks at in a value, to be compared and hashed quickly: it is asked at every call."""
+    kind = type(value)
+    if kind is float or kind is int or kind is str or value is None:
+        return None
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return tuple(shape) if isinstance(shape, tuple | list) else None
+    if kind is tuple:
+        return tuple(map(_sizes, value))
+    return tuple(shape for _, shape in _of_batch(value))
+
+
 def checked(function: Any) -> Any:
     """The function, its shapes compared with its docstring at every new combination of shapes."""
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
@@ -207,12 +220,10 @@ def checked(function: Any) -> Any:
     parameters, seen = list(inspect.signature(function).parameters), set()
 
     def compare(args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
-        given = dict(zip(parameters, args, strict=False)) | kwargs
-        batches = [shape for value in given.values() for _, shape in _of_batch(value)]
-        key = str(([shape_of(value) for value in given.values()], list(kwargs), shape_of(returned), batches))
+        key = (len(args), *kwargs, *map(_sizes, args), *map(_sizes, kwargs.values()), _sizes(returned))
         if key in seen:
             return
-        if wrong := check(signature, given, returned):
+        if wrong := check(signature, dict(zip(parameters, args, strict=False)) | kwargs, returned):
             raise WrongShape(f"{function.__module__}.{function.__qualname__}: {wrong}")
         seen.add(key)
 
