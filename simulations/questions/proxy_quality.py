@@ -153,6 +153,8 @@ def _operations(way: Callable[[], Any]) -> tuple[int, Any]:
 
 def analyse(records: list[Record]) -> Analysis:
     """C17: can the norm be had for less than the few percent it costs?"""
+    names = ("mean", EXACT, *PROXIES)
+    records = [{**r, "moments": {name: moments(r, name) for name in names}} for r in records]  # once, for all questions
     norms = (
         "Squared norms of the same responses: each stand-in, scaled to fit, against the exact norm; both logarithmic."
     )
@@ -194,7 +196,9 @@ def loss_of(records: list[Record], name: str, way: str) -> Estimate | None:
     ratios = []
     for seed in dict.fromkeys(r["seed"] for r in records):
         mine = [r for r in records if r["seed"] == seed]
-        with_it, exact = (sum(float(moments(r, n)[k]) for r in mine) for n in (name, EXACT))
+        with_it, exact = (
+            sum(float((r["moments"][n] if "moments" in r else moments(r, n))[k]) for r in mine) for n in (name, EXACT)
+        )
         if exact > 0:
             ratios.append((seed, with_it / exact))
     return of_seeds(ratios, scale="log")

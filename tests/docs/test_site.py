@@ -168,8 +168,7 @@ def opened(browser: Any, name: str, width: int = 1400, scheme: str = "light") ->
     return tab, said
 
 
-@pytest.mark.parametrize("width", [400, 1400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
 def test_main_pages_are_accessible_quiet_and_as_wide_as_the_screen(browser: Any, width: int, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (extra dev)")
     wrong = []

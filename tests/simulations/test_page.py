@@ -51,8 +51,7 @@ def test_the_page_is_one_file_of_at_most_5_mb(report: Path) -> None:
     assert report.stat().st_size <= 5_000_000
 
 
-@pytest.mark.parametrize("width", [400, 1400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
 def test_no_accessibility_violation_and_nothing_on_the_console(
     browser: Any, report: Path, width: int, scheme: str
 ) -> None:
