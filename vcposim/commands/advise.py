@@ -7,6 +7,7 @@ What would change it is read off the other places.
 """
 
 import argparse
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -142,6 +143,10 @@ def regime_of(a: argparse.Namespace) -> AskedRegime:
         dump = read_dump(a.file or SAMPLE)
         own = {"prompts": len(set(dump.group.tolist())), "length": float(np.mean(dump.length))}
         own["ess"] = float(ess_fraction(dump.log_ratio))
+        if "lag" in dump.slices:
+            code, lags = dump.slices["lag"]
+            with contextlib.suppress(TypeError, ValueError):  # a lag in words is none that can be compared
+                own["lag"] = float(np.mean(np.asarray(lags, dtype=float)[code]))
         known = {name: own.get(name) if value is None else value for name, value in known.items()}
         shifted = shifted or (dump.has_reward and float(np.nanmin(dump.reward)) != 0)
     if all(value is None for value in known.values()):

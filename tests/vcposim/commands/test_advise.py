@@ -84,7 +84,7 @@ def test_a_dump_is_answered_on_one_page_in_words(capsys: pytest.CaptureFixture[s
     """What it says of the rollouts that come along is what they are; every method it names is explained."""
     said, dump = told(capsys, "--sample"), read_dump(SAMPLE)
     prompts, length = len(set(dump.group.tolist())), float(dump.length.mean())
-    assert said.startswith(f"Yours: {prompts} prompts, {length:.3g} tokens a response, ESS ")
+    assert said.startswith(f"Yours: {prompts} prompts, lag 4, {length:.3g} tokens a response, ESS ")
     assert len(said.splitlines()) <= 40
     taken = next(line for line in said.splitlines() if line.startswith("Take: "))
     assert not any(method in taken for method in evidence()[0]["methods"])
