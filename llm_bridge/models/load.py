@@ -15,7 +15,7 @@ from llm_bridge.models.warmup import STANDARD, Recipe, ReportProgress
 from llm_bridge.tasks.base import Task
 from vcposim.errors import InputError, unknown_name
 
-__all__ = ["LanguageModel", "load_model"]
+__all__ = ["LanguageModel", "load_folder", "load_model"]
 
 SPECS = ("char", "smollm2")
 

@@ -185,6 +185,8 @@ def check(signature: Signature, given: dict[str, Any], returned: Any) -> str | N
     if signature.result is None:
         shape = shape_of(returned) or ()
         return None if shape == common else f"returns shape {shape}, stated is that of the arguments, {common}"
+    if returned is None:
+        return None
     several = len(signature.result) > 1
     if several and not (isinstance(returned, tuple) and len(returned) == len(signature.result)):
         return f"returns {type(returned).__name__}, stated are {len(signature.result)} arrays"
