@@ -4,11 +4,14 @@ And the shapes that docstrings state are checked at every call (`tests/kit/shape
 """
 
 import gc
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.kit import shapes
+from tests.kit.browser import running
 
 shapes.install()
 
@@ -36,3 +39,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One headless browser a file of tests (`tests/kit/browser.py`)."""
+    yield from running()

@@ -16,6 +16,7 @@ import pytest
 import vcposim
 from proofs.claims import FAMILIES
 from simulations.claims import CLAIMS
+from tests.kit.browser import FORMS, complaints, opened
 from vcposim.catalogue import CATALOGUE
 from vcposim.catalogue.references import SOURCES
 from vcposim.commands.main import COMMANDS
@@ -144,43 +145,12 @@ def test_every_public_function_and_class_is_described() -> None:
 # ------------------------------------------------------------------------------------------------------ in a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
-    places = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-    chromium = next((place for place in places if Path(place).exists()), None)
-    if chromium is None:
-        pytest.skip("needs a Chromium browser in /usr/bin")
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        yield browser
-        browser.close()
-
-
-def opened(browser: Any, name: str, width: int = 1400, scheme: str = "light") -> tuple[Any, list[str]]:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    tab = context.new_page()
-    said: list[str] = []
-    tab.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.goto((SITE / f"{name}.html").as_uri())
-    return tab, said
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+@pytest.mark.parametrize(("width", "scheme"), FORMS)
 def test_main_pages_are_accessible_quiet_and_as_wide_as_the_screen(browser: Any, width: int, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (extra dev)")
     wrong = []
     for name in MAIN:
-        tab, said = opened(browser, name, width, scheme)
-        heard = list(said)  # before axe, which asks for style sheets in a way that a file may not
-        found = axe.Axe().run(tab)
-        if found.violations_count:
-            wrong.append(f"{name}: {found.generate_report()}")
-        wrong += [f"{name} says {line}" for line in heard]
-        if tab.evaluate("document.documentElement.scrollWidth") > width:
-            wrong.append(f"{name} is wider than {width}")
+        tab, said = opened(browser, SITE / f"{name}.html", width, scheme)
+        wrong += [f"{name}: {complaint}" for complaint in complaints(tab, said, width)]
         tab.context.close()
     assert wrong == []
 
@@ -218,7 +188,7 @@ def test_search_finds(browser: Any, served: str, asked: str, leads: str) -> None
 
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_tutorial_shows_its_figures(browser: Any, name: str) -> None:
-    tab, _ = opened(browser, f"tutorials/{name}")
+    tab, _ = opened(browser, SITE / "tutorials" / f"{name}.html")
     sizes = tab.evaluate("[...document.querySelectorAll('.cell_output img')].map(i => [i.naturalWidth, i.alt])")
     assert sizes
     assert all(width > 200 and alt for width, alt in sizes)
@@ -226,7 +196,7 @@ def test_tutorial_shows_its_figures(browser: Any, name: str) -> None:
 
 
 def test_from_the_front_page_to_a_figure_of_ones_own_estimator_in_two_clicks(browser: Any) -> None:
-    tab, _ = opened(browser, "index")
+    tab, _ = opened(browser, SITE / "index.html")
     tab.locator(".sd-card", has_text="Start here").first.click()
     tab.wait_for_selector("h1:has-text('Start here')")
     commands = tab.locator("pre", has_text="mine.py:mine").first.inner_text()

@@ -1,6 +1,5 @@
 """The report as a reader has it: in a browser, on wide and narrow, light and dark screens."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,7 @@ from simulations import claims
 from simulations.protocol import discover
 from simulations.report import gathered, page
 from simulations.summaries import committed
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
-CHROMIUM = next(
-    (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium browser in /usr/bin")
+from tests.kit.browser import FORMS, complaints, opened
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +22,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
-def opened(browser: Any, report: Path, width: int = 1400, scheme: str = "light") -> tuple[Any, list[str]]:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    tab = context.new_page()
-    said: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.goto(report.as_uri())
-    return tab, said
-
-
 def test_the_page_is_one_file_of_at_most_5_mb(report: Path) -> None:
     assert report.stat().st_size <= 5_000_000
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+@pytest.mark.parametrize(("width", "scheme"), FORMS)
 def test_no_accessibility_violation_and_nothing_on_the_console(
     browser: Any, report: Path, width: int, scheme: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (extra dev)")
     tab, said = opened(browser, report, width, scheme)
-    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    found = axe.Axe().run(tab)
-    assert found.violations_count == 0, found.generate_report()
+    assert complaints(tab, said, width) == []
     assert said == []
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_claims_and_a_figure_are_seen_without_scrolling(browser: Any, report: Path) -> None:

@@ -1,22 +1,18 @@
 """The page of a comparison as a reader has it: the leaderboard with two that were asked for, in a browser."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kit.browser import FORMS, complaints, opened
 from vcposim.comparison import leaderboard
 from vcposim.comparison.design import SIZES
 from vcposim.comparison.page import page
 from vcposim.comparison.result import comparison
 from vcposim.comparison.run import Folder
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
-CHROMIUM = next(
-    (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None
-)
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium browser in /usr/bin"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 NAMED = ("vcpo", "<b>mine</b>.py:soft")
 
 
@@ -32,36 +28,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
-def opened(browser: Any, report: Path, width: int, scheme: str) -> tuple[Any, list[str]]:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    tab = context.new_page()
-    said: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.goto(report.as_uri())
-    return tab, said
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+@pytest.mark.parametrize(("width", "scheme"), FORMS)
 def test_no_accessibility_violation_and_nothing_on_the_console(
     browser: Any, report: Path, width: int, scheme: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (extra dev)")
     tab, said = opened(browser, report, width, scheme)
-    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    found = axe.Axe().run(tab)
-    assert found.violations_count == 0, found.generate_report()
+    assert complaints(tab, said, width) == []
     assert said == []
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_sort_search_and_pick(browser: Any, report: Path) -> None:
