@@ -174,44 +174,24 @@ def analyse(records: list[Record]) -> Analysis:
             Comparison(f"{p}: {o}, {k}", gain(among[k][p], first, o)) for k in kinds for p in places for o in others
         ]
 
+    edges_note = f"best step sizes at the grid's edge, so bounds from below: {'; '.join(at_edge) or 'none'}"
+    asked: list[tuple[str, str, str, Rule, list[Comparison], str]] = [
+        ("vcpo_not_worse", "C13",
+         f"VCPO learns not worse than {winner}, which was chosen on other tasks and seeds",
+         not_worse, against(VCPO, [winner], "own best", "grid"), ""),
+        ("beats_rivals", "C13",
+         f"{winner} learns better than TIS, PPO, GSPO and M2PO, each on the mean and on n^2",
+         better, against(winner, stale, "own best", "grid"), ""),
+        ("simple_n2_not_worse", "C14",
+         "VCPO's two parts learn not worse than the n^2 baseline alone",
+         not_worse, against(VCPO, ["n2"], "own best"), ""),
+        ("matches_synchronous", "C15",
+         f"{winner} under lag learns not worse than synchronous training with the mean and with n^2",
+         not_worse, against(winner, ["synchronous, mean", "synchronous, n2"], "own best"), edges_note),
+    ]  # fmt: skip
     questions = [
-        Question(
-            "vcpo_not_worse",
-            "C13",
-            f"VCPO learns not worse than {winner}, which was chosen on other tasks and seeds",
-            not_worse,
-            against(VCPO, [winner], "own best", "grid"),
-            "where",
-            beside=True,
-        ),
-        Question(
-            "beats_rivals",
-            "C13",
-            f"{winner} learns better than TIS, PPO, GSPO and M2PO, each on the mean and on n^2",
-            better,
-            against(winner, stale, "own best", "grid"),
-            "where",
-            beside=True,
-        ),
-        Question(
-            "simple_n2_not_worse",
-            "C14",
-            "VCPO's two parts learn not worse than the n^2 baseline alone",
-            not_worse,
-            against(VCPO, ["n2"], "own best"),
-            "where",
-            beside=True,
-        ),
-        Question(
-            "matches_synchronous",
-            "C15",
-            f"{winner} under lag learns not worse than synchronous training with the mean and with n^2",
-            not_worse,
-            against(winner, ["synchronous, mean", "synchronous, n2"], "own best"),
-            "where",
-            beside=True,
-            note=f"best step sizes at the grid's edge, so bounds from below: {'; '.join(at_edge) or 'none'}",
-        ),
+        Question(key, claim, words, rule, found, "where", note=note, beside=True)
+        for key, claim, words, rule, found, note in asked
     ]
     caption = (
         f"Everyone on the half that chose nothing: value at the step size chosen on the other half, 95% intervals over "
