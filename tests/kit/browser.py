@@ -25,11 +25,16 @@ def running() -> Iterator[Any]:
 
 
 def opened(browser: Any, page: Path, width: int = 1400, scheme: str = "light") -> tuple[Any, list[str]]:
-    """A tab with the page, and what it says on the console, in a list that grows."""
+    """A tab with the page, and the errors and warnings on its console, in a list that grows."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     tab = context.new_page()
     said: list[str] = []
-    tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+
+    def hear(message: Any) -> None:
+        if message.type in ("error", "warning"):
+            said.append(f"{message.type}: {message.text}")
+
+    tab.on("console", hear)
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.goto(page.as_uri())
     return tab, said
