@@ -1,4 +1,4 @@
-"""`vcposim advise`: which estimator, baseline, cap and step rule for your regime, from runs that were measured.
+"""`vcposim advise`: which estimator, baseline and step rule did best nearest to your regime, and how sure that is.
 
 The evidence is `regimes.json`, the summary of `simulations/questions/regime_map.py`: places (prompts that share one
 network, lag, length, base rate, rewards), and in each the value of every method by seed at its own best step size, and
@@ -28,6 +28,7 @@ from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
 from vcposim.replay.reading import read_dump
 
+EXAMPLES = ("vcposim advise --lag 16 --prompts 16",)
 MATTERS = 0.02
 """a difference of success probabilities, averaged over training, that matters"""
 FAR = 2.0

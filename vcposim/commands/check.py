@@ -1,4 +1,4 @@
-"""`vcposim check module:function`: which laws does my estimator keep, and how do its bias and variance compare?"""
+"""`vcposim check`: which laws an estimator of yours keeps, and its bias and variance beside the catalogue's."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from vcposim.errors import InputError
 if TYPE_CHECKING:
     from vcposim.testing.report_card import LawFinding
 
+EXAMPLES = ("vcposim check mine.py:mine --claims unbiased --examples 5 --no-figure",)
 FIGURE = "vcposim-check.png"
 STYLES = {"holds": "green", "violated": "bold red"}
 SHOWN_RIVALS = ("reinforce", "rloo", "sequence_is", "sequence_tis", "vcpo")

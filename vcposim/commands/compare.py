@@ -1,4 +1,4 @@
-"""`vcposim compare`: an estimator of yours measured like the catalogue's, and beside it."""
+"""`vcposim compare`: your estimators measured like the catalogue's, and beside them."""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vcposim.comparison.run import Folder
 
 SIZES = ("tiny", "quick", "full")
+EXAMPLES = ("vcposim compare vcpo mine.py:mine --size tiny --alone --workers 1",)
 OUT = "vcposim-compare"
 WORD_STYLE = {"holds": "green", "holds if": "yellow", "fails": "bold red", "undecided": "blue", "not judged": "dim"}
 NEIGHBORS = 3
@@ -33,19 +34,15 @@ MOST_NAMED = 12
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """What `vcposim compare` takes."""
     p.description = (
-        "Measure estimators like every other: the laws they keep, exact bias and\n"
-        "variance over lag, what they learn at a common and at their own best step size\n"
-        "over regimes, and their cost. What you name is run; the rest of the catalogue\n"
-        "comes from the leaderboard, same tasks, same seeds. Without names: the whole\n"
-        "catalogue is run."
+        "Measure estimators like every other: the laws they keep, exact bias and variance over lag, what they learn at "
+        "a common and at their own best step size over regimes, and their cost. What you name is run; the rest of the "
+        "catalogue comes from the leaderboard, same tasks, same seeds. Without names: the whole catalogue is run."
     )
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = (
         "A function may say what it reads and which laws it claims, as in\n"
         "  mine.needs = ('tokens',)    mine.claims = ('unbiased',)\n"
-        "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted\n"
-        "or killed goes on when started again, to the same bytes. On a Slurm array from 1\n"
-        "to 8, with one DIR that all tasks see:\n"
+        "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted or killed goes on when "
+        "started again, to the same bytes. On a Slurm array from 1 to 8, with one DIR that all tasks see:\n"
         "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/8\n"
         "and the same without --shard to merge (of DIRs apart: copy records/ into one)."
     )

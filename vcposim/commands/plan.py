@@ -1,4 +1,4 @@
-"""`vcposim plan`: which lag and which split of the devices reach the target first, from numbers you measured."""
+"""`vcposim plan`: which lag and generation/training split reach the target first."""
 
 import argparse
 import json
@@ -31,6 +31,10 @@ from vcposim.pipeline.plan import (
 from vcposim.pipeline.simulator import ADMISSIONS, BATCHINGS
 from vcposim.replay.reading import read_dump
 
+EXAMPLES = (
+    "vcposim plan --devices 8 --groups 16 --group-size 8 --tokens-per-s 2500 --slots 32 --train-s 40 "
+    "--train-devices 4 --sync-s 5 --length-mean 800 --length-sd 900 --no-figure",
+)
 FIGURE = "vcposim-plan.png"
 
 

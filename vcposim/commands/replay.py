@@ -1,4 +1,4 @@
-"""`vcposim replay FILE`: what each baseline would have done on rollouts that a framework dumped."""
+"""`vcposim replay`: what dumped rollouts say about a run, and what each correction would have done."""
 
 import argparse
 import json
@@ -38,6 +38,7 @@ from vcposim.replay.names import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
 from vcposim.results import Interval
 
+EXAMPLES = ("vcposim replay --sample --no-figure",)
 FIGURE = "vcposim-replay.png"
 SAMPLE = Path(__file__).parents[1] / "replay" / "sample.jsonl"
 """14 prompts x 24 answers of SmolLM2-135M-Instruct to sums of two numbers, at lag 4"""

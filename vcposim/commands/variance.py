@@ -1,4 +1,4 @@
-"""`vcposim variance`: bias, variance and MSE of estimators on a problem whose gradient is known."""
+"""`vcposim variance`: bias, variance and MSE of estimators on a problem with a known gradient."""
 
 import argparse
 import json
@@ -27,6 +27,7 @@ from vcposim.problems.problem_file import load as load_problem
 from vcposim.problems.rollouts import Problem, bandit_problem
 from vcposim.weights import LEVELS
 
+EXAMPLES = ("vcposim variance --estimator sequence_is sequence_tis vcpo gspo --no-figure",)
 METHODS = ("exact", "monte-carlo")
 FIGURE = "vcposim-variance.png"
 RANDOM, ARMS, DRIFT = "bandit", 10, 0.5
@@ -50,7 +51,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "Moments of policy-gradient estimators, exact where enumeration allows, by Monte Carlo elsewhere. "
         f"Without PROBLEM: {DEFAULT}."
     )
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = "columns:\n" + "\n".join(f"  {name:20} {says}" for name, says in SCALARS.items())
     problem = p.add_argument_group("problem")
     says = f"a JSON file (kinds bandit, contextual_bandit, chain), or the word {RANDOM}: a random one"
