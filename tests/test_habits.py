@@ -84,3 +84,43 @@ def test_no_two_classes_share_a_name() -> None:
     assert clashes(SOURCES).keys() == SHARED_NAMES.keys()
     planted = {**SOURCES, Path("planted.py"): "Batch = dict[str, int]\nclass Weighting: ...\nclass _Log: ..."}
     assert clashes(planted).keys() - SHARED_NAMES.keys() == {"Batch", "Weighting"}
+
+
+# ------------------------------------------------------------------------------------------- what travels, and what not
+
+ENTRY_POINTS = (
+    "simulations/__main__.py",
+    "llm_bridge/train.py",
+    "llm_bridge/campaign.py",
+    "llm_bridge/models/__main__.py",
+)
+"""beside the subcommands: files in which a command line ends"""
+
+
+def travelling(name: str, text: str) -> list[str]:
+    """Functions that an `argparse.Namespace` reaches although it should have been read before.
+
+    A command line ends in `run`, `main` or `..._command` of a file for that. What these hand it to reads it into
+    values and takes nothing else, but the name of a default: what computes takes those values.
+    """
+    ends = name.startswith("vcposim/commands/") or name in ENTRY_POINTS
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            said = [ast.unparse(one.annotation) if one.annotation else "" for one in given]
+            if not any(re.search(r"\bNamespace\b", one) for one in said):
+                continue
+            entry = re.fullmatch(r"_?(run|main)|\w+_command", node.name)
+            if not ends or not (entry or all(one in ("argparse.Namespace", "str") for one in said)):
+                found.append(f"{name}: {node.name}")
+    return found
+
+
+def test_no_namespace_travels_into_computation() -> None:
+    names = {path.relative_to(ROOT).as_posix(): text for path, text in SOURCES.items()}
+    assert [line for name, text in names.items() for line in travelling(name, text)] == []
+    planted = "def survey(cluster: Cluster, a: argparse.Namespace) -> int: ..."
+    assert travelling("vcposim/commands/plan.py", planted) == ["vcposim/commands/plan.py: survey"]
+    assert travelling("vcposim/learning/tasks.py", "def run(arguments: Namespace) -> int: ...")
+    assert not travelling("vcposim/commands/plan.py", "def lengths_of(a: argparse.Namespace) -> Lengths: ...")

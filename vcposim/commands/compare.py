@@ -19,6 +19,7 @@ from vcposim.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vcposim.comparison.result import MeasuredByName
     from vcposim.comparison.run import Folder
 
 SIZES = ("tiny", "quick", "full")
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if owed:
         print(f"shard {shard[0]} of {shard[1]} is done; {owed} of {len(folder.units)} measurements are others' to make")
         return 0
-    return _finished(arguments, folder, standing)
+    return _finished(folder, standing, "json" if arguments.json else "html" if arguments.html else "table")
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -111,7 +112,8 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _finished(arguments: argparse.Namespace, folder: "Folder", standing: dict[str, Any]) -> int:
+def _finished(folder: "Folder", standing: "MeasuredByName", printed: str) -> int:
+    """Compare, write it all, and print it as `json`, as `html` or as a table."""
     from vcposim.comparison import leaderboard
     from vcposim.comparison.design import REFERENCE, canonical
     from vcposim.comparison.measure import cost
@@ -138,10 +140,10 @@ def _finished(arguments: argparse.Namespace, folder: "Folder", standing: dict[st
             found = cost(name)
             costs[name] = None if found is None else round(found, 2)
     write_atomically(folder.path / "cost.js", f"vcposimCost = {canonical(costs)};\n".encode())
-    if arguments.json or arguments.html:
-        sys.stdout.write(text if arguments.json else html)
-    else:
+    if printed == "table":
         _print(result, costs, folder.path)
+    else:
+        sys.stdout.write(text if printed == "json" else html)
     return 0
 
 

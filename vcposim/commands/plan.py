@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcposim.commands.output import add_output_options, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, output_of
 from vcposim.errors import InputError
 from vcposim.pipeline.lengths import LONGEST, Lengths, empirical, log_normal, pareto
 from vcposim.pipeline.plan import (
@@ -94,17 +94,17 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Simulate, judge, draw, print: output appears only when all of it could be made."""
-    drawing = wants_figure(arguments, FIGURE)
+    a, output = arguments, output_of(arguments, FIGURE)
     efficiency = _efficiency(arguments)
     cluster = _cluster(arguments)
-    judged = judge(_survey(cluster, arguments), efficiency, seed=arguments.seed)
-    found = _found(cluster, efficiency, judged, arguments)
+    options = _survey(cluster, a.lags, a.generators, steps=a.steps, seeds=a.seeds, seed=a.seed)
+    found = _found(cluster, efficiency, judge(options, efficiency, seed=a.seed), a.seeds, a.steps_to_target)
     path = None
-    if drawing:
+    if output.drawing:
         from vcposim.commands.figures import plan_figure
 
-        path = save_figure(plan_figure(found), arguments.figure, FIGURE)
-    if arguments.json:
+        path = output.save(plan_figure(found))
+    if output.json:
         print(json.dumps(found, allow_nan=False))
         return
     _render(found, Console())
@@ -222,17 +222,19 @@ def _number(name: str, number: int, record: dict[str, Any], field: str, *, none:
     raise InputError(f"{name}: line {number}: {field}: {value!r} is not a number; write one")
 
 
-def _survey(cluster: Cluster, a: argparse.Namespace) -> list[Option]:
-    for flag, values in (("--lags", a.lags), ("--generators", a.generators or [])):
+def _survey(
+    cluster: Cluster, lags: list[int], generators: list[int] | None, *, steps: int, seeds: int, seed: int
+) -> list[Option]:
+    for flag, values in (("--lags", lags), ("--generators", generators or [])):
         twice = {value for value in values if values.count(value) > 1}
         if twice:
             raise InputError(f"{flag}: {min(twice)} is given twice; name each once")
-    generators = a.generators or generator_counts(cluster.devices)
+    generators = generators or generator_counts(cluster.devices)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("simulating", total=1 + len(a.lags) * len(generators))
+        task = bar.add_task("simulating", total=1 + len(lags) * len(generators))
         options = []
-        for option in survey(cluster, a.lags, generators, steps=a.steps, seeds=a.seeds, seed=a.seed):
+        for option in survey(cluster, lags, generators, steps=steps, seeds=seeds, seed=seed):
             options.append(option)
             bar.advance(task)
     return options
@@ -242,24 +244,24 @@ def _survey(cluster: Cluster, a: argparse.Namespace) -> list[Option]:
 
 
 def _found(
-    cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged], a: argparse.Namespace
+    cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged], seeds: int, steps_to_target: float | None
 ) -> dict[str, Any]:
     rows = [_row(cluster, one) for one in judged]
     best = rows[judged.index(fastest(judged))]
     hours = None
-    if a.steps_to_target is not None:
-        hours = a.steps_to_target / judged[0].option.mean("steps_per_s") / 3600
+    if steps_to_target is not None:
+        hours = steps_to_target / judged[0].option.mean("steps_per_s") / 3600
     return {
         "lengths": {"law": cluster.lengths.name, "mean": cluster.lengths.mean},
         "admission": cluster.admission,
         "in_flight": cluster.in_flight,
-        "seeds": a.seeds,
+        "seeds": seeds,
         "efficiency": None if efficiency is None else efficiency.source,
         "reference": rows[0],
         "reference_hours": hours,
         "options": rows[1:],
         "best": best,
-        "notes": _notes(cluster, efficiency, judged, a),
+        "notes": _notes(cluster, efficiency, judged),
     }
 
 
@@ -291,7 +293,7 @@ def _triple(interval: tuple[float, float, float] | None) -> dict[str, float | No
     return {k: x if math.isfinite(x) else None for k, x in zip(("low", "value", "high"), interval, strict=True)}
 
 
-def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged], a: argparse.Namespace) -> list[str]:
+def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged]) -> list[str]:
     notes = []
     if efficiency is None:
         notes.append(
@@ -306,9 +308,9 @@ def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged]
             f"{outside} of {len(judged) - 1} choices run at a lag beyond the curve's last, "
             f"{efficiency.lag[-1]:.3g}: no time to target for them, nothing is extrapolated."
         )
-    if a.single_tokens_per_s is None:
+    if cluster.single_tokens_per_s is None:
         notes.append("a response decoded alone is taken to be no faster than in a full generator (memory-bound).")
-    notes.append(f"training is taken to scale as 1 / trainers from the {a.train_devices} measured.")
+    notes.append(f"training is taken to scale as 1 / trainers from the {cluster.train_devices} measured.")
     return notes
 
 

@@ -18,7 +18,7 @@ from vcposim.baselines import BASELINES
 from vcposim.catalogue import CATALOGUE, WEIGHTINGS, weighting
 from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.completion import complete_files, complete_with
-from vcposim.commands.output import TableRow, add_output_options, print_whole, save_figure, wants_figure
+from vcposim.commands.output import TableRow, add_output_options, output_of, print_whole
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import NORMALIZERS, Estimator, Resolved
 from vcposim.laboratory import exact, monte_carlo
@@ -88,7 +88,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Compute, draw, print: output appears only when all of it could be made."""
-    drawing = wants_figure(arguments, FIGURE)
+    output = output_of(arguments, FIGURE)
     problem, described = _problem(arguments)
     rows = compute(
         problem,
@@ -101,11 +101,11 @@ def run(arguments: argparse.Namespace) -> None:
     )
     diagnostics = {key: _number(value) for key, value in exact.diagnostics(problem).items()}
     path = None
-    if drawing:
+    if output.drawing:
         from vcposim.commands.figures import variance_figure  # here because matplotlib is slow to load
 
-        path = save_figure(variance_figure(rows), arguments.figure, FIGURE)
-    if arguments.json:
+        path = output.save(variance_figure(rows))
+    if output.json:
         found = {"problem": described, "diagnostics": diagnostics, "gradient": [_number(x) for x in problem.gradient]}
         print(json.dumps({**found, "rows": rows}, allow_nan=False))
         return
