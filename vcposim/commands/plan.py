@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -243,9 +243,62 @@ def _survey(
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
+class Triple(TypedDict):
+    """An estimate between the ends of its interval; None for a time that never comes."""
+
+    low: float | None
+    value: float | None
+    high: float | None
+
+
+class PlannedSplit(TypedDict):
+    """A lag and a split of the devices, with what they come to; speeds and times relative to synchronous training."""
+
+    max_lag: int
+    generators: int
+    trainers: int
+    synchronous: bool
+    steps_per_s: float
+    samples_per_s: float
+    generator_busy: float
+    trainer_busy: float
+    mean_lag: float
+    token_lag: float
+    largest_lag: int
+    share_above_max_lag: float
+    dropped_share: float
+    speed: Triple
+    time: Triple | None
+    best: float
+    """share of the draws in which nothing else is faster"""
+
+
+class LengthLaw(TypedDict):
+    """Of responses, as they are cut."""
+
+    law: str
+    mean: float
+
+
+class PlanAnswer(TypedDict):
+    """The answer, as `--json` prints it."""
+
+    lengths: LengthLaw
+    admission: str
+    in_flight: bool
+    seeds: int
+    efficiency: str | None
+    """where the curve comes from; None without"""
+    reference: PlannedSplit
+    reference_hours: float | None
+    options: list[PlannedSplit]
+    best: PlannedSplit
+    notes: list[str]
+
+
 def _found(
     cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged], seeds: int, steps_to_target: float | None
-) -> dict[str, Any]:
+) -> PlanAnswer:
     rows = [_row(cluster, one) for one in judged]
     best = rows[judged.index(fastest(judged))]
     hours = None
@@ -265,7 +318,7 @@ def _found(
     }
 
 
-def _row(cluster: Cluster, one: Judged) -> dict[str, Any]:
+def _row(cluster: Cluster, one: Judged) -> PlannedSplit:
     option = one.option
     trainers = cluster.devices if option.generators is None else cluster.devices - option.generators
     shares = [outcome.share_above(option.max_lag) for outcome in option.outcomes]
@@ -274,23 +327,25 @@ def _row(cluster: Cluster, one: Judged) -> dict[str, Any]:
         "generators": cluster.devices if option.generators is None else option.generators,
         "trainers": trainers,
         "synchronous": option.generators is None,
-        **{name: option.mean(name) for name in ("steps_per_s", "samples_per_s", "generator_busy", "trainer_busy")},
+        "steps_per_s": option.mean("steps_per_s"),
+        "samples_per_s": option.mean("samples_per_s"),
+        "generator_busy": option.mean("generator_busy"),
+        "trainer_busy": option.mean("trainer_busy"),
         "mean_lag": option.mean("mean_lag"),
         "token_lag": option.lag,
         "largest_lag": max(outcome.lag_share.size - 1 for outcome in option.outcomes),
         "share_above_max_lag": sum(shares) / len(shares),
         "dropped_share": option.mean("dropped_share"),
         "speed": _triple(one.speed),
-        "time": _triple(one.time),
+        "time": None if one.time is None else _triple(one.time),
         "best": one.best,
     }
 
 
-def _triple(interval: tuple[float, float, float] | None) -> dict[str, float | None] | None:
-    if interval is None:
-        return None
+def _triple(interval: tuple[float, float, float]) -> Triple:
     # a target that is never reached takes no finite time: null in JSON
-    return {k: x if math.isfinite(x) else None for k, x in zip(("low", "value", "high"), interval, strict=True)}
+    low, value, high = (x if math.isfinite(x) else None for x in interval)
+    return {"low": low, "value": value, "high": high}
 
 
 def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged]) -> list[str]:
@@ -314,7 +369,7 @@ def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged]
     return notes
 
 
-def _render(found: dict[str, Any], console: Console) -> None:
+def _render(found: PlanAnswer, console: Console) -> None:
     reference, timed = found["reference"], found["efficiency"] is not None
     console.print(f"lengths: {found['lengths']['law']} (as cut: mean {found['lengths']['mean']:.4g})", markup=False)
     hours = "" if found["reference_hours"] is None else f", {found['reference_hours']:.3g} h to target"
@@ -330,9 +385,9 @@ def _render(found: dict[str, Any], console: Console) -> None:
     console.print(_verdict(found, timed), style="bold", markup=False)
 
 
-def _table(found: dict[str, Any], timed: bool) -> Table:
+def _table(found: PlanAnswer, timed: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    columns: list[tuple[str, Callable[[PlannedSplit], str]]] = [
         ("lag", lambda row: str(row["max_lag"])),
         ("gen +\ntrain", lambda row: f"{row['generators']}+{row['trainers']}"),
         ("speed", lambda row: f"{row['speed']['value']:.2f}" if timed else _text(row["speed"])),
@@ -353,29 +408,33 @@ def _table(found: dict[str, Any], timed: bool) -> Table:
     return table
 
 
-def _share_of_lag(found: dict[str, Any], lag: int) -> float:
+def _share_of_lag(found: PlanAnswer, lag: int) -> float:
     return sum(row["best"] for row in found["options"] if row["max_lag"] == lag)
 
 
-def best_split(rows: list[dict[str, Any]], lag: int, timed: bool) -> dict[str, Any]:
+def best_split(rows: list[PlannedSplit], lag: int, timed: bool) -> PlannedSplit:
     """The row of that lag with the least time to target, or the most steps/s."""
     mine = [row for row in rows if row["max_lag"] == lag]
-    known = [row for row in mine if row["time"] and row["time"]["value"] is not None] if timed else []
+    known = [(value, row) for row in mine if (value := _value(row["time"])) is not None] if timed else []
     if known:
-        return min(known, key=lambda row: row["time"]["value"])
-    return max(mine, key=lambda row: row["speed"]["value"])
+        return min(known, key=lambda pair: pair[0])[1]
+    return max(mine, key=lambda row: _value(row["speed"]) or 0.0)
 
 
-def _text(interval: dict[str, float | None] | None) -> str:
+def _value(estimate: Triple | None) -> float | None:
+    return None if estimate is None else estimate["value"]
+
+
+def _text(interval: Triple | None, unit: float = 1.0, digits: str = ".2f") -> str:
     if interval is None:
         return "—"
-    return "{} [{}, {}]".format(*("never" if interval[k] is None else f"{interval[k]:.2f}" for k in ORDER))
+    said = (
+        "never" if x is None else f"{x * unit:{digits}}" for x in (interval["value"], interval["low"], interval["high"])
+    )
+    return "{} [{}, {}]".format(*said)
 
 
-ORDER = ("value", "low", "high")
-
-
-def _verdict(found: dict[str, Any], timed: bool) -> str:
+def _verdict(found: PlanAnswer, timed: bool) -> str:
     best = found["best"]
     kept = _share_of_lag(found, best["max_lag"])
     if best["synchronous"]:
@@ -384,9 +443,8 @@ def _verdict(found: dict[str, Any], timed: bool) -> str:
     if not timed:
         return f"Most steps/s: {where}, {_text(best['speed'])} times synchronous (throughput only, not time to target)."
     hours = ""
-    if found["reference_hours"] is not None:
-        low, value, high = (found["reference_hours"] * best["time"][k] for k in ("low", "value", "high"))
-        hours = f", {value:.3g} [{low:.3g}, {high:.3g}] h"
+    if found["reference_hours"] is not None and best["time"] is not None:
+        hours = f", {_text(best['time'], found['reference_hours'], '.3g')} h"
     return (
         f"Shortest time to target: {where}: {_text(best['time'])} of synchronous{hours}; "
         f"this lag is fastest in {kept:.0%} of draws, this split in {best['best']:.0%}."

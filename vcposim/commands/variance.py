@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from vcposim.arrays import Array
 from vcposim.baselines import BASELINES
 from vcposim.catalogue import CATALOGUE, WEIGHTINGS, weighting
 from vcposim.catalogue.loading import estimator_named
@@ -32,7 +33,7 @@ METHODS = ("exact", "monte-carlo")
 FIGURE = "vcposim-variance.png"
 RANDOM, ARMS, DRIFT = "bandit", 10, 0.5
 DEFAULT = f"a random bandit of {ARMS} arms, as with --problem {RANDOM}"
-PARTS: dict[str, Any] = {
+PARTS: dict[str, str | list[str] | None] = {
     "--weighting": ["importance"],
     "--level": "sequence",
     "--baseline": ["zero", "group_mean", "opob"],
@@ -72,8 +73,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--normalizer": (NORMALIZERS, {}),
     }
     for flag, (names, options) in offered.items():
-        usual = PARTS[flag] if isinstance(PARTS[flag], str) else " ".join(PARTS[flag])
-        says = f"{', '.join(names)} (default {usual})"
+        says = f"{', '.join(names)} (default {_name_of(PARTS[flag])})"
         complete_with(what.add_argument(flag, help=says, **options), names)
     what.add_argument("--cap", type=float, help="largest weight, for truncate, clip and mask")
     what.add_argument("--floor", type=float, help="smallest weight, for clip and mask")
@@ -168,7 +168,7 @@ def _name(key: EstimatorKey) -> str:
     return key if isinstance(key, str) else " ".join(key)
 
 
-def _row(key: EstimatorKey, size: int, moments: Moments, standard_error: dict[str, Any] | None) -> TableRow:
+def _row(key: EstimatorKey, size: int, moments: Moments, standard_error: Mapping[str, Array] | None) -> TableRow:
     row: TableRow = {"estimator": key} if isinstance(key, str) else {"weighting": key[0], "baseline": key[1]}
     row["group_size"] = size
     row["mean"] = [_number(x) for x in moments.mean]
