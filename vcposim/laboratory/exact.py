@@ -62,7 +62,11 @@ def moments(problem: Problem, estimator: AnyEstimator, group_size: int) -> Momen
     estimator = estimator_of(estimator)
     estimator.require(group_size)
     if "grouped" in estimator.needs:
-        raise InputError(f"{_spanning(estimator)} looks at several prompts at once; moments here are of one group")
+        if isinstance(estimator, FunctionEstimator):
+            what = f"estimator: {estimator.name}"
+        else:
+            what = f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
+        raise InputError(f"{what} looks at several prompts at once; moments here are of one group")
     if isinstance(estimator, FunctionEstimator) or not reads_counts(estimator):
         return moments_of_sums(shown_sums(problem, estimator, group_size), problem.gradient, drawn=False)
     if estimator.weighting.smooth is not None:
@@ -194,12 +198,6 @@ def _require_exchangeable(estimator: Resolved, batch: Batch, coefficient: Array)
 
 
 _PER_SAMPLE = ("reward", "length", "log_ratio", "token_mask", "log_prob", "collision")
-
-
-def _spanning(estimator: Resolved) -> str:
-    if isinstance(estimator, FunctionEstimator):
-        return f"estimator: {estimator.name}"
-    return f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
 
 
 def single_sample_sums(problem: Problem, estimator: Estimator, group_size: int) -> Sums:
