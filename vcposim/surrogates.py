@@ -407,6 +407,37 @@ class GaussianTrust:
 
 
 @dataclass(frozen=True)
+class SignedTruncation:
+    """DISPO: r held in [1 - low, 1 + high], with bounds of its own for each sign of A (arXiv 2602.00983).
+
+    Gradient of sg(clip(r)) A log pi, the objective as four readers of the paper write it; the bounds are those that one
+    of them gives: wide where A < 0, for a tight cap there ends in repetition and a tight floor in empty responses.
+    """
+
+    positive: tuple[float, float] = (0.2, 10.0)
+    negative: tuple[float, float] = (1.0, 100.0)
+    needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("truncate",)
+
+    def __post_init__(self) -> None:
+        for name in ("positive", "negative"):
+            low, high = getattr(self, name)
+            if not (0 <= low <= 1 and high >= 0):
+                raise InputError(f"{name}: {(low, high)} is not a pair of low in [0, 1] and high >= 0; see the formula")
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x, scale = ratio_at(batch, "token")
+        xp = namespace(x)
+
+        def held(low: float, high: float) -> Array:
+            return xp.maximum(xp.minimum(x, scale.write(1 + high)), scale.write(1 - low))
+
+        factor = xp.where(over_tokens(advantage, x) < 0, held(*self.negative), held(*self.positive))
+        return scale.value(factor, over_tokens(batch.measure, x))
+
+
+@dataclass(frozen=True)
 class GammaShape:
     """VESPO: w^k exp(lam (1 - w)), w the sequence ratio, (k, lam) by the sign of A (arXiv 2602.10693).
 

@@ -84,10 +84,13 @@ def reads_counts(estimator: Estimator) -> bool:
     Anyone else's may take means over samples as they come, so a subclass is shown batches as drawn, whatever it
     changes; a surrogate is judged by where its formula was written.
     """
-    factors = getattr(estimator.surrogate, "factors", (estimator.surrogate,))
-    written = (getattr(type(factor).__call__, "__module__", "") for factor in factors if factor is not None)
-    ours = all(module.partition(".")[0] == "vcposim" for module in written)
-    return ours and type(estimator) is Estimator and type(estimator.weighting) is Weighting
+    written, factors = True, [estimator.surrogate]
+    while factors:
+        factor = factors.pop()
+        # the class, not its __call__ alone: a subclass may change a part that __call__ reads
+        written &= factor is None or type(factor).__module__.partition(".")[0] == "vcposim"
+        factors += getattr(factor, "factors", ())
+    return written and type(estimator) is Estimator and type(estimator.weighting) is Weighting
 
 
 def sees_one_sample(estimator: Estimator) -> bool:

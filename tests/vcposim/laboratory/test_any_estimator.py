@@ -27,7 +27,7 @@ from vcposim.problems.rollouts import (
     contextual_bandit_problem,
     require_problem,
 )
-from vcposim.surrogates import Clip, Product
+from vcposim.surrogates import Clip, Product, QuadraticPull
 from vcposim.weights import Weight, Weighting
 
 Function = Callable[[Batch], Array]
@@ -94,6 +94,13 @@ class Unweighted:
         return np.where(w > w.mean(axis=-1, keepdims=True), 1.0, w)
 
 
+class Pulled(QuadraticPull):
+    """Overrides what is added alone, by a mean over samples as they come; `__call__` is ours."""
+
+    def penalty(self, batch: Batch, advantage: Array) -> Array:
+        return 0.1 * (batch.log_ratio.mean(axis=-1, keepdims=True) - batch.log_ratio)
+
+
 THEIRS: dict[str, Any] = {
     "a function": soft,
     "of the order": first_is_baseline,
@@ -103,6 +110,10 @@ THEIRS: dict[str, Any] = {
     "weighting": Estimator(Ranks(), "group_mean"),
     "surrogate": Estimator(Weighting("none"), "group_mean", surrogate=Unweighted()),
     "product with a surrogate": Estimator(Weighting("none"), surrogate=Product((Clip(level="sequence"), Unweighted()))),
+    "product in a product": Estimator(
+        Weighting("none"), "group_mean", surrogate=Product((Product((Unweighted(),)), Clip(level="sequence")))
+    ),
+    "penalty of one's own": Estimator(Weighting("none"), "group_mean", surrogate=Pulled(level="sequence")),
 }
 
 
