@@ -32,6 +32,7 @@ class EssCap:
     anchored: bool = False
     fails_open: bool = False
     families: ClassVar[tuple[str, ...]] = ("truncate", "pull", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:
@@ -97,6 +98,7 @@ class BalancedClip:
     dual: float = 3.0
     needs: ClassVar[Needs] = ("tokens",)
     families: ClassVar[tuple[str, ...]] = ("clip", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -147,6 +149,7 @@ class CovariancePenalty:
     beta: float = 0.1
     needs: ClassVar[Needs] = ("tokens", "log_prob")
     families: ClassVar[tuple[str, ...]] = ("pull", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_not_negative(share=self.share, beta=self.beta)
@@ -164,7 +167,9 @@ class CovariancePenalty:
         last = xp.max(
             xp.where(rank <= xp.maximum(xp.floor(self.share * n), 1.0), ordered, -math.inf), axis=-1, keepdims=True
         )
-        chosen = unpooled(counts & (-covariance <= last), x)
+        # by rounding alone two tokens of one kind would differ, and which is first would matter
+        tie = 1e-12 * xp.max(xp.where(counts, abs(covariance), 0.0), axis=-1, keepdims=True)
+        chosen = unpooled(counts & (-covariance <= last + tie), x)
         sign = xp.where(x > 0, 1.0, xp.where(x < 0, -1.0, x * 0))
         return only(chosen, -self.beta * sign)
 
@@ -189,6 +194,7 @@ class CovarianceClip:
     ratio: bool = True
     needs: ClassVar[Needs] = ("tokens", "log_prob")
     families: ClassVar[tuple[str, ...]] = ("clip", "mask", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_not_negative(share=self.share, low=self.low, high=self.high)

@@ -36,7 +36,9 @@ class Surrogate(Protocol):
     """A function of a batch and its advantages (..., n) or (..., n, t); what it says of padding is zeroed later.
 
     One that looks at the rewards themselves says so, `reads_rewards = True`: a shift of the rewards is then no matter
-    of the baseline alone. `families` says which of `vcposim.catalogue.entries.FAMILIES` it makes an entry belong to.
+    of the baseline alone. One that counts tokens or responses one by one, where others weigh them by their measure,
+    says `counts_heads = True`: exact moments then show it batches as drawn. `families` says which of
+    `vcposim.catalogue.entries.FAMILIES` it makes an entry belong to.
     """
 
     @property
