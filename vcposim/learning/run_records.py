@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from vcposim.arrays import Array
 from vcposim.baselines import Monomial, baseline
-from vcposim.catalogue import entry
+from vcposim.catalogue.loading import on_numpy
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import AnyEstimator, Estimator, Resolved, estimator_of
+from vcposim.estimators import AnyEstimator, Estimator, Resolved
 from vcposim.learning.lags import Lag
 from vcposim.learning.optimizers import OPTIMIZERS
 from vcposim.learning.step_rules import Control
@@ -68,7 +68,7 @@ class Run:
 
     def resolved(self) -> Resolved:
         """The estimator itself."""
-        return entry(self.estimator).estimator if isinstance(self.estimator, str) else estimator_of(self.estimator)
+        return on_numpy(self.estimator, several=True)
 
 
 @dataclass(frozen=True)
