@@ -2,8 +2,9 @@
 
 Importance ratios multiply along a trajectory, so a small mistake in how log-probabilities were written (a shift by one
 token, padding counted, another temperature) looks like staleness, and is explained away. Each check leaves a `Finding`:
-what was seen, with numbers, and what most likely did it. They look at sums over tokens (`TokenSums`, additive) and at a
-sample of the tokens; nothing grows with the file.
+what was seen, with numbers, and what most likely did it. They look at sums over tokens (`TokenSums`, additive), of all
+lists and of each (one rank of many may have written its own wrong), and at a sample of the tokens; nothing grows with
+the file.
 
 Correlations are those of probabilities, exp(log p), in [0, 1]: a sentinel of -9999 must not drown all others.
 
@@ -13,6 +14,7 @@ standard deviation from 0 to 2 nats) raise nothing; the measured rate stands in 
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,6 +34,20 @@ ENDS = 3
 """tokens at either end of a list that are looked at for padding"""
 FAR = 1.0
 """nats from which on no noise between two policies turns a log-probability into an exact 0"""
+NO_NUMBER = -1000.0
+"""a whole number from here down is a placeholder even if it stands once: exp of it is 0"""
+LONG = 20
+"""tokens of a list whose own correlation says something"""
+SPREAD = 0.05
+"""standard deviation of a list's probabilities, for the same; where all are near 1, noise alone is left to correlate"""
+SOME = 0.02
+"""share of the lists that are wrong by themselves, at least, and 3 of them: not one odd list among thousands"""
+
+ALIGNMENTS = ("in place", "learner later", "sampler later")
+"""how two lists may lie: `learner later` compares the learner's entry t + 1 with the sampler's t"""
+
+BY_THE_RUN = ("a few carry everything", "weights vanish", "weights explode", "mixed versions")
+"""checks that a run far off policy can set off too, without any mistake in how it was written"""
 
 
 class Finding(NamedTuple):
@@ -55,22 +71,33 @@ class TokenSums:
     zero: dict[str, int] = field(default_factory=lambda: {"log_prob": 0, "behavior_log_prob": 0})
     """exactly 0 here, and far from it on the other side"""
     zero_other: dict[str, float] = field(default_factory=lambda: {"log_prob": 0.0, "behavior_log_prob": 0.0})
-    moments: dict[str, np.ndarray] = field(
-        default_factory=lambda: {k: np.zeros(6) for k in ("in place", "learner later", "sampler later", "logs")}
-    )
+    moments: dict[str, np.ndarray] = field(default_factory=lambda: {k: np.zeros(6) for k in (*ALIGNMENTS, "logs")})
     """(count, x, y, xx, yy, xy) of probabilities, one list moved by one token or none; of log-probabilities"""
+    told: int = 0
+    """lists whose own correlation says something"""
+    wrong: dict[str, list[int]] = field(
+        default_factory=lambda: {k: [] for k in ("shifted", "other tokens", "identical")}
+    )
+    """rows whose list is so by itself"""
+    apart: list[int] = field(default_factory=lambda: [0, 0])
+    """tokens of the lists that are not identical: equal under both policies and not 0, and all that are not 0"""
     deep: dict[str, Counter[float]] = field(
         default_factory=lambda: {"log_prob": Counter(), "behavior_log_prob": Counter()}
     )
     lists: int = 0
     """trajectories of more than `ENDS` tokens"""
     blank: dict[str, int] = field(default_factory=lambda: {"begin": 0, "end": 0})
-    """those of them that begin (end) with `ENDS` tokens that are exactly 0 under both policies"""
+    """those of them that begin (end) with `ENDS` tokens of one constant under each policy"""
+    filler: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """such constants, the learner's and the sampler's"""
+    placed: dict[tuple[str, float], int] = field(default_factory=dict)
+    """the row where a deep value was met first"""
     sample: list[np.ndarray] = field(default_factory=list)
     """(2, k) learner's and sampler's log-probabilities"""
 
-    def add(self, learner: np.ndarray, sampler: np.ndarray, ends: np.ndarray) -> None:
-        """Tokens of several trajectories in a row; `ends` are the indices after each one's last token."""
+    def add(self, learner: np.ndarray, sampler: np.ndarray, ends: np.ndarray, rows: np.ndarray) -> None:
+        """Tokens of several trajectories in a row; `ends` are the indices after each one's last token, none is empty,
+        `rows` their numbers."""
         self.count += learner.size
         self.pieces += 1
         zero = {"log_prob": learner == 0, "behavior_log_prob": sampler == 0}
@@ -80,28 +107,46 @@ class TokenSums:
                 far = beside[beside < -FAR]
                 self.zero[name] += far.size
                 self.zero_other[name] += float(np.maximum(far, -1e4).sum())
-            deep = one[one < DEEP] if one.min() < DEEP else one[:0]
-            if deep.size and len(self.deep[name]) < 10_000:
-                self.deep[name].update(deep[np.isfinite(deep)].tolist())
+            if one.min() < DEEP and len(self.deep[name]) < 10_000:
+                at = np.flatnonzero((one < DEEP) & np.isfinite(one))
+                self.deep[name].update(one[at].tolist())
+                for value, row in zip(one[at].tolist(), rows[np.searchsorted(ends, at, side="right")], strict=True):
+                    self.placed.setdefault((name, value), int(row))
         starts = np.concatenate([[0], ends[:-1]])
         long = ends - starts > ENDS
         self.lists += int(long.sum())
         for name, at in (("begin", starts[long]), ("end", ends[long] - ENDS)):
-            blank = zero["log_prob"][at] & zero["behavior_log_prob"][at]
+            one, other = learner[at], sampler[at]
+            blank = ((one == 0) & (other == 0)) | (np.minimum(one, other) < -0.5)
+            for policy in (learner, sampler):
+                for k in range(1, ENDS):
+                    blank &= policy[at] == policy[at + k]
             if blank.any():
-                inner = [zero[policy][at + k] for policy in zero for k in range(1, ENDS)]
-                self.blank[name] += int(np.logical_and.reduce([blank, *inner]).sum())
+                self.blank[name] += int(blank.sum())
+                first = int(np.argmax(blank))
+                self.filler[name] = float(one[first]), float(other[first])
         if self.pieces > ALL_OF and self.pieces % ONE_OF:
             return
         self.compared += learner.size
-        self.same += int(np.count_nonzero(learner == sampler))
-        p, q = np.exp(learner), np.exp(sampler)
-        inside = np.ones(learner.size, dtype=bool)
-        inside[ends[(ends > 0) & (ends < learner.size)] - 1] = False
-        pair = inside[:-1]
-        self.moments["in place"] += _moments(p, q)
-        self.moments["learner later"] += _moments(p[1:][pair], q[:-1][pair])
-        self.moments["sampler later"] += _moments(p[:-1][pair], q[1:][pair])
+        equal = learner == sampler
+        self.same += int(np.count_nonzero(equal))
+        counted = np.add.reduceat(~zero["log_prob"], starts, dtype=int)
+        alike = np.add.reduceat(equal & ~zero["log_prob"], starts, dtype=int)
+        enough = counted >= 8
+        identical = (alike == counted) & enough
+        self.wrong["identical"] += rows[identical].tolist()
+        self.apart[0] += int(alike[enough & ~identical].sum())
+        self.apart[1] += int(counted[enough & ~identical].sum())
+        lists = _aligned(np.exp(learner), np.exp(sampler), starts, ends)
+        for name, sums in lists.items():
+            self.moments[name] += sums.sum(axis=1)
+        n, x, y, xx, yy, _ = lists["in place"]
+        told = (n >= LONG) & (np.minimum(xx - x * x / n, yy - y * y / n) > SPREAD**2 * n)
+        here, *moved = (_correlation(sums[:, told]) for sums in lists.values())
+        best = np.maximum(*moved)
+        self.told += int(told.sum())
+        self.wrong["shifted"] += rows[told][_is_shifted(here, best)].tolist()
+        self.wrong["other tokens"] += rows[told][(here < 0.3) & (best < 0.3)].tolist()
         real = np.isfinite(learner)
         self.moments["logs"] += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
         if len(self.sample) < 128:
@@ -112,20 +157,45 @@ def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y])
 
 
-def _correlation(m: np.ndarray) -> float:
+def _aligned(p: np.ndarray, q: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> dict[str, np.ndarray]:
+    """The moments of each list at each alignment: name -> (6, lists)."""
+    last = ends - 1
+    x, y, xx, yy, xy = (np.add.reduceat(values, starts) for values in (p, q, p * p, q * q, p * q))
+    found = {"in place": np.stack([ends - starts, x, y, xx, yy, xy])}
+    for name, a, b, sums in (("learner later", p, q, (x, y, xx, yy)), ("sampler later", q, p, (y, x, yy, xx))):
+        product = np.zeros(p.size)
+        product[:-1] = a[1:] * b[:-1]
+        product[last] = 0.0  # its neighbour is of the next list
+        begun, ended = a[starts], b[last]  # have no partner
+        gone = np.stack([begun, ended, begun * begun, ended * ended])
+        found[name] = np.stack([ends - starts - 1, *(np.stack(sums) - gone), np.add.reduceat(product, starts)])
+    return found
+
+
+def _correlation(m: np.ndarray) -> np.ndarray:
+    """Of moments (6,) or (6, k); NaN where nothing varies."""
     n, x, y, xx, yy, xy = m
-    spread = math.sqrt(max(xx - x * x / n, 0) * max(yy - y * y / n, 0)) if n > 1 else 0.0
-    return (xy - x * y / n) / spread if spread > 1e-12 * n else math.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0))
+        return np.where(spread > 1e-12 * n, (xy - x * y / n) / spread, math.nan)
 
 
-def token_findings(sums: TokenSums) -> list[Finding]:
-    """What the tokens say."""
-    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums)]
+def _is_shifted(here: Any, best: Any) -> Any:
+    return (here < 0.5) & (best > 0.7) & (best > here + 0.4)
+
+
+def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
+    """What the tokens say; `places[i]` names row i in the file."""
+    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums, places)]
     if sums.count < ENOUGH:
         return found
     if sums.same >= 0.999 * sums.compared:
         return [_identical(f"{sums.same:,} of {sums.compared:,} tokens")]
-    found += _alignment(sums)
+    same, apart = sums.wrong["identical"], sums.apart
+    if len(same) >= max(3, SOME * sums.lists) and apart[0] < 0.2 * apart[1]:
+        share = f"{len(same)} lists ({_some(same, places)}), the others at {apart[0] / apart[1]:.0%} of their tokens,"
+        found.append(_identical(share))
+    found += _alignment(sums, places)
     x, y = np.concatenate(sums.sample, axis=1)
     real = np.isfinite(x) & (x > DEEP) & (y > DEEP)
     x, y = x[real], y[real]
@@ -139,35 +209,52 @@ def _identical(evidence: str) -> Finding:
         "identical columns",
         f"{evidence} have the same log-probability under both policies",
         "nothing was measured: one column was copied to the other (as verl does in bypass_mode, and "
-        "PipelineRL without a reference model); dump the sampler's as the sampler returned them",
+        "PipelineRL without a reference model); dump the sampler's as the sampler returned them (where one program "
+        "computes both to the last bit, these are on policy)",
     )
 
 
-def _alignment(sums: TokenSums) -> list[Finding]:
-    here, later, earlier = (_correlation(sums.moments[key]) for key in ("in place", "learner later", "sampler later"))
+def _some(rows: Sequence[int], places: Sequence[str]) -> str:
+    return ", ".join(places[i] for i in rows[:3]) + (" ..." if len(rows) > 3 else "")
+
+
+def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
+    here, later, earlier = (float(_correlation(sums.moments[name])) for name in ALIGNMENTS)
     best = max(later, earlier)
     if math.isnan(here) or math.isnan(best):
         return []
-    if here < 0.5 and best > 0.7 and best > here + 0.4:
-        which = "learner's" if later > earlier else "sampler's"
+    retokenized = (
+        "the two lists are not of the same tokens: retokenized text, another prompt or order of rows, or two different "
+        "models"
+    )
+    if _is_shifted(here, best):
+        which, other = ("learner's", "sampler's") if later > earlier else ("sampler's", "learner's")
         return [
             Finding(
                 "shifted",
                 f"probabilities of the two policies correlate {here:.2f} in place and {best:.2f} one token apart",
-                f"the {which} list begins one token late: logits of position t speak of token t + 1; "
-                "cut its first entry (and the other list's last), or move it where it is written",
+                f"the {which} list runs one place behind the {other}: the same token stands one entry later in it "
+                f"(logits of position t speak of token t + 1); cut its first entry and the {other} last",
             )
         ]
     if here < 0.3 and best < 0.3:
-        return [
-            Finding(
-                "other tokens",
-                f"probabilities of the two policies correlate {here:.2f} in place, {best:.2f} one token apart",
-                "the two lists are not of the same tokens: retokenized text, another prompt or order of rows, or two "
-                "different models",
-            )
-        ]
-    return []
+        evidence = f"probabilities of the two policies correlate {here:.2f} in place and {best:.2f} one token apart"
+        return [Finding("other tokens", evidence, retokenized)]
+    found = []
+    for name, what, cause in (
+        (
+            "shifted",
+            "one token apart and not in place, those of the others in place",
+            "one list of these runs a place behind the other, as one worker, rank or kind of task may write it; cut "
+            "its first entry and the other's last there",
+        ),
+        ("other tokens", "neither in place nor one token apart, those of the others in place", retokenized),
+    ):
+        rows = sums.wrong[name]
+        if len(rows) >= max(3, SOME * sums.told):
+            evidence = f"probabilities of {len(rows)} of {sums.told} lists ({_some(rows, places)}) correlate {what}"
+            found.append(Finding(name, evidence, cause))
+    return found
 
 
 def _zeros(sums: TokenSums) -> list[Finding]:
@@ -188,11 +275,12 @@ def _zeros(sums: TokenSums) -> list[Finding]:
 
 
 def _padding(sums: TokenSums) -> list[Finding]:
-    """Zeros on both sides make no ratio, but they are counted as tokens: in lengths, in token and geometric weights."""
+    """Constants at the end of every list; zeros make no ratio, but count as tokens: in lengths, in token weights."""
     return [
         Finding(
             "padding",
-            f"{hits} of {sums.lists} lists {name} with {ENDS} or more tokens that are exactly 0 under both policies",
+            f"{hits} of {sums.lists} lists {name} with {ENDS} or more tokens of one constant "
+            f"({sums.filler[name][0]:g} in log_prob, {sums.filler[name][1]:g} in behavior_log_prob)",
             "the prompt or padding is listed with the response: lengths and every gauge a token count it; give the "
             "mask of the policy's own tokens, or cut the lists (if both policies are certain there, ignore this)",
         )
@@ -201,21 +289,22 @@ def _padding(sums: TokenSums) -> list[Finding]:
     ]
 
 
-def _sentinels(sums: TokenSums) -> list[Finding]:
+def _sentinels(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     found = []
     for name, counter in sums.deep.items():
-        for value, hits in counter.most_common(1):
-            round_number = value == round(value) and abs(value) >= 50
-            if hits >= 3 and (round_number or hits >= 10):
+        for value, hits in counter.most_common():
+            enough = (1 if value <= NO_NUMBER else 3) if value == round(value) and value <= -50 else 10
+            if hits >= enough:
                 found.append(
                     Finding(
                         "sentinel",
-                        f"{value:g} stands {hits:,} times in {name}",
+                        f"{value:g} stands {hits:,} times in {name} (first in {places[sums.placed[name, value]]})",
                         "a placeholder, not a log-probability (OpenAI-style servers write -9999 outside the top 20, "
                         "NeMo-RL for -inf): one such token makes its trajectory's weight 0 or infinite; mask these "
                         "tokens or leave the records out (--skip-bad does not: they are finite)",
                     )
                 )
+                break
     return found
 
 
@@ -251,7 +340,7 @@ def _temperature(sums: TokenSums) -> list[Finding]:
     Noise between the policies makes one slope 1 and the other less; only a factor makes one of them more than 1.
     """
     n, sx, sy, xx, yy, xy = sums.moments["logs"]
-    if n < 1000:
+    if n < ENOUGH:
         return []
     var_x, var_y, cov = xx / n - (sx / n) ** 2, yy / n - (sy / n) ** 2, xy / n - sx * sy / n**2
     if not cov > 0.8 * math.sqrt(max(var_x * var_y, 1e-300)):
@@ -300,8 +389,13 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
     return found
 
 
-def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> list[Finding]:
-    """What the weights of n trajectories say; `places(i)` names trajectory i in the file."""
+def trajectory_findings(
+    log_ratio: np.ndarray, places: Sequence[str], *, tokens: bool, told: Sequence[Finding] = ()
+) -> list[Finding]:
+    """What the weights of n trajectories say; `places[i]` names trajectory i in the file.
+
+    What the tokens have `told` already explains wrong weights: no other cause is offered then.
+    """
     n = log_ratio.size
     found: list[Finding] = []
     if n < 8:
@@ -316,18 +410,19 @@ def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> 
     order = np.argsort(-weight, kind="stable")[:few]
     share = float(weight[order].sum() / weight.sum())
     if share > 0.5 and n >= 20:
-        named = ", ".join(str(places(int(i))) for i in order[:3])
         found.append(
             Finding(
                 "a few carry everything",
-                f"{few} of {n} trajectories hold {share:.0%} of all weight ({named}{' ...' if few > 3 else ''})",
+                f"{few} of {n} trajectories hold {share:.0%} of all weight ({_some(order.tolist(), places)})",
                 "look at these records: broken log-probabilities, or a tail too heavy for untruncated weights; "
                 "truncate (--weighting truncate --cap 8)",
             )
         )
+    explained = any(f.check not in ("padding", "precision") for f in told)
+    as_said = "what the checks above say, most likely; mend that first"
     log_mean = float(log_mean_weight(log_ratio))
     inverse = float(log_mean_weight(-log_ratio[np.isfinite(log_ratio)]))
-    if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found:
+    if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found and not explained:
         found.append(
             Finding(
                 "swapped",
@@ -341,8 +436,10 @@ def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> 
             Finding(
                 "weights explode",
                 f"the mean weight is {_power(log_mean)}; it is 1 in expectation",
-                "the two log-probabilities are not of the same tokens, or the sampler's hold something below what it "
-                "sampled with",
+                as_said
+                if explained
+                else "the two log-probabilities are not of the same tokens, or the sampler's hold something below what "
+                "it sampled with",
             )
         )
     elif log_mean < math.log(0.1):
@@ -350,7 +447,9 @@ def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> 
             Finding(
                 "weights vanish",
                 f"the mean weight is {_power(log_mean)}; it is 1 in expectation",
-                "nearly all of what the learner would do was never sampled: a systematic ratio along all tokens "
+                as_said
+                if explained
+                else "nearly all of what the learner would do was never sampled: a systematic ratio along all tokens "
                 "(top-p, temperature, precision, a wrong mask), or far too much lag",
             )
         )

@@ -143,8 +143,12 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     return files, notes
 
 
-NO_ROLLOUTS = re.compile(r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.")
+NO_ROLLOUTS = re.compile(
+    r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.|^trainer_state\.json$|config\.json$|^tokenizer.*\.json$"
+)
 """files that trainers put beside their rollouts: what the run was, its metrics, its evaluations"""
+STEP_IN_NAME = re.compile(r"(?:^|[/_.-])(?:(?:global_)?step|iter(?:ation)?)[=_-]?(\d+)")
+"""the training step in a file's or folder's name: step_3, global_step_3, step=3 (a partition), iter_0000003"""
 
 
 def _folder(path: Path) -> tuple[list[str], list[str]]:
@@ -185,10 +189,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item]:
-    """All records of the files, in order; a record learns `step` from a folder named step_N if it says none itself."""
+    """All records of the files, in order; a record learns `step` from `STEP_IN_NAME` if it says none itself."""
     progress.total = sum(Path(f).stat().st_size for f in files if f != "-" and Path(f).is_file())
     for name in files:
-        steps = re.findall(r"(?:^|[/_.-])(?:global_)?step[_-]?(\d+)", name)
+        steps = STEP_IN_NAME.findall(name)
         with _opened(name) as raw:
             for place, record in _records(name, raw, wanted, progress):
                 if steps and isinstance(record, dict) and "step" not in record:
@@ -262,6 +266,8 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
         for magic, what, remedy in UNREADABLE:
             if head.startswith(magic):
                 raise InputError(f"{name}: is {what}, {remedy}")
+        if head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < VALUE_LIMIT:
+            raise InputError(f"{name}: is a safetensors file, which holds no rewards; save its tensors with torch.save")
         if b"brain.Event:" in head[:64]:
             raise InputError(f"{name}: is a TensorBoard event file, metrics and no rollouts; read it with --metrics")
         if head[257:262] == b"ustar":
@@ -380,16 +386,13 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
     try:
         value = parse(text)
     except (ValueError, RecursionError) as error:
-        reason = "not JSON" if whole else "cut off"
-        yield (
-            place,
-            broken(
-                f"{where}: not JSON ({one_line(error)}); every line is one JSON object"
-                if whole
-                else f"{where}: the file is cut off here; dump it again, or delete this last line",
-                reason,
-            ),
-        )
+        if "Extra data" in str(error):
+            wrong = "several JSON values stand in one line; end each with a line break (JSON lines)"
+        elif whole:
+            wrong = f"not JSON ({one_line(error)}); every line is one JSON object"
+        else:
+            wrong = "the file is cut off here; dump it again, or delete this last line"
+        yield place, broken(f"{where}: {wrong}", "not JSON" if whole else "cut off")
         return
     if isinstance(value, dict):
         yield place, value

@@ -30,6 +30,8 @@ from vcposim.replay.grouping import TRAJECTORY, by_step, merged, whole_groups, w
 from vcposim.replay.names import FIELDS
 from vcposim.replay.records import Numbers, RecordReader, TokenLists
 
+FILE = "file"
+"""what `group` and `by` call the file that a record stands in, where it has no column of that name"""
 TOKENS_AT_ONCE = 1 << 14
 """tokens that are looked at together: few enough to stay in the cache"""
 IN_RANGE = 100.0
@@ -103,11 +105,17 @@ class _Reader:
         self.pending: list[TokenLists] = []
         self.pending_tokens = 0
         self.statistics = TokenSums()
+        self.flushed = 0
+        """rows whose tokens are in the sums already"""
         self.kept: list[Tokens] = []
         self.kept_tokens = 0
         self.skipped: dict[str, list[str]] = {}
         self.empty = self.no_weight = 0
+        self.undecided: InputError | None = None
+        """why the first records named no columns, where broken records are left out"""
         self.file = self.place = ""
+        self.in_file = array.array("q")
+        self.files: dict[str, int] = {}
         self.under: str | None = None
         """the name under which records hold their rollouts"""
 
@@ -117,6 +125,8 @@ class _Reader:
         try:
             if isinstance(item.record, InputError):
                 raise item.record
+            if FILE in (*self.columns.group_columns, *self.columns.by):
+                item.record.setdefault(FILE, item.path)
             if not self.columns.mapping and self.under is None:
                 self.under = self.columns.wrapping(item.record)
             for k, record in enumerate(self._rollouts(item.record)):
@@ -144,7 +154,15 @@ class _Reader:
                 where = f"{self.columns.where}: {self.under}"
                 raise broken(f"{where}: {kind(part)}, where others hold rollouts", "no rollouts")
             if not self.columns.mapping:
-                self.columns.decide(part)
+                try:
+                    self.columns.decide(part)
+                except BadRecord:
+                    raise
+                except InputError as error:
+                    if not self.skip_bad or self.undecided is not None:
+                        raise
+                    self.undecided = error
+                    raise broken(str(error), "no rollout") from None
                 self.wanted.names = None if self.under is not None else self.columns.used
             yield from self.record.unfolded(part)
 
@@ -167,6 +185,7 @@ class _Reader:
             values, codes = self.slices.setdefault(name, ({}, array.array("q")))
             codes.append(values.setdefault(value, len(values)))
         self.where.append(self._here())
+        self.in_file.append(self.files.setdefault(self.file, len(self.files)))
         self.empty += one.length == 0
         self.no_weight += one.log_ratio == -math.inf
         if one.tokens is not None:
@@ -212,7 +231,8 @@ class _Reader:
                 w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
             total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
             if "log_ratio" not in self.columns.mapping:
-                self.statistics.add(learner, sampler, ends[real])
+                self.statistics.add(learner, sampler, ends[real], self.flushed + real)
+        self.flushed += sizes.size
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
             self.sums[name].append(values)
 
@@ -220,6 +240,8 @@ class _Reader:
         """The dump, or the error of an empty file."""
         if not self.number["reward"]:
             bad = sum(map(len, self.skipped.values()))
+            if self.undecided is not None:
+                raise self.undecided
             why = f"all {bad} records are broken ({'; '.join(self.skipped)})" if bad else "empty file"
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
         self._flush()
@@ -253,13 +275,15 @@ class _Reader:
             place=tuple(self.where),
         )
         notes = list(columns.notes)
+        notes += self._doubtful_groups(dump)
         dump = by_step(dump, columns, notes)
         dump = merged(dump, columns, merge_reward, notes)
         dump = with_lag(dump)
         self._say(dump, notes)
+        told = token_findings(self.statistics, self.where)
         findings = [
-            *token_findings(self.statistics),
-            *trajectory_findings(dump.log_ratio, lambda i: dump.place[i], tokens=tokens is not None),
+            *told,
+            *trajectory_findings(dump.log_ratio, dump.place, tokens=tokens is not None, told=told),
             *self._versions(dump),
         ]
         slices = {name: one for name, one in dump.slices.items() if not name.startswith(" ")}
@@ -301,8 +325,35 @@ class _Reader:
                 "--group-size N for rows in order"
             )
 
+    def _doubtful_groups(self, dump: Dump) -> list[str]:
+        """Names of groups that may be of several prompts, or two names of one."""
+        if self.columns.group_size is not None:
+            return []
+        notes = []
+        texts = {name for name in self.names if isinstance(name, str)}
+        twice = [name for name in self.names if isinstance(name, int | float) and str(name) in texts]
+        if twice:
+            notes.append(
+                f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
+                f"{len(twice) - 1} more; write one kind"
+            )
+        if len(self.files) > 1 and "step" not in self.slices:
+            pairs = np.unique(dump.group * len(self.files) + np.array(self.in_file))
+            spread = int(np.sum(np.bincount(pairs // len(self.files)) > 1))
+            if spread:
+                name = ",".join(self.columns.group_columns) or self.columns.mapping.get("group", "group")
+                notes.append(
+                    f"{spread} of {len(dump.labels)} groups have responses in several files; if each file is a step, "
+                    f"or counts its prompts from 0, these are different prompts: --group {FILE},{name} splits them"
+                )
+        return notes
+
     def _unread(self) -> int:
-        return sum(len(at) for why, at in self.skipped.items() if why in ("not JSON", "cut off", "no JSON object"))
+        return sum(
+            len(at)
+            for why, at in self.skipped.items()
+            if why in ("not JSON", "cut off", "no JSON object", "no rollout")
+        )
 
     def _versions(self, dump: Dump) -> list[Finding]:
         mixed = self.record.mixed

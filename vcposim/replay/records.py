@@ -8,6 +8,7 @@ one error with file, place, field, value and remedy.
 import math
 import struct
 from collections.abc import Hashable, Iterable, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import orjson
 from vcposim.replay.columns import MISSING, Columns, bare
 from vcposim.replay.containers import BadRecord, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import ABSENT, LISTS, MEANINGFUL
+from vcposim.replay.names import ABSENT, BESIDE, LISTS, MEANINGFUL, REMOVED
 
 ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
@@ -66,6 +67,7 @@ class RecordReader:
         self.first_names: frozenset[str] | None = None
         self.kinds: tuple[bool, ...] | None = None
         self.left_out = self.null_masks = self.masked_tokens = self.mixed = 0
+        self.said: set[str] = set()
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
         return self.columns.bad(name, value, remedy, reason)
@@ -84,9 +86,14 @@ class RecordReader:
                 raise self._bad(
                     name, "here", "but not in the first record; write it in all of them or in none", "a new field"
                 )
-        if "sample_mask" in mapping and self._get(record, "sample_mask") in (0, [0], [0.0], False):
-            self.left_out += 1
-            return None
+        if "sample_mask" in mapping:
+            flag = self._get(record, "sample_mask")
+            flag = flag[0] if isinstance(flag, list) and len(flag) == 1 else flag
+            if flag not in (0, 1):
+                raise self._bad("sample_mask", flag, "is neither 0 nor 1", "sample mask")
+            if bool(flag) == (mapping["sample_mask"] in REMOVED):
+                self.left_out += 1
+                return None
         label = self._label(record)
         reward = self._reward(record) if "reward" in mapping else math.nan
         log_ratio, length, reference, tokens = self._weights(record)
@@ -169,8 +176,8 @@ class RecordReader:
         return self._scalar("reward", seen.pop())
 
     def _scalar(self, name: str, value: Any, *, boolean: bool = False) -> float:
-        if isinstance(value, np.generic):
-            value = value.item()
+        if isinstance(value, np.generic | Decimal):
+            value = float(value) if isinstance(value, Decimal) else value.item()
         if (isinstance(value, bool) and not boolean) or not isinstance(value, int | float):
             what, how = kind(value), "dump it as a number"
             inner = [k for k, x in value.items() if isinstance(x, float)] if isinstance(value, dict) else []
@@ -391,7 +398,11 @@ class RecordReader:
         return _key(value)
 
     def unfolded(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-        """The record itself, or its rollouts if it is a batch in columns: every field a list over the same rollouts."""
+        """The record itself, or its rollouts if it is a batch in columns: every field a list over the same rollouts.
+
+        Lists of lists are such a batch if there is a reward (without rewards: a group) each; with a single reward they
+        are the turns of one trajectory.
+        """
         tokens: Any = self.columns.value(record, "log_prob" if "log_prob" in self.columns.mapping else "log_ratio")
         anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
         reward: Any = _listed(self.columns.value(record, "reward")) if "reward" in self.columns.mapping else MISSING
@@ -403,6 +414,20 @@ class RecordReader:
         if not nested and not flat:
             return (record,)
         n = len(tokens)
+        if nested and n > 1 and not isinstance(reward if reward is not MISSING else anchor, list):
+            if reward is not MISSING:
+                self._say("the log-probabilities are lists in a list beside one reward: turns of a trajectory, joined")
+                return (self._joined(record),)
+            if anchor is not MISSING and not isinstance(anchor, Mapping):
+                raise self._bad(
+                    "log_prob" if "log_prob" in self.columns.mapping else "log_ratio",
+                    f"{n} lists",
+                    "in one record of one group without rewards: turns of a trajectory, or trajectories? write one "
+                    "trajectory a record, its tokens in one list",
+                    "lists in a list",
+                )
+        if n > 1:
+            self._say(f"a record holds columns of several rollouts ({n} in the first)")
         used = (
             {self.columns.mapping[name] for name in self.columns.mapping}
             | set(self.columns.group_columns)
@@ -420,6 +445,21 @@ class RecordReader:
                 )
             columns[name] = value if isinstance(value, list) else [value] * n
         return [{name: column[k] for name, column in columns.items()} for k in range(n)]
+
+    def _say(self, note: str) -> None:
+        kind, _, _ = note.partition(" (")
+        if kind not in self.said:
+            self.said.add(kind)
+            self.columns.notes.append(note)
+
+    def _joined(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record with the turns of its token lists after each other."""
+        joined = dict(record)
+        for name in {"log_prob", "behavior_log_prob", "log_ratio", "mask", *BESIDE} & set(self.columns.mapping):
+            value = self.columns.value(record, name)
+            if isinstance(value, list) and value and all(isinstance(turn, list | np.ndarray) for turn in value):
+                joined[self.columns.mapping[name]] = [x for turn in value for x in turn]
+        return joined
 
 
 def _listed(value: Any) -> Any:

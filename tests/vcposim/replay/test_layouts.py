@@ -217,6 +217,7 @@ def test_torch_files_are_read_without_executing_them(tmp_path: Path) -> None:
         (b"PAR1 and nothing else", "not a readable Parquet"),
         (b"ARROW1\x00\x00 and nothing else", "not a readable Arrow"),
         (b"id,reward\n1,2\n", "not JSON"),
+        ((64).to_bytes(8, "little") + b'{"log_prob":{"dtype":"F32"}}', "safetensors"),
     ],
 )
 def test_what_is_not_read_is_named_by_what_it_is(content: bytes, words: str, tmp_path: Path) -> None:
