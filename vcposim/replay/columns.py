@@ -51,6 +51,8 @@ class Columns:
         self.group_columns, self.group_size, self.by = group, group_size, by
         self.layout: ColumnLayout | None = None
         self.mapping: dict[str, str] = {}
+        self.paths: set[str] = set()
+        """all that is read of a record"""
         self.used: set[str] = set()
         """names a columnar file has to deliver"""
         self.reward_rule = "one"
@@ -118,7 +120,7 @@ class Columns:
                 del mapping[name]  # a schema with the column, and nothing in it
                 self.notes.append(f"{name} is null in the first record: not used")
         if "log_ratio" in mapping and {"log_prob", "behavior_log_prob"} <= set(mapping):
-            del mapping["log_ratio"]
+            self.notes.append(f"column {mapping.pop('log_ratio')!r} is not used: both log-probabilities are there")
         self._take_others(record, names, mapping, refused)
         ratio = "log_ratio" in mapping
         needed = [name for name in ("log_prob", "behavior_log_prob") if not ratio and name not in mapping]
@@ -153,14 +155,14 @@ class Columns:
         self._slice_columns(record, names)
         if "length" not in mapping and "mask" not in mapping and self.explicit.get("length") != ABSENT:
             self.other_length = next((n for n in (*OTHER_NAMES["length"], "response_lengths") if n in names), None)
-        used = {
+        self.paths = {
             *mapping.values(),
             *({self.other_length} if self.other_length else ()),
             *self.group_columns,
             *self.by,
             *(c for c, _ in self.slice_columns.values()),
         }
-        self.used = {name for path in used for name in (path, path.split(".")[0])}
+        self.used = {name for path in self.paths for name in (path, path.split(".")[0])}
         for name in ("group", "reward"):
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
                 like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]

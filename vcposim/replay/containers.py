@@ -600,7 +600,10 @@ def _torch(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
                 "write tensors, lists and numbers alone, or JSON lines"
             ) from None
         raise InputError(f"{name}: not a readable PyTorch file ({text[:120]}); dump it again") from None
-    value = _plain(value)
+    try:
+        value = _plain(value)
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(f"{name}: holds a tensor without plain values ({one_line(error)[:120]}); save lists") from None
     other = Path(name).parents[1] / "rollout_data" / Path(name).name if len(Path(name).parents) > 1 else None
     if Path(name).parent.name == "train_data" and other is not None and other.is_file() and isinstance(value, dict):
         _join(value, [record for _, record in _torch(str(other), str(other), Wanted())])
@@ -622,6 +625,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(x) for x in value]
+    if getattr(value, "is_nested", False):
+        return [x.tolist() for x in value.unbind()]
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -129,7 +129,7 @@ class RecordReader:
             parts = []
             for column in self.columns.group_columns:
                 try:
-                    parts.append(_key(look_up(record, column)))
+                    parts.append(self._exact(column, look_up(record, column)))
                 except KeyError:
                     raise self._bad(column, MISSING, "is missing, other records have it", "is missing") from None
             return parts[0] if len(parts) == 1 else tuple(parts)
@@ -140,6 +140,12 @@ class RecordReader:
             raise self._bad("group", value, "cannot name a group; use a number, a string, or any JSON value", "NaN")
         if self.columns.layout is not None and self.columns.layout.group_suffixes and isinstance(value, str):
             return value.rsplit("_", self.columns.layout.group_suffixes)[0]
+        return self._exact("group", value)
+
+    def _exact(self, name: str, value: Any) -> Hashable:
+        """A key that tells all values apart: JSON parsers round whole numbers that do not fit in 64 bits."""
+        if isinstance(value, float) and abs(value) >= 2**53:
+            raise self._bad(name, value, "is rounded: too large a number to name anything; write a string", "rounded")
         return _key(value)
 
     def _reward(self, record: Mapping[str, Any]) -> float:
@@ -428,13 +434,8 @@ class RecordReader:
                 )
         if n > 1:
             self._say(f"a record holds columns of several rollouts ({n} in the first)")
-        used = (
-            {self.columns.mapping[name] for name in self.columns.mapping}
-            | set(self.columns.group_columns)
-            | set(self.columns.by)
-        )
         columns = {}
-        for name in used:
+        for name in self.columns.paths:
             try:
                 value = _listed(look_up(record, name))
             except KeyError:

@@ -803,6 +803,19 @@ def test_decimal_rewards_are_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_dump(tmp_path / "d.parquet").reward, [r.reward for r in b])
 
 
+def test_names_rounded_by_the_parser_lengths_in_columns_and_idle_ratios_are_said(tmp_path: Path) -> None:
+    table = rows(batch())
+    assert "is rounded" in refusal(write(tmp_path, [{**row, "group": 10**30 + row["group"]} for row in table]))
+    path = tmp_path / "columns.json"
+    columns: Record = {name: [row[name] for row in table] for name in FIELDS}
+    path.write_text(json.dumps({**columns, "response_length": [len(row["log_prob"]) for row in table]}))
+    assert read_dump(path).group.size == len(table)
+    path.write_text(json.dumps({**columns, "response_length": [len(row["log_prob"]) - 1 for row in table]}))
+    assert "response_length" in refusal(path)
+    both = read_dump(write(tmp_path, [{**row, "log_ratio": 0.0} for row in table]))
+    assert any("'log_ratio' is not used" in note for note in both.notes)
+
+
 # ---------------------------------------------------------------------------------- the reports themselves, if at hand
 
 COMMON = {"n": 64, "groups": 8, "sequence": 0.5418, "token": 0.9880, "geometric": 0.9996, "mean": 0.9108, "kl": 0.3987}
