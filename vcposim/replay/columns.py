@@ -59,8 +59,13 @@ class Columns:
         self.other_length: str | None = None
         self.slice_columns: dict[str, tuple[str, bool]] = {}
         self.notes: list[str] = []
-        self.where = ""
-        """file and place of the record at hand, for errors"""
+        self.file = self.place = ""
+        """of the record at hand, for errors"""
+
+    @property
+    def where(self) -> str:
+        """File and place of the record at hand."""
+        return f"{self.file}: {self.place}"
 
     def value(self, record: Mapping[str, Any], name: str) -> Any:
         """What a record has under a field, or `MISSING`."""

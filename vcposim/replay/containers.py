@@ -541,8 +541,8 @@ def _batches(batches: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
 def _rows(batch: Any, at: int) -> Iterator[tuple[str, Any]]:
     names = batch.schema.names
     columns = [_column(batch.column(i)) for i in range(len(names))]
-    for k in range(batch.num_rows):
-        yield f"row {at + k + 1}", {n: c[k] for n, c in zip(names, columns, strict=True)}
+    for k, values in enumerate(zip(*columns, strict=True), at + 1):
+        yield f"row {k}", dict(zip(names, values, strict=True))
 
 
 def _column(array: Any) -> Any:
@@ -551,11 +551,9 @@ def _column(array: Any) -> Any:
 
     t = array.type
     if (pa.types.is_list(t) or pa.types.is_large_list(t)) and _number(t.value_type) and not array.values.null_count:
-        values, ends = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
-        if values.dtype.kind == "f":
-            values = values.astype("f8") if values.dtype.itemsize < 8 else values
+        values, ends = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy().tolist()
         present = array.is_valid().to_pylist() if array.null_count else itertools.repeat(True)
-        return [values[a:b] if here else None for a, b, here in zip(ends[:-1], ends[1:], present, strict=False)]
+        return [values[a:b] if here else None for a, b, here in zip(ends, ends[1:], present, strict=False)]
     return array.to_pylist()
 
 

@@ -5,6 +5,7 @@ response has weight 1, an empty product, and no gradient; a null mask is all tok
 one error with file, place, field, value and remedy.
 """
 
+import contextlib
 import math
 import struct
 from collections.abc import Hashable, Iterable, Mapping
@@ -43,6 +44,7 @@ class Numbers(NamedTuple):
     """of its group"""
     reward: float
     log_ratio: float
+    """NaN where there are tokens: their sums are taken together with those of other records"""
     length: float
     norm: float
     trajectory: Hashable | None
@@ -50,6 +52,11 @@ class Numbers(NamedTuple):
     """slice -> its value"""
     reference_log_ratio: float
     tokens: TokenLists | None
+    mixed: bool
+    """whether several versions of the policy generated it"""
+
+
+LISTED = (list, np.ndarray)
 
 
 @lru_cache(maxsize=4096)
@@ -66,7 +73,8 @@ class RecordReader:
         self.records = 0
         self.first_names: frozenset[str] | None = None
         self.kinds: tuple[bool, ...] | None = None
-        self.left_out = self.null_masks = self.masked_tokens = self.mixed = 0
+        self.left_out = self.null_masks = self.masked_tokens = 0
+        self.mixed = False
         self.said: set[str] = set()
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
@@ -75,9 +83,11 @@ class RecordReader:
     def read(self, record: Mapping[str, Any]) -> Numbers | None:
         """The numbers of one record, or None for one that the trainer left out.
 
-        Raises `BadRecord` for whatever is wrong with it: a record is taken whole or not at all.
+        Raises `BadRecord` for whatever is wrong with it: a record is taken whole or not at all. Whether its tokens are
+        log-probabilities is left to `check`, which many records share.
         """
         self.records += 1
+        self.mixed = False
         mapping = self.columns.mapping
         if self.first_names is None:
             self.first_names = frozenset(record)
@@ -109,8 +119,24 @@ class RecordReader:
         if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
             trajectory = ("row", self.records) if trajectory is None else _key(trajectory)
         marks = {name: self._mark(record, name, column) for name, (column, _) in self.columns.slice_columns.items()}
+        return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens, self.mixed)
 
-        return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens)
+    def check(self, learner: np.ndarray, sampler: np.ndarray) -> None:
+        """Raises `BadRecord` for the first token that is no log-probability (or log-ratio)."""
+        if "log_ratio" in self.columns.mapping:
+            self._check("log_ratio", learner)
+        else:
+            self._check("log_prob", learner)
+            self._check("behavior_log_prob", sampler)
+
+    def _check(self, name: str, x: np.ndarray) -> None:
+        if not x.size:
+            return
+        low, high = x.min(), x.max()
+        bound = LARGEST if name in ("log_ratio", "collision") else ROUNDING
+        if not (high <= bound and (low >= -LARGEST or (low == -math.inf and name in MAY_BE_NOTHING))):
+            for v in x:
+                self._log_prob(name, float(v))
 
     def _get(self, record: Mapping[str, Any], name: str) -> Any:
         value = self.columns.value(record, name)
@@ -118,7 +144,7 @@ class RecordReader:
             raise self._bad(name, MISSING, "is missing, other records have it", "is missing")
         if value is None and name not in ("mask", "trajectory"):
             raise self._bad(name, value, "is no value; fill it in or drop the record", "null")
-        if isinstance(value, list | np.ndarray) and len(value) == 1 and name not in LISTS:
+        if isinstance(value, LISTED) and len(value) == 1 and name not in LISTS:
             return value[0]  # a batch of one, as NeMo-RL writes
         return value
 
@@ -204,7 +230,7 @@ class RecordReader:
         return number
 
     def _weights(self, record: Mapping[str, Any]) -> tuple[float, float, float, TokenLists | None]:
-        """log-ratio, length, log-ratio to the reference (NaN without one), and the lists of tokens if there are any."""
+        """log-ratio, length, log-ratio to the reference (NaN without one) and the lists of tokens, as `Numbers` has."""
         names = ("log_ratio",) if "log_ratio" in self.columns.mapping else ("log_prob", "behavior_log_prob")
         choices = record.get("choices")
         if (
@@ -214,7 +240,7 @@ class RecordReader:
         ):
             raise self._bad("choices", f"{len(choices)} answers", "in one record; write one answer a record", "choices")
         values = [bare(self._get(record, name)) for name in names]
-        kinds = tuple(isinstance(v, list | np.ndarray) for v in values)
+        kinds = tuple(isinstance(v, LISTED) for v in values)
         if self.kinds is None:
             self.kinds = kinds
             if any(kinds) and not all(kinds):
@@ -232,7 +258,7 @@ class RecordReader:
                 "is not what it was in the first record, a list or a sum",
                 "mixed kinds",
             )
-        lists = [v for v in values if isinstance(v, list | np.ndarray)]
+        lists = [v for v in values if isinstance(v, LISTED)]
         stated = self._scalar("length", self._get(record, "length")) if "length" in self.columns.mapping else None
         if not lists:
             if stated is None:
@@ -244,7 +270,7 @@ class RecordReader:
             return total, stated, self._reference(record, numbers[0], None, None), None
         size = len(lists[0])
         for name, v in zip(names, values, strict=True):
-            if isinstance(v, list | np.ndarray) and len(v) != size:
+            if isinstance(v, LISTED) and len(v) != size:
                 raise self._bad(
                     name,
                     f"{len(v)} tokens",
@@ -258,7 +284,7 @@ class RecordReader:
             self.null_masks += given is None
             keep = self._mask(given, size)
         tokens: list[Any] = [
-            self._tokens(name, v, keep) if isinstance(v, list | np.ndarray) else self._log_prob(name, v)
+            self._tokens(name, v, keep) if isinstance(v, LISTED) else self._log_prob(name, v)
             for name, v in zip(names, values, strict=True)
         ]
         counted = size if keep is None else int(keep.sum())
@@ -277,26 +303,27 @@ class RecordReader:
                     "dump a mask or the response's own tokens, or ignore this column with --column length=none",
                     "another length than that of the lists",
                 )
-        sums = [float(t.sum()) if isinstance(t, np.ndarray) else t for t in tokens]
-        total = sums[0] - (sums[1] if len(sums) > 1 else 0.0)
-        reference = self._reference(record, sums[0], size, keep)
+        reference = self._reference(record, tokens[0], size, keep)
         if len(lists) == 2:
-            beside = {name: self._beside(record, name, size, keep) for name in self._token_fields}
-            return total, counted, reference, TokenLists(tokens[0], tokens[1], beside)
-        alone = TokenLists(tokens[0], np.zeros(counted), {}) if len(names) == 1 else None
-        return total, counted, reference, alone
+            fields: list[str] = [n for n in ("anchor_log_prob", "collision") if n in self.columns.mapping]
+            beside = {name: self._beside(record, name, size, keep) for name in fields}
+            return math.nan, counted, reference, TokenLists(tokens[0], tokens[1], beside)
+        if len(names) == 1:
+            return math.nan, counted, reference, TokenLists(tokens[0], np.zeros(counted), {})
+        for name, x in zip(names, tokens, strict=True):
+            if isinstance(x, np.ndarray):
+                self._check(name, x)
+        learner, sampler = map(float, map(np.sum, tokens))
+        return learner - sampler, counted, reference, None
 
-    @property
-    def _token_fields(self) -> list[str]:
-        return [name for name in ("anchor_log_prob", "collision") if name in self.columns.mapping]
-
-    def _reference(self, record: Mapping[str, Any], log_prob: float, size: int | None, keep: Any) -> float:
-        """log pi(tau) - log reference(tau), nats."""
+    def _reference(self, record: Mapping[str, Any], log_prob: Any, size: int | None, keep: Any) -> float:
+        """log pi(tau) - log reference(tau), nats; `log_prob` a sum or the tokens'."""
         if "reference_log_prob" not in self.columns.mapping:
             return math.nan
+        total = float(np.sum(log_prob, dtype=np.float64))
         if size is None:
-            return log_prob - self._log_prob("reference_log_prob", self._get(record, "reference_log_prob"))
-        return log_prob - float(self._beside(record, "reference_log_prob", size, keep).sum())
+            return total - self._log_prob("reference_log_prob", self._get(record, "reference_log_prob"))
+        return total - float(self._beside(record, "reference_log_prob", size, keep).sum())
 
     def _beside(self, record: Mapping[str, Any], name: str, size: int, keep: Any) -> np.ndarray:
         """A list a token of the same tokens as the log-probabilities."""
@@ -309,7 +336,8 @@ class RecordReader:
                 f"column with --column {name}={ABSENT}",
                 "other tokens",
             )
-        found = self._tokens(name, value, keep)
+        found = self._tokens(name, value, keep).astype(np.float64, copy=False)
+        self._check(name, found)
         if name == "collision" and found.size and not (found.min() > 0 and found.max() <= 1 + ROUNDING):
             raise self._bad(name, float(found.min()), "is out of (0, 1]; it is a sum of squared probabilities", "range")
         return found
@@ -322,42 +350,36 @@ class RecordReader:
             raise self._bad(
                 "mask", mask, f"does not match the {length} tokens of the log-probabilities", "mask of another length"
             )
-        if isinstance(mask, list) and not {type(flag) for flag in mask} <= {int, float, bool}:
-            raise self._bad("mask", mask, "holds something else than 0 and 1", "mask")
-        try:
-            flags = np.asarray(mask, dtype=np.float64)
-        except OverflowError:
-            flags = np.array([math.inf])
-        if not np.all((flags == 0) | (flags == 1)):
+        flags: np.ndarray
+        if isinstance(mask, np.ndarray):
+            flags = mask
+        else:
+            try:
+                flags = np.frombuffer(bytes(mask), np.uint8)  # whole numbers and booleans, five times as fast
+            except (TypeError, ValueError):
+                plain = all(isinstance(flag, int | float) and flag in (0, 1) for flag in mask)
+                flags = np.array(mask, dtype=np.float64) if plain else np.array([math.nan])
+        keep = flags == 1
+        if not np.all(keep | (flags == 0)):
             raise self._bad("mask", list(mask), "holds something else than 0 and 1", "mask")
-        return flags.astype(bool)
+        return keep
 
     def _tokens(self, name: str, value: Any, keep: np.ndarray | None) -> np.ndarray:
-        """Log-probabilities of the kept tokens; whatever stands at the others is never looked at."""
+        """Numbers of the kept tokens, to be `check`ed; whatever stands at the others is never looked at."""
         if isinstance(value, np.ndarray) and value.dtype != object:
             if value.dtype.kind not in "fiu":
                 raise self._bad(name, value.tolist(), "is a list of booleans, not of numbers", "booleans")
-            x = value.astype(np.float64, copy=False)
-            x = x if keep is None else x[keep]
-        else:
-            try:
-                x = np.frombuffer(_doubles(len(value)).pack(*value))
-                # packing takes false for 0: look at what stands where it found a 0
-                zero = x == 0 if keep is None else (x == 0) & keep
-                if zero.any() and bool in set(map(type, map(value.__getitem__, np.flatnonzero(zero).tolist()))):
-                    raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
-                x = x if keep is None else x[keep]
-            except struct.error:
-                kept = value if keep is None else [v for v, flag in zip(value, keep, strict=True) if flag]
-                x = np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
-        if not x.size:
-            return x
-        low, high = x.min(), x.max()
-        bound = LARGEST if name in ("log_ratio", "collision") else ROUNDING
-        if not (high <= bound and (low >= -LARGEST or (low == -math.inf and name in MAY_BE_NOTHING))):
-            for v in x:
-                self._log_prob(name, float(v))
-        return x
+            return value if keep is None else value[keep]
+        try:
+            x = np.frombuffer(_doubles(len(value)).pack(*value))
+        except struct.error:
+            kept = value if keep is None else [v for v, flag in zip(value, keep, strict=True) if flag]
+            return np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
+        # packing takes false for 0: look at what stands where it found a 0
+        zero = x == 0 if keep is None else (x == 0) & keep
+        if zero.any() and bool in set(map(type, map(value.__getitem__, np.flatnonzero(zero).tolist()))):
+            raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
+        return x if keep is None else x[keep]
 
     def _one_token(self, name: str, value: Any) -> float:
         if value is None:
@@ -394,8 +416,10 @@ class RecordReader:
             value = value.tolist()
         if name in ("version", "last_version") and isinstance(value, list):
             # a version a token or a turn: the trajectory began under its first own one
+            with contextlib.suppress(TypeError):  # a version that is no number or string
+                value = set(value)
             versions = sorted({_key(x) for x in value if x not in (None, -1)}, key=_order)
-            self.mixed += len(versions) > 1
+            self.mixed |= len(versions) > 1
             return versions[0] if versions else None
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -410,11 +434,14 @@ class RecordReader:
         are the turns of one trajectory.
         """
         tokens: Any = self.columns.value(record, "log_prob" if "log_prob" in self.columns.mapping else "log_ratio")
-        anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
-        reward: Any = _listed(self.columns.value(record, "reward")) if "reward" in self.columns.mapping else MISSING
-        if not isinstance(tokens, list | np.ndarray) or not len(tokens):
+        if not isinstance(tokens, LISTED) or not len(tokens):
             return (record,)
-        nested = isinstance(tokens[0], list | np.ndarray)
+        nested = isinstance(tokens[0], LISTED)
+        reward: Any = self.columns.value(record, "reward") if "reward" in self.columns.mapping else MISSING
+        if not nested and not isinstance(reward, LISTED):
+            return (record,)
+        reward = _listed(reward)
+        anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
         named = isinstance(anchor, list) and all(isinstance(x, int | float | str) for x in anchor)
         flat = named and isinstance(reward, list) and len(anchor) == len(reward) == len(tokens)
         if not nested and not flat:
