@@ -26,7 +26,7 @@ ENOUGH = 200
 """tokens without which no pattern of tokens is claimed"""
 SAMPLED = 1024
 """tokens of each flush that are looked at one by one"""
-ALL_OF, ONE_OF = 64, 8
+ALL_OF, ONE_OF = 64, 16
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
@@ -42,6 +42,13 @@ SPREAD = 0.05
 """standard deviation of a list's probabilities, for the same; where all are near 1, noise alone is left to correlate"""
 SOME = 0.02
 """share of the lists that are wrong by themselves, at least, and 3 of them: not one odd list among thousands"""
+WRONG = ("identical", "shifted", "other tokens")
+"""what a list can be by itself"""
+EXAMPLES = 3
+FEW = 8
+"""tokens of a list that are not 0 without which it is not called identical"""
+FILLER = -0.5
+"""a log-probability below this does not stand several times in a row, to the last digit, at the end of a list"""
 
 ALIGNMENTS = ("in place", "learner later", "sampler later")
 """how two lists may lie: `learner later` compares the learner's entry t + 1 with the sampler's t"""
@@ -71,16 +78,20 @@ class TokenSums:
     zero: dict[str, int] = field(default_factory=lambda: {"log_prob": 0, "behavior_log_prob": 0})
     """exactly 0 here, and far from it on the other side"""
     zero_other: dict[str, float] = field(default_factory=lambda: {"log_prob": 0.0, "behavior_log_prob": 0.0})
-    moments: dict[str, np.ndarray] = field(default_factory=lambda: {k: np.zeros(6) for k in (*ALIGNMENTS, "logs")})
-    """(count, x, y, xx, yy, xy) of probabilities, one list moved by one token or none; of log-probabilities"""
-    told: int = 0
-    """lists whose own correlation says something"""
-    wrong: dict[str, list[int]] = field(
-        default_factory=lambda: {k: [] for k in ("shifted", "other tokens", "identical")}
-    )
-    """rows whose list is so by itself"""
-    apart: list[int] = field(default_factory=lambda: [0, 0])
-    """tokens of the lists that are not identical: equal under both policies and not 0, and all that are not 0"""
+    aligned: np.ndarray = field(default_factory=lambda: np.zeros((len(ALIGNMENTS), 6)))
+    """(count, x, y, xx, yy, xy) of probabilities at each of `ALIGNMENTS`"""
+    logs: np.ndarray = field(default_factory=lambda: np.zeros(6))
+    """the same of log-probabilities"""
+    lists_compared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WRONG, 0))
+    """lists long enough to be judged by themselves"""
+    wrong: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WRONG, 0))
+    """those of them that are so"""
+    examples: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in WRONG})
+    """the first rows of those"""
+    alike: int = 0
+    """tokens of the other lists that are equal under both policies and not 0"""
+    unequal: int = 0
+    """tokens of those lists that are not 0"""
     deep: dict[str, Counter[float]] = field(
         default_factory=lambda: {"log_prob": Counter(), "behavior_log_prob": Counter()}
     )
@@ -109,71 +120,99 @@ class TokenSums:
                 self.zero_other[name] += float(np.maximum(far, -1e4).sum())
             if one.min() < DEEP and len(self.deep[name]) < 10_000:
                 at = np.flatnonzero((one < DEEP) & np.isfinite(one))
-                self.deep[name].update(one[at].tolist())
-                for value, row in zip(one[at].tolist(), rows[np.searchsorted(ends, at, side="right")], strict=True):
-                    self.placed.setdefault((name, value), int(row))
+                values, first, count = np.unique(one[at], return_index=True, return_counts=True)
+                row = rows[np.searchsorted(ends, at[first], side="right")]
+                for value, hits, place in zip(values.tolist(), count.tolist(), row.tolist(), strict=True):
+                    self.deep[name][value] += hits
+                    self.placed.setdefault((name, value), place)
         starts = np.concatenate([[0], ends[:-1]])
+        self._look_at_ends(learner, sampler, starts, ends)
+        if self.pieces <= ALL_OF or self.pieces % ONE_OF == 0:
+            self._compare(learner, sampler, starts, ends, rows, counted=~zero["log_prob"])
+
+    def _look_at_ends(self, learner: np.ndarray, sampler: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
         long = ends - starts > ENDS
         self.lists += int(long.sum())
         for name, at in (("begin", starts[long]), ("end", ends[long] - ENDS)):
+            at = at[:, None] + np.arange(ENDS)
             one, other = learner[at], sampler[at]
-            blank = ((one == 0) & (other == 0)) | (np.minimum(one, other) < -0.5)
-            for policy in (learner, sampler):
-                for k in range(1, ENDS):
-                    blank &= policy[at] == policy[at + k]
-            if blank.any():
-                self.blank[name] += int(blank.sum())
-                first = int(np.argmax(blank))
-                self.filler[name] = float(one[first]), float(other[first])
-        if self.pieces > ALL_OF and self.pieces % ONE_OF:
-            return
+            constant = (one == one[:, :1]).all(axis=1) & (other == other[:, :1]).all(axis=1)
+            if constant.any():
+                pairs = np.stack([one[constant, 0], other[constant, 0]], axis=1)
+                filler = pairs[(pairs == 0).all(axis=1) | (pairs.min(axis=1) < FILLER)]
+                self.blank[name] += len(filler)
+                if len(filler):
+                    self.filler[name] = tuple(filler[0].tolist())
+
+    def _compare(
+        self,
+        learner: np.ndarray,
+        sampler: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        rows: np.ndarray,
+        counted: np.ndarray,
+    ) -> None:
         self.compared += learner.size
         equal = learner == sampler
         self.same += int(np.count_nonzero(equal))
-        counted = np.add.reduceat(~zero["log_prob"], starts, dtype=int)
-        alike = np.add.reduceat(equal & ~zero["log_prob"], starts, dtype=int)
-        enough = counted >= 8
-        identical = (alike == counted) & enough
-        self.wrong["identical"] += rows[identical].tolist()
-        self.apart[0] += int(alike[enough & ~identical].sum())
-        self.apart[1] += int(counted[enough & ~identical].sum())
+        alike, of = (np.add.reduceat(flags, starts, dtype=int) for flags in (equal & counted, counted))
+        identical = alike == of
+        self._judge("identical", of >= FEW, identical, rows)
+        others = ~identical & (of >= FEW)
+        self.alike += int(alike[others].sum())
+        self.unequal += int(of[others].sum())
         lists = _aligned(np.exp(learner), np.exp(sampler), starts, ends)
-        for name, sums in lists.items():
-            self.moments[name] += sums.sum(axis=1)
-        n, x, y, xx, yy, _ = lists["in place"]
-        told = (n >= LONG) & (np.minimum(xx - x * x / n, yy - y * y / n) > SPREAD**2 * n)
-        here, *moved = (_correlation(sums[:, told]) for sums in lists.values())
-        best = np.maximum(*moved)
-        self.told += int(told.sum())
-        self.wrong["shifted"] += rows[told][_is_shifted(here, best)].tolist()
-        self.wrong["other tokens"] += rows[told][(here < 0.3) & (best < 0.3)].tolist()
-        real = np.isfinite(learner)
-        self.moments["logs"] += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
+        self.aligned += lists.sum(axis=-1)
+        n, x, y, xx, yy, _ = lists[0]
+        varied = (n >= LONG) & (np.minimum(xx - x * x / n, yy - y * y / n) > SPREAD**2 * n)
+        here, later, earlier = _correlation(np.moveaxis(lists, 1, 0))
+        best = np.maximum(later, earlier)
+        self._judge("shifted", varied, _is_shifted(here, best), rows)
+        self._judge("other tokens", varied, (here < 0.3) & (best < 0.3), rows)
+        if learner.min() < DEEP or sampler.min() < DEEP:
+            real = np.isfinite(learner)
+            self.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
+        else:
+            self.logs += _moments(learner, sampler)
         if len(self.sample) < 128:
             self.sample.append(np.stack([learner[:SAMPLED], sampler[:SAMPLED]]))
+
+    def _judge(self, name: str, judged: np.ndarray, wrong: np.ndarray, rows: np.ndarray) -> None:
+        found = rows[judged & wrong]
+        self.lists_compared[name] += int(judged.sum())
+        self.wrong[name] += found.size
+        self.examples[name] += found[: EXAMPLES - len(self.examples[name])].tolist()
+
+    def in_some(self, name: str) -> bool:
+        """Whether so many lists are so by themselves that one worker or rank wrote them so."""
+        return self.wrong[name] >= max(3, SOME * self.lists_compared[name])
 
 
 def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y])
 
 
-def _aligned(p: np.ndarray, q: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> dict[str, np.ndarray]:
-    """The moments of each list at each alignment: name -> (6, lists)."""
+def _aligned(p: np.ndarray, q: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The moments of each list at each of `ALIGNMENTS`: (3, 6, lists)."""
     last = ends - 1
     x, y, xx, yy, xy = (np.add.reduceat(values, starts) for values in (p, q, p * p, q * q, p * q))
-    found = {"in place": np.stack([ends - starts, x, y, xx, yy, xy])}
-    for name, a, b, sums in (("learner later", p, q, (x, y, xx, yy)), ("sampler later", q, p, (y, x, yy, xx))):
-        product = np.zeros(p.size)
-        product[:-1] = a[1:] * b[:-1]
+    found = np.empty((len(ALIGNMENTS), 6, ends.size))
+    found[0] = ends - starts, x, y, xx, yy, xy
+    product = np.empty(p.size)
+    for k, (a, b, sums) in enumerate(((p, q, (x, y, xx, yy)), (q, p, (y, x, yy, xx))), 1):
+        np.multiply(a[1:], b[:-1], out=product[:-1])
         product[last] = 0.0  # its neighbour is of the next list
         begun, ended = a[starts], b[last]  # have no partner
-        gone = np.stack([begun, ended, begun * begun, ended * ended])
-        found[name] = np.stack([ends - starts - 1, *(np.stack(sums) - gone), np.add.reduceat(product, starts)])
+        gone = begun, ended, begun * begun, ended * ended
+        found[k, 0], found[k, 5] = ends - starts - 1, np.add.reduceat(product, starts)
+        for row, (total, without) in enumerate(zip(sums, gone, strict=True), 1):
+            found[k, row] = total - without
     return found
 
 
 def _correlation(m: np.ndarray) -> np.ndarray:
-    """Of moments (6,) or (6, k); NaN where nothing varies."""
+    """Of moments (6, ...); NaN where nothing varies."""
     n, x, y, xx, yy, xy = m
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.sqrt(np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0))
@@ -191,10 +230,10 @@ def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
         return found
     if sums.same >= 0.999 * sums.compared:
         return [_identical(f"{sums.same:,} of {sums.compared:,} tokens")]
-    same, apart = sums.wrong["identical"], sums.apart
-    if len(same) >= max(3, SOME * sums.lists) and apart[0] < 0.2 * apart[1]:
-        share = f"{len(same)} lists ({_some(same, places)}), the others at {apart[0] / apart[1]:.0%} of their tokens,"
-        found.append(_identical(share))
+    if sums.in_some("identical") and sums.alike < 0.2 * sums.unequal:
+        lists = f"{sums.wrong['identical']} lists of {sums.lists_compared['identical']} looked at"
+        named = _some(sums.examples["identical"], sums.wrong["identical"], places)
+        found.append(_identical(f"{lists} ({named}), and {sums.alike / sums.unequal:.0%} of the others' tokens,"))
     found += _alignment(sums, places)
     x, y = np.concatenate(sums.sample, axis=1)
     real = np.isfinite(x) & (x > DEEP) & (y > DEEP)
@@ -214,12 +253,12 @@ def _identical(evidence: str) -> Finding:
     )
 
 
-def _some(rows: Sequence[int], places: Sequence[str]) -> str:
-    return ", ".join(places[i] for i in rows[:3]) + (" ..." if len(rows) > 3 else "")
+def _some(rows: Sequence[int], count: int, places: Sequence[str]) -> str:
+    return ", ".join(places[i] for i in rows[:EXAMPLES]) + (" ..." if count > EXAMPLES else "")
 
 
 def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
-    here, later, earlier = (float(_correlation(sums.moments[name])) for name in ALIGNMENTS)
+    here, later, earlier = _correlation(sums.aligned.T).tolist()
     best = max(later, earlier)
     if math.isnan(here) or math.isnan(best):
         return []
@@ -250,9 +289,11 @@ def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
         ),
         ("other tokens", "neither in place nor one token apart, those of the others in place", retokenized),
     ):
-        rows = sums.wrong[name]
-        if len(rows) >= max(3, SOME * sums.told):
-            evidence = f"probabilities of {len(rows)} of {sums.told} lists ({_some(rows, places)}) correlate {what}"
+        if sums.in_some(name):
+            lists = f"{sums.wrong[name]} of {sums.lists_compared[name]} lists looked at"
+            evidence = (
+                f"probabilities of {lists} ({_some(sums.examples[name], sums.wrong[name], places)}) correlate {what}"
+            )
             found.append(Finding(name, evidence, cause))
     return found
 
@@ -339,7 +380,7 @@ def _temperature(sums: TokenSums) -> list[Finding]:
 
     Noise between the policies makes one slope 1 and the other less; only a factor makes one of them more than 1.
     """
-    n, sx, sy, xx, yy, xy = sums.moments["logs"]
+    n, sx, sy, xx, yy, xy = sums.logs
     if n < ENOUGH:
         return []
     var_x, var_y, cov = xx / n - (sx / n) ** 2, yy / n - (sy / n) ** 2, xy / n - sx * sy / n**2
@@ -413,7 +454,7 @@ def trajectory_findings(
         found.append(
             Finding(
                 "a few carry everything",
-                f"{few} of {n} trajectories hold {share:.0%} of all weight ({_some(order.tolist(), places)})",
+                f"{few} of {n} trajectories hold {share:.0%} of all weight ({_some(order.tolist(), few, places)})",
                 "look at these records: broken log-probabilities, or a tail too heavy for untruncated weights; "
                 "truncate (--weighting truncate --cap 8)",
             )
