@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, rehearsal
+from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, is_opaque, rehearsal
 from llm_bridge.scores.layers import Recorder
 from llm_bridge.scores.norms import square_sum
 from vcposim.errors import InputError
@@ -56,11 +56,14 @@ def alone(
 
     total (n,): log pi of each trajectory, whose gradient with respect to the call's output is carried back through
     the second run. That cannot tell where the row alone comes out otherwise, or where total hangs on parameters in
-    another way than through the call.
+    another way than through the call's output alone.
     """
     n, held = len(total), set(params)
     if any(getattr(node, "variable", None) in held for node in graph_nodes([total], call.out)):
         return None
+    given = pytree.tree_leaves((call.args, call.kwargs))
+    if any(x.requires_grad if isinstance(x, Tensor) else is_opaque(x) for x in given):
+        return None  # parameters may hang on what it was given; a cache is not what it was
     if not call.out or any(y.dim() == 0 or len(y) != n for y in call.out):
         return None
 
