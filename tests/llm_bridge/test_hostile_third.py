@@ -155,3 +155,38 @@ class Rest(nn.Module):
     def forward(self, x: Tensor, token: Tensor) -> Tensor:
         logits = self.net.head(self.net.body(x.cumsum(1).sin()))
         return F.pad(logits[:, :-1].log_softmax(-1).gather(2, token[:, 1:, None]).squeeze(2), (1, 0))
+
+
+class Telling(nn.Module):
+    """A model that gives away its hidden states beside log pi, and an estimate made of them."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net, self.value = net, _lin(1)
+
+    def forward(self, token: Tensor) -> dict[str, Any]:
+        hidden = self.net.body(self.net.embed(token).cumsum(1).sin())
+        log_p = self.net.head(hidden).log_softmax(-1)
+        out = F.pad(log_p[:, :-1].gather(2, token[:, 1:, None]).squeeze(2), (1, 0))
+        return {"hidden": [hidden], "log_prob": out, "value": self.value(hidden).squeeze(2)}
+
+
+@pytest.mark.parametrize("use", [["log_prob"], ["log_prob", "value"], ["log_prob", "hidden"]])
+def test_what_a_model_gives_besides_is_no_alarm(use: list[str]) -> None:
+    """log pi hangs on the hidden states through the logits alone: the gradient must not go back both ways."""
+    net, token, mask, c = given(_lin, SQUARE)
+    model = Telling(net).double()
+    params = list(model.parameters())
+
+    def log_prob() -> Tensor:
+        out = model(token)
+        return sum(out[k] if k != "hidden" else out[k][0].sin().sum(2) for k in use)  # type: ignore[return-value]
+
+    out = log_prob()
+    twin = (out, score_sq_norms_loop(out, mask, params), weighted_gradient_loop(out, mask, c, params), [])
+    with ScoreTape(model, verify="always") as tape:
+        again = log_prob()
+        norm = tape.score_sq_norms(again, mask)
+        tape.backward(c)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    assert not same((again, norm, grads, []), twin)
