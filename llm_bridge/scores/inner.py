@@ -129,9 +129,16 @@ class Inner:
         tape.inside += 1
         try:  # kept as they are: a checkpoint around would run again for every trajectory
             with torch.enable_grad(), uncounted(), torch.autocast(self._device.type, **self._cast):
-                return self.twin.original(*args, **kwargs)
+                out = self.twin.original(*args, **kwargs)
         finally:
             tape.inside -= 1
+        after, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self._spec or any(a is not leaf[k] for a, k in zip(after, self._first, strict=True)):
+            raise InputError(
+                f"{self.twin.name}: fills a list or dict that it was given, which a loop over it would not; "
+                f"{tape.advice(self.twin.name)}"
+            )
+        return out
 
     def grads(self, grad: Sequence[Tensor | None], wanted: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients of `wanted` for these of the outputs; the graph survives."""

@@ -55,6 +55,25 @@ class OneCache(nn.Module):
         return x
 
 
+class Filling(nn.Module):
+    """Leaves its rows in a dict that it was given, for a later layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(_p(D, D))
+
+    def forward(self, x: Tensor, shared: dict[str, Tensor]) -> Tensor:
+        x = torch.einsum("ntd,df->ntf", x, self.mix).tanh()
+        shared["rows"] = x
+        return x
+
+
+def _filled(s: Any, x: Tensor) -> Tensor:
+    shared: dict[str, Tensor] = {}
+    x = s.a(s.f(x, shared))
+    return x + shared["rows"].sin() if shared else x
+
+
 def _once_prompted(s: Any, x: Tensor) -> Tensor:
     prompt = s.e(torch.arange(2)).unsqueeze(0).expand(len(x), -1, -1)
     return torch.cat([prompt, x], 1).cumsum(1)[:, 2:].sin()
@@ -89,6 +108,7 @@ EXACT: dict[str, BODIES] = {
 EITHER: dict[str, BODIES] = {
     "part of a matrix, as long as the rows": _with(lambda s, x: F.linear(x, s.w[:D]).sin(), w=(D + 1, D)),
     "one cache through two loops": lambda: OneCache(True, 2),
+    "a dict filled": _with(_filled, f=Filling, a=_lin),
     "vmap over a module": _with(lambda s, x: torch.func.vmap(lambda row: s.a(row).tanh())(x), a=_lin),
     "jvp over a module": _with(lambda s, x: torch.func.jvp(lambda y: s.a(y).tanh(), (x,), (2 * x,))[1], a=_lin),
 }  # fmt: skip
