@@ -30,12 +30,11 @@ from torch import Tensor
 from llm_bridge.models.language_model import LanguageModel
 from llm_bridge.rollouts import OpenTrajectory, Sampler, draw
 from llm_bridge.static_sampler import served
-from llm_bridge.tasks import load_task
 from llm_bridge.tasks.base import Task
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.gradient import token_coefficients
 from llm_bridge.training.schedule import Schedule
-from llm_bridge.training.trainer import HELD_OUT
+from llm_bridge.training.trainer import HELD_OUT, training_task
 from vcposim import diagnostics
 from vcposim.arrays import Array
 from vcposim.batch import Batch, ScoreNorms
@@ -43,11 +42,11 @@ from vcposim.control import EXPONENTS, MEMORY, Seen, norm_scale, step_rule
 from vcposim.errors import InputError
 from vcposim.learning.optimizers import AdamMoments, adam_direction
 
-ALIKE = ("task", "task_options", "groups", "group_size", "max_new_tokens", "temperature", "updates")
+ALIKE = ("task", "task_options", "groups", "group_size", "max_new_tokens", "temperature", "updates", "problems")
 """what runs in lock-step have in common; they may differ in method, step size, lag and seed"""
 PLAIN: dict[str, Any] = {
     "lag_law": "fixed", "optimizer": "adam", "weight_decay": 0.0, "micro_batch": 0, "sharding": "none", "norm": "exact",
-    "ess_reference": 1.0,
+    "ess_reference": 1.0, "memory": 0.0,
 }  # fmt: skip
 """settings with one value here"""
 KNOWN_TO_RULES = frozenset({"ess_fraction", "lag", "norm", "typical_norm", "step"})
@@ -212,7 +211,7 @@ class LockStep:
         self.seed, self.lag = [c.seed for c in configs], [c.lag for c in configs]
         self.samplers = {
             seed: Sampler(
-                load_task(first.task, seed=seed, **first.task_options) if task is None else task,
+                training_task(replace(first, seed=seed), task),
                 first.group_size, first.max_new_tokens, seed, first.temperature,
             )
             for seed in dict.fromkeys(self.seed)

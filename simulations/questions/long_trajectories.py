@@ -26,7 +26,7 @@ from simulations.questions.transformer_collapse import MARGIN, outcome
 
 
 @dataclass(frozen=True)
-class Kind:
+class LongTask:
     """A task that stands for a kind: its name and options, and the policy's own tokens in a trajectory at most."""
 
     task: str
@@ -35,8 +35,8 @@ class Kind:
 
 
 KINDS = {
-    "thought of 64": Kind("running_sum", (("steps", 64), ("modulus", 5)), 65),
-    "tool use": Kind("calculator", (("terms", 8), ("digits", 1)), 64),
+    "thought of 64": LongTask("running_sum", (("steps", 64), ("modulus", 5)), 65),
+    "tool use": LongTask("calculator", (("terms", 8), ("digits", 1)), 64),
 }
 SIZE: dict[str, Any] = {"hidden": 32, "layers": 2, "heads": 2, "length": 144}
 """of the policy: 28,320 parameters; `length` is that of a whole trajectory at most, prompt and replies included"""
