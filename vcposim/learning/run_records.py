@@ -7,7 +7,6 @@ import numpy as np
 from vcposim.arrays import Array, expectation, safe_divide
 from vcposim.baselines import Monomial, baseline
 from vcposim.batch import Batch
-from vcposim.catalogue import entry
 from vcposim.catalogue.loading import on_numpy
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import AnyEstimator, Estimator, Resolved
