@@ -22,7 +22,7 @@ def trajectory_sums(
 
 
 def weighted(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> Tensor:
-    """mask_t weight_t log_prob_t: (row, time) -> (row, time); a masked token contributes nothing, even an infinite one."""
+    """mask_t weight_t log_prob_t: (row, time) -> (row, time). A masked token is 0 even if its log_prob is infinite."""
     weight = mask.to(log_prob.dtype)
     if token_weight is not None:
         weight = weight * token_weight.detach().to(log_prob.dtype)

@@ -232,7 +232,10 @@ def _by_trajectory(x: Tensor, n: int) -> Tensor:
 
 
 def embedding_sq_norms(token: Tensor, grad: Tensor, layout: Layout, vocabulary: int) -> Tensor:
-    """Exact norms (n,) of an embedding's gradient: rows of the same token in the same trajectory add up first."""
+    """Exact norms of an embedding's gradient: (N,), (N, d) -> (n,).
+
+    Rows of the same token in the same trajectory add up first.
+    """
     owner = layout.per_row(torch.arange(1, layout.n + 1, device=token.device), token.numel()).squeeze(1)
     key, place = torch.unique(owner * vocabulary + token, return_inverse=True)
     grad = grad.to(sum_dtype(grad.dtype))
