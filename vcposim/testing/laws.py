@@ -92,7 +92,10 @@ class Subject:
         return as_numpy(self.raw(batch))
 
     def raw(self, batch: Batch) -> Any:
-        """Its coefficients in its own library."""
+        """Its coefficients in its own library.
+
+        Raises `Broken` for an exception, or a wrong shape; an `InputError` passes.
+        """
         try:
             c = self.coefficients(batch)
         except InputError:
