@@ -21,7 +21,9 @@ the margin that matters, so a gain too small to matter does not hold, and a loss
     ])
 """
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -212,8 +214,7 @@ def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
         decisive = min(by_word["undecided"] or known, key=certainty)
     condition = ""
     if word == "holds if":
-        condition = _places(judged, by_word["holds"])
-        condition += f"; not so: {_places(judged, by_word['fails'])}"
+        condition = f"{where(judged, 'holds')}; not so: {where(judged, 'fails')}"
     return Verdict(
         q.claim, q.statement, word, _number(judged, decisive, by_word), condition, decided_by=decisive, **about
     )
@@ -242,9 +243,23 @@ def _judged(rule: Rule, comparison: Comparison, p: float | None) -> JudgedCompar
     }
 
 
-def _places(judged: list[JudgedComparison], which: list[int]) -> str:
-    names = [judged[i]["name"] for i in which]
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
+def where(judged: Sequence[JudgedComparison], word: str) -> str:
+    """The places with this word in as few conditions as say it exactly: `heavy tail and k = 16 or several_targets`.
+
+    A place's name lists its factors, as in `exact_match_8, heavy tail, k = 16`. A condition is some of them, and true
+    of no judged place that has another word; taken first is what covers most places, then what has fewest factors.
+    """
+    factors = [tuple(re.split(r"[,:] (?![^{]*\})", c["name"])) for c in judged]
+    left = [f for f, c in zip(factors, judged, strict=True) if c["word"] == word]
+    other = [f for f, c in zip(factors, judged, strict=True) if c["word"] not in (word, "not judged")]
+    said = []
+    while left:
+        some = [c for f in left for size in range(1, len(f) + 1) for c in itertools.combinations(f, size)]
+        pure = {c: None for c in some if not any(set(c) <= set(f) for f in other)} or {left[0]: None}
+        best = max(pure, key=lambda c: (sum(set(c) <= set(f) for f in left), -len(c)))
+        said.append(" and ".join(best))
+        left = [f for f in left if not set(best) <= set(f)]
+    return " or ".join(said if len(said) <= 6 else [*said[:5], f"{len(said) - 5} more"])
 
 
 def shown(comparison: JudgedComparison) -> str:

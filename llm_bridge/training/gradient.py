@@ -22,9 +22,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_bridge.diagnostics import to_numpy
 from llm_bridge.distributed import Gathered, gather_batch, gathered_rows, sum_gradients, world_size
 from llm_bridge.loss import mean_coefficient, surrogate
 from llm_bridge.ratios import present, trajectory_batch
@@ -38,6 +40,7 @@ from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, Resolved
+from vcposim.learning.run_records import remembered_baseline
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class GradientMaker:
         self.estimator = config.resolved()
         self.per_token = token_coefficients(self.estimator, config.group_size)
         self.want_proxy = False
+        self.remembered = np.zeros((config.problems, 2))
+        """sums of each prompt's past responses, for a baseline with a memory"""
 
     @property
     def sharded(self) -> bool:
@@ -159,8 +164,16 @@ class GradientMaker:
     def _made(self, rollouts: Rollouts, reading: Reading) -> BatchGradient:
         record = self._record(rollouts, reading)
         every = gather_batch(record, rollouts.group)
-        c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
-        return BatchGradient(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
+        batch, estimator, sums = every.batch, self.estimator, self.remembered
+        if self.config.memory and isinstance(estimator, Estimator):
+            prompt = torch.unique(gathered_rows(rollouts.group)).cpu().numpy() % self.config.problems
+            b, sums = remembered_baseline(estimator, to_numpy(batch), sums, prompt, np.array(self.config.memory))
+            batch = replace(batch, population_baseline=torch.from_numpy(b).to(batch.reward))
+            estimator = replace(estimator, baseline="population")
+        c = mean_coefficient(estimator.coefficients(batch), batch)
+        finite = bool(torch.isfinite(c).all())
+        self.remembered = sums if finite else self.remembered
+        return BatchGradient(reading, record, every, every.local(c), finite)
 
     def _own(self, group: Rollouts, reading: Reading, estimator: Resolved) -> Tensor:
         """Coefficients of the rows of one group, as if it were the batch: (n,)."""
@@ -208,6 +221,7 @@ class GradientMaker:
             return False  # a function says nothing of what it is made of
         local = e.surrogate is None and "grouped" not in e.needs and e.weighting.level != "token"
         on_tape = self._norm_kind in ("exact", "sketch") and not self.sharded
+        local = local and not self.config.memory
         return one_group and local and on_tape and isinstance(e.baseline, str) and baseline(e.baseline).one_unknown
 
     @property

@@ -71,7 +71,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--layout", metavar="NAME", help="a framework's layout (default: recognized); --layouts lists them"
     )
     data.add_argument("--layouts", action="store_true", help="list the known layouts and leave")
-    data.add_argument("--group", metavar="COLUMN[,COLUMN]", help="columns that name a group together")
+    data.add_argument(
+        "--group", metavar="COLUMN[,COLUMN]", help="columns that name a group together; file stands for the file"
+    )
     data.add_argument("--group-size", type=int, metavar="N", help="the rows are in order, N responses a prompt")
     data.add_argument(
         "--trajectory", metavar="COLUMN", help="what the rows of one trajectory share; none: nothing does"

@@ -231,7 +231,8 @@ def _estimators(arguments: argparse.Namespace) -> Mapping[EstimatorKey, Resolved
         for option, value in parts.items():
             if value is not None:
                 raise InputError(f"{option}: {_name_of(value)} is for estimators of parts; drop it, or --estimator")
-        return {name: estimator_named(name, arguments.needs) for name in _unique("--estimator", arguments.estimator)}
+        names = _unique("--estimator", arguments.estimator)
+        return {name: estimator_named(name, arguments.needs, several=False) for name in names}
     if arguments.needs:
         raise InputError(f"--needs: {_name_of(arguments.needs)} is for functions; name one with --estimator")
     parts = {option: PARTS[option] if value is None else value for option, value in parts.items()}

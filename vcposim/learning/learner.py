@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from vcposim import diagnostics
-from vcposim.arrays import Array, expectation, peak, safe_divide, saturating_exp
+from vcposim.arrays import Array, expectation, peak, saturating_exp
 from vcposim.batch import Batch
 from vcposim.control import MEMORY, Seen, norm_scale
 from vcposim.errors import InputError
@@ -39,7 +39,7 @@ from vcposim.estimators import Estimator
 from vcposim.gauges.tails import tail_index
 from vcposim.learning.lags import History
 from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
-from vcposim.learning.run_records import Run, UpdateRecord, remembered_weight
+from vcposim.learning.run_records import Run, UpdateRecord, remembered_baseline
 from vcposim.learning.streams import START, RandomNumbers, cumulative, generator, invert
 from vcposim.learning.tables import Family, TableScores, Tabular, gradient, time_first, time_last
 from vcposim.learning.tasks import LearningTask
@@ -260,7 +260,10 @@ class Learner:
             own = scores if len(self._parts) == 1 else scores.part(part)
             batch = self._batch(estimator.needs, drawn, own, part)
             if remembers and isinstance(estimator, Estimator):
-                batch = replace(batch, population_baseline=self._remembered(estimator, batch, part))
+                b, self.state.remembered[part] = remembered_baseline(
+                    estimator, batch, self.state.remembered[part], self._prompt(), self._memory[part]
+                )
+                batch = replace(batch, population_baseline=b)
                 estimator = replace(estimator, baseline="population")
             found.append((part, estimator.coefficients(batch)))
         if all(c.ndim == 3 for _, c in found):
@@ -272,25 +275,6 @@ class Learner:
         if any("group_gradient" in control.entry.needs for control, _ in self._controls):
             return weight, scores.combine(weight / self.group_size)
         return weight, None
-
-    def _remembered(self, estimator: Estimator, batch: Batch, part: slice) -> Array:
-        """The baseline of each group from all its prompt's responses, the past ones faded, which is then the past:
-        (run, group, 1)."""
-        weight = remembered_weight(estimator)
-        assert weight is not None  # `Run` has seen to it
-        one = batch.reward * 0 + 1
-        # not the kernel's weights, which leave a factor a group open: groups of several updates are added here
-        a = batch.scored().sq_norm(estimator.weighting(batch).value if weight.weight else one) if weight.score else one
-        a = a * batch.token_length() if weight.length else a
-        prompt = self._prompt()
-        visited = np.zeros(self.task.prompts)
-        visited[prompt] = 1
-        kept = self.state.remembered[part] * np.where(visited, self._memory[part, None], 1.0)[..., None]
-        own = np.stack([(a * batch.reward).sum(-1), a.sum(-1)], axis=-1)
-        np.add.at(np.swapaxes(kept, 0, 1), prompt, np.swapaxes(own, 0, 1))  # several groups may have one prompt
-        self.state.remembered[part] = kept
-        total, mean = kept[:, prompt], batch.reward.mean(axis=-1)
-        return safe_divide(total[..., 0], total[..., 1], mean)[..., None]
 
     def _prompt(self) -> Array:
         """The prompt of each group of this update: they take turns."""

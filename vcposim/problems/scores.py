@@ -11,7 +11,7 @@ Beyond the two operations every batch needs (`vcposim.batch.Scores`), structured
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -119,6 +119,26 @@ class SharedScores:
         if self._per_token(weight):
             return np.sum(np.einsum("mnt,ntp->mnp", weight, self.score) ** 2, axis=-1)
         return weight * weight * self._score_sq_norm
+
+
+@dataclass(frozen=True)
+class OneTokenScores:
+    """Scores of responses of one token each, so that a weight may have a time axis of one: (..., n) or (..., n, 1)."""
+
+    scores: Any
+    samples: int
+    """axes of the samples and what precedes them"""
+
+    def _flat(self, weight: Array) -> Array:
+        return weight[..., 0] if weight.ndim > self.samples else weight
+
+    def combine(self, weight: Array) -> Array:
+        """sum_i weight_i s_i: -> (..., p)."""
+        return self.scores.combine(self._flat(weight))
+
+    def sq_norm(self, weight: Array) -> Array:
+        """||weight_i s_i||^2: -> (..., n)."""
+        return self.scores.sq_norm(self._flat(weight))
 
 
 def scattered(weight: Array, choice: Array, size: int) -> Array:
