@@ -53,7 +53,7 @@ def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     )
     way = float((there - start).norm())
     assert way > 1e-2  # there is something to agree on
-    assert float((end - there).norm()) < ADAPTED * way
+    assert float((end - there).norm()) == near(0.0, allow=ADAPTED, scale=way)
     for mine, theirs in zip(found["records"], expected["records"], strict=True):
         assert mine == near(theirs, allow=ADAPTED, nan_ok=True)
     assert found["held_out"] == near(expected["held_out"])
