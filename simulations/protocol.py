@@ -121,12 +121,16 @@ class Experiment:
     extra: str = ""
     takes_estimators: bool = False
     """whether `run` also runs the methods of `simulations.methods.own_methods(setting)`"""
+    no_estimators: str = ""
+    """why not, as what the experiment does"""
 
     def __post_init__(self) -> None:
         if self.extra and self.extra not in EXTRAS:
             raise unknown_name(f"{self.id}.extra", self.extra, EXTRAS)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.id) or self.id == "quick":
             raise InputError(f"Experiment.id: {self.id!r} cannot be used; choose a lower-case identifier but 'quick'")
+        if self.takes_estimators and self.no_estimators:
+            raise InputError(f"{self.id}.no_estimators: it takes some; drop the reason why not")
         for claim in self.claims:
             if not _is_claim(claim):
                 raise InputError(f"{self.id}.claims: {claim!r} is not a claim of the project; write it like 'C4'")
