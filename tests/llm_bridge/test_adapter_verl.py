@@ -130,7 +130,7 @@ def test_an_estimator_of_yours_is_registered_where_the_environment_names_it(
         adapter._BATCH.reset(token)
     assert_near(*answers, allow=SINGLE, scale=0.01)
     monkeypatch.setenv("VCPOSIM_ESTIMATORS", "newcomer.py:anchored")
-    with pytest.raises(InputError, match="newcomer.py:anchored needs anchor_log_ratio, which no batch of verl holds"):
+    with pytest.raises(InputError, match=r"newcomer\.py:anchored needs anchor_log_ratio, which no batch of verl holds"):
         adapter.names()
 
 

@@ -69,7 +69,11 @@ def moments(problem: Problem, estimator: str | AnyEstimator, group_size: int) ->
     if estimator.needs & TOKENS:
         problem = by_token(problem)
     if "grouped" in estimator.needs:
-        raise InputError(f"{_spanning(estimator)} looks at several prompts at once; moments here are of one group")
+        if isinstance(estimator, FunctionEstimator):
+            what = f"estimator: {estimator.name}"
+        else:
+            what = f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
+        raise InputError(f"{what} looks at several prompts at once; moments here are of one group")
     if isinstance(estimator, FunctionEstimator) or not reads_counts(estimator):
         return moments_of_sums(shown_sums(problem, estimator, group_size), problem.gradient, drawn=False)
     if counts_heads(estimator):
@@ -214,12 +218,6 @@ def _require_exchangeable(estimator: Resolved, batch: Batch, coefficient: Array)
 
 
 _PER_SAMPLE = ("reward", "length", "log_ratio", "token_mask", "log_prob", "collision")
-
-
-def _spanning(estimator: Resolved) -> str:
-    if isinstance(estimator, FunctionEstimator):
-        return f"estimator: {estimator.name}"
-    return f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
 
 
 def single_sample_sums(problem: Problem, estimator: Estimator, group_size: int) -> Sums:

@@ -144,7 +144,8 @@ def moments(
     blocks: dict[int, dict[str, Sums]] = {}
     done = 0
     for leaf, found in _computed(run, work, workers):
-        _add(blocks, leaf.block, found)
+        before = blocks.get(leaf.block)
+        blocks[leaf.block] = found if before is None else {name: before[name].merge(x) for name, x in found.items()}
         done += leaf.groups
         if progress is not None:
             progress(done / groups)
@@ -217,13 +218,6 @@ def _require(
             f"samples: {samples} make one group of {group_size}, which has no variance; use {2 * group_size} or more"
         )
     return groups
-
-
-def _add(blocks: dict[int, dict[str, Sums]], block: int, found: dict[str, Sums]) -> None:
-    if block not in blocks:
-        blocks[block] = found
-    else:
-        blocks[block] = {name: blocks[block][name].merge(sums) for name, sums in found.items()}
 
 
 def _estimate(blocks: list[Sums], gradient: Array) -> EstimatedMoments:

@@ -146,16 +146,12 @@ def scattered(weight: Array, choice: Array, size: int) -> Array:
     lead = weight.shape[:-1]
     if choice.ndim == 1:
         out = np.zeros((*lead, size))
-        for part in _increasing_runs(choice):
+        # within a run of growing choices none occurs twice, so a run can be added at once
+        cuts = [0, *(np.flatnonzero(np.diff(choice) <= 0) + 1).tolist(), choice.shape[0]]
+        for part in (slice(a, b) for a, b in pairwise(cuts)):
             out[..., choice[part]] += weight[..., part]
         return out
     count = int(np.prod(lead))
     index = np.arange(count)[:, None] * size + np.broadcast_to(choice, weight.shape).reshape(count, -1)
     flat = np.ascontiguousarray(weight).reshape(-1)
     return np.bincount(index.reshape(-1), flat, minlength=count * size).reshape(*lead, size)
-
-
-def _increasing_runs(choice: Array) -> list[slice]:
-    # within a run no choice occurs twice, so a run can be added at once
-    cuts = [0, *(np.flatnonzero(np.diff(choice) <= 0) + 1).tolist(), choice.shape[0]]
-    return [slice(a, b) for a, b in pairwise(cuts)]

@@ -297,7 +297,7 @@ def test_names_and_torch_functions_go_where_functions_go() -> None:
     assert_near(drawn["t"].moments.mean, drawn["n"].moments.mean)
     runs = [Run(e, seed=3, lag=Lag(2), step_size=0.1) for e in (theirs, soft)]
     *_, last = Learner(task("contextual_bandit"), runs).updates(5)
-    assert last.value[0] == pytest.approx(last.value[1])
+    assert_near(last.value[0], last.value[1])
 
 
 def test_contexts_are_averaged_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
