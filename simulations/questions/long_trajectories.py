@@ -251,4 +251,5 @@ EXPERIMENT = Experiment(
     run,
     analyse,
     extra="llm",
+    no_estimators="trains its own methods in lock-step: transformer_collapse takes yours",
 )
