@@ -185,6 +185,8 @@ class _Reader:
         self.columns.file, self.columns.place = file, place
 
     def _keep(self, numbers: Numbers) -> None:
+        if self.pending and self.pending[-1].file != self.columns.file:
+            self._flush()
         self.pending.append(_Row(numbers, self.columns.file, self.columns.place))
         self.pending_tokens += 0 if numbers.tokens is None else numbers.tokens.log_prob.size
         if self.pending_tokens >= TOKENS_AT_ONCE or len(self.pending) >= ROWS_AT_ONCE:
@@ -246,7 +248,7 @@ class _Reader:
                 w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
             total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
             if "log_ratio" not in self.columns.mapping:
-                self.statistics.add(learner, sampler, ends[real], first + real)
+                self.statistics.add(learner, sampler, ends[real], first + real, Path(rows[0].file).name)
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
             self.sums[name].append(values)
         for k, (one, end, size) in enumerate(zip(lists, ends.tolist(), sizes.tolist(), strict=True)):

@@ -173,6 +173,27 @@ def test_a_mistake_of_one_rank_is_found_and_its_lists_named(name: str, plant: An
     assert "line 3, line 7, line 11" in one.evidence
 
 
+@pytest.mark.parametrize(
+    ("name", "plant"),
+    [
+        ("temperature", lambda a, b: (a, b)),
+        ("precision", lambda a, b: (a.astype("f2").astype(float), b)),
+        ("constant ratio", lambda a, b: (np.minimum(b + 0.02, 0), b)),
+    ],
+)
+def test_a_mistake_in_one_file_of_several_is_named_with_the_file(name: str, plant: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(10)
+    good, other = clean(rng, 0.3), tempered(rng, 0.7) if name == "temperature" else clean(rng, 0.3)
+    bad = [plant(a, b) for a, b in zip(*other, strict=True)][:16]
+    for rank in range(4):
+        pairs = bad if rank == 1 else list(zip(*good, strict=True))
+        read(([a for a, _ in pairs], [b for _, b in pairs]), tmp_path)
+        (tmp_path / "d.jsonl").rename(tmp_path / f"rank_{rank}.jsonl")
+    found = read_dump(tmp_path).findings
+    one = next(f for f in found if f.check == name)
+    assert one.evidence.startswith("in rank_1.jsonl, of all files,")
+
+
 def test_a_shift_says_which_list_is_behind(tmp_path: Path) -> None:
     samplers, learners = clean(np.random.default_rng(7), 0.3)
     behind = [np.concatenate([[-1.0], b[:-1]]) for b in learners]
