@@ -162,7 +162,7 @@ def check_norms(
         )
 
 
-class Watch:
+class Verifier:
     """Which passes over a model are compared, and how the model was called in them."""
 
     def __init__(self, tape: Recorder, model: nn.Module, verify: str, seed: int, shards: Shards) -> None:
@@ -192,7 +192,7 @@ class Watch:
         self.calls = []
 
 
-class Comparison:
+class Verification:
     """What plain autograd says in one pass: of one trajectory before the tape's backward, of the gradient after it.
 
     named: the parameters whose norms are taken, as layers see them. groups: those over which ranks stop together.
@@ -200,7 +200,7 @@ class Comparison:
 
     def __init__(
         self,
-        watch: Watch,
+        watch: Verifier,
         named: Sequence[tuple[str, nn.Parameter]],
         of: Objective,
         groups: Sequence[Any],

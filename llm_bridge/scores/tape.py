@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
-from llm_bridge.scores.check import Call, Comparison, Watch
+from llm_bridge.scores.check import Call, Verification, Verifier
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
@@ -131,7 +131,7 @@ class ScoreTape:
     def _forget(self) -> None:
         """What is known of forwards, and of a pass that a gradient is to follow."""
         self._shards = Shards(self.model)
-        self._watch = Watch(self, self.model, self.verify, self.seed, self._shards)
+        self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards)
         self._uses, self._known = Uses(), set[Any]()
         self._called = False
         self.running = None
@@ -247,7 +247,7 @@ class ScoreTape:
     def _norms(self, of: Objective, layout: Layout, route: Route, reentrant: bool) -> Tensor:
         """The squares of one backward, or of a loop, summed over parameters; where one is due with a comparison."""
         named = self._targets()
-        check = self._comparison(of, named, reentrant)
+        check = self._verification(of, named, reentrant)
         if self.method == "loop":
             part, kind = self._loop_squares(of, named), self._watch.coarsest(of.log_prob)
         else:
@@ -352,12 +352,14 @@ class ScoreTape:
         named = self._shards.seen([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
         return named if self._subset is None else [(name, p) for name, p in named if p in self._subset]
 
-    def _comparison(self, of: Objective, named: list[tuple[str, nn.Parameter]], reentrant: bool) -> Comparison | None:
+    def _verification(
+        self, of: Objective, named: list[tuple[str, nn.Parameter]], reentrant: bool
+    ) -> Verification | None:
         """The comparison with plain autograd that is due, which reentrant checkpoints under FSDP2 do not allow."""
         groups: list[dist.ProcessGroup | None] = [*self._shards.groups()]
         if not self._watch.due or (groups and reentrant):
             return None
-        return Comparison(self._watch, named, of, [*groups, self._split_group] if self._split else groups, reentrant)
+        return Verification(self._watch, named, of, [*groups, self._split_group] if self._split else groups, reentrant)
 
     def _backward(
         self,
