@@ -35,6 +35,11 @@ def refuse_model(model: nn.Module, method: str, second_backward: bool) -> None:
                 f"ScoreTape: {name} is complex; hold its real and imaginary parts as one real parameter and "
                 "take torch.view_as_complex of it in the forward"
             )
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Raise InputError for hooks on gradients of parameters."""
+    for name, p in model.named_parameters():
         if p.requires_grad and (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
             raise InputError(
                 f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
@@ -69,6 +74,8 @@ def _refuse_shard(name: str, p: DTensor, model: nn.Module, second_backward: bool
 
 def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:
     """Raise InputError where shapes disagree or log_prob has no graph."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("ScoreTape: torch.inference_mode() allows no backward; take norms outside it")
     if log_prob.dim() != 2:
         raise InputError(f"log_prob: shape {tuple(log_prob.shape)}; give (row, time)")
     if not log_prob.requires_grad:

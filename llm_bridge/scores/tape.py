@@ -19,7 +19,7 @@ from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
 from llm_bridge.scores.plan import twins_of
-from llm_bridge.scores.refusals import refuse_arrays, refuse_coefficient, refuse_graph, refuse_model
+from llm_bridge.scores.refusals import refuse_arrays, refuse_coefficient, refuse_graph, refuse_hooks, refuse_model
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
 from llm_bridge.scores.score_pass import ScorePass, Uses
 from llm_bridge.scores.shards import Shards
@@ -144,6 +144,7 @@ class ScoreTape:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
         refuse_model(self.model, self.method, self._subset is not None or "loop" in (self.unknown, self.method))
+        refuse_hooks(self.model)
         twins = [] if self.method == "loop" else twins_of(self.model, self, self._whole, self._subset)
         for module, twin in twins:
             self._patched.append((module, module.__dict__.get("forward")))
@@ -206,7 +207,8 @@ class ScoreTape:
                 "ScoreTape.score_sq_norms: norms are already taken; call backward first, or use keep=False"
             )
         refuse_arrays(log_prob, mask, token_weight)
-        with self._untouched():
+        refuse_hooks(self.model)
+        with torch.enable_grad(), self._untouched():
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             reentrant = refuse_graph(log_prob, self.advice)
