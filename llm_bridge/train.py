@@ -26,10 +26,11 @@ PROGRAM = "python -m llm_bridge.train"
 SECTIONS = {
     "task and model": ("task", "task_options", "model", "base_rate", "model_seed"),
     "estimator and step": (
-        "estimator", "baseline", "norm", "norm_method", "step_rule", "ess_reference", "step_value", "step_schedule",
+        "estimator", "baseline", "memory", "norm", "norm_method", "step_rule", "ess_reference", "step_value",
+        "step_schedule",
     ),
     "lag": ("lag", "lag_law"),
-    "batch": ("updates", "extend", "groups", "group_size", "max_new_tokens", "temperature", "seed"),
+    "batch": ("updates", "extend", "problems", "groups", "group_size", "max_new_tokens", "temperature", "seed"),
     "optimizer": ("optimizer", "lr", "weight_decay", "clip_norm"),
     "machine": ("dtype", "micro_batch", "sharding"),
     "along the way": ("checkpoint_every", "keep", "evaluate_every", "evaluate_problems"),

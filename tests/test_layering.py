@@ -36,7 +36,8 @@ KIT = "vcposim.testing"
 """the one room of vcposim that needs Hypothesis"""
 
 TRANSFORMERS = {
-    f"simulations.questions.{name}": {"llm_bridge", "torch"} for name in ("transformer_collapse", "proxy_quality")
+    f"simulations.questions.{name}": {"llm_bridge", "torch"}
+    for name in ("transformer_collapse", "proxy_quality", "long_trajectories")
 }
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 

@@ -1,6 +1,6 @@
 """Tasks with verifiable rewards, of three kinds: `load_task("addition")`.
 
-    math        addition, chain_sum, products, gcd, countdown
+    math        addition, chain_sum, products, gcd, countdown, running_sum
     reasoning   letter_counting, syllogism, knights_knaves, shortest_path
     tool        calculator: two or more turns
 
@@ -72,6 +72,9 @@ TASKS: dict[str, Single | Several] = {
         reasoning.TEXT,
         arithmetic.countdown,
         arithmetic.countdown_score,
+    ),
+    "running_sum": Single(
+        "math", "running_sum", arithmetic.short_running_sum(), arithmetic.NUMBERS, arithmetic.running_sum
     ),
     "letter_counting": Single(
         "reasoning", "letter_counting", reasoning.short_letter_counting(), reasoning.COUNT, reasoning.letter_counting

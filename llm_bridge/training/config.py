@@ -19,6 +19,7 @@ from vcposim.control import EXPONENTS, STEP_RULES
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Estimator, Resolved
 from vcposim.learning.lags import LAG_LAWS, Lag
+from vcposim.learning.run_records import require_memory
 from vcposim.learning.step_rules import Control
 
 NORMS = ("exact", "sketch", "last_block", "logit", "length")
@@ -40,6 +41,7 @@ class TrainConfig:
 
     estimator: Annotated[str | Resolved, "a name of `vcposim catalogue`, or yours: file.py:function"] = "vcpo"
     baseline: Annotated[str, "instead of the estimator's own, as on_policy_optimal (n^2) for ppo_clip"] = ""
+    memory: Annotated[float, "what a baseline keeps of a prompt's past responses when it comes again, in [0, 1)"] = 0.0
     norm: Annotated[str, "score norms where the estimator needs them: " + ", ".join(NORMS)] = "exact"
     norm_method: Annotated[str, "of exact norms: gram, block, batch, or auto (timed: last bits may differ)"] = "gram"
     step_rule: Annotated[str, "what scales the step: " + ", ".join(STEP_RULES)] = "none"
@@ -54,6 +56,7 @@ class TrainConfig:
 
     updates: Annotated[int, "updates to make"] = 200
     extend: Annotated[bool, "also sample for updates beyond the last, so that a resumed run may go on"] = True
+    problems: Annotated[int, "prompts to train on, which take turns; 0: none comes twice"] = 0
     groups: Annotated[int, "prompts of an update, over all ranks"] = 8
     group_size: Annotated[int, "responses to a prompt"] = 8
     max_new_tokens: Annotated[int, "the policy's own tokens in a trajectory, at most"] = 12
@@ -89,11 +92,15 @@ class TrainConfig:
         except InputError as error:
             raise InputError(f"step_{error}") from None
         self.resolved().require(self.group_size)
+        require_memory(self.memory, self.resolved())
+        if self.memory and not self.problems:
+            raise InputError(f"memory: {self.memory} where no prompt comes twice; say how many take turns (problems)")
 
     def _check_numbers(self) -> None:
         for name, least in (
             ("updates", 1), ("groups", 1), ("group_size", 1), ("max_new_tokens", 0), ("seed", 0), ("model_seed", 0),
             ("micro_batch", 0), ("checkpoint_every", 0), ("keep", 1), ("evaluate_every", 0), ("evaluate_problems", 1),
+            ("problems", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

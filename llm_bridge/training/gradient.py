@@ -22,9 +22,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_bridge.diagnostics import to_numpy
 from llm_bridge.distributed import Gathered, gather_batch, gathered_rows, sum_gradients, world_size
 from llm_bridge.loss import mean_coefficient, surrogate
 from llm_bridge.ratios import present, trajectory_batch
@@ -33,10 +35,12 @@ from llm_bridge.scores import ScoreTape, tape_for
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.queue import picked
 from llm_bridge.training.reading import Reading, first_read, policy_log_prob, policy_logits, read
+from vcposim.arrays import Array
 from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, Resolved
+from vcposim.learning.run_records import remembered_baseline
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class GradientMaker:
         self.estimator = config.resolved()
         self.per_token = token_coefficients(self.estimator, config.group_size)
         self.want_proxy = False
+        self.remembered = np.zeros((config.problems, 2))
+        """sums of each prompt's past responses, for a baseline with a memory"""
 
     @property
     def sharded(self) -> bool:
@@ -158,8 +164,16 @@ class GradientMaker:
     def _made(self, rollouts: Rollouts, reading: Reading) -> BatchGradient:
         record = self._record(rollouts, reading)
         every = gather_batch(record, rollouts.group)
-        c = mean_coefficient(self.estimator.coefficients(every.batch), every.batch)
-        return BatchGradient(reading, record, every, every.local(c), bool(torch.isfinite(c).all()))
+        batch, estimator, sums = every.batch, self.estimator, self.remembered
+        if self.config.memory and isinstance(estimator, Estimator):
+            prompt = torch.unique(gathered_rows(rollouts.group)).cpu().numpy() % self.config.problems
+            b, sums = remembered_baseline(estimator, to_numpy(batch), sums, prompt, np.array(self.config.memory))
+            batch = replace(batch, population_baseline=torch.from_numpy(b).to(batch.reward))
+            estimator = replace(estimator, baseline="population")
+        c = mean_coefficient(estimator.coefficients(batch), batch)
+        finite = bool(torch.isfinite(c).all())
+        self.remembered = sums if finite else self.remembered
+        return BatchGradient(reading, record, every, every.local(c), finite)
 
     def _own(self, group: Rollouts, reading: Reading, estimator: Resolved) -> Tensor:
         """Coefficients of the rows of one group, as if it were the batch: (n,)."""
@@ -180,9 +194,9 @@ class GradientMaker:
         )
         return replace(record, **self._fields(rollouts, reading))
 
-    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Any]:
+    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Array]:
         """The optional fields of `Batch` that the estimator asks for."""
-        fields: dict[str, Any] = {}
+        fields: dict[str, Array] = {}
         needs = self.estimator.needs
         if "log_prob" in needs:
             fields["log_prob"] = reading.log_prob
@@ -207,6 +221,7 @@ class GradientMaker:
             return False  # a function says nothing of what it is made of
         local = e.surrogate is None and "grouped" not in e.needs and e.weighting.level != "token"
         on_tape = self._norm_kind in ("exact", "sketch") and not self.sharded
+        local = local and not self.config.memory
         return one_group and local and on_tape and isinstance(e.baseline, str) and baseline(e.baseline).one_unknown
 
     @property

@@ -15,9 +15,9 @@ any token, and whatever is no number, is no step, a warning, and a record with `
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,11 @@ from torch import nn
 from llm_bridge.distributed import gathered_rows, rank, world_size
 from llm_bridge.models import load_model
 from llm_bridge.models.language_model import LanguageModel
-from llm_bridge.models.warmup import ReportProgress
+from llm_bridge.models.warmup import LESSONS, ReportProgress
 from llm_bridge.ratios import log_ratio, present
 from llm_bridge.rollouts import Rollouts, Sampler
 from llm_bridge.tasks import load_task
-from llm_bridge.tasks.base import STRIDE, Task
+from llm_bridge.tasks.base import STRIDE, Task, TaskProblem
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.dumps import dump_records
 from llm_bridge.training.gradient import BatchGradient, GradientMaker, token_coefficients
@@ -49,6 +49,32 @@ HELD_OUT = STRIDE // 10 * 9
 """first problem of those that measure the policy; training starts at 0, warm-up lies in between"""
 PRECISION = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 """of the weights; bf16 is autocast around float32"""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """`inner`, whose problems to train on are the `chosen` ones in turn; those to learn from before, and those held
+    out, stay what they are. A problem that comes again has a number, and so random numbers, of its own."""
+
+    inner: Task
+    chosen: Sequence[int]
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the inner task's."""
+        if name == "inner":  # a copy asks before it has one
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def problem(self, index: int) -> TaskProblem:
+        """Problem number `index`."""
+        known = self.chosen[index % len(self.chosen)] if index < LESSONS else index
+        return replace(self.inner.problem(known), index=index)
+
+
+def training_task(config: TrainConfig, task: Task | None = None) -> Task:
+    """The task of a configuration, or another in its place; with as many problems as it says."""
+    found = load_task(config.task, seed=config.seed, **config.task_options) if task is None else task
+    return Repeated(found, range(config.problems)) if config.problems else found
 
 
 class Trainer:
@@ -79,7 +105,7 @@ class Trainer:
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
         mine = self._own_groups()
         self._refuse_what_cannot_be()
-        self.task = load_task(config.task, seed=config.seed, **config.task_options) if task is None else task
+        self.task = training_task(config, task)
         self.lm = self._load_model(report) if lm is None else lm
         self.model: nn.Module = self.lm.model.to(self.accelerator.device, PRECISION[config.dtype]).eval()
         self.trained = sharded(copy.deepcopy(self.model)) if config.sharding == "fsdp2" else self.model
@@ -162,6 +188,7 @@ class Trainer:
             "optimizer": moments(self.optimizer),
             "steps": self.steps.state_dict(),
             "queue": gather_object([self.queue.state_dict()]),
+            "remembered": torch.from_numpy(self.maker.remembered),
             "old": {name: weights(model) for name, model in self.older.items() if model is not self.model},
         }
 
@@ -175,6 +202,7 @@ class Trainer:
         load_moments(self.optimizer, state["optimizer"])
         self.steps.load_state_dict(state["steps"])
         self.queue.load_state_dict(*state["queue"])
+        self.maker.remembered = state["remembered"].numpy()
         self.version = state["version"]
 
     # --- parts --------------------------------------------------------------------------------------------------------

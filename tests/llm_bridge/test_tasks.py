@@ -113,6 +113,20 @@ def test_an_instructed_model_is_read_by_its_tags_or_its_last_words():
         assert task.reward(problem, [text]) == 0.0
 
 
+def test_a_chain_of_thought_is_as_long_as_asked_for_and_one_slip_spoils_it():
+    task = load_task("running_sum", steps=200, modulus=7, seed=2)
+    problem = task.problem(5)
+    digits = [int(c) for c in problem.prompt[:-1]]
+    (thought,) = task.demonstration(problem)
+    assert len(digits) == len(thought) == 200
+    assert thought == "".join(str(sum(digits[: i + 1]) % 7) for i in range(200))
+    slipped = [(int(c) + (i >= 120)) % 7 for i, c in enumerate(thought)]
+    assert task.reward(problem, ["".join(map(str, slipped))]) == 0.0
+    assert task.reward(problem, [thought[1:]]) == task.reward(problem, [thought[-1]]) == 0.0
+    with pytest.raises(InputError, match="modulus must be 2 to 10"):
+        load_task("running_sum", modulus=11)
+
+
 # ------------------------------------------------------------------------------------------------------------ tool use
 
 

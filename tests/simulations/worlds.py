@@ -5,19 +5,20 @@ Modes: "true", "opposite", "noise" (centered on the boundary, with a scatter tha
 favor of the claim that is smaller than the margin, which `BETWEEN` says the word of.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from simulations.methods import METHODS
-from simulations.protocol import plain
+from simulations.protocol import Experiment, discover, plain
 from simulations.questions import (
     ablation,
     baselines_under_lag,
     beyond_vcpo,
     in_batch_bias,
+    long_trajectories,
     mechanism,
     pipeline_speedup,
     proxy_quality,
@@ -343,6 +344,29 @@ def transformer_world(mode: str, key: str) -> Records:
     return records
 
 
+def long_world(mode: str, key: str) -> Records:
+    """VCPO before all others, but where the lead candidate's lead over it is asked for."""
+    lead = key == "lead_beats_vcpo"
+    levels = {  # VCPO, the lead candidate, other candidates, rivals, synchronous
+        "true": (0.7, 0.9 if lead else 0.6, 0.6, 0.3, 0.6),
+        "opposite": (0.2, 0.1 if lead else 0.8, 0.8, 0.8, 0.8),
+        "between": (0.5, 0.52, 0.52, 0.48, 0.52),
+        "noise": (0.5,) * 5,
+    }[mode]
+    rng, records = rng_of(mode, 6), []
+    kinds = {OURS: 0, long_trajectories.LEAD: 1} | dict.fromkeys(long_trajectories.RIVALS, 3)
+    for place in ({"task": "thought of 64", "lag": 64}, {"task": "tool use", "lag": 4}):
+        for method in long_trajectories.METHODS:
+            kind = 4 if method.startswith("synchronous") else kinds.get(method, 2)
+            for step, off in ((0.001, 0.1), (0.002, 0.0)):
+                for seed in SEEDS:
+                    value = rng.random() if mode == "noise" else levels[kind] - off + 0.001 * rng.normal()
+                    row = {**place, "method": method, "step_size": step, "seed": seed, "average": value, "every": 16}
+                    gauges = dict.fromkeys(long_trajectories.GAUGES, 0.5)
+                    records.append({**row, **gauges, "value": [value] * 3, "final": value, "collapse": None})
+    return records
+
+
 WORLDS: dict[str, Callable[[str, str], Records]] = {
     "ablation": ablation_world,
     "async_learning": async_world,
@@ -352,6 +376,7 @@ WORLDS: dict[str, Callable[[str, str], Records]] = {
     "collapse_prediction": collapse_world,
     "ess_reliability": ess_world,
     "in_batch_bias": in_batch_world,
+    "long_trajectories": long_world,
     "mechanism": mechanism_world,
     "pipeline_speedup": pipeline_world,
     "proxy_quality": proxy_world,
@@ -361,7 +386,15 @@ WORLDS: dict[str, Callable[[str, str], Records]] = {
     "transformer_collapse": transformer_world,
     "variance_vs_lag": variance_world,
 }
-OF_THEIR_OWN = {"others_biased", "vcpo_beats_rivals_with_n2"}
+
+
+def worlds_of(experiments: Mapping[str, Experiment]) -> dict[str, Callable[[str, str], Records]]:
+    """The worlds of every experiment that has any: here, or in its own file."""
+    own = {name: experiment.world for name, experiment in experiments.items() if experiment.world}
+    return {**WORLDS, **own}
+
+
+OF_THEIR_OWN = {"others_biased", "vcpo_beats_rivals_with_n2", "lead_beats_vcpo"}
 """questions that are true only where another of their experiment is false: each has worlds of its own"""
 BETWEEN = {
     "ablation": {"opob_beats_mean": "fails", "opob_more_than_parts": "fails", "baseline_needed": "fails"},
@@ -379,6 +412,10 @@ BETWEEN = {
     },
     "ess_reliability": {"plug_in_lognormal": "holds", "plug_in_pareto": "holds"},
     "in_batch_bias": {"opob_unbiased_random": "holds", "released_as_good_trained": "holds"},
+    "long_trajectories": dict.fromkeys(("beats_rivals", "lead_beats_vcpo"), "fails")
+    | dict.fromkeys(
+        ("vcpo_not_worse", "simple_n2_not_worse", "matches_synchronous", "matches_best_synchronous"), "holds"
+    ),
     "pipeline_speedup": {"faster_than_mean": "fails", "faster_than_opob": "fails"},
     "regime_map": dict.fromkeys(("n2_alone_own_best", "matches_synchronous"), "holds")
     | dict.fromkeys(
@@ -403,5 +440,5 @@ BETWEEN = {
 @cache
 def world(name: str, mode: str, key: str = "") -> Records:
     """The records as an analysis receives them, in plain JSON."""
-    records: Records = plain(WORLDS[name](mode, key), name)
+    records: Records = plain(worlds_of(discover())[name](mode, key), name)
     return records

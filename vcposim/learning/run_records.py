@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
-from vcposim.arrays import Array
+import numpy as np
+
+from vcposim.arrays import Array, expectation, safe_divide
 from vcposim.baselines import Monomial, baseline
-from vcposim.catalogue import entry
+from vcposim.batch import Batch
+from vcposim.catalogue.loading import on_numpy
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import AnyEstimator, Estimator, Resolved, estimator_of
+from vcposim.estimators import AnyEstimator, Estimator, Resolved
 from vcposim.learning.lags import Lag
 from vcposim.learning.optimizers import OPTIMIZERS
 from vcposim.learning.step_rules import Control
@@ -23,6 +26,42 @@ def remembered_weight(estimator: Resolved) -> Monomial | None:
         return None
     found = baseline(estimator.baseline)
     return found.weight if found.per == "group" and found.weight and not found.weight.ratio else None
+
+
+def require_memory(memory: float, estimator: Resolved) -> None:
+    """Raises `InputError` for a memory out of range, or of a baseline that is no weighted mean a group."""
+    if not 0 <= memory < 1:
+        raise InputError(f"memory: {memory} is not in [0, 1); 0.9 remembers about ten visits of a prompt")
+    if memory and remembered_weight(estimator) is None:
+        raise InputError(
+            f"memory: {memory} with an estimator whose baseline is no weighted mean of a group's rewards; use "
+            "group_mean, length_weighted, on_policy_optimal or opob"
+        )
+
+
+def remembered_baseline(
+    estimator: Estimator, batch: Batch, sums: Array, prompt: Array, memory: Array
+) -> tuple[Array, Array]:
+    """The baseline of each group from all its prompt's responses, the past ones faded: sum a R / sum a.
+
+    `sums` are those of a R and of a over each prompt's past responses, `prompt` is each group's, `memory` what is kept
+    of a prompt's sums when it comes again: batch (..., g, n), sums (..., prompts, 2), prompt (g,), memory (...,) ->
+    baseline (..., g, 1), and the sums with these responses. Groups of one prompt in one batch share theirs.
+    """
+    weight = remembered_weight(estimator)
+    assert weight is not None  # `require_memory` has seen to it
+    measure = batch.given("measure")
+    here = np.where(measure > 0, 1.0, 0.0) + 0 * batch.reward
+    # not the kernel's weights, which leave a factor a group open: groups of several updates are added here
+    a = batch.scored().sq_norm(estimator.weighting(batch).value if weight.weight else here) if weight.score else here
+    a = (a * batch.token_length() if weight.length else a) * here
+    visited = np.zeros(sums.shape[-2])
+    visited[prompt] = 1
+    kept = sums * np.where(visited, memory[..., None], 1.0)[..., None]
+    own = np.stack([(a * batch.reward).sum(-1), a.sum(-1)], axis=-1)
+    np.add.at(np.moveaxis(kept, -2, 0), prompt, np.moveaxis(own, -2, 0))  # several groups may have one prompt
+    total, mean = kept[..., prompt, :], expectation(batch.reward, measure)
+    return safe_divide(total[..., 0], total[..., 1], mean)[..., None], kept
 
 
 @dataclass(frozen=True)
@@ -57,18 +96,11 @@ class Run:
             raise InputError(f"clip_norm: {self.clip_norm} is not positive; use inf for no clipping")
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} is negative; use 0 or more")
-        if not 0 <= self.memory < 1:
-            raise InputError(f"memory: {self.memory} is not in [0, 1); 0.9 remembers about ten visits of a prompt")
-        estimator = self.resolved()
-        if self.memory and remembered_weight(estimator) is None:
-            raise InputError(
-                f"memory: {self.memory} with an estimator whose baseline is no weighted mean of a group's rewards; use "
-                "group_mean, length_weighted, on_policy_optimal or opob"
-            )
+        require_memory(self.memory, self.resolved())
 
     def resolved(self) -> Resolved:
         """The estimator itself."""
-        return entry(self.estimator).estimator if isinstance(self.estimator, str) else estimator_of(self.estimator)
+        return on_numpy(self.estimator, several=True)
 
 
 @dataclass(frozen=True)
