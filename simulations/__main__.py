@@ -210,39 +210,41 @@ def list_command(experiments: Mapping[str, Experiment]) -> int:
 # --- run ----------------------------------------------------------------------------------------------------------
 
 
-def plan(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> tuple[Path, list[RunFolder]]:
+def plan(
+    ids: list[str], experiments: Mapping[str, Experiment], *, size: str, estimators: Sequence[str], out: Path | None
+) -> tuple[Path, list[RunFolder]]:
     """Where everything goes: the folder a report is about, and one run folder for each experiment."""
-    quick = "quick" in options.ids
-    if quick and options.estimator:
+    quick = "quick" in ids
+    if quick and estimators:
         raise InputError("--estimator: 'quick' runs every experiment as it is; name those to run with yours")
-    if quick and options.size != "reduced":
-        raise InputError(f"--size: 'quick' is reduced, not {options.size!r}; name the experiments to run them in full")
-    chosen = select(options.ids, experiments)
+    if quick and size != "reduced":
+        raise InputError(f"--size: 'quick' is reduced, not {size!r}; name the experiments to run them in full")
+    chosen = select(ids, experiments)
     for experiment in experiments.values() if quick else ():
         if experiment not in chosen:
             say(f"note: {experiment.id} is left out, it needs the extra {experiment.extra!r} (see README)")
     if not chosen:
         raise InputError("run: there is no experiment in simulations/; add one")
     own = ""
-    if options.estimator:
+    if estimators:
         able = [e.id for e in experiments.values() if e.takes_estimators]
         for experiment in chosen:
             if experiment.id not in able:
                 raise InputError(
                     f"--estimator: {experiment.id} compares no list of methods; those that do: {', '.join(able)}"
                 )
-        chosen = [experiment.with_estimators(options.estimator) for experiment in chosen]
-        own = "-with-" + re.sub(r"[^\w.]+", "-", " ".join(options.estimator))
+        chosen = [experiment.with_estimators(estimators) for experiment in chosen]
+        own = "-with-" + re.sub(r"[^\w.]+", "-", " ".join(estimators))
     if len(chosen) == 1 and not quick:
-        path = options.out or Path("results") / f"{chosen[0].id}-{options.size}{own}"
-        return path, [RunFolder.plan(path, chosen[0], options.size)]
-    root = options.out or (Path("results/quick") if quick else Path("results"))
-    return root, [RunFolder.plan(root / f"{e.id}-{options.size}{own}", e, options.size) for e in chosen]
+        path = out or Path("results") / f"{chosen[0].id}-{size}{own}"
+        return path, [RunFolder.plan(path, chosen[0], size)]
+    root = out or (Path("results/quick") if quick else Path("results"))
+    return root, [RunFolder.plan(root / f"{e.id}-{size}{own}", e, size) for e in chosen]
 
 
 def run_command(options: argparse.Namespace, experiments: Mapping[str, Experiment], command: Sequence[str]) -> int:
     """Compute what is missing, then say what it shows; for `quick` write the report as well."""
-    root, folders = plan(options, experiments)
+    root, folders = plan(options.ids, experiments, size=options.size, estimators=options.estimator, out=options.out)
     states = [folder.state() for folder in folders]
     target = root / "report.html" if "quick" in options.ids else None
     if target and target.exists() and not is_report(target):
@@ -257,7 +259,7 @@ def run_command(options: argparse.Namespace, experiments: Mapping[str, Experimen
             open_folder(folder, state, command, stack)
         open_folders = [f for f, state in zip(folders, states, strict=True) if state != "complete"]
         try:
-            failures = compute(open_folders, options)
+            failures = compute(open_folders, options.scheduler, options.workers)
         except KeyboardInterrupt:
             say(f"interrupted: {progress_text(folders)} in {root}; the same command resumes")
             return 130
@@ -314,9 +316,9 @@ def progress_text(folders: Sequence[RunFolder]) -> str:
     return f"{kept} of {total(folders)} settings are kept"
 
 
-def compute(folders: Sequence[RunFolder], options: argparse.Namespace) -> list[Failure]:
+def compute(folders: Sequence[RunFolder], scheduler: str | None, workers: int) -> list[Failure]:
     """Sweep with the executor and the progress display asked for."""
-    pool = cluster_executor(options.scheduler) if options.scheduler else local_executor(options.workers)
+    pool = cluster_executor(scheduler) if scheduler else local_executor(workers)
     count = sum(len(folder.missing()) for folder in folders)
     with pool as executor, progress(count) as advance:
         return sweep(folders, executor, advance)

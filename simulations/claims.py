@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simulations.verdicts import WITNESSES, Verdict, shown
+from simulations.verdicts import WITNESSES, JudgedComparison, Verdict, shown
 from vcposim.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
@@ -318,7 +318,7 @@ def _weight(w: Witness) -> float:
     return abs(distance) if distance is not None and math.isfinite(distance) else 0.0
 
 
-def comparison(v: Verdict | None) -> dict[str, Any]:
+def comparison(v: Verdict | None) -> JudgedComparison:
     """The comparison that decided a verdict; {} without."""
     return v.comparisons[v.decided_by] if v is not None and v.decided_by is not None else {}
 
@@ -330,7 +330,7 @@ def table(verdicts: Sequence[tuple[str, Verdict]], proofs: Mapping[str, dict[str
         found = witnesses(claim, verdicts, proofs)
         word = combined(found)
         by = decisive(found, word)
-        c = comparison(by.verdict) if by else {}
+        c = comparison(by.verdict if by else None)
         number = f"{shown(c)} ({c['name']})" if "value" in c else by.number if by else "nothing measured"
         rows.append(
             {

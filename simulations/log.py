@@ -106,7 +106,7 @@ def _numbers_of(name: str, by_id: Mapping[str, Section]) -> list[float]:
         read = ("name", "value", "low", "high")  # what a reader reads, not p-values or powers
         text = json.dumps(
             [
-                (v.number, v.condition, v.note, [{k: c[k] for k in read if k in c} for c in v.comparisons])
+                (v.number, v.condition, v.note, [{k: x for k, x in c.items() if k in read} for c in v.comparisons])
                 for v in by_id[name].verdicts
             ]
         )

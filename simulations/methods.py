@@ -4,14 +4,14 @@ A method is an estimator of the catalogue, a step rule, and whether it learns fr
 the plain host `R - group mean`, so that differences come from the ratio treatment alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from simulations.drawing import panel, plot, ranking, series
-from simulations.protocol import OWN, digest_of
+from simulations.drawing import Plot, panel, plot, ranking, series
+from simulations.protocol import OWN, Record, Setting, digest_of
 from simulations.stats import (
     DIFFERENCE,
     UNIT,
@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
 """name -> method: the paper's comparison, its hosts, and the simple controls"""
 
 
-def own_methods(setting: Mapping[str, Any]) -> dict[str, Method]:
+def own_methods(setting: Setting) -> dict[str, Method]:
     """The estimators that a setting adds to an experiment's methods, under their own names, at the full step.
 
     Raises `InputError` if the file of one is not what it was when the run was planned.
@@ -136,7 +136,7 @@ TARGET = 0.8
 """the value that time-to-target asks for"""
 
 
-def outcome(found: dict[str, Array], i: int) -> dict[str, Any]:
+def outcome(found: dict[str, Array], i: int) -> Record:
     """What run i came to: plain numbers for a record; `collapse` and `hit` are updates, None for never."""
     value = found["value"][:, i]
     lost = int(collapse_step(value[:, None])[0])
@@ -151,18 +151,18 @@ def outcome(found: dict[str, Array], i: int) -> dict[str, Any]:
     }
 
 
-def chosen(records: Iterable[dict[str, Any]], **where: Any) -> list[dict[str, Any]]:
+def chosen(records: Iterable[Record], **where: Any) -> list[Record]:
     """The records with these values."""
     return [r for r in records if all(r[k] == v for k, v in where.items())]
 
 
-def gain(records: list[dict[str, Any]], first: str, second: str, field: str = "average") -> Estimate | None:
+def gain(records: list[Record], first: str, second: str, field: str = "average") -> Estimate | None:
     """Mean difference first - second over seeds, of runs that share everything but the method (same random numbers)."""
     a, b = ({key_of(r): r for r in chosen(records, method=name)} for name in (first, second))
     return of_seeds(((a[k]["seed"], a[k][field] - b[k][field]) for k in a if k in b), bounds=DIFFERENCE)
 
 
-def lost_more(records: list[dict[str, Any]], first: str, second: str) -> Estimate | None:
+def lost_more(records: list[Record], first: str, second: str) -> Estimate | None:
     """How much more often runs of the first collapse than those of the second: difference of rates."""
     a, b = ({key_of(r): r for r in chosen(records, method=name)} for name in (first, second))
     return rate_difference(
@@ -170,12 +170,12 @@ def lost_more(records: list[dict[str, Any]], first: str, second: str) -> Estimat
     )
 
 
-def value_of(records: list[dict[str, Any]], method: str, field: str = "average") -> Estimate | None:
+def value_of(records: list[Record], method: str, field: str = "average") -> Estimate | None:
     """Mean value of a method's runs over seeds, a probability."""
     return of_seeds(((r["seed"], r[field]) for r in chosen(records, method=method)), bounds=UNIT)
 
 
-def told(records: list[dict[str, Any]], names: Iterable[str]) -> str:
+def told(records: list[Record], names: Iterable[str]) -> str:
     """Values of methods, and how many of their runs are lost, as words."""
     return "; ".join(
         f"{name} {value_of(records, name)} ({lost_of(records, name)} lost)"
@@ -185,8 +185,8 @@ def told(records: list[dict[str, Any]], names: Iterable[str]) -> str:
 
 
 def value_ranking(
-    title: str, records: list[dict[str, Any]], names: Iterable[str], accent: Sequence[str], *, step_sizes: bool = False
-) -> dict[str, Any]:
+    title: str, records: list[Record], names: Iterable[str], accent: Sequence[str], *, step_sizes: bool = False
+) -> Plot:
     """A panel of methods by their value; beside each, how many runs collapsed and, if asked, its step size."""
     names = [name for name in names if chosen(records, method=name)]
     alarms = {name: f"{lost_of(records, name)} lost" for name in names if lost(records, name)}
@@ -204,7 +204,7 @@ def value_ranking(
     )
 
 
-def profile(title: str, records: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+def profile(title: str, records: list[Record], names: Iterable[str]) -> Plot:
     """Performance profiles (Agarwal et al. 2021, arXiv 2108.13264): share of a method's runs above each value."""
     at = np.linspace(0, 1, 41)
     parts = []
@@ -217,7 +217,7 @@ def profile(title: str, records: list[dict[str, Any]], names: Iterable[str]) -> 
     return panel(title, "value averaged over training", "share of runs above it", parts)
 
 
-def improvements(title: str, records: list[dict[str, Any]], ours: str, names: Iterable[str]) -> dict[str, Any]:
+def improvements(title: str, records: list[Record], ours: str, names: Iterable[str]) -> Plot:
     """Probability that a run of ours is above one of each other method at the same place, seeds resampled (same paper).
 
     A mean over places, as of tasks there: runs of different places are not compared.
@@ -246,7 +246,7 @@ AGGREGATES = (
 )
 
 
-def aggregates(records: list[dict[str, Any]], ours: str, few: Iterable[str], names: Iterable[str]) -> dict[str, Any]:
+def aggregates(records: list[Record], ours: str, few: Iterable[str], names: Iterable[str]) -> Plot:
     """As rliable has them: profiles of a few methods, and the probability that ours is better than each."""
     panels = (
         profile("performance profiles", records, few),
@@ -255,7 +255,7 @@ def aggregates(records: list[dict[str, Any]], ours: str, few: Iterable[str], nam
     return plot(*panels, width=4.8, height=4.4)
 
 
-def standing(records: list[dict[str, Any]], own: Sequence[str]) -> list[list[str]]:
+def standing(records: list[Record], own: Sequence[str]) -> list[list[str]]:
     """Every method from best to worst, each at its own best step size where there are several: rows of words.
 
     Name, value averaged over training, lost runs, and for each of `own` its value minus this one's (95% intervals,
@@ -273,27 +273,27 @@ def standing(records: list[dict[str, Any]], own: Sequence[str]) -> list[list[str
 PLACE = ("task", "law", "lag", "shift", "optimizer")
 
 
-def place_of(record: dict[str, Any]) -> str:
+def place_of(record: Record) -> str:
     """Where a run stands among those of its method."""
     return str([record.get(k) for k in PLACE])
 
 
-def key_of(record: dict[str, Any]) -> str:
+def key_of(record: Record) -> str:
     """What a run shares with its pair under another method."""
     return str([record.get(k) for k in (*PLACE, "seed")])
 
 
-def lost(records: list[dict[str, Any]], method: str) -> int:
+def lost(records: list[Record], method: str) -> int:
     """How many runs of a method collapsed."""
     return sum(r["collapse"] is not None for r in chosen(records, method=method))
 
 
-def lost_of(records: list[dict[str, Any]], method: str) -> str:
+def lost_of(records: list[Record], method: str) -> str:
     """The same, of how many."""
     return f"{lost(records, method)} of {len(chosen(records, method=method))}"
 
 
-def at_own_best(records: list[dict[str, Any]], method: str, field: str = "average") -> list[dict[str, Any]]:
+def at_own_best(records: list[Record], method: str, field: str = "average") -> list[Record]:
     """Records of a method at its best step size, each seed's chosen on the seeds of the other parity.
 
     So no run takes part in choosing the step size it is judged at.
@@ -310,11 +310,11 @@ def at_own_best(records: list[dict[str, Any]], method: str, field: str = "averag
     return out
 
 
-def best_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def best_of(records: list[Record]) -> list[Record]:
     """The records of all methods, each at its own best step size."""
     return [r for method in dict.fromkeys(r["method"] for r in records) for r in at_own_best(records, method)]
 
 
-def step_sizes_of(records: list[dict[str, Any]], method: str) -> str:
+def step_sizes_of(records: list[Record], method: str) -> str:
     """The step sizes chosen, as words."""
     return " or ".join(f"{e:g}" for e in sorted({r["step_size"] for r in chosen(records, method=method)}))

@@ -20,8 +20,8 @@ Setting number 3 of `variance_vs_lag` is called `variance_vs_lag/3`, everywhere.
         return Analysis(judge(asked), [Figure("variance", plot, "Variance against lag.")])
 
 Verdicts are not written but judged: `simulations.verdicts` has the rule and the five words, `simulations.stats` makes
-estimates with intervals over seeds, `simulations.drawing` says what a plot is. `tests/simulations/worlds.py` gives
-every question records in which it is true, false and pure noise: add yours there, the test of tampering asks for it.
+estimates with intervals over seeds, `simulations.drawing` says what a plot is. The test of
+tampering asks for a `world`: records in which a question is true, false and pure noise (`tests/simulations/worlds.py`).
 
     EXPERIMENT = Experiment("variance_vs_lag", "How does ...?", ("C1", "C4"), settings, run, analyse)
 
@@ -121,6 +121,9 @@ class Experiment:
     extra: str = ""
     takes_estimators: bool = False
     """whether `run` also runs the methods of `simulations.methods.own_methods(setting)`"""
+    world: Callable[[str, str], list[Record]] | None = None
+    """`world(mode, key)`: records in which the answer to question `key` is known, for the tests of its analysis; the
+    modes are those of `tests/simulations/worlds.py`, which has the worlds of the experiments without"""
 
     def __post_init__(self) -> None:
         if self.extra and self.extra not in EXTRAS:

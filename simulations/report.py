@@ -22,7 +22,7 @@ from rich.text import Text
 from simulations import claims
 from simulations.protocol import WITNESSES, WORDS, Experiment, Verdict, one_line
 from simulations.summaries import Section, against_full, load_section, once_each, pictures
-from simulations.verdicts import shown
+from simulations.verdicts import JudgedComparison, shown
 from vcposim.errors import InputError
 from vcposim.pages import parts
 from vcposim.pages.parts import bundle, document, glossary_section, is_page, prose
@@ -227,7 +227,7 @@ def _filters() -> str:
     )
 
 
-def _bar(c: Mapping[str, Any], boundary: float) -> str:
+def _bar(c: JudgedComparison, boundary: float) -> str:
     """An interval against its boundary, small enough for a line of text."""
     low, value, high = c["low"], c["value"], c["high"]
     left, right = min(low, boundary), max(high, boundary)

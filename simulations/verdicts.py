@@ -21,10 +21,12 @@ the margin that matters, so a gain too small to matter does not hold, and a loss
     ])
 """
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from simulations.stats import Estimate
 from vcposim.comparison.statistics import LEVEL, WORDS, holm, verdict
@@ -108,6 +110,24 @@ class Question:
     beside: bool = False
 
 
+class JudgedComparison(TypedDict, total=False):
+    """A comparison with its own word, in plain data; without an estimate it has a name and a word alone."""
+
+    name: str
+    word: str
+    value: float
+    low: float
+    high: float
+    seeds: int
+    p: float | None
+    """after the correction for all comparisons of the experiment; None of what is exact"""
+    distance: float | None
+    """of the value from the boundary, in standard errors; None where there is none, or of none"""
+    needed: int | None
+    """seeds that would decide"""
+    power: float | None
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the records say about one claim: a sentence, a word, the number, and the condition it holds under.
@@ -126,7 +146,7 @@ class Verdict:
     key: str = ""
     witness: str = "simulated"
     rule: dict[str, Any] | None = None
-    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[JudgedComparison] = field(default_factory=list)
     decided_by: int | None = None
     """which comparison"""
     note: str = ""
@@ -179,7 +199,8 @@ def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
     word = verdict([c["word"] for c in judged], over=q.over)
 
     def certainty(i: int) -> float:
-        return abs(judged[i]["distance"]) if judged[i]["distance"] is not None else math.inf
+        distance = judged[i]["distance"]
+        return math.inf if distance is None else abs(distance)
 
     # the number shown: what is least certain of what holds, what is most certain of what fails
     if word == "holds":
@@ -190,15 +211,13 @@ def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
         decisive = min(by_word["undecided"] or known, key=certainty)
     condition = ""
     if word == "holds if":
-        condition = _places(judged, by_word["holds"])
-        condition += f"; not so: {_places(judged, by_word['fails'])}"
+        condition = f"{where(judged, 'holds')}; not so: {where(judged, 'fails')}"
     return Verdict(
         q.claim, q.statement, word, _number(judged, decisive, by_word), condition, decided_by=decisive, **about
     )
 
 
-def _judged(rule: Rule, comparison: Comparison, p: float | None) -> dict[str, Any]:
-    """A comparison as plain data, with its own word."""
+def _judged(rule: Rule, comparison: Comparison, p: float | None) -> JudgedComparison:
     e = comparison.estimate
     if e is None:
         return {"name": comparison.name, "word": "not judged", "distance": None}
@@ -221,12 +240,26 @@ def _judged(rule: Rule, comparison: Comparison, p: float | None) -> dict[str, An
     }
 
 
-def _places(judged: list[dict[str, Any]], which: list[int]) -> str:
-    names = [judged[i]["name"] for i in which]
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
+def where(judged: Sequence[JudgedComparison], word: str) -> str:
+    """The places with this word in as few conditions as say it exactly: `heavy tail and k = 16 or several_targets`.
+
+    A place's name lists its factors, as in `exact_match_8, heavy tail, k = 16`. A condition is some of them, and true
+    of no judged place that has another word; taken first is what covers most places, then what has fewest factors.
+    """
+    factors = [tuple(re.split(r"[,:] (?![^{]*\})", c["name"])) for c in judged]
+    left = [f for f, c in zip(factors, judged, strict=True) if c["word"] == word]
+    other = [f for f, c in zip(factors, judged, strict=True) if c["word"] not in (word, "not judged")]
+    said = []
+    while left:
+        some = [c for f in left for size in range(1, len(f) + 1) for c in itertools.combinations(f, size)]
+        pure = {c: None for c in some if not any(set(c) <= set(f) for f in other)} or {left[0]: None}
+        best = max(pure, key=lambda c: (sum(set(c) <= set(f) for f in left), -len(c)))
+        said.append(" and ".join(best))
+        left = [f for f in left if not set(best) <= set(f)]
+    return " or ".join(said if len(said) <= 6 else [*said[:5], f"{len(said) - 5} more"])
 
 
-def shown(comparison: Mapping[str, Any]) -> str:
+def shown(comparison: JudgedComparison) -> str:
     """A judged comparison's value with its interval."""
     if "value" not in comparison:
         return "nothing to compare"
@@ -240,7 +273,7 @@ def three_digits(value: float) -> str:
     return f"{float(text):,.0f}" if 1e3 <= abs(float(text)) < 1e9 else text
 
 
-def _number(judged: list[dict[str, Any]], decisive: int, by_word: dict[str, list[int]]) -> str:
+def _number(judged: list[JudgedComparison], decisive: int, by_word: dict[str, list[int]]) -> str:
     c = judged[decisive]
     text = f"{shown(c)} ({c['name']})"
     if len(judged) > 1:

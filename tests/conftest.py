@@ -31,6 +31,12 @@ settings.register_profile(
 settings.load_profile("vcposim")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to workers in their order: xdist would put those of few tests last, and these are the long ones."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What was collected lives until the end: the garbage collector need not look through it again and again.
 

@@ -14,12 +14,13 @@ import pytest
 from simulations import questions
 from simulations.protocol import discover, records_in_process
 from tests.kit.statistical import assert_near
+from tests.simulations.worlds import worlds_of
 from vcposim import commands
 from vcposim.baselines import BASELINES, Monomial, leave_one_out
 from vcposim.baselines import mean as mean_baseline
 from vcposim.batch import Batch
 from vcposim.catalogue import CATALOGUE, Entry, Unbiased
-from vcposim.commands.main import COMMANDS, main
+from vcposim.commands.main import main
 from vcposim.control import STEP_RULES, StepRule
 from vcposim.estimators import Estimator
 from vcposim.laboratory import exact
@@ -195,7 +196,12 @@ def analyse(records):
     return Analysis(judge([Question("big", "C1", "it is big", Rule("value", ">", 0.5), [Comparison("all", value)])]))
 
 
-EXPERIMENT = Experiment("toy_question", "Is it big?", ("C1",), settings, run, analyse)
+def world(mode, key):
+    value = {"true": 1.0, "opposite": 0.0, "noise": 0.5, "between": 0.5}[mode]
+    return [{"seed": seed, "value": value + (seed - 3.5) / (10 if mode == "noise" else 1000)} for seed in range(8)]
+
+
+EXPERIMENT = Experiment("toy_question", "Is it big?", ("C1",), settings, run, analyse, world=world)
 """
 
 
@@ -205,8 +211,11 @@ def test_an_experiment_is_found_run_and_judged(tmp_path: Path, monkeypatch: pyte
     try:
         found = discover()
         assert list(found) == ["toy_question"]
+        worlds = {mode: worlds_of(found)["toy_question"](mode, "") for mode in ("true", "opposite", "noise")}
         (verdict,) = found["toy_question"].analyse(records_in_process(found["toy_question"], "reduced")).verdicts
         assert verdict.verdict == "holds"
+        words = {mode: found["toy_question"].analyse(world).verdicts[0].verdict for mode, world in worlds.items()}
+        assert words == {"true": "holds", "opposite": "fails", "noise": "undecided"}
     finally:
         sys.modules.pop("simulations.questions.toy_question", None)
 
@@ -235,20 +244,17 @@ def test_a_task_for_transformers_is_a_name_for_the_trainer(monkeypatch: pytest.M
         load_task("toy", larges=3)
 
 
-# --- a law: an entry of `vcposim.testing.laws.LAWS`, and a wrong estimator that dies by it ----------------------------
+# --- a law: an entry of `vcposim.testing.laws.LAWS`, with a wrong estimator that dies by it ---------------------------
 
 
 def test_a_law_judges_every_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
     from vcposim.testing import LAWS, Violation, check_estimator
-    from vcposim.testing.laws import Broken, Law
+    from vcposim.testing.laws import Broken, Law, Wrong
 
     def on_rewards_alike(f: Any, case: Any) -> None:
         alike = dataclasses.replace(case, reward=case.reward * 0 + 1)
         if (abs(f.of(alike)) > 1e-6).any():
             raise Broken("a step although all rewards are equal")
-
-    toy = Law("c = 0 where rewards are equal", "nothing to compare", lambda f: f.cases(), on_rewards_alike)
-    monkeypatch.setitem(LAWS, "toy", toy)
 
     def centered(batch: Batch) -> Any:
         return batch.reward - batch.reward.mean(axis=-1, keepdims=True)
@@ -256,15 +262,18 @@ def test_a_law_judges_every_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(batch: Batch) -> Any:
         return batch.reward * 1.0
 
+    toy = Law("c = 0 where rewards are equal", "no news", lambda f: f.cases(), on_rewards_alike, Wrong(plain))
+    monkeypatch.setitem(LAWS, "toy", toy)
     assert check_estimator(centered, ["toy"], without=["padding"], examples=5)["toy"] == "holds"
     with pytest.raises(Violation, match="plain breaks 'toy': c = 0 where rewards are equal"):
-        check_estimator(plain, ["toy"], without=["padding"], examples=5)
+        check_estimator(toy.wrong.coefficients, ["toy"], without=["padding"], examples=5)
 
 
-# --- a subcommand: a file of `vcposim.commands`, and a line that says what it is for ----------------------------------
+# --- a subcommand: a file of `vcposim.commands` ---------------------------------------------------------------------
 
-COMMAND = '''
-"""`vcposim toy`: twice a number."""
+COMMAND = '''"""`vcposim toy`: twice a number."""
+
+EXAMPLES = ("vcposim toy 4",)
 
 
 def add_arguments(p):
@@ -281,13 +290,15 @@ def test_a_subcommand_is_listed_and_loaded_when_used(
 ) -> None:
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
     (tmp_path / "toy.py").write_text(COMMAND)
-    monkeypatch.setitem(COMMANDS, "toy", "twice a number")
     try:
         assert main([]) == 0
         assert re.search(r"  toy +twice a number", capsys.readouterr().out)
         assert "vcposim.commands.toy" not in sys.modules
         assert main(["toy", "4"]) == 0
         assert capsys.readouterr().out == "8.0\n"
+        with pytest.raises(SystemExit):
+            main(["toy", "--help"])
+        assert capsys.readouterr().out.endswith("for example:\n  vcposim toy 4\n")
         with pytest.raises(SystemExit):
             main(["toy", "4", "--nonsense"])
         assert capsys.readouterr().err.startswith("vcposim toy: error: unrecognized arguments: --nonsense")

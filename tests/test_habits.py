@@ -84,3 +84,131 @@ def test_no_two_classes_share_a_name() -> None:
     assert clashes(SOURCES).keys() == SHARED_NAMES.keys()
     planted = {**SOURCES, Path("planted.py"): "Batch = dict[str, int]\nclass Weighting: ...\nclass _Log: ..."}
     assert clashes(planted).keys() - SHARED_NAMES.keys() == {"Batch", "Weighting"}
+
+
+# ------------------------------------------------------------------------------------------- what travels, and what not
+
+ENTRY_POINTS = (
+    "simulations/__main__.py",
+    "llm_bridge/train.py",
+    "llm_bridge/campaign.py",
+    "llm_bridge/models/__main__.py",
+)
+"""beside the subcommands: files in which a command line ends"""
+
+
+def travelling(name: str, text: str) -> list[str]:
+    """Functions that an `argparse.Namespace` reaches although it should have been read before.
+
+    A command line ends in `run`, `main` or `..._command` of a file for that. What these hand it to reads it into
+    values and takes nothing else, but the name of a default: what computes takes those values.
+    """
+    ends = name.startswith("vcposim/commands/") or name in ENTRY_POINTS
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            said = [ast.unparse(one.annotation) if one.annotation else "" for one in given]
+            if not any(re.search(r"\bNamespace\b", one) for one in said):
+                continue
+            entry = re.fullmatch(r"_?(run|main)|\w+_command", node.name)
+            if not ends or not (entry or all(one in ("argparse.Namespace", "str") for one in said)):
+                found.append(f"{name}: {node.name}")
+    return found
+
+
+def test_no_namespace_travels_into_computation() -> None:
+    names = {path.relative_to(ROOT).as_posix(): text for path, text in SOURCES.items()}
+    assert [line for name, text in names.items() for line in travelling(name, text)] == []
+    planted = "def survey(cluster: Cluster, a: argparse.Namespace) -> int: ..."
+    assert travelling("vcposim/commands/plan.py", planted) == ["vcposim/commands/plan.py: survey"]
+    assert travelling("vcposim/learning/tasks.py", "def run(arguments: Namespace) -> int: ...")
+    assert not travelling("vcposim/commands/plan.py", "def lengths_of(a: argparse.Namespace) -> Lengths: ...")
+
+
+BOUNDARIES = {
+    "vcposim/results.py": "records of a result, which are rows of a table",
+    "vcposim/problems/problem_file.py": "a problem file, as JSON gives it",
+    "vcposim/testing/report_card.py": "rows of moments, printed as a table or as JSON",
+    "vcposim/pages/": "Vega-Lite, which is JSON",
+    "vcposim/commands/": "answers of `--json` and lines of tables; options of a page's plots",
+    "simulations/protocol.py": "settings and records, which are JSON by contract",
+    "simulations/runner.py": "provenance.json",
+    "simulations/summaries.py": "summary.json",
+    "simulations/verdicts.py": "a rule in summary.json",
+    "simulations/drawing.py": "plots as data",
+    "simulations/claims.py": "proofs.json, and rows of `claims --json`",
+    "simulations/log.py": "the same rows",
+    "simulations/report.py": "the same rows; options of the page's plots",
+    "simulations/bench/": "records of what was timed, and configurations of Hugging Face",
+    "llm_bridge/train.py": "what a file of settings says, before `TrainConfig` reads it",
+    "llm_bridge/training/config.py": "the same, and config.json",
+    "llm_bridge/training/folder.py": "the same",
+    "llm_bridge/training/checkpoints.py": "what torch saves",
+    "llm_bridge/training/sharding.py": "what an optimizer saves",
+    "llm_bridge/training/dumps.py": "records of rollouts, as they are written",
+    "llm_bridge/training/trainer.py": "the same",
+    "llm_bridge/campaign.py": "campaign.json",
+    "llm_bridge/campaign_report.py": "campaign.json",
+    "llm_bridge/models/store.py": "about.json",
+    "llm_bridge/tasks/": "options of Reasoning Gym's datasets, and their items",
+    "llm_bridge/adapters/trl.py": "TRL's batches",
+    "llm_bridge/adapters/verl.py": "verl's metrics",
+    "proofs/": "values of a theorem's symbols by name",
+}
+"""where a dict of anything may be taken or returned -> what it is: JSON read or written, or another library's"""
+
+STILL_OPEN = {
+    "vcposim/replay/": 50,
+    "vcposim/comparison/": 31,
+    "simulations/questions/": 10,
+    "llm_bridge/scores/": 2,
+}
+"""rooms with more than that -> how many there are; this may only fall"""
+
+ANYTHING = re.compile(r"\b(dict|Mapping|MutableMapping)\[str, (Any|object)\]")
+
+
+def dicts_of_anything(text: str) -> list[str]:
+    """Parameters, results, fields and names for types that are a dict of anything; what stays in a function may be.
+
+    `state_dict` and its like are torch's protocol.
+    """
+    tree = ast.parse(text)
+
+    def loose(annotation: ast.expr | None) -> bool:
+        return annotation is not None and bool(ANYTHING.search(ast.unparse(annotation)))
+
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and "state_dict" not in node.name:
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            found += [f"{node.name}({one.arg})" for one in given if loose(one.annotation)]
+            found += [f"{node.name} ->"] if loose(node.returns) else []
+        if isinstance(node, ast.ClassDef | ast.Module):
+            for part in node.body:
+                if isinstance(part, ast.AnnAssign) and loose(part.annotation):
+                    found.append(ast.unparse(part.target))
+                if isinstance(part, ast.Assign) and isinstance(part.value, ast.Subscript) and loose(part.value):
+                    found.append(ast.unparse(part.targets[0]))
+                if isinstance(part, ast.ClassDef) and any(map(loose, part.bases)):
+                    found.append(part.name)
+    return found
+
+
+def test_no_dict_of_anything_travels_into_computation() -> None:
+    names = {path.relative_to(ROOT).as_posix(): dicts_of_anything(text) for path, text in SOURCES.items()}
+    open_ = dict.fromkeys(STILL_OPEN, 0)
+    computing = []
+    for name, found in names.items():
+        room = next((room for room in STILL_OPEN if name.startswith(room)), None)
+        if room is not None:
+            open_[room] += len(found)
+        elif not any(name.startswith(place) for place in BOUNDARIES):
+            computing += [f"{name}: {one}" for one in found]
+    assert not computing, f"take a dataclass, a TypedDict or plain arguments: {computing}"
+    assert all(open_[room] <= most for room, most in STILL_OPEN.items()), f"they may only fall: {open_}"
+    idle = [place for place in BOUNDARIES if not any(found and name.startswith(place) for name, found in names.items())]
+    assert idle == []
+    planted = "Row = dict[str, Any]\nclass A:\n    x: Mapping[str, object]\n    def f(self, y: dict[str, Any]): ..."
+    assert sorted(dicts_of_anything(planted)) == ["Row", "f(y)", "x"]

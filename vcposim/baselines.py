@@ -256,6 +256,8 @@ class Baseline:
     """whether a constant added to all rewards is added to it"""
     norms_suffice: bool = True
     """whether ||s_i|| is all it needs of scores, not their sums"""
+    counts_heads: bool = False
+    """whether it counts responses, whatever their measure: then two draws are not one of twice the measure"""
     rational: bool = True
     """whether it takes sums, products and quotients alone, so that exact numbers and symbols pass through"""
 
@@ -514,7 +516,7 @@ BASELINES: dict[str, Baseline] = {
     "otb": Baseline(
         lambda e: optimal_token_baseline(e.reward, _token_weight_inside(e), e.measure), needs=_TOKENS, per="token"
     ),
-    "otb_zero_tail": Baseline(_zero_where_alone, needs=_TOKENS, per="token", equivariant=False),
+    "otb_zero_tail": Baseline(_zero_where_alone, needs=_TOKENS, per="token", equivariant=False, counts_heads=True),
     "otb_outside": Baseline(
         lambda e: optimal_token_baseline(e.reward, _token_weight_outside(e), e.measure), needs=_TOKENS, per="token"
     ),

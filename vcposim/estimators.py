@@ -10,8 +10,10 @@ Nothing else in the project knows what an estimator is. NumPy multiplies `c` wit
 `(c.detach() * log_prob).sum()`, proofs run this function on symbols.
 """
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 from vcposim.arrays import (
     LINEAR,
@@ -141,7 +143,10 @@ class FunctionEstimator:
     the order of samples does not matter: then exact moments run over multisets of outcomes, far fewer than orders. Both
     may be written on the function itself, `mine.needs = ("tokens",)`, which is where `estimator_of` looks.
 
-    Raises `InputError` for an unknown need, and where a batch lacks a need or coefficients have another shape.
+    It is a function: what it returns depends on the batch alone, and the batch stays as it was.
+
+    Raises `InputError` for an unknown need, where a batch lacks a need, where the function raises, and where what it
+    returns has another shape or holds no real numbers.
     """
 
     function: Callable[[Batch], Array]
@@ -158,12 +163,27 @@ class FunctionEstimator:
             batch.require(need)
         if batch.per_token and not self.needs & PER_TOKEN:
             batch = of_trajectories(batch)
-        c, want = self.function(batch), tuple(batch.reward.shape)
-        got = tuple(getattr(c, "shape", ()))
+        want = tuple(batch.reward.shape)
+        try:
+            c = self.function(batch)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"estimator: {self.name} raises {told(error)}, on rewards of shape {want}") from error
+        if not hasattr(c, "shape"):
+            raise InputError(
+                f"estimator: {self.name} returned a {type(c).__name__}; return an array like batch.reward, one "
+                "coefficient a sample, or one a token if it needs tokens"
+            )
+        got, kind = tuple(c.shape), str(c.dtype)
         if got != want and not (got[:-1] == want and batch.per_token):
             raise InputError(
                 f"estimator: {self.name} returned coefficients of shape {got} for rewards {want}; return one a sample, "
                 "or one a token if it needs tokens"
+            )
+        if "float16" in kind or not any(x in kind for x in ("float", "int", "bool", "object")):
+            raise InputError(
+                f"estimator: {self.name} returned coefficients of dtype {kind}; return real numbers, of 32 bits or more"
             )
         return c
 
@@ -175,6 +195,13 @@ class FunctionEstimator:
     def require(self, group_size: int) -> None:
         """Refuse a group without samples."""
         require_group(group_size)
+
+
+def told(error: Exception) -> str:
+    """What a stranger's function raised as one line, and where it did."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours, which called it
+    where = f" (line {frames[-1].lineno} of {PurePath(frames[-1].filename).name})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 NEEDS = frozenset(
@@ -196,10 +223,18 @@ AnyEstimator = Resolved | Callable[[Batch], Array]
 def estimator_of(given: AnyEstimator) -> Resolved:
     """An estimator from an estimator or from a function of a `Batch`, whose `needs` and `exchangeable` are looked up.
 
+    A class is asked for an instance, without arguments.
+
     Raises `InputError` for anything else; names are resolved by `vcposim.catalogue`.
     """
     if isinstance(given, Estimator | FunctionEstimator):
         return given
+    if isinstance(given, type):
+        try:
+            made = given()
+        except Exception as error:
+            raise InputError(f"estimator: {given.__name__}() raises {told(error)}; pass an instance of it") from error
+        return estimator_of(made)
     if not callable(given):
         raise InputError(f"estimator: {given!r} is no Estimator and no function of a Batch")
     needs = getattr(given, "needs", ())

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vcposim.arrays import LOG, Array, namespace, safe_divide
+from vcposim.arrays import LOG, Array, log_expectation, namespace, safe_divide
 from vcposim.baselines import MEDIAN, weighted_mean_of_others, weighted_quantile
 from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError
@@ -32,6 +32,7 @@ class EssCap:
     anchored: bool = False
     fails_open: bool = False
     families: ClassVar[tuple[str, ...]] = ("truncate", "pull", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:
@@ -97,6 +98,7 @@ class BalancedClip:
     dual: float = 3.0
     needs: ClassVar[Needs] = ("tokens",)
     families: ClassVar[tuple[str, ...]] = ("clip", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -147,6 +149,7 @@ class CovariancePenalty:
     beta: float = 0.1
     needs: ClassVar[Needs] = ("tokens", "log_prob")
     families: ClassVar[tuple[str, ...]] = ("pull", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_not_negative(share=self.share, beta=self.beta)
@@ -164,7 +167,9 @@ class CovariancePenalty:
         last = xp.max(
             xp.where(rank <= xp.maximum(xp.floor(self.share * n), 1.0), ordered, -math.inf), axis=-1, keepdims=True
         )
-        chosen = unpooled(counts & (-covariance <= last), x)
+        # by rounding alone two tokens of one kind would differ, and which is first would matter
+        tie = 1e-12 * xp.max(xp.where(counts, abs(covariance), 0.0), axis=-1, keepdims=True)
+        chosen = unpooled(counts & (-covariance <= last + tie), x)
         sign = xp.where(x > 0, 1.0, xp.where(x < 0, -1.0, x * 0))
         return only(chosen, -self.beta * sign)
 
@@ -189,6 +194,7 @@ class CovarianceClip:
     ratio: bool = True
     needs: ClassVar[Needs] = ("tokens", "log_prob")
     families: ClassVar[tuple[str, ...]] = ("clip", "mask", "pooled")
+    counts_heads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_not_negative(share=self.share, low=self.low, high=self.high)
@@ -220,6 +226,44 @@ def _covariance(batch: Batch, x: Array, advantage: Array) -> tuple[Any, Array, A
         return known - safe_divide(xp.sum(known, axis=-1, keepdims=True), n, n * 0)
 
     return xp, counts, n, deviation(over_tokens(advantage, x) + 0 * log_prob) * deviation(log_prob)
+
+
+@dataclass(frozen=True)
+class GroupExpectation:
+    """GEPO: (p_i / E) / L_i, clipped as PPO's ratio, E = sum_j q_j^2 / sum_j q_j over the group (arXiv 2508.17850).
+
+    p and q are the geometric means of a response's token probabilities under the policy and the sampler, as in the
+    released code; the paper writes the probabilities of whole responses. One number for all q_j keeps a small q_i from
+    making a large weight, and makes it no ratio: where pi = mu, p_i / E is not 1 but grows with p_i. E is over the
+    responses of a prompt, as in eq. 2; the release takes all responses of a device.
+
+    `ratio=False` is what is left of it where pi = mu.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    ratio: bool = True
+    needs: ClassVar[Needs] = ("tokens", "log_prob")
+    families: ClassVar[tuple[str, ...]] = ("clip", "pooled")
+
+    def __post_init__(self) -> None:
+        require_not_negative(low=self.low, high=self.high)
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n), or (..., n, 1) if advantages are per token."""
+        x, log_pi = bounded(log_ratio_at(batch, "token", self)), batch.given("log_prob")
+        xp, length = namespace(x), batch.token_length()
+        log_mu = xp.minimum(log_pi - x, 0.0) if self.ratio else log_pi
+
+        def geometric(y: Array) -> Array:
+            return safe_divide(xp.sum(batch.on_tokens(y), axis=-1), length, batch.reward * 0)
+
+        q, m = geometric(log_mu), batch.measure
+        shared = log_expectation(2 * q, m, keepdims=True) - log_expectation(q, m, keepdims=True)
+        away = geometric(log_pi) - shared
+        keep = unclipped(over_tokens(away, advantage), LOG, advantage, self.low, self.high)
+        each = safe_divide(weight_of(away, batch), length, batch.reward * 0)
+        return only(keep, over_tokens(each, advantage))
 
 
 @dataclass(frozen=True)

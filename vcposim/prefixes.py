@@ -124,6 +124,38 @@ class KalmanClip:
 
 
 @dataclass(frozen=True)
+class LeastPrefix:
+    """MinPRO: min(m_t r_t, cap), m_t = min_{j<t} r_j the least ratio of the prefix, 1 without one (arXiv 2601.22718).
+
+    m_t r_t stands in for the ratio of the prefix, prod_{j<=t} r_j: one token of the prefix that the policy has given up
+    damps all that follow, but nothing multiplies up with the length. Gradient of sg(clip(m_t r_t)) A log pi as two
+    readers of the paper write it; neither gives its bounds: the cap is ours, and there is no floor, which would undo
+    the damping.
+    """
+
+    cap: float = 1.2
+    needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("truncate",)
+
+    def __post_init__(self) -> None:
+        require_not_negative(cap=self.cap)
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x = bounded(log_ratio_at(batch, "token", self))
+        xp, known = namespace(x), batch.on_tokens(x)
+        counts = batch.on_tokens(xp.ones_like(x)) > 0
+        # 1e6 is the largest of bounded log-ratios, so an empty prefix yields to the first token
+        least, seen = known[..., 0] * 0 + 1e6, []
+        for t in range(x.shape[-1]):
+            seen.append(least)
+            least = xp.where(counts[..., t], xp.minimum(least, known[..., t]), least)
+        prefix = xp.stack(seen, axis=-1)
+        prefix = xp.where(position(x, batch) > 1, prefix, prefix * 0)
+        return weight_of(xp.minimum(prefix + x, LOG.write(self.cap)), batch)
+
+
+@dataclass(frozen=True)
 class LargestK3:
     """1[max_t (r_t - 1 - log r_t) <= limit]: rejection of responses by their worst token (`seq_max_k3` of verl)."""
 

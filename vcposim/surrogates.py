@@ -36,7 +36,9 @@ class Surrogate(Protocol):
     """A function of a batch and its advantages (..., n) or (..., n, t); what it says of padding is zeroed later.
 
     One that looks at the rewards themselves says so, `reads_rewards = True`: a shift of the rewards is then no matter
-    of the baseline alone. `families` says which of `vcposim.catalogue.entries.FAMILIES` it makes an entry belong to.
+    of the baseline alone. One that counts tokens or responses one by one, where others weigh them by their measure,
+    says `counts_heads = True`: exact moments then show it batches as drawn. `families` says which of
+    `vcposim.catalogue.entries.FAMILIES` it makes an entry belong to.
     """
 
     @property
@@ -404,6 +406,37 @@ class GaussianTrust:
         x = log_ratio_at(batch, "token", self)
         z = bounded(x) / self.sigma
         return weight_of(bounded(x) - z * z / 2, batch)
+
+
+@dataclass(frozen=True)
+class SignedTruncation:
+    """DISPO: r held in [1 - low, 1 + high], with bounds of its own for each sign of A (arXiv 2602.00983).
+
+    Gradient of sg(clip(r)) A log pi, the objective as four readers of the paper write it; the bounds are those that one
+    of them gives: wide where A < 0, for a tight cap there ends in repetition and a tight floor in empty responses.
+    """
+
+    positive: tuple[float, float] = (0.2, 10.0)
+    negative: tuple[float, float] = (1.0, 100.0)
+    needs: ClassVar[Needs] = ("tokens",)
+    families: ClassVar[tuple[str, ...]] = ("truncate",)
+
+    def __post_init__(self) -> None:
+        for name in ("positive", "negative"):
+            low, high = getattr(self, name)
+            if not (0 <= low <= 1 and high >= 0):
+                raise InputError(f"{name}: {(low, high)} is not a pair of low in [0, 1] and high >= 0; see the formula")
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        """The factor: (..., n, t)."""
+        x, scale = ratio_at(batch, "token")
+        xp = namespace(x)
+
+        def held(low: float, high: float) -> Array:
+            return xp.maximum(xp.minimum(x, scale.write(1 + high)), scale.write(1 - low))
+
+        factor = xp.where(over_tokens(advantage, x) < 0, held(*self.negative), held(*self.positive))
+        return scale.value(factor, over_tokens(batch.measure, x))
 
 
 @dataclass(frozen=True)

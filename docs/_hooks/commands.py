@@ -13,27 +13,12 @@ from pathlib import Path
 
 from _hooks.cache import cached
 from _hooks.text import fence, plain, table, wrapped
-from vcposim.commands.main import COMMANDS, Subcommand, parser
+from vcposim.commands.main import Subcommand, parser, subcommands
 
 ROOT = Path(__file__).parents[2]
 WIDTH = "96"
 MINE = "import numpy as np\n\n\ndef mine(batch):\n    return np.exp(np.minimum(batch.log_ratio, 3)) * batch.reward\n"
-
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "variance": ("vcposim variance --estimator sequence_is sequence_tis vcpo gspo --no-figure",),
-    "replay": ("vcposim replay --sample --no-figure",),
-    "check": ("vcposim check mine.py:mine --claims unbiased --examples 5 --no-figure",),
-    "compare": ("vcposim compare vcpo mine.py:mine --size tiny --alone --workers 1",),
-    "advise": ("vcposim advise --lag 16 --prompts 16",),
-    "plan": (
-        "vcposim plan --devices 8 --groups 16 --group-size 8 --tokens-per-s 2500 --slots 32 --train-s 40 "
-        "--train-devices 4 --sync-s 5 --length-mean 800 --length-sd 900 --no-figure",
-    ),
-    "catalogue": ("vcposim catalogue vcpo gspo", "vcposim catalogue --family unbiased"),
-    "cite": ("vcposim cite vcpo",),
-    "completion": ("vcposim completion bash",),
-}
-"""command -> what to type; `mine.py` holds `MINE`"""
+"""the estimator of the examples"""
 
 PROGRAMS = {
     "python -m simulations": ("simulations.__main__", "the experiments: list, run, report, claims"),
@@ -94,10 +79,11 @@ def help_of(name: str) -> str:
 
 def page(name: str) -> str:
     """One subcommand."""
-    out = [f"# vcposim {name}\n", plain(COMMANDS[name][0].upper() + COMMANDS[name][1:]) + ".\n", "## Example\n"]
-    if any("mine.py" in line for line in EXAMPLES.get(name, ())):
+    purpose, examples = subcommands()[name], import_module(f"vcposim.commands.{name}").EXAMPLES
+    out = [f"# vcposim {name}\n", plain(purpose[0].upper() + purpose[1:]) + ".\n", "## Example\n"]
+    if any("mine.py" in line for line in examples):
         out += ["With this in `mine.py`:\n", fence(MINE, "python")]
-    for line in EXAMPLES.get(name, ()):
+    for line in examples:
         code, text = output(line)
         lines = [x.rstrip() for x in text.splitlines()]
         cut = [*lines[:MOST], f"... ({len(lines) - MOST} lines more)"] if len(lines) > MOST + 5 else lines
@@ -117,13 +103,13 @@ def program(line: str, module: str, about: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    out = {f"reference/commands/{name}.md": page(name) for name in COMMANDS}
-    rows = [(f"{{doc}}`vcposim {name} <{name}>`", plain(says)) for name, says in COMMANDS.items()]
+    out = {f"reference/commands/{name}.md": page(name) for name in subcommands()}
+    rows = [(f"{{doc}}`vcposim {name} <{name}>`", plain(says)) for name, says in subcommands().items()]
     for line, (module, about) in PROGRAMS.items():
         name = line.split()[-1]
         out[f"reference/commands/{name}.md"] = program(line, module, about)
         rows.append((f"{{doc}}`{line} <{name}>`", plain(about)))
-    toc = "\n".join([*COMMANDS, *(line.split()[-1] for line in PROGRAMS)])
+    toc = "\n".join([*subcommands(), *(line.split()[-1] for line in PROGRAMS)])
     out["reference/commands/index.md"] = "\n".join(
         [
             "# Commands\n",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, rehearsal
+from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, is_opaque, rehearsal
 from llm_bridge.scores.layers import Recorder
 from llm_bridge.scores.norms import square_sum
 from vcposim.errors import InputError
@@ -56,18 +56,25 @@ def alone(
 
     total (n,): log pi of each trajectory, whose gradient with respect to the call's output is carried back through
     the second run. That cannot tell where the row alone comes out otherwise, or where total hangs on parameters in
-    another way than through the call.
+    another way than through the call's output alone.
     """
     n, held = len(total), set(params)
     if any(getattr(node, "variable", None) in held for node in graph_nodes([total], call.out)):
         return None
-    if not call.out or any(y.dim() == 0 or len(y) != n for y in call.out):
+    direct = _first_met(total, call.out)
+    if any(y.grad_fn in graph_nodes([z]) for y in direct for z in direct if y.grad_fn is not z.grad_fn):
+        return None  # one is made of the other, and log pi of both
+    given = pytree.tree_leaves((call.args, call.kwargs))
+    if any(x.requires_grad if isinstance(x, Tensor) else is_opaque(x) for x in given):
+        return None  # parameters may hang on what it was given; a cache is not what it was
+    if not direct or any(y.dim() == 0 or len(y) != n for y in call.out):
         return None
 
     def row(x: Any) -> Any:
         return x.detach()[i : i + 1] if isinstance(x, Tensor) and x.dim() and len(x) == n else x
 
-    seed = torch.autograd.grad(total[i] * scale, call.out, retain_graph=True, allow_unused=True)
+    of = dict(zip(map(id, direct), torch.autograd.grad(total[i] * scale, direct, retain_graph=True), strict=True))
+    seed = [of.get(id(y)) for y in call.out]
     with rehearsal(tape, model, total.device), torch.autocast(total.device.type, **call.cast):
         try:
             args, kwargs = pytree.tree_map(row, (call.args, call.kwargs))
@@ -86,6 +93,13 @@ def alone(
             return None
         out, into = zip(*pairs, strict=True)
         return list(torch.autograd.grad(out, params, into, allow_unused=True))
+
+
+def _first_met(total: Tensor, out: Sequence[Tensor]) -> list[Tensor]:
+    """Those of a call's outputs that `total` uses itself, and not only through another of them."""
+    end = {y.grad_fn for y in out}
+    steps = {step for node in graph_nodes([total], out) if node not in end for step in node.next_functions}
+    return [y for y in out if (y.grad_fn, y.output_nr) in steps]
 
 
 def ordinary(out: Tensor, seed: Tensor, params: Sequence[Tensor], reentrant: bool) -> list[Tensor | None]:

@@ -6,13 +6,16 @@ trajectory's rows alone where that gives the same output: n runs of 1 / n of the
 Such a run, like every other that a plain call of the model would not make, leaves no trace (`rehearsal`).
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from llm_bridge.scores.layers import Recorder, Twin
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
@@ -36,15 +39,24 @@ def rehearsal(tape: Recorder, module: nn.Module, device: torch.device | None) ->
 
     With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
     """
-    parts = [(part, dict(part.__dict__), dict(part._buffers)) for part in module.modules()]
-    kept = [(b, b._version, b.clone()) for b in module.buffers()]
     inside, tape.inside = tape.inside, 1
-    devices = [device] if device is not None and device.type == "cuda" else []
     try:
-        with torch.enable_grad(), uncounted(), torch.random.fork_rng(devices):
+        with torch.enable_grad(), uncounted(), untraced(module, device):
             yield
     finally:
         tape.inside = inside
+
+
+@contextmanager
+def untraced(module: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """Leave a module's attributes and buffers, and the random stream, as they are."""
+    parts = [(part, dict(part.__dict__), dict(part._buffers)) for part in module.modules()]
+    kept = [(b, b._version, b.clone()) for b in module.buffers()]
+    devices = [device] if device is not None and device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
         for part, attributes, buffers in parts:
             part.__dict__.clear()
             part.__dict__.update(attributes)
@@ -54,6 +66,8 @@ def rehearsal(tape: Recorder, module: nn.Module, device: torch.device | None) ->
             for b, version, value in kept:
                 if b._version != version:
                     b.copy_(value)
+                else:  # batch norm writes past the count
+                    b.data.copy_(value)
 
 
 class Whole(Twin):
@@ -82,6 +96,8 @@ class Inner:
             next(k for k, y in enumerate(leaves) if y is x) for x in leaves
         ]  # a module may ask `key is value`
         self._leaf = [apart(x) for x in leaves]
+        _LEAVES.update((x, twin.name) for x in self._leaf if isinstance(x, Tensor))
+        self._again = not any(map(is_opaque, leaves))
         self.place = [
             k for k, x in enumerate(self._leaf) if isinstance(x, Tensor) and x.requires_grad and self._first[k] == k
         ]
@@ -98,6 +114,13 @@ class Inner:
             raise InputError(f"{twin.name}: changes its input in place, which no loop allows; {WHOLE_LOOP}") from error
         self.flat = flat
         self.out = differentiable(flat)
+        own = {id(x) for x in self._leaf}
+        back = [n for n in graph_nodes(self.out) if not hasattr(n, "variable") or id(n.variable) not in own]
+        if any(isinstance(getattr(n, "twin", None), Twin) or cut_by(n) is not None for n in back):
+            raise InputError(
+                f"{twin.name}: reads what an earlier call left behind (a cache), to which a loop over this module "
+                f"brings no gradient; {WHOLE_LOOP}"
+            )
         self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
 
     def _call(self, leaf: Sequence[Any]) -> Any:
@@ -106,9 +129,16 @@ class Inner:
         tape.inside += 1
         try:  # kept as they are: a checkpoint around would run again for every trajectory
             with torch.enable_grad(), uncounted(), torch.autocast(self._device.type, **self._cast):
-                return self.twin.original(*args, **kwargs)
+                out = self.twin.original(*args, **kwargs)
         finally:
             tape.inside -= 1
+        after, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self._spec or any(a is not leaf[k] for a, k in zip(after, self._first, strict=True)):
+            raise InputError(
+                f"{self.twin.name}: fills a list or dict that it was given, which a loop over it would not; "
+                f"{tape.advice(self.twin.name)}"
+            )
+        return out
 
     def grads(self, grad: Sequence[Tensor | None], wanted: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients of `wanted` for these of the outputs; the graph survives."""
@@ -133,6 +163,8 @@ class Inner:
         Through the module on trajectory i's rows alone, where that gives its output; `Differs` else.
         """
         parts: list[list[Tensor | None]] = []
+        if not self._again:
+            raise Differs
         for i in range(layout.n):
             leaf = [layout.part(x, i) if isinstance(x, Tensor) else x for x in self._leaf]
             leaf = [apart(x) if k in self.place else x for k, x in enumerate(leaf)]
@@ -175,7 +207,7 @@ class _Local(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inner: Inner, *given: Tensor) -> tuple[Tensor, ...]:
-        ctx.inner = inner
+        ctx.inner, ctx.twin = inner, inner.twin
         ctx.set_materialize_grads(False)  # an output that nobody uses has no rows to tell apart
         return tuple(y.detach() for y in inner.out)
 
@@ -199,6 +231,44 @@ def local(twin: Twin, args: Any, kwargs: Any) -> Any:
     found = iter(_Local.apply(inner, *inner.given, *inner.param))
     graph = [next(found) if isinstance(y, Tensor) and y.requires_grad else y for y in inner.flat]
     return pytree.tree_unflatten(graph, inner.spec)
+
+
+_LEAVES: Any = WeakTensorKeyDictionary()
+"""inputs of modules that are looped over, where their own graphs begin, and the modules' names"""
+
+
+def cut_by(node: Any) -> str | None:
+    """The name of the module whose loop cut a graph off at this node; None where it was not cut."""
+    return _LEAVES.get(node.variable) if hasattr(node, "variable") else None
+
+
+def is_opaque(x: Any) -> bool:
+    """Whether an argument may be changed by a call without anybody's notice, as a cache is."""
+    plain = (Tensor, str, int, float, complex, torch.dtype, torch.device, slice, type(None), type(Ellipsis))
+    return not isinstance(x, plain) and not callable(x)
+
+
+class _Copies(TorchFunctionMode):
+    """Inside, `copy.deepcopy` of an object copies the tensors it holds without their history."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        x, memo = args
+        if id(x) not in memo:
+            memo[id(x)] = x if isinstance(x, nn.Parameter) else apart(x).clone()
+        return memo[id(x)]
+
+
+def cloned(given: Any) -> Any:
+    """Arguments without a history, of a call that may change them in place; what is one object stays one."""
+    leaves, spec = pytree.tree_flatten(given)
+    new: dict[int, Any] = {id(x): apart(x).clone() for x in leaves if isinstance(x, Tensor)}
+    for x in leaves:
+        if is_opaque(x) and id(x) not in new:
+            with _Copies():
+                new[id(x)] = copy.deepcopy(x)
+    return pytree.tree_unflatten([new.get(id(x), x) for x in leaves], spec)
 
 
 def apart(x: Any) -> Any:

@@ -72,6 +72,9 @@ class Recorder(Protocol):
     def looped(self, name: str) -> None:
         """Notes that this module costs a loop over trajectories."""
 
+    def advice(self, name: str) -> str:
+        """What to do about a module of which trajectories cannot be told."""
+
 
 class Twin:
     """Stands in for the forward of one module while a tape is open."""
@@ -86,6 +89,11 @@ class Twin:
         """The module's own forward wherever nothing is to be recorded, else `taped`."""
         if self.tape.inside or not torch.is_grad_enabled() or not all(map(self.tape.holds, self.own().values())):
             return self.original(*args, **kwargs)
+        if is_transformed():
+            raise InputError(
+                f"{self.name}: called inside a transform of torch.func (vmap, jvp, ...), which hides its gradients; "
+                f"{self.tape.advice(self.name)}"
+            )
         return self.taped(*args, **kwargs)
 
     def own(self) -> dict[str, nn.Parameter]:
@@ -109,6 +117,11 @@ class Twin:
 def is_plain(p: Tensor) -> bool:
     """Whether functions of a parameter are torch's, not those of a class of its own (whose shards are whole again)."""
     return type(p) in (Tensor, nn.Parameter) or isinstance(p, DTensor)
+
+
+def is_transformed() -> bool:
+    """Whether code runs inside a transform of torch.func, where an autograd.Function of one's own may not."""
+    return torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined,no-any-return]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -247,9 +260,11 @@ def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Ca
         return _Lookup.apply(weight, token, padding, call, twin, False)  # type: ignore[no-any-return]
 
     row, time = twin.tape.batch or (0, 0)
-    if row > 1 and time > 1 and token.shape in ((time,), (1, time)):
+    once = token.dim() == 1 or (token.dim() == 2 and len(token) == 1)
+    if row > 1 and once and token.numel() % (row * time):  # else the tokens of all rows, one after the other
         plain = _Lookup.apply(weight, token, padding, call, twin, True)
-        return Shared.of(plain, lambda: each(token.expand(row, time)), (row, time))
+        lead = (row, token.numel())
+        return Shared.of(plain, lambda: each(token.expand(lead)), lead)
     return each(token)
 
 
@@ -261,7 +276,7 @@ _SPREADS = {Tensor.expand, Tensor.expand_as, Tensor.repeat, torch.broadcast_to, 
 
 
 class Shared(Tensor):
-    """One look-up for all rows of a batch, such as positions: (time, d) or (1, time, d), as the module gave it.
+    """One look-up for all rows of a batch, such as positions or a prompt: (k, d) or (1, k, d), as the module gave it.
 
     Its gradient arrives summed over the batch and would tell no trajectory apart. So where it meets the rows of the
     batch, in a sum, a product of elements or `expand`, the same look-up made row by row takes its place, of equal

@@ -73,7 +73,9 @@ class Layout:
         )
 
     def tells(self, x: Tensor) -> bool:
-        """Whether x is (row, time, ...), or the same with row, time and perhaps heads in one axis."""
+        """Whether x is (row, time, ...), or the same with row, time and perhaps heads in one axis; anything for one."""
+        if self.n == 1 and self.owner is None:
+            return x.dim() >= 1
         tokens = (rows * steps for rows, steps in (self.lead, self.given or self.lead))
         flat = x.dim() == 2 and any(x.shape[0] % count == 0 for count in tokens)
         if self.owner is not None:

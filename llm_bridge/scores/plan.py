@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.inner import apart, differentiable, first_tensor, leaf_parameters, local, rehearsal
+from llm_bridge.scores.inner import cloned, differentiable, first_tensor, leaf_parameters, local, rehearsal
 from llm_bridge.scores.layers import (
     ADDS,
     SAME,
@@ -30,6 +30,7 @@ from llm_bridge.scores.layers import (
     core_of,
     is_dense,
     is_plain,
+    is_transformed,
     lookup,
     matrix,
     per_position,
@@ -74,11 +75,14 @@ class Own(Twin):
     def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> frozenset[str] | None:
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
         device = None if x is None else x.device
-        watch = _Known(own, None)
+        try:
+            copies = [cloned((args, kwargs)) for _ in range(2)]
+        except Exception:  # an argument of a class of its own that is not to be copied
+            return None
+        watch = _Known(own, None, self.tape)
         with rehearsal(self.tape, self.module, device):
-            given, options = _cloned((args, kwargs))
             with watch:
-                expected = self.original(*given, **options)
+                expected = self.original(*copies[0][0], **copies[0][1])
             spread = sorted(own.keys() - watch.served)
             left = [own[k] for k in spread]
             if {own[k] for k in watch.served} & set(leaf_parameters(differentiable(expected))):
@@ -88,9 +92,8 @@ class Own(Twin):
         try:
             with rehearsal(self.tape, self.module, device):
                 wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in left]
-                given, options = _cloned((args, kwargs))
                 with shadowed(self.module, dict(zip(spread, wide, strict=True))):
-                    found = self.original(*given, **options)
+                    found = self.original(*copies[1][0], **copies[1][1])
                 right = _same(expected, found) and _stays_in_its_row(expected, found, left, wide, len(x))
         except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
             return None
@@ -105,7 +108,7 @@ class Own(Twin):
         with shadowed(self.module, wide):
             if len(spread) == len(own):
                 return self.original(*args, **kwargs)
-            with _Known(own, self):
+            with _Known(own, self, self.tape):
                 return self.original(*args, **kwargs)
 
     def _local(self, args: Any, kwargs: Any) -> Any:
@@ -115,13 +118,6 @@ class Own(Twin):
                 f"({type(self.module).__name__}); freeze them, or use unknown='loop'"
             )
         return local(self, args, kwargs)
-
-
-def _cloned(given: Any) -> Any:
-    """Arguments without a history, of a call that may change them in place; what is one object stays one."""
-    leaves, spec = pytree.tree_flatten(given)
-    new = {id(x): apart(x).clone() for x in leaves if isinstance(x, Tensor)}
-    return pytree.tree_unflatten([new.get(id(x), x) for x in leaves], spec)
 
 
 @contextmanager
@@ -205,9 +201,9 @@ class _Known(TorchFunctionMode):
     reported leaves no trace in the graph: a parameter that is still there is used in some other way as well.
     """
 
-    def __init__(self, own: Mapping[str, nn.Parameter], twin: Twin | None) -> None:
+    def __init__(self, own: Mapping[str, nn.Parameter], twin: Twin | None, tape: Recorder) -> None:
         super().__init__()
-        self.twin, self.served = twin, set[str]()
+        self.twin, self.served, self._tape = twin, set[str](), tape
         self._name = {id(p): k for k, p in own.items()}
         self._cast: dict[int, tuple[Any, Any]] = {id(p): (p, p) for p in own.values() if is_plain(p)}
         self._turned: dict[int, tuple[Any, Any]] = {}
@@ -215,7 +211,7 @@ class _Known(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         handler = _HANDLERS.get(func)
-        if handler is not None and torch.is_grad_enabled():
+        if handler is not None and torch.is_grad_enabled() and not is_transformed():
             found = handler(self, func, args, kwargs)
             if found is not None:
                 params, report = found
@@ -288,6 +284,8 @@ class _Known(TorchFunctionMode):
         if not isinstance(index, slice) and not (isinstance(index, Tensor) and index.dtype == torch.long):
             return None
         token = torch.arange(len(weight), device=weight.device)[index]
+        if token.dim() < 2 and token.shape != self._tape.batch[1:]:
+            return None  # a part of a matrix, and no positions
 
         def call(token: Tensor) -> Tensor:
             return F.embedding(token, weight)

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace, fastest, take
 from llm_bridge.scores.check import EVERY, Call, Projection, alone, check_norms, ordinary, squares
-from llm_bridge.scores.inner import Differs, Inner, Whole, graph_nodes
+from llm_bridge.scores.inner import Differs, Inner, Whole, cut_by, graph_nodes, untraced
 from llm_bridge.scores.layers import Twin
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
 from llm_bridge.scores.loop import score_sq_norms_loop, trajectory_sums, weighted
@@ -222,7 +222,7 @@ class ScoreTape:
         per_token: bool,
         scale: float,
     ) -> Tensor:
-        layout = Layout.of(log_prob, segment, self.batch, self._advice)
+        layout = Layout.of(log_prob, segment, self.batch, self.advice)
         self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
         reentrant = self._read_graph(log_prob)
         if self.method == "loop":
@@ -247,7 +247,7 @@ class ScoreTape:
         if expected:
             fold_i = 1.0 if route.fold is None else float(route.fold[i])
             part = {p: square / fold_i**2 for p, square in score.part.items()}
-            check_norms(self._targets(), expected, part, i, score.coarsest, self._advice)
+            check_norms(self._targets(), expected, part, i, score.coarsest, self.advice)
         self._calls = []
         norms = norms / scale**2
         if route.fold is not None:
@@ -306,10 +306,8 @@ class ScoreTape:
         """Remember that this module was looped over."""
         self.loops[name] = None
 
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _advice(self, name: str) -> str:
-        """What to do about a module that cannot be told per trajectory: loop over its owner, or over everything."""
+    def advice(self, name: str) -> str:
+        """What to do about a module of which trajectories cannot be told: loop over its owner, or over everything."""
         owner = name.rpartition(".")[0]
         if not owner or self.unknown == "error":
             return WHOLE_LOOP
@@ -323,9 +321,12 @@ class ScoreTape:
         loop = sorted({*self._whole, type(modules[owner]).__name__})
         return f"loop over its owner, ScoreTape(model, unknown='loop', loop={loop})"
 
+    # --- inside -------------------------------------------------------------------------------------------------------
+
     def _note_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.inside:
             return
+        self._called = self._called or torch.is_grad_enabled()
         if getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
             raise InputError(
                 "ScoreTape: the model is called through DistributedDataParallel, whose hooks would miss the gradient; "
@@ -359,7 +360,14 @@ class ScoreTape:
 
     def _read_graph(self, log_prob: Tensor) -> bool:
         """Whether reentrant checkpoints lie in the graph; Raises InputError for a compiled one."""
-        kinds = {node.name() for node in graph_nodes([log_prob])}
+        nodes = graph_nodes([log_prob])
+        kinds = {node.name() for node in nodes}
+        cut = next((name for node in nodes if (name := cut_by(node)) is not None), None)
+        if cut is not None:
+            raise InputError(
+                f"{cut}: looped over, and leaves something behind (a cache) on which log_prob hangs, whose gradient is "
+                f"lost; {self.advice(cut)}"
+            )
         if "CompiledFunctionBackward" in kinds:
             raise InputError(
                 "log_prob: a compiled graph computed it, which hides its layers; run the forward inside the `with` and "
@@ -409,7 +417,7 @@ class ScoreTape:
             if found is not None:
                 return found
         one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)
-        with torch.autocast(total.device.type, enabled=False):
+        with untraced(self.model, total.device), torch.autocast(total.device.type, enabled=False):
             return ordinary(total, one, params, reentrant)
 
     def _checked(
@@ -420,9 +428,10 @@ class ScoreTape:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
         def finish(coefficient: Tensor) -> None:
-            with torch.autocast(total.device.type, enabled=False), torch.enable_grad():
+            cast = torch.autocast(total.device.type, enabled=False)
+            with untraced(self.model, total.device), cast, torch.enable_grad():
                 gradient = ordinary(total, -coefficient.to(total.dtype), [p for _, p in named], reentrant)
-            projection = Projection(named, self.seed + seed, self._advice)
+            projection = Projection(named, self.seed + seed, self.advice)
             route.finish(coefficient)
             c = coefficient.abs().cpu()
             projection.compare(gradient, {p: float((c * s).sum()) for p, s in size.items()}, score.coarsest)
@@ -459,7 +468,7 @@ class ScoreTape:
             if grad is not None:
                 raise InputError(
                     f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "
-                    f"{self._advice(name.rpartition('.')[0])}"
+                    f"{self.advice(name.rpartition('.')[0])}"
                 )
 
         return hook
@@ -512,7 +521,9 @@ class ScoreTape:
         if absent:
             raise InputError(f"loop: no module of class {sorted(absent)[0]!r} in the model; give names of its classes")
         for name, module in modules.items():
-            if type(module).__name__ in self._whole:
+            given = getattr(module, "parametrizations", None)
+            made = isinstance(given, nn.Module) and any(p.requires_grad for p in given.parameters())
+            if type(module).__name__ in self._whole or (made and self.unknown == "loop"):
                 twins[name] = (module, Whole(module, name, self))
                 continue
             if not any(p is not None and p.requires_grad for p in module._parameters.values()):
@@ -584,8 +595,15 @@ class ScoreTape:
 
     def _refuse_parameters(self) -> None:
         for name, module in self.model.named_modules():
-            if getattr(module, "sparse", False) is True and any(p.requires_grad for p in module.parameters()):
+            if not any(p.requires_grad for p in module.parameters(recurse=False)):
+                continue
+            if getattr(module, "sparse", False) is True:
                 raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
+            if getattr(module, "scale_grad_by_freq", False) is True and self.method != "loop":
+                raise InputError(
+                    f"ScoreTape: {name} divides gradients by counts over the batch, which no row knows; give "
+                    f"scale_grad_by_freq=False, or {WHOLE_LOOP}"
+                )
         for name, p in self.model.named_parameters():
             if p.requires_grad and p.is_complex():
                 raise InputError(

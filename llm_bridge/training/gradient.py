@@ -35,6 +35,7 @@ from llm_bridge.scores import ScoreTape, tape_for
 from llm_bridge.training.config import TrainConfig
 from llm_bridge.training.queue import picked
 from llm_bridge.training.reading import Reading, first_read, policy_log_prob, policy_logits, read
+from vcposim.arrays import Array
 from vcposim.baselines import baseline
 from vcposim.batch import Batch
 from vcposim.errors import InputError
@@ -193,9 +194,9 @@ class GradientMaker:
         )
         return replace(record, **self._fields(rollouts, reading))
 
-    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Any]:
+    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Array]:
         """The optional fields of `Batch` that the estimator asks for."""
-        fields: dict[str, Any] = {}
+        fields: dict[str, Array] = {}
         needs = self.estimator.needs
         if "log_prob" in needs:
             fields["log_prob"] = reading.log_prob

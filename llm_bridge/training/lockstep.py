@@ -44,7 +44,7 @@ from vcposim.learning.optimizers import AdamMoments, adam_direction
 
 ALIKE = ("task", "task_options", "groups", "group_size", "max_new_tokens", "temperature", "updates", "problems")
 """what runs in lock-step have in common; they may differ in method, step size, lag and seed"""
-PLAIN: dict[str, Any] = {
+PLAIN: dict[str, str | float] = {
     "lag_law": "fixed", "optimizer": "adam", "weight_decay": 0.0, "micro_batch": 0, "sharding": "none", "norm": "exact",
     "ess_reference": 1.0, "memory": 0.0,
 }  # fmt: skip
@@ -231,13 +231,13 @@ class LockStep:
         """The weights of all runs, (run, p)."""
         return self.stack.theta
 
-    def updates(self, count: int | None = None) -> Iterator[dict[str, Any]]:
+    def updates(self, count: int | None = None) -> Iterator[dict[str, Array]]:
         """Make `count` more updates (default: up to the configurations'), yielding a record of each."""
         last = self.first.updates if count is None else self.version + count
         while self.version < last:
             yield self.update()
 
-    def update(self) -> dict[str, Any]:
+    def update(self) -> dict[str, Array]:
         """One update of every run. Its record: `step`, and (run,) arrays of reward, lag, ess_fraction, mean_weight,
         gradient_norm, step_scale."""
         self._generate()
@@ -251,7 +251,7 @@ class LockStep:
         reward = np.array([float(d.reward.mean()) for d in drawn])
         self._planned.cache_clear()
         self.version += 1
-        return {"step": self.version - 1, "reward": reward, **record}
+        return {"step": np.array(self.version - 1), "reward": reward, **record}
 
     def evaluate(self, problems: int = 256) -> Array:
         """Success rates on held-out problems, one response each, as `Trainer.evaluate` has them: (run,)."""
@@ -382,7 +382,7 @@ class LockStep:
         """(run, n, ...) -> (run, group, sample, ...)"""
         return x.unflatten(1, (self.first.groups, -1))
 
-    def _step(self, gradient: Array, log_weight: Array) -> dict[str, Any]:
+    def _step(self, gradient: Array, log_weight: Array) -> dict[str, Array]:
         """Clip, scale and step as `llm_bridge.training.steps` does, for all runs."""
         runs = len(self.configs)
         norm = np.sqrt((gradient * gradient).sum(-1))

@@ -6,7 +6,8 @@
 
 A row compares norms and gradient of the tape with one backward per trajectory through the untouched model, and the
 log-probabilities inside the tape with those outside, bit for bit. `looped` is the part of the parameters that took
-the slow way (a loop over trajectories through their module alone), and in which modules.
+the slow way (a loop over trajectories through their module alone), and in which modules. `with a cache` is the same
+for a call with `use_cache=True`, the default of many a plain call, which hands every layer an object that it fills.
 """
 
 import argparse
@@ -198,13 +199,13 @@ def tokens() -> Tensor:
     return torch.stack([row[torch.arange(STEPS) % (2 + 2 * i)] for i, row in enumerate(token)])
 
 
-def log_probs(model: nn.Module, token: Tensor) -> Tensor:
+def log_probs(model: nn.Module, token: Tensor, **how: Any) -> Tensor:
     """The plain call: no positions, no mask of padding."""
-    logits = model(input_ids=token).logits
+    logits = model(input_ids=token, **how).logits
     return log_prob_of(logits, token)
 
 
-def judge(model: nn.Module, loop: Sequence[str] = ()) -> dict[str, Any]:
+def judge(model: nn.Module, loop: Sequence[str] = (), **how: Any) -> dict[str, Any]:
     """Errors of norms and gradient over both routes, whether the forward is the same, and what was looped over."""
     token = tokens()
     mask = (torch.arange(STEPS) >= 2).float().expand(ROWS, STEPS)
@@ -213,7 +214,7 @@ def judge(model: nn.Module, loop: Sequence[str] = ()) -> dict[str, Any]:
     u, v = torch.tensor([0.0, 0.8, 0.0]), torch.tensor([1.0, 0.8, 1.3])
     c = u - 0.3 * v
     torch.manual_seed(0)
-    log_prob = log_probs(model, token)
+    log_prob = log_probs(model, token, **how)
     if not torch.isfinite(log_prob).all():
         raise ValueError("log-probabilities that are not finite")
     norm = score_sq_norms_loop(log_prob, mask, params)
@@ -224,7 +225,7 @@ def judge(model: nn.Module, loop: Sequence[str] = ()) -> dict[str, Any]:
         model.zero_grad()
         with ScoreTape(model, unknown="loop", loop=loop, verify="always") as tape:
             torch.manual_seed(0)
-            again = log_probs(model, token)
+            again = log_probs(model, token, **how)
             ours = tape.score_sq_norms(again, mask, affine=affine)
             tape.backward(c)
             loops = list(tape.loops)
@@ -240,13 +241,13 @@ def judge(model: nn.Module, loop: Sequence[str] = ()) -> dict[str, Any]:
     return row
 
 
-def _followed(model: nn.Module) -> list[str]:
+def _followed(model: nn.Module, **how: Any) -> list[str]:
     """The classes to loop over as a whole, as the tape's own advice names them, one refusal after the other."""
     loop: list[str] = []
     for _ in range(6):
         try:
-            with ScoreTape(model, unknown="loop", loop=loop) as tape:
-                log_prob = log_probs(model, tokens())
+            with ScoreTape(model, unknown="loop", loop=loop, verify="always") as tape:
+                log_prob = log_probs(model, tokens(), **how)
                 tape.score_sq_norms(log_prob, torch.ones_like(log_prob))
                 tape.backward(log_prob.new_ones(ROWS))
             break
@@ -256,6 +257,21 @@ def _followed(model: nn.Module) -> list[str]:
                 raise
             loop = re.findall(r"'(\w+)'", named[1])
     return loop
+
+
+def cached(model: nn.Module) -> str:
+    """What becomes of a call with a cache: "exact", "WRONG", "refused", or "none" if the plain model has none."""
+    model.zero_grad()
+    try:
+        log_probs(model, tokens(), use_cache=True).sum().backward()
+    except Exception:  # of a hundred libraries' models, any
+        return "none"
+    finally:
+        model.zero_grad()
+    try:
+        return "exact" if right(judge(model, _followed(model, use_cache=True), use_cache=True)) else "WRONG"
+    except InputError:
+        return "refused"
 
 
 class _TooLong(Exception):
@@ -282,6 +298,7 @@ def run(family: str) -> dict[str, Any]:
         model.zero_grad()
         step = "taped"
         row |= judge(model, _followed(model))
+        row["cached"] = cached(model)
     except InputError as error:
         row["refused"] = str(error)
     except _TooLong:
@@ -301,18 +318,20 @@ def load(path: Path = RECORD) -> list[dict[str, Any]]:
 
 def right(row: dict[str, Any]) -> bool:
     """Whether a row has an answer, and it is exact."""
-    return "norms" in row and row["forward"] and max(row["norms"], row["gradient"]) <= TOLERANCE
+    exact = "norms" in row and row["forward"] and max(row["norms"], row["gradient"]) <= TOLERANCE
+    return exact and row.get("cached") != "WRONG"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table: exact families, those refused, and those that could not be built."""
     taped = [row for row in rows if "norms" in row]
-    line = ["| family | norms | gradient | forward | route | looped |", "|---|---|---|---|---|---|"]
+    line = ["| family | norms | gradient | forward | route | looped | with a cache |", "|---|---|---|---|---|---|---|"]
     for row in taped:
         route = "no loop" if not row["modules"] else "loop in " + ", ".join(row["modules"])
         line.append(
             f"| {row['family']} | {_told(row['norms'])} | {_told(row['gradient'])} | "
-            f"{'same bits' if row['forward'] else 'DIFFERS'} | {route} | {100 * row['looped']:.0f}% |"
+            f"{'same bits' if row['forward'] else 'DIFFERS'} | {route} | {100 * row['looped']:.0f}% | "
+            f"{row['cached']} |"
         )
     exact = sum(map(right, taped))
     whole = sum(1 for row in taped if right(row) and not row["modules"])

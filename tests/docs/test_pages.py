@@ -16,13 +16,13 @@ import pytest
 import llm_bridge
 import vcposim
 from vcposim.catalogue import CATALOGUE
-from vcposim.commands.main import COMMANDS, parser
+from vcposim.commands.main import parser, subcommands
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))  # where the generators are
 
-from _hooks import api, commands, guides  # noqa: E402
+from _hooks import api, guides  # noqa: E402
 from _hooks.docstrings import restructured  # noqa: E402
 from _hooks.formula import clauses, latex  # noqa: E402
 from _hooks.text import plain, table  # noqa: E402
@@ -80,9 +80,9 @@ def test_what_a_room_offers_is_linked_to_where_it_is(package: str) -> None:
 
 
 def test_every_command_has_an_example_of_itself() -> None:
-    assert set(commands.EXAMPLES) == set(COMMANDS), "add the new command's example to docs/_hooks/commands.py"
-    for name, lines in commands.EXAMPLES.items():
-        assert lines
+    for name in subcommands():
+        lines = importlib.import_module(f"vcposim.commands.{name}").EXAMPLES
+        assert lines, f"{name}.EXAMPLES"
         assert all(shlex.split(line)[:2] == ["vcposim", name] for line in lines)
 
 
@@ -161,7 +161,7 @@ def told() -> list[tuple[str, str]]:
 def test_commands_that_pages_tell_exist(page: str, line: str) -> None:
     words = shlex.split(line)[1:]
     if words[-1] == "..." or len(words) == 1:  # told in part: the command is there
-        assert words[0] in COMMANDS
+        assert words[0] in subcommands()
         return
     assert parser().parse_args(words).command == words[0], page
 

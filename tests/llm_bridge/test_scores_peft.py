@@ -10,7 +10,6 @@ from llm_bridge.logprobs import log_prob_of, token_log_prob
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
 from tests.kit.statistical import SINGLE, SUMMED, assert_near
 from tests.llm_bridge.models import padded_batch, tiny_model
-from vcposim.errors import InputError
 
 peft = pytest.importorskip("peft")
 
@@ -52,8 +51,8 @@ def test_adapters_are_exact(kind: str) -> None:
         assert float((p.grad - right).abs().max()) <= 1e-6 * scale
 
 
-def test_prompt_tuning_takes_the_whole_loop_as_the_refusal_says() -> None:
-    """One prompt embedded once and repeated over the batch: its gradient arrives summed."""
+def test_prompt_tuning() -> None:
+    """One prompt embedded once and repeated over the batch."""
     torch.manual_seed(0)
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model, batch = peft.get_peft_model(tiny_model("llama", tied=False), config).double(), padded_batch()
@@ -62,11 +61,9 @@ def test_prompt_tuning_takes_the_whole_loop_as_the_refusal_says() -> None:
         logits = model(input_ids=batch.token, attention_mask=batch.attention_mask).logits[:, 3:]
         return log_prob_of(logits, batch.token)
 
-    with ScoreTape(model, unknown="loop") as tape, pytest.raises(InputError, match=r"prompt_encoder.*loop"):
-        tape.score_sq_norms(forward(), batch.mask)
     norm = score_sq_norms_loop(forward(), batch.mask, model.parameters())
-    with ScoreTape(model, method="loop") as tape:
-        assert_near(tape.score_sq_norms(forward(), batch.mask), norm, allow=SUMMED, scale=0)
+    with ScoreTape(model, verify="always") as tape:
+        assert_near(tape.score_sq_norms(forward(), batch.mask, keep=False), norm, allow=SUMMED, scale=0)
 
 
 class Quantised(nn.Module):

@@ -12,8 +12,9 @@ from simulations import verdicts
 from simulations.protocol import Analysis, Verdict, discover
 from simulations.verdicts import EXACT, Rule
 from tests.kit.statistical import OPERATION, near
-from tests.simulations.worlds import BETWEEN, OF_THEIR_OWN, WORLDS, world
+from tests.simulations.worlds import BETWEEN, OF_THEIR_OWN, world, worlds_of
 
+WORLDS = worlds_of(discover())
 EXPECTED = {"true": "holds", "opposite": "fails", "noise": "undecided"}
 
 

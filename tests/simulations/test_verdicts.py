@@ -37,7 +37,7 @@ from simulations.summaries import (
     once_each,
     read,
 )
-from simulations.verdicts import Comparison, Question, Rule, Verdict, judge
+from simulations.verdicts import Comparison, Question, Rule, Verdict, judge, where
 from vcposim.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +200,31 @@ def test_two_questions_of_one_key_are_refused() -> None:
     q = Question("q", "C4", "s", Rule("gain", ">", 0.0), [])
     with pytest.raises(InputError, match="share a key"):
         judge([q, q])
+
+
+@given(st.dictionaries(st.tuples(*[st.sampled_from("ab")] * 3), st.sampled_from(("holds", "fails", "undecided"))))
+def test_a_condition_covers_its_places_and_no_other(words: dict[tuple[str, str, str], str]) -> None:
+    places = {tuple(f"{factor} {value}" for factor, value in zip("xyz", at, strict=True)): w for at, w in words.items()}
+    judged = [{"name": f"{at[0]}: {at[1]}, {at[2]}", "word": w} for at, w in places.items()]
+    said = [set(c.split(" and ")) for c in where(judged, "holds").split(" or ") if c]
+    assert {at for at in places if any(c <= set(at) for c in said)} == {at for at, w in places.items() if w == "holds"}
+
+
+def test_a_condition_is_as_short_as_it_can_be() -> None:
+    judged = [
+        {
+            "name": f"rewards in {{0, {r}}}, {tail} tail, k = {k}",
+            "word": "holds" if tail == "heavy" and k > 1 else "fails",
+        }
+        for r in (1, 2)
+        for tail in ("heavy", "even")
+        for k in (1, 2, 4)
+    ]
+    assert where(judged, "holds") == "heavy tail and k = 2 or heavy tail and k = 4"
+    assert where(judged, "fails") == "even tail or k = 1"
+    assert where([*judged, {"name": "rewards in {0, 3}, heavy tail, k = 1", "word": "undecided"}], "fails").startswith(
+        "even tail or rewards in {0, 1} and k = 1"
+    )
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

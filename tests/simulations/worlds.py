@@ -5,14 +5,14 @@ Modes: "true", "opposite", "noise" (centered on the boundary, with a scatter tha
 favor of the claim that is smaller than the margin, which `BETWEEN` says the word of.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from simulations.methods import METHODS
-from simulations.protocol import plain
+from simulations.protocol import Experiment, discover, plain
 from simulations.questions import (
     ablation,
     baselines_under_lag,
@@ -386,6 +386,14 @@ WORLDS: dict[str, Callable[[str, str], Records]] = {
     "transformer_collapse": transformer_world,
     "variance_vs_lag": variance_world,
 }
+
+
+def worlds_of(experiments: Mapping[str, Experiment]) -> dict[str, Callable[[str, str], Records]]:
+    """The worlds of every experiment that has any: here, or in its own file."""
+    own = {name: experiment.world for name, experiment in experiments.items() if experiment.world}
+    return {**WORLDS, **own}
+
+
 OF_THEIR_OWN = {"others_biased", "vcpo_beats_rivals_with_n2", "lead_beats_vcpo"}
 """questions that are true only where another of their experiment is false: each has worlds of its own"""
 BETWEEN = {
@@ -432,5 +440,5 @@ BETWEEN = {
 @cache
 def world(name: str, mode: str, key: str = "") -> Records:
     """The records as an analysis receives them, in plain JSON."""
-    records: Records = plain(WORLDS[name](mode, key), name)
+    records: Records = plain(worlds_of(discover())[name](mode, key), name)
     return records

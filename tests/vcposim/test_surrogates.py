@@ -19,6 +19,8 @@ from tests.kit.statistical import assert_near, near
 from vcposim import second_moment, surrogates
 from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import CATALOGUE
+from vcposim.comparison.design import PROBLEM_GROUP_SIZE, problem
+from vcposim.comparison.measure import moments_on
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.pooled import (
@@ -26,12 +28,13 @@ from vcposim.pooled import (
     CovarianceClip,
     CovariancePenalty,
     EssCap,
+    GroupExpectation,
     InfluenceCap,
     LengthPower,
     MedianDeviation,
     SuccessRate,
 )
-from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
+from vcposim.prefixes import KalmanClip, LargestK3, LeastPrefix, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign, cap_of_mean
 from vcposim.surrogates import (
     Clip,
@@ -46,6 +49,7 @@ from vcposim.surrogates import (
     QuadraticPull,
     Reject,
     SigmoidGate,
+    SignedTruncation,
     TaperNegatives,
     Tempered,
     TotalVariationFilter,
@@ -329,6 +333,29 @@ def mc_grpo(d):
     return (d.reward - median) / (deviation + 1e-3) * log_likelihood(d)
 
 
+def minpro(d):
+    """Token by token, the least ratio of those before it."""
+    r = torch.exp(d.log_pi - d.log_mu).detach()
+    weight = torch.zeros_like(r)
+    for *row, t in itertools.product(*map(range, r.shape)):
+        before = [r[(*row, j)] for j in range(t) if d.mask[(*row, j)] > 0]
+        weight[(*row, t)] = torch.clamp(min(before, default=torch.tensor(1.0)) * r[(*row, t)], max=1.2)
+    return token_sum(d, weight * d.a * d.log_pi)
+
+
+def dispo(d):
+    r = torch.exp(d.log_pi - d.log_mu).detach()
+    weight = torch.where(d.a > 0, torch.clamp(r, 1 - 0.2, 1 + 10), torch.clamp(r, 1 - 1, 1 + 100))
+    return token_sum(d, weight * d.a * d.log_pi)
+
+
+def gepo(d):
+    """As released, its sampler's probabilities detached; the sums over one prompt's responses, as in its paper."""
+    learner, sampler = (torch.exp(token_sum(d, x) / d.length) for x in (d.log_pi, d.log_mu))
+    normalized = sampler / sampler.sum(-1, keepdim=True)
+    return clipped(learner / (normalized * sampler).sum(-1, keepdim=True), d.a[..., 0], 0.2, 0.2)
+
+
 def a3po(d, lag=4.0, corrected=True):
     """The anchor as AReaL interpolates it, with everything of it detached."""
     anchor = (d.log_mu + (1 - 1 / lag) * (d.log_pi - d.log_mu)).detach()
@@ -366,6 +393,9 @@ OBJECTIVES = {
     "cppo": cppo,
     "kpo": kpo,
     "max_k3_mask": max_k3,
+    "minpro": minpro,
+    "dispo": dispo,
+    "gepo": gepo,
     "delta_l": delta_l,
     "maxrl": maxrl,
     "p3o": p3o,
@@ -482,7 +512,7 @@ WITH_A_GATE = sorted(
     name
     for name in OBJECTIVES
     if name.startswith(("ppo", "clip_", "dual", "decoupled", "gspo", "gmpo", "m2po", "dppo", "negative", "icepop"))
-    or name in ("luspo", "ctpo", "ctpo_released", "cppo", "max_k3_mask", "bapo", "a3po", "open_instruct_tv")
+    or name in ("luspo", "ctpo", "ctpo_released", "cppo", "max_k3_mask", "bapo", "a3po", "open_instruct_tv", "gepo")
     or name.endswith(("rejection", "_mis"))
 )
 
@@ -540,6 +570,13 @@ def test_the_batches_of_this_file_lie_on_both_sides_of_every_gate(name):
         ("ctpo_released", PrefixClip(0.025, 0.05)),
         ("prefix_is", Weighting("importance", "token")),
         ("max_k3_mask", LargestK3(0.2)),
+        ("minpro", PrefixClip()),
+        ("minpro", LeastPrefix(1.3)),
+        ("minpro", Weighting("truncate", "token", cap=1.2)),
+        ("dispo", SignedTruncation((1.0, 100.0), (0.2, 10.0))),
+        ("dispo", SignedTruncation((0.2, 10.0), (0.2, 10.0))),
+        ("gepo", Clip(level="geometric")),
+        ("gepo", GroupExpectation(ratio=False)),
         ("delta_l", LengthPower(0.75)),
         ("p3o", EssCap(anchored=True)),
         ("p4o", EssCap()),
@@ -671,6 +708,47 @@ def test_a_prefix_budget_by_hand():
     assert_near(down, 0.5 / mu)  # moving back towards mu is never masked
     wide = PrefixBudget(0.15, 0.05, 0.7)(batch, np.array([1.0, -1.0]))[0]  # 0.15 + 0.05 - 0.1 = 0.1 >= 0.072
     np.testing.assert_array_equal(wide > 0, [True, True, False, False])
+
+
+def test_the_least_ratio_of_a_prefix_by_hand():
+    """r = 1.5, 0.5, 2, 1: the first stands alone, the others behind 1.5, 0.5, 0.5; a masked token is no prefix."""
+    r = np.array([[1.5, 0.5, 2.0, 1.0]])
+    batch = Batch(reward=np.ones(1), log_ratio=np.log(r), token_mask=np.ones((1, 4)))
+    assert_near(LeastPrefix(1.2)(batch, np.ones(1)), [[1.2, 0.75, 1.0, 0.5]])
+    masked = Batch(reward=np.ones(1), log_ratio=np.log(r), token_mask=np.array([[1.0, 0.0, 1.0, 1.0]]))
+    assert_near(LeastPrefix(9.0)(masked, np.ones(1))[0, [0, 2, 3]], [1.5, 3.0, 1.5])
+
+
+def test_a_truncation_by_sign_by_hand():
+    batch = Batch(reward=np.ones(2), log_ratio=np.log([[0.5, 12.0, 200.0], [0.5, 12.0, 200.0]]))
+    assert_near(SignedTruncation()(batch, np.array([1.0, -1.0])), [[0.8, 11.0, 11.0], [0.5, 12.0, 101.0]])
+
+
+def test_a_group_expectation_by_hand_and_on_policy():
+    """q = 0.1 and 0.4 in one group: E = (0.01 + 0.16) / 0.5 = 0.34. On policy the likely response weighs more."""
+    pi, mu = np.array([[0.3], [0.36]]), np.array([[0.1], [0.4]])
+    batch = Batch(reward=np.zeros(2), log_ratio=np.log(pi / mu), log_prob=np.log(pi))
+    assert_near(GroupExpectation()(batch, np.array([1.0, -1.0])), [0.3 / 0.34, 0.36 / 0.34])
+    assert_near(GroupExpectation()(batch, np.array([-1.0, 1.0])), [0.3 / 0.34, 0.36 / 0.34])
+    assert_near(GroupExpectation(0.1, 0.05)(batch, np.array([-1.0, 1.0])), [0, 0])  # 0.88 and 1.06 are out of bounds
+    still = Batch(reward=np.zeros(2), log_ratio=np.zeros((2, 1)), log_prob=np.log(mu))
+    assert_near(GroupExpectation(1.0)(still, np.array([1.0, 1.0])), [0.1 / 0.34, 0.4 / 0.34])
+
+
+def test_a_bias_of_hundreds_of_gradients_is_that_of_the_release():
+    """What the leaderboard says of MC-GRPO on strings, from its released arithmetic on all 4^4 batches."""
+    where = problem("strings", 0)
+    known, score = where.outcomes(), where.restricted(0, np.arange(4)).score.sum(-2)
+    mean = np.zeros(score.shape[-1])
+    for chosen in map(list, itertools.product(range(4), repeat=PROBLEM_GROUP_SIZE)):
+        reward = torch.tensor(known.reward[0, chosen])
+        deviation = (reward - reward.median()).abs().median() + 1e-3
+        mean += known.measure[0, chosen].prod() * ((reward - reward.median()) / deviation).numpy() @ score[chosen] / 4
+    found = moments_on(where, CATALOGUE["mc_grpo"].estimator, PROBLEM_GROUP_SIZE)
+    assert_near(found.mean, mean)
+    # the size alone: groups of which more than half agree weigh a thousandfold, and most point along the gradient
+    assert float(found.relative_bias) > 500
+    assert float(found.cosine) > 0.9999
 
 
 def test_a_median_deviation_of_binary_rewards_explodes():
@@ -830,6 +908,9 @@ def test_the_kernel_imports_no_array_library_here():
         (lambda: Tempered(-1.0), "exponent: -1.0 is not"),
         (lambda: Tempered(level="tree"), "level: unknown name 'tree'"),
         (lambda: InfluenceCap(-1.0), "times: -1.0 is not"),
+        (lambda: LeastPrefix(-1.0), "cap: -1.0 is not"),
+        (lambda: SignedTruncation(negative=(2.0, 1.0)), "negative: .* is not a pair of low in"),
+        (lambda: GroupExpectation(low=-1.0), "low: -1.0 is not"),
         (lambda: LengthPower(-1.0), "alpha: -1.0 is not"),
         (lambda: SuccessRate(-1.0), "epsilon: -1.0 is not"),
     ],

@@ -51,12 +51,13 @@ from vcposim.pooled import (
     CovarianceClip,
     CovariancePenalty,
     EssCap,
+    GroupExpectation,
     InfluenceCap,
     LengthPower,
     MedianDeviation,
     SuccessRate,
 )
-from vcposim.prefixes import KalmanClip, LargestK3, PrefixBudget, PrefixClip
+from vcposim.prefixes import KalmanClip, LargestK3, LeastPrefix, PrefixBudget, PrefixClip
 from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign
 from vcposim.surrogates import (
     Clip,
@@ -74,6 +75,7 @@ from vcposim.surrogates import (
     QuadraticPull,
     Reject,
     SigmoidGate,
+    SignedTruncation,
     Surrogate,
     TaperNegatives,
     Tempered,
@@ -751,6 +753,26 @@ CATALOGUE: dict[str, Entry] = {
         references=("mis",),
         note="verl's seq_max_k3, which has no default limit: 0.1 is ours; the mask by itself, no ratio",
     ),
+    "minpro": _gated(
+        surrogate=LeastPrefix(),
+        formula="min(m_t r_t, 1.2) (R - mean), m_t = min(r_1, ..., r_(t-1)), 1 for the first token",
+        references=("minpro",),
+        note="as two readers write the paper's objective; the cap is ours, and no floor, which would undo the damping",
+    ),
+    "dispo": _gated(
+        surrogate=SignedTruncation(),
+        formula="r_t held in [0.8, 11] for R > mean, in [0, 101] for R < mean, times R - mean",
+        references=("dispo",),
+        note="as four readers write the paper's objective; the bounds are those that one of them gives",
+    ),
+    "gepo": _gated(
+        surrogate=GroupExpectation(),
+        formula="(1/L) p/E 1[p/E not clipped at 0.8, 1.2] (R - mean), E = sum q^2 / sum q over the group; "
+        "p, q = pi(tau)^(1/L), mu(tau)^(1/L)",
+        references=("gepo",),
+        host=Estimator(_NONE, baseline="group_mean", surrogate=GroupExpectation(ratio=False)),
+        note="geometric means as released, the paper has whole probabilities; lag 0: responses weigh as their own p",
+    ),
     "delta_l": _gated(
         surrogate=LengthPower(),
         formula="L^-1 / mean_j L_j^-1 (R - mean), the mean over all responses",
@@ -804,7 +826,8 @@ CATALOGUE: dict[str, Entry] = {
         why="median and spread depend on the sample",
         breaks=("bounded",),
         references=("mc_grpo",),
-        note="0/1 rewards: MAD 0, so the minority gets 1,000; the release leaves the median's sample out of the mean",
+        note="where over half of a group agree MAD is 0 and the others get 1,000: its bias reads hundreds of |g|, a "
+        "matter of scale, as published; the release leaves the median's sample out of the mean",
     ),
     "kl_cov": _gated(
         surrogate=CovariancePenalty(),

@@ -9,7 +9,6 @@ its own: it is shown a small batch of each, once.
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,16 +20,19 @@ import numpy as np
 from vcposim.batch import Batch, DenseScores, Scores
 from vcposim.catalogue.entries import entry
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import FunctionEstimator, Resolved, estimator_of
+from vcposim.estimators import AnyEstimator, FunctionEstimator, Resolved, estimator_of, told
 
 
-def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy") -> Resolved:
+def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy", *, several: bool = True) -> Resolved:
     """The estimator of a catalogue name, of `module:function` or of `file.py:function`.
 
     `needs` are read by a function beside those it names itself; an entry knows its own. `library` is the one whose
-    arrays there will be; a function that does not answer NumPy's is torch's, and either is given its own.
+    arrays there will be; a function that does not answer NumPy's is torch's, and either is given its own. `several`
+    says that it will be shown several groups at once.
 
-    Raises `InputError` for an unknown name, for what is no estimator, and for a function that answers no small batch.
+    Raises `InputError` for an unknown name, for what is no estimator, for a function that answers no small batch, or
+    not the same way twice, that changes the batch, or lets a group's coefficients depend on the group beside it
+    without needing `grouped`.
     """
     if ":" not in name:
         return entry(name).estimator
@@ -48,14 +50,71 @@ def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy"
         asked = replace(estimator, function=function)
         try:
             asked.coefficients(_in_library(_small(asked.needs), library))
-        except Exception as error:
-            said.append(f"on {own} arrays {_where(error)}{_brief(error)}")
+        except InputError as error:
+            said.append(f"on {own} arrays {str(error).removeprefix('estimator: ')}")
         else:
+            _require_function(name, asked, library)
+            if several and "grouped" not in asked.needs:
+                _require_apart(name, asked, library)
             return asked
     raise InputError(
         f"estimator: {name} does not answer a small batch: {'; '.join(said)}. It takes a Batch and returns one "
         "coefficient a sample (..., n) or a token (..., n, t); needs name the optional fields that it reads"
     )
+
+
+def on_numpy(given: str | AnyEstimator, *, several: bool = False) -> Resolved:
+    """The estimator of a name, or of an object, where there are NumPy's arrays: a function of torch's is given its own.
+
+    `several` as for `estimator_named`, of a name.
+    """
+    if isinstance(given, str):
+        return estimator_named(given, several=several)
+    estimator = estimator_of(given)
+    if not isinstance(estimator, FunctionEstimator) or "torch" not in sys.modules:
+        return estimator
+    for asked in (estimator, replace(estimator, function=InLibrary(estimator.function, "torch"))):
+        try:
+            asked.coefficients(_small(asked.needs))
+        except InputError:
+            continue
+        return asked
+    return estimator
+
+
+def _require_function(name: str, asked: FunctionEstimator, library: str) -> None:
+    """Refuse what changes the batch it is shown, or says something else the second time."""
+    batch, untouched = (_in_library(_small(asked.needs), library) for _ in range(2))
+    first, second = (_numbers(asked.coefficients(batch)) for _ in range(2))
+    for field in ("reward", "log_ratio", "length"):
+        if not _same(getattr(batch, field), getattr(untouched, field)):
+            raise InputError(f"estimator: {name} changes batch.{field}; compute with a copy, as in 1 * batch.{field}")
+    if not _same(first, second):
+        raise InputError(
+            f"estimator: {name} gives two answers to one batch; a state or random numbers are no part of an estimator"
+        )
+
+
+def _require_apart(name: str, asked: FunctionEstimator, library: str) -> None:
+    """Refuse what mixes groups that are shown side by side."""
+    both = _numbers(asked.coefficients(_in_library(_small(asked.needs, groups=2), library)))
+    for g in (0, 1):
+        alone = _numbers(asked.coefficients(_in_library(_small(asked.needs, groups=2, only=g), library)))
+        if not _same(both[g], alone):
+            raise InputError(
+                f"estimator: {name} gives a group other coefficients alone than beside another; reduce over the last "
+                "axis only, as in batch.reward.mean(axis=-1, keepdims=True), or say that it spans prompts: needs "
+                "'grouped'"
+            )
+
+
+def _numbers(x: Any) -> Any:
+    """A copy as NumPy's, so that nothing done later to the original shows."""
+    return np.array(x.detach().cpu().numpy() if hasattr(x, "detach") else x, dtype=float)
+
+
+def _same(x: Any, y: Any) -> bool:
+    return x is y or np.allclose(_numbers(x), _numbers(y), rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 @dataclass(frozen=True)
@@ -130,16 +189,20 @@ def source_of(name: str) -> Path | None:
     return path.resolve()
 
 
-def _small(needs: Iterable[str]) -> Batch:
-    """Two samples with everything that `needs` may name."""
-    shape = (1, 2) if "grouped" in needs else (2,)
-    reward, tokens = np.arange(2.0).reshape(shape), np.log([[0.5, 2.0], [1.0, 1.0]]).reshape(*shape, 2)
-    given: dict[str, Any] = {"length": np.full(shape, 2.0), "log_ratio": tokens.sum(axis=-1)}
+def _small(needs: Iterable[str], groups: int = 0, only: int | None = None) -> Batch:
+    """Two samples, or groups of two or the `only` one of them, with everything that `needs` may name."""
+    shape: tuple[int, ...] = (1, 2) if "grouped" in needs else (groups, 2) if groups else (2,)
+    reward, time = np.arange(4.0)[: 2 * max(groups, 1)] ** 2, 3  # no two axes of one length but groups and samples
+    ratio = [[0.5, 2.0, 1.5], [1.0, 1.0, 0.8], [4.0, 1.0, 0.9], [0.2, 3.0, 1.0]]
+    reward, tokens = reward.reshape(shape), np.log(ratio)[: reward.size].reshape(*shape, time)
+    if only is not None:
+        shape, reward, tokens = shape[1:], reward[only], tokens[only]
+    given: dict[str, Any] = {"length": np.full(shape, float(time)), "log_ratio": tokens.sum(axis=-1)}
     per_token = set(needs) & {"tokens", "log_prob", "collision", "anchor_log_ratio"}
     if per_token:
         given = {"log_ratio": tokens, "token_mask": tokens * 0 + 1, "anchor_log_ratio": tokens}
         given |= {"log_prob": tokens * 0 - np.log(2), "collision": tokens * 0 + 0.5}
-    score = np.ones((*shape, 2, 1) if per_token else (*shape, 1))
+    score = np.ones((*shape, time, 1) if per_token else (*shape, 1))
     return Batch(
         reward=reward,
         scores=DenseScores(score, per_token=bool(per_token)),
@@ -184,7 +247,7 @@ def _module(place: str) -> ModuleType:
             ) from None
         raise InputError(f"estimator: {place} cannot be imported, it misses {error.name!r}; install that") from error
     except Exception as error:
-        raise InputError(f"estimator: {place} cannot be imported, {_where(error)}{_brief(error)}") from error
+        raise InputError(f"estimator: {place} cannot be imported, {told(error)}") from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -207,12 +270,3 @@ def _executed(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _where(error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return "" if isinstance(error, SyntaxError) else f"line {last.lineno} of {Path(last.filename).name} raises "
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

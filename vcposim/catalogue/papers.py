@@ -53,15 +53,14 @@ ELSEWHERE = {
 """source -> what of the project stands on it beside entries and step rules, and what was found"""
 
 UNREAD = {
-    "MinPRO (2601.22718)": "the abstract alone: where the least ratio of the prefix is capped, and how it is clipped",
+    "MinPRO (2601.22718)": "its objective as two readers write it, which agree: minpro; not the bounds of its clip",
     "mu-GRPO (2605.17570)": "the abstract alone: the threshold of its veto, its side, and how far the clip is relaxed",
     "AIS (2605.13907)": "the abstract alone: how three diagnostics make one mixing coefficient; nor its step rule",
     "AGRO (2503.19612)": "an overview: off policy it is tba up to a scale; its on-policy gradient has another term",
-    "GEPO (2508.17850)": "an excerpt: whether its sequence probability is a product or a geometric mean",
     "GEPO, group entropy (2607.16850)": "a third party's description: a stateful rescaling of advantages",
     "VACO (2603.01365)": "its realigned advantages need a critic; open-instruct's filter is open_instruct_tv",
     "R2VPO (2601.03320)": "two third parties agree on r [A - 2 lam (r - 1)]; its update of lam was not read",
-    "DISPO (2602.00983)": "three notes agree on a clip by the sign of A; its four bounds are nowhere",
+    "DISPO (2602.00983)": "its objective as four readers write it: dispo; one of them gives the four bounds",
     "TRPL for language models": "one fork's code, whose docstring states another loss; idea: arXiv 2101.09207",
     "staleness law (2607.01083)": "the abstract: eta in proportion to 1/S, not the constants; the rule is staleness",
 }
@@ -69,7 +68,8 @@ UNREAD = {
 
 LACKING = {
     "ReMax (2310.10505)": "the reward of each prompt's greedy response",
-    "A*-PO (2505.20686)": "a value per prompt, from the reference policy",
+    "A*-PO (2505.20686)": "V = b1 log mean exp(R / b1) of each prompt, over responses of the reference (TRL's a2po: "
+    "R - V - b2 log pi/reference, one response a prompt, on policy); with the group's mean instead of V it is tba",
     "A-3PO with mixed versions (2512.06547)": "a version per token; a3po takes one lag for all",
     "distributional IPO (prime-rl)": "whole distributions: vcposim.vocabulary.distributional_ipo, outside of batches",
 }

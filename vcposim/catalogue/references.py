@@ -102,6 +102,11 @@ delta_l | 2025 | arXiv:2509.07558 | preprint
   Delta L Normalization: Rethink Loss Aggregation in RLVR
   Zhiyuan He; Xufang Luo; Yike Zhang; Yuqing Yang; Lili Qiu
 
+dispo | 2026 | arXiv:2602.00983 | AISTATS 2026
+  DISPO: Enhancing Training Efficiency and Stability in Reinforcement Learning for Large Language Model Mathematical
+  Reasoning
+  Batuhan K. Karaman; Aditya Rawal; Suhaila Shakiah; Mohammad Ghavamzadeh; Mingyi Hong; Arijit Biswas; Ruida Zhou
+
 dppo | 2026 | arXiv:2602.04879 | preprint
   Rethinking the Trust Region in LLM Reinforcement Learning
   Penghui Qi; Xiangxin Zhou; Zichen Liu; Tianyu Pang; Chao Du; Min Lin; Wee Sun Lee
@@ -122,6 +127,11 @@ dual_clip | 2020 | arXiv:1912.09729 | AAAI 2020, 6672-6679
 elvira | 2022 | arXiv:1809.04129 | International Statistical Review 90(3), 525-550
   Rethinking the effective sample size
   Víctor Elvira; Luca Martino; Christian P. Robert
+
+gepo | 2025 | arXiv:2508.17850 | preprint
+  Group Expectation Policy Optimization for Heterogeneous Reinforcement Learning
+  Han Zhang; Ruibin Zheng; Zexuan Yi; Zhuo Zhang; Hanyang Peng; Hui Wang; Zike Yuan; Cai Ke; Shiwei Chen; Jiacheng Yang;
+  Yangning Li; Xiang Li; Jiangyue Yan; Yaoqi Liu; Liwen Jing; Jiayin Qi; Ruifeng Xu; Binxing Fang; Yue Yu
 
 gipo | 2026 | arXiv:2603.03955 | preprint
   GIPO: Gaussian Importance Sampling Policy Optimization
@@ -203,6 +213,10 @@ maxrl | 2026 | arXiv:2602.02710 | preprint
 mc_grpo | 2026 | arXiv:2601.22582 | preprint
   MC-GRPO: Median-Centered Group Relative Policy Optimization for Small-Rollout Reinforcement Learning
   Youngeun Kim
+
+minpro | 2026 | arXiv:2601.22718 | preprint
+  A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization
+  Shiye Lei; Zhihao Cheng; Dacheng Tao
 
 mis | 2025 | https://richardli.xyz/rl-collapse | blog
   When Speed Kills Stability: Demystifying RL Collapse from the Training-Inference Mismatch

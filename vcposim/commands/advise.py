@@ -1,4 +1,4 @@
-"""`vcposim advise`: which estimator, baseline, cap and step rule for your regime, from runs that were measured.
+"""`vcposim advise`: which estimator, baseline and step rule did best nearest to your regime, and how sure that is.
 
 The evidence is `regimes.json`, the summary of `simulations/questions/regime_map.py`: places (prompts that share one
 network, lag, length, base rate, rewards), and in each the value of every method by seed at its own best step size, and
@@ -10,10 +10,10 @@ import argparse
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -28,6 +28,7 @@ from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
 from vcposim.replay.reading import read_dump
 
+EXAMPLES = ("vcposim advise --lag 16 --prompts 16",)
 MATTERS = 0.02
 """a difference of success probabilities, averaged over training, that matters"""
 FAR = 2.0
@@ -65,7 +66,75 @@ PLAIN = {
     "synchronous": "synchronous training",
 }
 """what the names in the table mean"""
-MapCell = dict[str, Any]
+
+
+class MeasuredMethod(TypedDict):
+    """What a method came to in a place, one value a seed."""
+
+    own_best: list[float]
+    """success probability averaged over training, at its own best step size"""
+    own_best_step: list[float]
+    by_step: list[float]
+    lost: list[int]
+    ess: float
+
+
+class MapCell(TypedDict):
+    """A place where every method was measured, as `regimes.json` has it."""
+
+    prompts: int
+    lag: int
+    length: int
+    base_rate: float
+    low: float
+    """what a failure pays"""
+    group_size: int
+    optimizer: str
+    step_sizes: list[float]
+    seeds: int
+    methods: dict[str, MeasuredMethod]
+
+
+class RankedMethod(TypedDict):
+    """A method of a place, beside the others."""
+
+    method: str
+    catalogue: str | None
+    value: float
+    half_width: float
+    grid: float
+    lost: float
+    ess: float
+    at_edge: bool
+    shift_invariant: bool
+    synchronous: bool
+
+
+class Change(TypedDict):
+    """A place where another method is better."""
+
+    place: str
+    better: str
+    by: float
+    low: float
+    high: float
+
+
+class Advice(TypedDict):
+    """The answer, as `--json` prints it."""
+
+    regime: dict[str, float | None]
+    place: str
+    seeds: int
+    octaves: float
+    choice: str
+    any_reward: str
+    step_size_unknown: str
+    not_told_apart: list[str]
+    over_vcpo: tuple[float, float, float]
+    rows: list[RankedMethod]
+    changes: list[Change]
+    warnings: list[str]
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -154,7 +223,7 @@ def regime_of(a: argparse.Namespace) -> AskedRegime:
     return AskedRegime(**known, shifted=shifted)
 
 
-def advise(regime: AskedRegime, cells: Sequence[MapCell]) -> dict[str, Any]:
+def advise(regime: AskedRegime, cells: Sequence[MapCell]) -> Advice:
     """The answer as plain data: the place, the methods there from best to worst, the choice, and its limits."""
     law = [cell for cell in cells if (cell["low"] != 0) == regime.shifted]
     place = min(law or cells, key=regime.octaves)
@@ -164,7 +233,7 @@ def advise(regime: AskedRegime, cells: Sequence[MapCell]) -> dict[str, Any]:
     choice, steady = chosen(place, usable), max(usable, key=lambda r: r["grid"])
     sturdy = chosen(place, [r for r in usable if r["shift_invariant"]])
     tied = [r["method"] for r in usable if r is not choice and abs_low(place, choice["method"], r["method"]) <= 0]
-    changes = []
+    changes: list[Change] = []
     for cell in cells:
         best = ranked(cell)
         there = next((r for r in best if r["method"] == sturdy["method"]), None)
@@ -198,7 +267,7 @@ def advise(regime: AskedRegime, cells: Sequence[MapCell]) -> dict[str, Any]:
     }
 
 
-def chosen(cell: MapCell, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def chosen(cell: MapCell, rows: list[RankedMethod]) -> RankedMethod:
     """Of the methods surely no more than `MATTERS` below the best, the one that is best over the grid of step sizes."""
     close = [r for r in rows if difference(cell, rows[0]["method"], r["method"])[2] <= MATTERS]
     return max(close or rows[:1], key=lambda r: r["grid"])
@@ -210,9 +279,9 @@ def abs_low(cell: MapCell, first: str, second: str) -> float:
     return max(low, -high)
 
 
-def ranked(cell: MapCell) -> list[dict[str, Any]]:
+def ranked(cell: MapCell) -> list[RankedMethod]:
     """The methods of a place, best at own best step first."""
-    rows = []
+    rows: list[RankedMethod] = []
     for method, m in cell["methods"].items():
         values, edges = m["own_best"], (cell["step_sizes"][0], cell["step_sizes"][-1])
         baseline, ratio, _ = method.split(" / ")
@@ -262,7 +331,7 @@ def plainly(method: str) -> str:
 KNOWN = {"prompts": "{:g} prompts", "lag": "lag {:g}", "length": "{:.3g} tokens a response", "ess": "ESS {:.2g} of n"}
 
 
-def yours(regime: dict[str, Any]) -> str:
+def yours(regime: Mapping[str, float | None]) -> str:
     """What is known of the reader's regime, and what is not."""
     known = [words.format(regime[name]) for name, words in KNOWN.items() if regime[name] is not None]
     known.append("rewards other than 0 and 1" if regime["shifted"] else "failures pay 0")
@@ -270,7 +339,7 @@ def yours(regime: dict[str, Any]) -> str:
     return ", ".join(known) + (f"; not known, so not compared: {', '.join(unknown)}" if unknown else "")
 
 
-def render(found: dict[str, Any], console: Console) -> None:
+def render(found: Advice, console: Console) -> None:
     """The answer for a reader: what to take first, then the evidence, then what it does not say."""
 
     def say(text: str) -> None:

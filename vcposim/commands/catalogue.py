@@ -18,6 +18,11 @@ from vcposim.catalogue.references import short
 from vcposim.commands.completion import complete_with
 from vcposim.errors import InputError, unknown_name
 
+EXAMPLES = (
+    "vcposim catalogue vcpo gspo",
+    "vcposim catalogue --family unbiased",
+)
+
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """What `vcposim catalogue` takes."""
@@ -26,7 +31,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "With names, these entries in full. In formulas: R reward, w ratio of a trajectory, r_t of a token, L length, "
         "n group size, s score, rho = ESS / n."
     )
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = "families:\n" + "\n".join(f"  {name:10} {says}" for name, says in FAMILIES.items())
     names = p.add_argument("name", nargs="*", metavar="NAME", help="entries to show in full, as in: vcpo rloo")
     complete_with(names, CATALOGUE)

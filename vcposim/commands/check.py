@@ -1,4 +1,4 @@
-"""`vcposim check module:function`: which laws does my estimator keep, and how do its bias and variance compare?"""
+"""`vcposim check`: which laws an estimator of yours keeps, and its bias and variance beside the catalogue's."""
 
 import argparse
 import json
@@ -17,12 +17,14 @@ from rich.text import Text
 
 from vcposim.catalogue import CATALOGUE
 from vcposim.commands.completion import complete_with
-from vcposim.commands.output import TableRow, add_output_options, save_figure, wants_figure
+from vcposim.commands.output import Output, TableRow, add_output_options, output_of
 from vcposim.errors import InputError
 
 if TYPE_CHECKING:
+    from vcposim.testing import Trial
     from vcposim.testing.report_card import LawFinding
 
+EXAMPLES = ("vcposim check mine.py:mine --claims unbiased --examples 5 --no-figure",)
 FIGURE = "vcposim-check.png"
 STYLES = {"holds": "green", "violated": "bold red"}
 SHOWN_RIVALS = ("reinforce", "rloo", "sequence_is", "sequence_tis", "vcpo")
@@ -61,7 +63,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Try, compare, draw, print; returns the exit code, 1 if a claimed law is broken."""
-    drawing = wants_figure(arguments, FIGURE)
+    output = output_of(arguments, FIGURE)
     if bool(arguments.estimator) == arguments.catalogue:
         raise InputError("estimator: name one, as in module:function, or pass --catalogue alone")
     if arguments.examples is not None and arguments.examples < 1:
@@ -74,43 +76,53 @@ def run(arguments: argparse.Namespace) -> int:
         if error.name != "hypothesis":
             raise
         raise InputError('check: needs hypothesis; install it with pip install "vcposim[testing]"') from None
-    return _catalogue(arguments, cards, drawing) if arguments.catalogue else _one(arguments, cards, drawing)
-
-
-def _one(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
-    setting = {"needs": arguments.needs, "host": arguments.host, "dominates": arguments.dominates}
+    if arguments.catalogue:
+        for option in ("claims", "without", "needs", "host", "dominates"):
+            if getattr(arguments, option):
+                raise InputError(
+                    f"--{option}: entries of the catalogue claim what they say; drop it, or name one estimator"
+                )
+        return _catalogue(cards, output, examples=arguments.examples or 5, workers=arguments.workers)
     arrays = arguments.arrays
     if arrays == "auto":
         arrays = cards.library_for(arguments.estimator, arguments.needs)
     asked = cards.trials(
         arguments.estimator,
         arguments.claims,
+        needs=arguments.needs,
+        host=arguments.host,
+        dominates=arguments.dominates,
         without=arguments.without,
         examples=arguments.examples or 30,
         convert=arrays,
-        **setting,
     )
+    return _one(arguments.estimator, arrays, asked, cards, output)
+
+
+def _one(name: str, arrays: str, asked: Sequence["Trial"], cards: Any, output: Output) -> int:
     with _progress(len(asked)) as step:
         found = cards.findings(asked, step)
     held = cards.passed(found)
     rows, refused = cards.measured(asked[0].subject)
     if refused and held:  # else the report says more than this line could
         raise InputError(f"estimator: {refused}; axes before the samples are replications: reduce over the last alone")
-    path = _drawn(rows, arguments) if drawing else None
-    if arguments.json:
-        card = {"estimator": arguments.estimator, "arrays": arrays, "passed": held}
+    path = _drawn(rows, output)
+    if output.json:
+        card = {"estimator": name, "arrays": arrays, "passed": held}
         print(json.dumps({**card, "laws": [one.to_json() for one in found], "moments": rows}, allow_nan=False))
     else:
-        _print_card(arguments.estimator, arrays, found, rows, cards.LAWS)
+        _print_card(name, arrays, found, rows, cards.LAWS)
         if path is not None:
             print(f"figure: {path}")
     return 0 if held else 1
 
 
-def _drawn(rows: Sequence[TableRow], arguments: argparse.Namespace) -> Path:
+def _drawn(rows: Sequence[TableRow], output: Output) -> Path | None:
+    if not output.drawing:
+        return None
     from vcposim.commands.figures import bias_variance_figure  # here because matplotlib is slow to load
 
-    return save_figure(bias_variance_figure(rows), arguments.figure, FIGURE)
+    return output.save(bias_variance_figure(rows))
 
 
 def _print_card(name: str, arrays: str, found: Sequence["LawFinding"], rows: Sequence[TableRow], laws: Any) -> None:
@@ -173,20 +185,16 @@ def _standing(rows: Sequence[TableRow]) -> str:
     )
 
 
-def _catalogue(arguments: argparse.Namespace, cards: Any, drawing: bool) -> int:
-    given = {"--claims": arguments.claims, "--without": arguments.without, "--needs": arguments.needs}
-    for option, value in {**given, "--host": arguments.host, "--dominates": arguments.dominates}.items():
-        if value:
-            raise InputError(f"{option}: entries of the catalogue claim what they say; drop it, or name one estimator")
-    judge = partial(cards.catalogue_card, examples=arguments.examples or 5)
-    with _progress(len(CATALOGUE)) as step, _mapper(arguments.workers) as spread:
+def _catalogue(cards: Any, output: Output, *, examples: int, workers: int) -> int:
+    judge = partial(cards.catalogue_card, examples=examples)
+    with _progress(len(CATALOGUE)) as step, _mapper(workers) as spread:
         found = {}
         for name, card in zip(CATALOGUE, spread(judge, CATALOGUE), strict=True):
             step(name)
             found[name] = card
-    path = _drawn(cards.beside_the_catalogue(None), arguments) if drawing else None
+    path = _drawn(cards.beside_the_catalogue(None), output) if output.drawing else None
     held = all(cards.passed(card) for card in found.values())
-    if arguments.json:
+    if output.json:
         entries = {name: [one.to_json() for one in card] for name, card in found.items()}
         print(json.dumps({"passed": held, "estimators": entries}, allow_nan=False))
     else:

@@ -1,10 +1,12 @@
-"""`vcposim cite NAME`: BibTeX of what named estimators stand on; `--index`: every paper, and who stands on it."""
+"""`vcposim cite`: BibTeX of what named estimators stand on."""
 
 import argparse
 
 from vcposim.catalogue import CATALOGUE, cite
 from vcposim.commands.completion import complete_with
 from vcposim.errors import InputError
+
+EXAMPLES = ("vcposim cite vcpo",)
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`vcposim compare`: an estimator of yours measured like the catalogue's, and beside it."""
+"""`vcposim compare`: your estimators measured like the catalogue's, and beside them."""
 
 import argparse
 import json
@@ -19,9 +19,11 @@ from vcposim.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vcposim.comparison.result import MeasuredByName
     from vcposim.comparison.run import Folder
 
 SIZES = ("tiny", "quick", "full")
+EXAMPLES = ("vcposim compare vcpo mine.py:mine --size tiny --alone --workers 1",)
 OUT = "vcposim-compare"
 WORD_STYLE = {"holds": "green", "holds if": "yellow", "fails": "bold red", "undecided": "blue", "not judged": "dim"}
 NEIGHBORS = 3
@@ -33,19 +35,15 @@ MOST_NAMED = 12
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """What `vcposim compare` takes."""
     p.description = (
-        "Measure estimators like every other: the laws they keep, exact bias and\n"
-        "variance over lag, what they learn at a common and at their own best step size\n"
-        "over regimes, and their cost. What you name is run; the rest of the catalogue\n"
-        "comes from the leaderboard, same tasks, same seeds. Without names: the whole\n"
-        "catalogue is run."
+        "Measure estimators like every other: the laws they keep, exact bias and variance over lag, what they learn at "
+        "a common and at their own best step size over regimes, and their cost. What you name is run; the rest of the "
+        "catalogue comes from the leaderboard, same tasks, same seeds. Without names: the whole catalogue is run."
     )
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = (
         "A function may say what it reads and which laws it claims, as in\n"
         "  mine.needs = ('tokens',)    mine.claims = ('unbiased',)\n"
-        "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted\n"
-        "or killed goes on when started again, to the same bytes. On a Slurm array from 1\n"
-        "to 8, with one DIR that all tasks see:\n"
+        "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted or killed goes on when "
+        "started again, to the same bytes. On a Slurm array from 1 to 8, with one DIR that all tasks see:\n"
         "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/8\n"
         "and the same without --shard to merge (of DIRs apart: copy records/ into one)."
     )
@@ -102,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if owed:
         print(f"shard {shard[0]} of {shard[1]} is done; {owed} of {len(folder.units)} measurements are others' to make")
         return 0
-    return _finished(arguments, folder, standing)
+    return _finished(folder, standing, "json" if arguments.json else "html" if arguments.html else "table")
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -114,7 +112,8 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _finished(arguments: argparse.Namespace, folder: "Folder", standing: dict[str, Any]) -> int:
+def _finished(folder: "Folder", standing: "MeasuredByName", printed: str) -> int:
+    """Compare, write it all, and print it as `json`, as `html` or as a table."""
     from vcposim.comparison import leaderboard
     from vcposim.comparison.design import REFERENCE, canonical
     from vcposim.comparison.measure import cost
@@ -141,10 +140,10 @@ def _finished(arguments: argparse.Namespace, folder: "Folder", standing: dict[st
             found = cost(name)
             costs[name] = None if found is None else round(found, 2)
     write_atomically(folder.path / "cost.js", f"vcposimCost = {canonical(costs)};\n".encode())
-    if arguments.json or arguments.html:
-        sys.stdout.write(text if arguments.json else html)
-    else:
+    if printed == "table":
         _print(result, costs, folder.path)
+    else:
+        sys.stdout.write(text if printed == "json" else html)
     return 0
 
 

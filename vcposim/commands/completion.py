@@ -1,4 +1,4 @@
-"""`vcposim completion SHELL`: a script that completes commands, options, files and the catalogue's names.
+"""`vcposim completion`: a script that completes commands, options and names in your shell.
 
 The script is static, made by shtab from the parser itself: pressing tab starts no Python. Make it anew after an update.
 """
@@ -10,11 +10,13 @@ from typing import Any
 
 from vcposim.errors import unknown_name
 
+EXAMPLES = ("vcposim completion bash",)
 SHELLS = ("bash", "zsh", "tcsh")
 HOW = """\
-bash: vcposim completion bash > ~/.local/share/bash-completion/completions/vcposim
-zsh:  vcposim completion zsh > DIR/_vcposim, for a DIR of $fpath
-once: eval "$(vcposim completion bash)"
+to keep it:
+  bash: vcposim completion bash > ~/.local/share/bash-completion/completions/vcposim
+  zsh:  vcposim completion zsh > DIR/_vcposim, for a DIR of $fpath
+  once: eval "$(vcposim completion bash)"
 """
 
 
@@ -31,7 +33,6 @@ def complete_files(argument: argparse.Action) -> None:
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """What `vcposim completion` takes."""
     p.description = "Print a script that completes vcposim's commands, options, files and names in your shell."
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = HOW
     complete_with(p.add_argument("shell", metavar="SHELL", help=", ".join(SHELLS)), SHELLS)
 

@@ -4,15 +4,19 @@ They are drawn on their own canvas, never through the global state of pyplot (`v
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vcposim.commands.output import TableRow
 from vcposim.laboratory.standard_problems import GROUP_SIZE
 from vcposim.replay.replay import Replay
+
+if TYPE_CHECKING:
+    from vcposim.commands.plan import PlanAnswer
 
 STYLE: Any = {
     "font.size": 9,
@@ -48,7 +52,7 @@ def replay_figure(found: Replay) -> Figure:
     return figure
 
 
-def variance_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+def variance_figure(rows: Sequence[TableRow]) -> Figure:
     """Variance and squared bias of the gradient estimate, one bar an estimator: they add up to the MSE."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 1.2 + 0.32 * len(rows)), layout="constrained")
@@ -65,7 +69,7 @@ def variance_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def bias_variance_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+def bias_variance_figure(rows: Sequence[TableRow]) -> Figure:
     """Squared bias against variance, one panel a problem: one dot an estimator, yours a star, lines of equal MSE."""
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     with mpl.rc_context(STYLE):
@@ -87,7 +91,7 @@ LEAST = 1e-4
 """what is smaller, relative to |gradient|^2, is drawn on the edge"""
 
 
-def _bias_variance(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
+def _bias_variance(ax: Axes, rows: Sequence[TableRow]) -> None:
     x, y = (np.maximum([row[key] for row in rows], LEAST) for key in ("variance", "squared_bias"))
     mine = np.array([row["mine"] for row in rows])
     named = [i for i, row in enumerate(rows) if row["estimator"] in NAMED and not row["mine"]]
@@ -199,7 +203,7 @@ def _or_nan(x: float | None) -> float:
     return float("nan") if x is None else x
 
 
-def plan_figure(found: dict[str, Any]) -> Figure:
+def plan_figure(found: "PlanAnswer") -> Figure:
     """Speed against the split, one line a lag; and what each lag's best split comes to, relative to synchronous."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -220,18 +224,22 @@ def plan_figure(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def _plan_times(ax: Axes, found: dict[str, Any], lags: list[int]) -> None:
-    field = "speed" if found["efficiency"] is None else "time"
+def _plan_times(ax: Axes, found: "PlanAnswer", lags: list[int]) -> None:
+    timed = found["efficiency"] is not None
     for at, lag in enumerate(lags):
-        rows = [row for row in found["options"] if row["max_lag"] == lag and row[field] and row[field]["value"]]
-        if not rows:
+        known = [
+            (estimate["value"], estimate, row)
+            for row in found["options"]
+            if row["max_lag"] == lag and (estimate := row["time"] if timed else row["speed"]) and estimate["value"]
+        ]
+        if not known:
             ax.annotate("not\nknown", (at, 1), ha="center", va="bottom", color=MUTED, fontsize=7)
             continue
-        best = (max if field == "speed" else min)(rows, key=lambda row: row[field]["value"])
-        low, value, high = (best[field][name] for name in ("low", "value", "high"))
+        value, estimate, best = (min if timed else max)(known, key=lambda one: one[0])
+        ends = [value if end is None else end for end in (estimate["low"], estimate["high"])]
         chosen = best == found["best"]
         color = ACCENT if chosen else INK
-        ax.plot([at, at], [low, value if high is None else high], color=color, lw=1.6)
+        ax.plot([at, at], ends, color=color, lw=1.6)
         ax.plot(at, value, "o", ms=6 if chosen else 4, color=color)
         note = f"{best['generators']}+{best['trainers']}"
         ax.annotate(note, (at, value), xytext=(7, 0), textcoords="offset points", va="center", color=color, fontsize=8)
@@ -240,5 +248,5 @@ def _plan_times(ax: Axes, found: dict[str, Any], lags: list[int]) -> None:
     ax.margins(x=0.2)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("lag (best split: generating + training)")
-    what = "Steps/s over synchronous" if field == "speed" else "Time to target over synchronous"
-    ax.set_title(f"{what}, 95%" + (" (throughput only)" if field == "speed" else ""))
+    what = "Steps/s over synchronous" if not timed else "Time to target over synchronous"
+    ax.set_title(f"{what}, 95%" + (" (throughput only)" if not timed else ""))

@@ -1,14 +1,7 @@
 """The `vcposim` command: what would my estimator do, on a problem I describe or on rollouts I dumped?
 
-    vcposim variance    bias, variance and MSE of estimators on a problem with a known gradient
-    vcposim replay      what dumped rollouts say about a run, and what each correction would have done
-    vcposim check       which laws an estimator of yours keeps, and its bias and variance
-    vcposim compare     estimators of yours measured like the catalogue's: laws, exact moments, learning
-    vcposim advise      which estimator, baseline and step rule did best nearest to your regime
-    vcposim plan        which lag and which split of devices reach the target first
-    vcposim catalogue   every named estimator with its formula and validity
-    vcposim cite        BibTeX of what a named estimator stands on
-    vcposim completion  a script that completes all this in your shell
+A subcommand is a module of this folder: its docstring opens with "`vcposim NAME`: what for.", `EXAMPLES` are lines to
+type, `add_arguments(parser)` says what it takes, `run(arguments)` does it. Nothing else lists it.
 
 Every command prints a table for people, and with `--json` one JSON object for machines. Bad input is one line on
 standard error and exit code 2; a law that is broken is exit code 1.
@@ -20,26 +13,36 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
-from vcposim import __version__
+from vcposim import __version__, commands
 from vcposim.commands.logs import quiet_libraries
 from vcposim.errors import InputError, either, unknown_name
 
-COMMANDS = {
-    "variance": "bias, variance and MSE of estimators on a problem with a known gradient",
-    "replay": "what dumped rollouts say about a run, and what each correction would have done",
-    "check": "which laws an estimator of yours keeps, and its bias and variance beside the catalogue's",
-    "compare": "your estimators measured like the catalogue's, and beside them: laws, exact moments, learning, cost",
-    "advise": "which estimator, baseline and step rule did best nearest to your regime, and how sure that is",
-    "plan": "which lag and generation/training split reach the target first",
-    "catalogue": "every named estimator with its formula and validity; one of them in full",
-    "cite": "BibTeX of what named estimators stand on",
-    "completion": "a script that completes commands, options and names in your shell",
-}
-"""name -> what it is for; each is a module of this folder with `add_arguments(parser)` and `run(arguments)`"""
+OPENING = re.compile(r'"""`vcposim (\w+)`: (.*?)\.?(?:\n\n|""")', re.DOTALL)
+"""how the docstring of a subcommand's module begins: its name, and what it is for"""
+
+
+def subcommands() -> dict[str, str]:
+    """name -> what it is for; the modules' text is read and nothing is imported, so that help comes at once."""
+    files = sorted(path for folder in commands.__path__ for path in Path(folder).glob("*.py"))
+    openings = [OPENING.match(path.read_text(encoding="utf-8")) for path in files]
+    return {found[1]: found[2] for found in openings if found}
+
+
+class HelpText(argparse.HelpFormatter):
+    """Paragraphs are wrapped, and a line that is indented or short enough stays a line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=16 if prog == "vcposim" else 24)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        def filled(line: str) -> str:
+            return line if line.startswith("  ") else super(HelpText, self)._fill_text(line, width, indent)
+
+        return "\n".join(map(filled, text.splitlines()))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
         """One line, no usage dump: the line says what to do, and names what is nearest to a misspelled word."""
         choice = re.match(r"argument COMMAND: invalid choice: '(.*?)' \(", message)
         if choice:
-            message = str(unknown_name("command", choice[1], COMMANDS))
+            message = str(unknown_name("command", choice[1], subcommands()))
         if message.startswith("unrecognized arguments: --"):
             word = message.split()[2].partition("=")[0]
             near = get_close_matches(word, self._option_string_actions, n=3, cutoff=0.6)
@@ -68,6 +71,7 @@ class Subcommand(_Parser):
             module, self.name = import_module(f"vcposim.commands.{self.name}"), None
             module.add_arguments(self)
             self.set_defaults(run=module.run)
+            self.epilog = "\n\n".join(filter(None, [self.epilog, "\n  ".join(["for example:", *module.EXAMPLES])]))
         return self
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -87,14 +91,14 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line; a subcommand's own arguments join it when they are needed."""
     top = _Parser(
         prog="vcposim",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=14),
+        formatter_class=HelpText,
         description="Prove, measure and check off-policy policy-gradient estimators.",
         epilog="vcposim COMMAND --help says what a command takes.",
     )
     top.add_argument("--version", action="version", version=f"vcposim {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Subcommand)
-    for name, purpose in COMMANDS.items():
-        commands.add_parser(name, help=purpose).name = name
+    choices = top.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Subcommand)
+    for name, purpose in subcommands().items():
+        choices.add_parser(name, help=purpose, formatter_class=HelpText).name = name
     return top
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,32 @@ def add_output_options(parser: argparse.ArgumentParser, default: str) -> None:
     out.add_argument("--no-figure", action="store_true", help="no figure")
 
 
-def wants_figure(arguments: argparse.Namespace, default: str) -> bool:
-    """Whether these options ask for a figure; refuses a place that cannot be written before any work is done."""
+@dataclass(frozen=True)
+class Output:
+    """Where an answer goes."""
+
+    json: bool
+    """as one object, instead of a table"""
+    drawing: bool
+    """whether a figure is asked for"""
+    given: str | None
+    """the figure's path; None for a free name like `default`"""
+    default: str
+
+    def save(self, figure: "Figure") -> Path:
+        """Save to the path given or to a free default name (see `figure_path`); returns where it went."""
+        return save_figure(figure, self.given, self.default)
+
+
+def output_of(arguments: argparse.Namespace, default: str) -> Output:
+    """What the options of `add_output_options` ask for.
+
+    Raises `InputError` for a figure's place that cannot be written, before any work is done.
+    """
     drawing = bool(arguments.figure) or not (arguments.json or arguments.no_figure)
     if drawing:
         figure_path(arguments.figure, default)
-    return drawing
+    return Output(arguments.json, drawing, arguments.figure, default)
 
 
 def save_figure(figure: "Figure", given: str | None, default: str = "vcposim.png") -> Path:

@@ -1,11 +1,11 @@
-"""`vcposim plan`: which lag and which split of the devices reach the target first, from numbers you measured."""
+"""`vcposim plan`: which lag and generation/training split reach the target first."""
 
 import argparse
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcposim.commands.output import add_output_options, save_figure, wants_figure
+from vcposim.commands.output import add_output_options, output_of
 from vcposim.errors import InputError
 from vcposim.pipeline.lengths import LONGEST, Lengths, empirical, log_normal, pareto
 from vcposim.pipeline.plan import (
@@ -31,6 +31,10 @@ from vcposim.pipeline.plan import (
 from vcposim.pipeline.simulator import ADMISSIONS, BATCHINGS
 from vcposim.replay.reading import read_dump
 
+EXAMPLES = (
+    "vcposim plan --devices 8 --groups 16 --group-size 8 --tokens-per-s 2500 --slots 32 --train-s 40 "
+    "--train-devices 4 --sync-s 5 --length-mean 800 --length-sd 900 --no-figure",
+)
 FIGURE = "vcposim-plan.png"
 
 
@@ -90,17 +94,17 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Simulate, judge, draw, print: output appears only when all of it could be made."""
-    drawing = wants_figure(arguments, FIGURE)
+    a, output = arguments, output_of(arguments, FIGURE)
     efficiency = _efficiency(arguments)
     cluster = _cluster(arguments)
-    judged = judge(_survey(cluster, arguments), efficiency, seed=arguments.seed)
-    found = _found(cluster, efficiency, judged, arguments)
+    options = _survey(cluster, a.lags, a.generators, steps=a.steps, seeds=a.seeds, seed=a.seed)
+    found = _found(cluster, efficiency, judge(options, efficiency, seed=a.seed), a.seeds, a.steps_to_target)
     path = None
-    if drawing:
+    if output.drawing:
         from vcposim.commands.figures import plan_figure
 
-        path = save_figure(plan_figure(found), arguments.figure, FIGURE)
-    if arguments.json:
+        path = output.save(plan_figure(found))
+    if output.json:
         print(json.dumps(found, allow_nan=False))
         return
     _render(found, Console())
@@ -218,17 +222,19 @@ def _number(name: str, number: int, record: dict[str, Any], field: str, *, none:
     raise InputError(f"{name}: line {number}: {field}: {value!r} is not a number; write one")
 
 
-def _survey(cluster: Cluster, a: argparse.Namespace) -> list[Option]:
-    for flag, values in (("--lags", a.lags), ("--generators", a.generators or [])):
+def _survey(
+    cluster: Cluster, lags: list[int], generators: list[int] | None, *, steps: int, seeds: int, seed: int
+) -> list[Option]:
+    for flag, values in (("--lags", lags), ("--generators", generators or [])):
         twice = {value for value in values if values.count(value) > 1}
         if twice:
             raise InputError(f"{flag}: {min(twice)} is given twice; name each once")
-    generators = a.generators or generator_counts(cluster.devices)
+    generators = generators or generator_counts(cluster.devices)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("simulating", total=1 + len(a.lags) * len(generators))
+        task = bar.add_task("simulating", total=1 + len(lags) * len(generators))
         options = []
-        for option in survey(cluster, a.lags, generators, steps=a.steps, seeds=a.seeds, seed=a.seed):
+        for option in survey(cluster, lags, generators, steps=steps, seeds=seeds, seed=seed):
             options.append(option)
             bar.advance(task)
     return options
@@ -237,29 +243,82 @@ def _survey(cluster: Cluster, a: argparse.Namespace) -> list[Option]:
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
+class Triple(TypedDict):
+    """An estimate between the ends of its interval; None for a time that never comes."""
+
+    low: float | None
+    value: float | None
+    high: float | None
+
+
+class PlannedSplit(TypedDict):
+    """A lag and a split of the devices, with what they come to; speeds and times relative to synchronous training."""
+
+    max_lag: int
+    generators: int
+    trainers: int
+    synchronous: bool
+    steps_per_s: float
+    samples_per_s: float
+    generator_busy: float
+    trainer_busy: float
+    mean_lag: float
+    token_lag: float
+    largest_lag: int
+    share_above_max_lag: float
+    dropped_share: float
+    speed: Triple
+    time: Triple | None
+    best: float
+    """share of the draws in which nothing else is faster"""
+
+
+class LengthLaw(TypedDict):
+    """Of responses, as they are cut."""
+
+    law: str
+    mean: float
+
+
+class PlanAnswer(TypedDict):
+    """The answer, as `--json` prints it."""
+
+    lengths: LengthLaw
+    admission: str
+    in_flight: bool
+    seeds: int
+    efficiency: str | None
+    """where the curve comes from; None without"""
+    reference: PlannedSplit
+    reference_hours: float | None
+    options: list[PlannedSplit]
+    best: PlannedSplit
+    notes: list[str]
+
+
 def _found(
-    cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged], a: argparse.Namespace
-) -> dict[str, Any]:
+    cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged], seeds: int, steps_to_target: float | None
+) -> PlanAnswer:
     rows = [_row(cluster, one) for one in judged]
     best = rows[judged.index(fastest(judged))]
     hours = None
-    if a.steps_to_target is not None:
-        hours = a.steps_to_target / judged[0].option.mean("steps_per_s") / 3600
+    if steps_to_target is not None:
+        hours = steps_to_target / judged[0].option.mean("steps_per_s") / 3600
     return {
         "lengths": {"law": cluster.lengths.name, "mean": cluster.lengths.mean},
         "admission": cluster.admission,
         "in_flight": cluster.in_flight,
-        "seeds": a.seeds,
+        "seeds": seeds,
         "efficiency": None if efficiency is None else efficiency.source,
         "reference": rows[0],
         "reference_hours": hours,
         "options": rows[1:],
         "best": best,
-        "notes": _notes(cluster, efficiency, judged, a),
+        "notes": _notes(cluster, efficiency, judged),
     }
 
 
-def _row(cluster: Cluster, one: Judged) -> dict[str, Any]:
+def _row(cluster: Cluster, one: Judged) -> PlannedSplit:
     option = one.option
     trainers = cluster.devices if option.generators is None else cluster.devices - option.generators
     shares = [outcome.share_above(option.max_lag) for outcome in option.outcomes]
@@ -268,26 +327,28 @@ def _row(cluster: Cluster, one: Judged) -> dict[str, Any]:
         "generators": cluster.devices if option.generators is None else option.generators,
         "trainers": trainers,
         "synchronous": option.generators is None,
-        **{name: option.mean(name) for name in ("steps_per_s", "samples_per_s", "generator_busy", "trainer_busy")},
+        "steps_per_s": option.mean("steps_per_s"),
+        "samples_per_s": option.mean("samples_per_s"),
+        "generator_busy": option.mean("generator_busy"),
+        "trainer_busy": option.mean("trainer_busy"),
         "mean_lag": option.mean("mean_lag"),
         "token_lag": option.lag,
         "largest_lag": max(outcome.lag_share.size - 1 for outcome in option.outcomes),
         "share_above_max_lag": sum(shares) / len(shares),
         "dropped_share": option.mean("dropped_share"),
         "speed": _triple(one.speed),
-        "time": _triple(one.time),
+        "time": None if one.time is None else _triple(one.time),
         "best": one.best,
     }
 
 
-def _triple(interval: tuple[float, float, float] | None) -> dict[str, float | None] | None:
-    if interval is None:
-        return None
+def _triple(interval: tuple[float, float, float]) -> Triple:
     # a target that is never reached takes no finite time: null in JSON
-    return {k: x if math.isfinite(x) else None for k, x in zip(("low", "value", "high"), interval, strict=True)}
+    low, value, high = (x if math.isfinite(x) else None for x in interval)
+    return {"low": low, "value": value, "high": high}
 
 
-def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged], a: argparse.Namespace) -> list[str]:
+def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged]) -> list[str]:
     notes = []
     if efficiency is None:
         notes.append(
@@ -302,13 +363,13 @@ def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged]
             f"{outside} of {len(judged) - 1} choices run at a lag beyond the curve's last, "
             f"{efficiency.lag[-1]:.3g}: no time to target for them, nothing is extrapolated."
         )
-    if a.single_tokens_per_s is None:
+    if cluster.single_tokens_per_s is None:
         notes.append("a response decoded alone is taken to be no faster than in a full generator (memory-bound).")
-    notes.append(f"training is taken to scale as 1 / trainers from the {a.train_devices} measured.")
+    notes.append(f"training is taken to scale as 1 / trainers from the {cluster.train_devices} measured.")
     return notes
 
 
-def _render(found: dict[str, Any], console: Console) -> None:
+def _render(found: PlanAnswer, console: Console) -> None:
     reference, timed = found["reference"], found["efficiency"] is not None
     console.print(f"lengths: {found['lengths']['law']} (as cut: mean {found['lengths']['mean']:.4g})", markup=False)
     hours = "" if found["reference_hours"] is None else f", {found['reference_hours']:.3g} h to target"
@@ -324,9 +385,9 @@ def _render(found: dict[str, Any], console: Console) -> None:
     console.print(_verdict(found, timed), style="bold", markup=False)
 
 
-def _table(found: dict[str, Any], timed: bool) -> Table:
+def _table(found: PlanAnswer, timed: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    columns: list[tuple[str, Callable[[PlannedSplit], str]]] = [
         ("lag", lambda row: str(row["max_lag"])),
         ("gen +\ntrain", lambda row: f"{row['generators']}+{row['trainers']}"),
         ("speed", lambda row: f"{row['speed']['value']:.2f}" if timed else _text(row["speed"])),
@@ -347,29 +408,33 @@ def _table(found: dict[str, Any], timed: bool) -> Table:
     return table
 
 
-def _share_of_lag(found: dict[str, Any], lag: int) -> float:
+def _share_of_lag(found: PlanAnswer, lag: int) -> float:
     return sum(row["best"] for row in found["options"] if row["max_lag"] == lag)
 
 
-def best_split(rows: list[dict[str, Any]], lag: int, timed: bool) -> dict[str, Any]:
+def best_split(rows: list[PlannedSplit], lag: int, timed: bool) -> PlannedSplit:
     """The row of that lag with the least time to target, or the most steps/s."""
     mine = [row for row in rows if row["max_lag"] == lag]
-    known = [row for row in mine if row["time"] and row["time"]["value"] is not None] if timed else []
+    known = [(value, row) for row in mine if (value := _value(row["time"])) is not None] if timed else []
     if known:
-        return min(known, key=lambda row: row["time"]["value"])
-    return max(mine, key=lambda row: row["speed"]["value"])
+        return min(known, key=lambda pair: pair[0])[1]
+    return max(mine, key=lambda row: _value(row["speed"]) or 0.0)
 
 
-def _text(interval: dict[str, float | None] | None) -> str:
+def _value(estimate: Triple | None) -> float | None:
+    return None if estimate is None else estimate["value"]
+
+
+def _text(interval: Triple | None, unit: float = 1.0, digits: str = ".2f") -> str:
     if interval is None:
         return "—"
-    return "{} [{}, {}]".format(*("never" if interval[k] is None else f"{interval[k]:.2f}" for k in ORDER))
+    said = (
+        "never" if x is None else f"{x * unit:{digits}}" for x in (interval["value"], interval["low"], interval["high"])
+    )
+    return "{} [{}, {}]".format(*said)
 
 
-ORDER = ("value", "low", "high")
-
-
-def _verdict(found: dict[str, Any], timed: bool) -> str:
+def _verdict(found: PlanAnswer, timed: bool) -> str:
     best = found["best"]
     kept = _share_of_lag(found, best["max_lag"])
     if best["synchronous"]:
@@ -378,9 +443,8 @@ def _verdict(found: dict[str, Any], timed: bool) -> str:
     if not timed:
         return f"Most steps/s: {where}, {_text(best['speed'])} times synchronous (throughput only, not time to target)."
     hours = ""
-    if found["reference_hours"] is not None:
-        low, value, high = (found["reference_hours"] * best["time"][k] for k in ("low", "value", "high"))
-        hours = f", {value:.3g} [{low:.3g}, {high:.3g}] h"
+    if found["reference_hours"] is not None and best["time"] is not None:
+        hours = f", {_text(best['time'], found['reference_hours'], '.3g')} h"
     return (
         f"Shortest time to target: {where}: {_text(best['time'])} of synchronous{hours}; "
         f"this lag is fastest in {kept:.0%} of draws, this split in {best['best']:.0%}."

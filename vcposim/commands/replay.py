@@ -1,11 +1,12 @@
-"""`vcposim replay FILE`: what each baseline would have done on rollouts that a framework dumped."""
+"""`vcposim replay`: what dumped rollouts say about a run, and what each correction would have done."""
 
 import argparse
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from vcposim.baselines import BASELINES
 from vcposim.catalogue import CATALOGUE, WEIGHTINGS
-from vcposim.commands.output import add_output_options, page_path, print_whole, save_figure, save_page, wants_figure
+from vcposim.commands.output import Output, add_output_options, output_of, page_path, print_whole, save_page
 from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
 from vcposim.replay import (
@@ -38,6 +39,7 @@ from vcposim.replay.names import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
 from vcposim.results import Interval
 
+EXAMPLES = ("vcposim replay --sample --no-figure",)
 FIGURE = "vcposim-replay.png"
 SAMPLE = Path(__file__).parents[1] / "replay" / "sample.jsonl"
 """14 prompts x 24 answers of SmolLM2-135M-Instruct to sums of two numbers, at lag 4"""
@@ -69,7 +71,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--layout", metavar="NAME", help="a framework's layout (default: recognized); --layouts lists them"
     )
     data.add_argument("--layouts", action="store_true", help="list the known layouts and leave")
-    data.add_argument("--group", metavar="COLUMN[,COLUMN]", help="columns that name a group together")
+    data.add_argument(
+        "--group", metavar="COLUMN[,COLUMN]", help="columns that name a group together; file stands for the file"
+    )
     data.add_argument("--group-size", type=int, metavar="N", help="the rows are in order, N responses a prompt")
     data.add_argument(
         "--trajectory", metavar="COLUMN", help="what the rows of one trajectory share; none: nothing does"
@@ -121,26 +125,31 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, replay, draw, print: output appears only when all of it could be made."""
     if arguments.layouts:
         return _layouts(Console())
-    if arguments.sample:
-        arguments.file = [str(SAMPLE), *arguments.file]
-    if not arguments.file:
+    files = [str(SAMPLE), *arguments.file] if arguments.sample else arguments.file
+    if not files:
         raise InputError("FILE: missing; name a file or folder of rollouts, - for a pipe, or --sample")
+    logged = partial(_logged, files, sure=arguments.metrics, run_name=arguments.run_name, skip_bad=arguments.skip_bad)
+    replayed = partial(_replayed(arguments), files)
+    page = _page_asked(arguments.html)
     if arguments.watch is not None:
-        return _watch(arguments)
-    drawing = wants_figure(arguments, FIGURE)
-    page = _page_asked(arguments)
-    logged = _logged(arguments)
-    if logged is not None:
-        return _say_logged(logged, arguments, page)
-    found = _found(arguments)
+        return _watch(files, arguments.watch, arguments.metrics, logged, replayed, page)
+    output = output_of(arguments, FIGURE)
+    told = logged()
+    if told is not None:
+        if arguments.estimator:
+            raise InputError(
+                "--estimator: needs rollouts, and these files hold metrics; dump rollouts to rank estimators"
+            )
+        return _say_logged(told, _title(files), output, page)
+    found = replayed()
     path = None
-    if drawing:
+    if output.drawing:
         from vcposim.commands.figures import replay_figure  # here because matplotlib is slow to load
 
-        path = save_figure(replay_figure(found), arguments.figure, FIGURE)
+        path = output.save(replay_figure(found))
     if page is not None:
-        _write_page(found, arguments, page)
-    if arguments.json:
+        _write_page(found, _title(files), page)
+    if output.json:
         print(json.dumps(to_json(found), allow_nan=False))
         return None
     render(found, Console())
@@ -151,84 +160,88 @@ def run(arguments: argparse.Namespace) -> None:
     return None
 
 
-def _logged(arguments: argparse.Namespace) -> LoggedRun | None:
+def _logged(files: Sequence[str], *, sure: bool, run_name: str | None, skip_bad: bool) -> LoggedRun | None:
     """The run as its metrics tell it, where the files hold metrics and no rollouts."""
-    files = find_metrics(arguments.file, sure=arguments.metrics)
-    if not files:
-        if arguments.run_name is not None:
+    logs = find_metrics(files, sure=sure)
+    if not logs:
+        if run_name is not None:
             raise InputError("--run: names a run of several in one export of metrics, and these files are rollouts")
         return None
-    return read_metrics(arguments.file, run=arguments.run_name, skip_bad=arguments.skip_bad, files=files)
+    return read_metrics(files, run=run_name, skip_bad=skip_bad, files=logs)
 
 
-def _say_logged(found: LoggedRun, arguments: argparse.Namespace, page: Path | None) -> None:
+def _say_logged(found: LoggedRun, title: str, output: Output, page: Path | None) -> None:
     from vcposim.commands.replay_metrics import metrics_page, render_metrics
 
-    if arguments.estimator:
-        raise InputError("--estimator: needs rollouts, and these files hold metrics; dump rollouts to rank estimators")
     if page is not None:
-        save_page(metrics_page(found, _title(arguments)), page)
-    if arguments.json:
+        save_page(metrics_page(found, title), page)
+    if output.json:
         print(json.dumps(metrics_json(found), allow_nan=False))
         return
     render_metrics(found, Console())
-    if arguments.figure:
+    if output.given:
         print("note: --figure draws rollouts; metrics are drawn on a page, with --html FILE")
     if page is not None:
         print(f"page: {page}")
 
 
-def _title(arguments: argparse.Namespace) -> str:
-    title = ", ".join(Path(name).name or name for name in arguments.file[:3])
-    return title + (" and more" if len(arguments.file) > 3 else "")
+def _title(files: Sequence[str]) -> str:
+    title = ", ".join(Path(name).name or name for name in files[:3])
+    return title + (" and more" if len(files) > 3 else "")
 
 
-def _page_asked(arguments: argparse.Namespace) -> Path | None:
-    if not arguments.html:
+def _page_asked(given: str | None) -> Path | None:
+    if not given:
         return None
     from vcposim.commands.replay_page import GENERATOR
 
-    return page_path(arguments.html, GENERATOR)
+    return page_path(given, GENERATOR)
 
 
-def _write_page(found: Replay, arguments: argparse.Namespace, page: Path) -> None:
+def _write_page(found: Replay, title: str, page: Path) -> None:
     from vcposim.commands.replay_page import replay_page
 
-    save_page(replay_page(found, _title(arguments)), page)
+    save_page(replay_page(found, title), page)
 
 
-def _watch(arguments: argparse.Namespace) -> None:
-    """The five lines again whenever the files have changed, until interrupted."""
-    if not 0 < arguments.watch < math.inf:
-        raise InputError(f"--watch: {arguments.watch} is not a number of seconds above 0")
-    page = _page_asked(arguments)
+def _watch(
+    given: Sequence[str],
+    seconds: float,
+    sure: bool,
+    logged_now: Callable[[], LoggedRun | None],
+    replayed: Callable[[], Replay],
+    page: Path | None,
+) -> None:
+    """The five lines again whenever the files have changed, until interrupted; `sure` that they hold metrics."""
+    if not 0 < seconds < math.inf:
+        raise InputError(f"--watch: {seconds} is not a number of seconds above 0")
     before: Any = None
     while True:
-        logs = find_metrics(arguments.file, sure=arguments.metrics)
-        files = logs or find_inputs(arguments.file)[0]
+        logs = find_metrics(given, sure=sure)
+        files = logs or find_inputs(given)[0]
         if "-" in files:
             raise InputError("--watch: a pipe cannot be read again; name files or a folder")
         now = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
         if now != before:
-            logged = _logged(arguments) if logs else None
+            logged = logged_now() if logs else None
             if logged is not None:
                 _tell(metrics_summary(logged), f"{len(logged.steps)} steps of metrics", {"step": logged.first_alarms})
                 if page is not None:
                     from vcposim.commands.replay_metrics import metrics_page
 
-                    save_page(metrics_page(logged, _title(arguments)), page)
+                    save_page(metrics_page(logged, _title(given)), page)
             else:
-                found = _found(arguments)
+                found = replayed()
                 alarms = {name: first_alarms(slices) for name, slices in found.slices.items()}
                 checks = [f"CHECK {one.check}: {one.evidence}" for one in found.findings]
                 _tell([*summary(found), *checks], f"{found.n} trajectories in {len(files)} files", alarms)
                 if page is not None:
-                    _write_page(found, arguments, page)
+                    _write_page(found, _title(given), page)
             if page is not None:
                 print(f"  page: {page}")
             sys.stdout.flush()
             before = now
-        time.sleep(arguments.watch)
+        time.sleep(seconds)
 
 
 def _tell(lines: Sequence[str], what: str, alarms: Mapping[str, Mapping[str, Any]]) -> None:
@@ -240,10 +253,11 @@ def _tell(lines: Sequence[str], what: str, alarms: Mapping[str, Mapping[str, Any
             print(f"  first alarm of {gauge}: {name} {value}")
 
 
-def _found(arguments: argparse.Namespace) -> Replay:
-    dump = read_dump(
-        arguments.file,
-        parse_columns(arguments.column),
+def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay]:
+    """What reads files and replays them as asked."""
+    read = partial(
+        read_dump,
+        columns=parse_columns(arguments.column),
         layout_name=arguments.layout,
         group=[name for name in (arguments.group or "").split(",") if name],
         group_size=arguments.group_size,
@@ -251,10 +265,9 @@ def _found(arguments: argparse.Namespace) -> Replay:
         merge_reward=arguments.merge_reward,
         by=arguments.by,
         skip_bad=arguments.skip_bad,
-        progress=Progress(),
     )
-    return replay(
-        dump,
+    ask = partial(
+        replay,
         baselines=arguments.baseline,
         weighting=arguments.weighting,
         cap=arguments.cap,
@@ -266,6 +279,7 @@ def _found(arguments: argparse.Namespace) -> Replay:
         corrections=not arguments.no_corrections,
         estimators=arguments.estimator,
     )
+    return lambda files: ask(read(files, progress=Progress()))
 
 
 def _layouts(console: Console) -> None:

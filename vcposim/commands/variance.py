@@ -1,4 +1,4 @@
-"""`vcposim variance`: bias, variance and MSE of estimators on a problem whose gradient is known."""
+"""`vcposim variance`: bias, variance and MSE of estimators on a problem with a known gradient."""
 
 import argparse
 import json
@@ -14,11 +14,12 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from vcposim.arrays import Array
 from vcposim.baselines import BASELINES
 from vcposim.catalogue import CATALOGUE, WEIGHTINGS, weighting
 from vcposim.catalogue.loading import estimator_named
 from vcposim.commands.completion import complete_files, complete_with
-from vcposim.commands.output import TableRow, add_output_options, print_whole, save_figure, wants_figure
+from vcposim.commands.output import TableRow, add_output_options, output_of, print_whole
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import NORMALIZERS, Estimator, Resolved
 from vcposim.laboratory import exact, monte_carlo
@@ -27,11 +28,12 @@ from vcposim.problems.problem_file import load as load_problem
 from vcposim.problems.rollouts import Problem, bandit_problem
 from vcposim.weights import LEVELS
 
+EXAMPLES = ("vcposim variance --estimator sequence_is sequence_tis vcpo gspo --no-figure",)
 METHODS = ("exact", "monte-carlo")
 FIGURE = "vcposim-variance.png"
 RANDOM, ARMS, DRIFT = "bandit", 10, 0.5
 DEFAULT = f"a random bandit of {ARMS} arms, as with --problem {RANDOM}"
-PARTS: dict[str, Any] = {
+PARTS: dict[str, str | list[str] | None] = {
     "--weighting": ["importance"],
     "--level": "sequence",
     "--baseline": ["zero", "group_mean", "opob"],
@@ -50,7 +52,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "Moments of policy-gradient estimators, exact where enumeration allows, by Monte Carlo elsewhere. "
         f"Without PROBLEM: {DEFAULT}."
     )
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = "columns:\n" + "\n".join(f"  {name:20} {says}" for name, says in SCALARS.items())
     problem = p.add_argument_group("problem")
     says = f"a JSON file (kinds bandit, contextual_bandit, chain), or the word {RANDOM}: a random one"
@@ -72,8 +73,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--normalizer": (NORMALIZERS, {}),
     }
     for flag, (names, options) in offered.items():
-        usual = PARTS[flag] if isinstance(PARTS[flag], str) else " ".join(PARTS[flag])
-        says = f"{', '.join(names)} (default {usual})"
+        says = f"{', '.join(names)} (default {_name_of(PARTS[flag])})"
         complete_with(what.add_argument(flag, help=says, **options), names)
     what.add_argument("--cap", type=float, help="largest weight, for truncate, clip and mask")
     what.add_argument("--floor", type=float, help="smallest weight, for clip and mask")
@@ -88,7 +88,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Compute, draw, print: output appears only when all of it could be made."""
-    drawing = wants_figure(arguments, FIGURE)
+    output = output_of(arguments, FIGURE)
     problem, described = _problem(arguments)
     rows = compute(
         problem,
@@ -101,11 +101,11 @@ def run(arguments: argparse.Namespace) -> None:
     )
     diagnostics = {key: _number(value) for key, value in exact.diagnostics(problem).items()}
     path = None
-    if drawing:
+    if output.drawing:
         from vcposim.commands.figures import variance_figure  # here because matplotlib is slow to load
 
-        path = save_figure(variance_figure(rows), arguments.figure, FIGURE)
-    if arguments.json:
+        path = output.save(variance_figure(rows))
+    if output.json:
         found = {"problem": described, "diagnostics": diagnostics, "gradient": [_number(x) for x in problem.gradient]}
         print(json.dumps({**found, "rows": rows}, allow_nan=False))
         return
@@ -168,7 +168,7 @@ def _name(key: EstimatorKey) -> str:
     return key if isinstance(key, str) else " ".join(key)
 
 
-def _row(key: EstimatorKey, size: int, moments: Moments, standard_error: dict[str, Any] | None) -> TableRow:
+def _row(key: EstimatorKey, size: int, moments: Moments, standard_error: Mapping[str, Array] | None) -> TableRow:
     row: TableRow = {"estimator": key} if isinstance(key, str) else {"weighting": key[0], "baseline": key[1]}
     row["group_size"] = size
     row["mean"] = [_number(x) for x in moments.mean]
@@ -228,7 +228,8 @@ def _estimators(arguments: argparse.Namespace) -> Mapping[EstimatorKey, Resolved
         for option, value in parts.items():
             if value is not None:
                 raise InputError(f"{option}: {_name_of(value)} is for estimators of parts; drop it, or --estimator")
-        return {name: estimator_named(name, arguments.needs) for name in _unique("--estimator", arguments.estimator)}
+        names = _unique("--estimator", arguments.estimator)
+        return {name: estimator_named(name, arguments.needs, several=False) for name in names}
     if arguments.needs:
         raise InputError(f"--needs: {_name_of(arguments.needs)} is for functions; name one with --estimator")
     parts = {option: PARTS[option] if value is None else value for option, value in parts.items()}

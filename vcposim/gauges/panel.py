@@ -44,7 +44,10 @@ def panel(batch: Batch, cap: float = 8.0) -> dict[str, Diagnostic]:
     if batch.log_ratio is None:
         raise InputError("batch: a panel needs floats; pass log_ratio instead of ratio")
     real = np.asarray(batch.measure) > 0
-    count, sequence = _draws(batch)[real], at_level(batch, "sequence", LOG)
+    # measure counts draws in units of one draw; a population has no draws, its measure is kept
+    measure, unit = np.asarray(batch.measure), np.asarray(batch.unit)
+    count = (measure / np.where(unit == 0, 1.0, unit) * np.ones_like(measure))[real]
+    sequence = at_level(batch, "sequence", LOG)
     length = np.asarray(batch.token_length())[real] if batch.per_token or batch.length is not None else None
     norm = None if batch.scores is None else np.sqrt(np.asarray(batch.scores.sq_norm(sequence * 0 + 1))[real])
     out = sample_panel(np.asarray(sequence)[real], count=count, length=length, norm=norm, cap=cap)
@@ -131,7 +134,7 @@ def _mass_diagnostics(log_ratio: Array, measure: Array, required: float) -> list
     return [
         Diagnostic(
             "mean_weight",
-            _exp(log_mean),
+            math.exp(log_mean) if log_mean < 709 else math.inf,
             HALF,
             high_is_bad=False,
             required=required,
@@ -185,16 +188,6 @@ def _distance_diagnostics(log_ratio: Array, measure: Array, required: float) -> 
             meaning="mean of (w - 1)^2; the ESS fraction estimates 1 / (1 + chi2)",
         ),
     ]
-
-
-def _draws(batch: Batch) -> Any:
-    # measure counts draws in units of one draw; a population has no draws, its measure is kept
-    measure, unit = np.asarray(batch.measure), np.asarray(batch.unit)
-    return measure / np.where(unit == 0, 1.0, unit) * np.ones_like(measure)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 709 else math.inf
 
 
 def _keyed(one: Diagnostic) -> dict[str, Diagnostic]:

@@ -77,8 +77,10 @@ def pareto_smooth(log_weight: Array, measure: Array) -> Array:
     require_weights("log_weight", log_weight)
     xp, x = namespace(log_weight), np.asarray(log_weight)
     present = np.broadcast_to(np.asarray(measure) > 0, x.shape)
-    rows = [_smooth_present(row, real) for row, real in zip(_rows(x), _rows(present), strict=True)]
-    return xp.asarray(np.stack(rows).reshape(x.shape).astype(x.dtype))
+    smoothed = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    for row, real in zip(smoothed, present.reshape(smoothed.shape), strict=True):
+        row[real] = fit(row[real]).log_weight
+    return xp.asarray(smoothed.reshape(x.shape).astype(x.dtype))
 
 
 def tail_index(log_weight: Array) -> float:
@@ -117,21 +119,17 @@ def fit(log_weight: Array) -> Fit:
     degenerate = _no_fit(x)
     if degenerate is not None:
         return Fit(x, degenerate)
-    smoothed, shape = _library_fit(x)
-    if not (math.isfinite(shape) and np.isfinite(smoothed).all()):
-        return Fit(x, math.inf)
-    # the library returns normalized log-weights; the smallest one is never in the tail, so it gives the constant back
-    bottom = int(np.argmin(x))
-    return Fit(smoothed + (x[bottom] - smoothed[bottom]), shape)
-
-
-def _library_fit(x: Any) -> tuple[Any, float]:
     # imported here because it takes most of a second (it brings scipy.stats), and most commands fit no tail
     from arviz_stats.base import array_stats
 
     with np.errstate(all="ignore"):
         smoothed, shape = array_stats.psislw(-x)  # it expects log-likelihoods of leave-one-out: minus log-weights
-    return smoothed, float(shape)
+    shape = float(shape)
+    if not (math.isfinite(shape) and np.isfinite(smoothed).all()):
+        return Fit(x, math.inf)
+    # the library returns normalized log-weights; the smallest one is never in the tail, so it gives the constant back
+    bottom = int(np.argmin(x))
+    return Fit(smoothed + (x[bottom] - smoothed[bottom]), shape)
 
 
 def _no_fit(x: Any) -> float | None:
@@ -151,13 +149,3 @@ def _no_fit(x: Any) -> float | None:
     if quartile < math.log(1e-300):
         return math.inf
     return math.nan if np.exp(quartile) == np.exp(cutoff - top[-1]) else None
-
-
-def _smooth_present(row: Any, present: Any) -> Any:
-    out = row.astype(np.float64)
-    out[present] = fit(row[present]).log_weight
-    return out
-
-
-def _rows(x: Any) -> Any:
-    return x.reshape(-1, x.shape[-1])

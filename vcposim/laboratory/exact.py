@@ -16,7 +16,8 @@ sum over positions and states, see `vcposim.problems.chain_moments`.
 
 *Every batch.* Of a function that is not ours nothing is known: it is shown each of the K^N ordered batches as drawn
 (`vcposim.laboratory.enumeration`), or each multiset if it says it is `exchangeable`. A subclass of `Estimator`, and a
-surrogate or a weighting from elsewhere, are such functions too.
+surrogate or a weighting from elsewhere, are such functions too. Of ours, those that count tokens or responses one by
+one are shown each multiset.
 
 Where none of these is feasible the error says how many terms it would take and how to ask for Monte Carlo.
 """
@@ -29,13 +30,17 @@ import numpy as np
 from vcposim.arrays import Array, expectation
 from vcposim.baselines import baseline
 from vcposim.batch import Batch, DenseScores
+from vcposim.catalogue.loading import on_numpy
 from vcposim.diagnostics import chi2_of_weights, kl_behavior_target
 from vcposim.errors import InputError
-from vcposim.estimators import NORMALIZERS, AnyEstimator, Estimator, FunctionEstimator, Resolved, estimator_of
+from vcposim.estimators import NORMALIZERS, AnyEstimator, Estimator, FunctionEstimator, Resolved
+from vcposim.estimators import PER_TOKEN as TOKENS
 from vcposim.laboratory import enumeration
 from vcposim.laboratory.enumeration import CHUNK, count_vectors, multinomial
+from vcposim.laboratory.strangers import Asked
 from vcposim.moments import Moments, Sums, batch_sums, sq_norm
 from vcposim.moments import moments as moments_of_sums
+from vcposim.problems.bandits import by_token
 from vcposim.problems.rollouts import Problem, require_problem
 from vcposim.weights import Weighting
 
@@ -45,8 +50,8 @@ LARGEST_ENUMERATION = 2 * 10**8
 """numbers in all batches together; about a minute"""
 
 
-def moments(problem: Problem, estimator: AnyEstimator, group_size: int) -> Moments:
-    """Exact moments of an estimator, or of any function of a `Batch`, on groups of `group_size` samples.
+def moments(problem: Problem, estimator: str | AnyEstimator, group_size: int) -> Moments:
+    """Exact moments of an estimator, its name, or any function of a `Batch`, on groups of `group_size` samples.
 
     The context of a group is random too: variances are over contexts and samples. What a function may say of itself:
     see `vcposim.estimators.FunctionEstimator`.
@@ -59,12 +64,21 @@ def moments(problem: Problem, estimator: AnyEstimator, group_size: int) -> Momen
     array([ 0.09375, -0.09375])
     """
     require_problem(problem)
-    estimator = estimator_of(estimator)
+    estimator = on_numpy(estimator)
     estimator.require(group_size)
+    if estimator.needs & TOKENS:
+        problem = by_token(problem)
     if "grouped" in estimator.needs:
-        raise InputError(f"{_spanning(estimator)} looks at several prompts at once; moments here are of one group")
+        if isinstance(estimator, FunctionEstimator):
+            what = f"estimator: {estimator.name}"
+        else:
+            what = f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
+        raise InputError(f"{what} looks at several prompts at once; moments here are of one group")
     if isinstance(estimator, FunctionEstimator) or not reads_counts(estimator):
         return moments_of_sums(shown_sums(problem, estimator, group_size), problem.gradient, drawn=False)
+    if counts_heads(estimator):
+        multisets = FunctionEstimator(estimator.coefficients, estimator.needs, exchangeable=True)
+        return moments_of_sums(shown_sums(problem, multisets, group_size), problem.gradient, drawn=False)
     if estimator.weighting.smooth is not None:
         raise InputError(f"weighting: a smoothed weight has no exact moments; {monte_carlo_call(group_size)}")
     if not sees_one_sample(estimator):
@@ -84,10 +98,20 @@ def reads_counts(estimator: Estimator) -> bool:
     Anyone else's may take means over samples as they come, so a subclass is shown batches as drawn, whatever it
     changes; a surrogate is judged by where its formula was written.
     """
+    written, factors = True, [estimator.surrogate]
+    while factors:
+        factor = factors.pop()
+        # the class, not its __call__ alone: a subclass may change a part that __call__ reads
+        written &= factor is None or type(factor).__module__.partition(".")[0] == "vcposim"
+        factors += getattr(factor, "factors", ())
+    return written and type(estimator) is Estimator and type(estimator.weighting) is Weighting
+
+
+def counts_heads(estimator: Estimator) -> bool:
+    """Whether it counts tokens or responses one by one, so that no measure of 2/N can stand for two draws."""
     factors = getattr(estimator.surrogate, "factors", (estimator.surrogate,))
-    written = (getattr(type(factor).__call__, "__module__", "") for factor in factors if factor is not None)
-    ours = all(module.partition(".")[0] == "vcposim" for module in written)
-    return ours and type(estimator) is Estimator and type(estimator.weighting) is Weighting
+    by_baseline = isinstance(estimator.baseline, str) and baseline(estimator.baseline).counts_heads
+    return by_baseline or any(getattr(factor, "counts_heads", False) for factor in factors)
 
 
 def sees_one_sample(estimator: Estimator) -> bool:
@@ -155,7 +179,7 @@ def oracle(problem: Problem, estimator: Resolved) -> Array:
 def shown_sums(problem: Problem, estimator: Resolved, group_size: int) -> Sums:
     """Sums over all batches as drawn, with their probability: right for any function of a batch."""
     _require_listable(problem, group_size)
-    ordered = not getattr(estimator, "exchangeable", False)
+    ordered, asked = not getattr(estimator, "exchangeable", False), Asked(estimator)
     population = with_population(problem.outcomes(), problem, estimator)
     total: Sums | None = None
     for group, rho in enumerate(problem.group_probability):
@@ -170,10 +194,10 @@ def shown_sums(problem: Problem, estimator: Resolved, group_size: int) -> Sums:
                 f"{monte_carlo_call(group_size)}"
             )
         parts = enumeration.batches(
-            problem, population, group, group_size, per_token="tokens" in estimator.needs, ordered=ordered
+            problem, population, group, group_size, per_token=bool(estimator.needs & TOKENS), ordered=ordered
         )
         for batch, mass in parts:
-            coefficient = estimator.coefficients(batch)
+            coefficient = asked.coefficients(batch)
             if not ordered:
                 _require_exchangeable(estimator, batch, coefficient)
             part = batch_sums(batch, coefficient, rho * mass)
@@ -194,12 +218,6 @@ def _require_exchangeable(estimator: Resolved, batch: Batch, coefficient: Array)
 
 
 _PER_SAMPLE = ("reward", "length", "log_ratio", "token_mask", "log_prob", "collision")
-
-
-def _spanning(estimator: Resolved) -> str:
-    if isinstance(estimator, FunctionEstimator):
-        return f"estimator: {estimator.name}"
-    return f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
 
 
 def single_sample_sums(problem: Problem, estimator: Estimator, group_size: int) -> Sums:

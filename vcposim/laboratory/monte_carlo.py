@@ -23,12 +23,15 @@ import numpy as np
 
 from vcposim.arrays import Array, expectation, safe_divide, where
 from vcposim.batch import Batch
+from vcposim.catalogue.loading import on_numpy
 from vcposim.errors import InputError
-from vcposim.estimators import AnyEstimator, Resolved, estimator_of
-from vcposim.laboratory.exact import oracle
+from vcposim.estimators import PER_TOKEN, AnyEstimator, Estimator, Resolved
+from vcposim.laboratory.exact import oracle, reads_counts
 from vcposim.laboratory.leaves import Leaf, generator, jackknife, tasks
+from vcposim.laboratory.strangers import Asked
 from vcposim.moments import SCALARS, Moments, Sums, batch_sums, descent_efficiency, norm, sq_norm
 from vcposim.moments import moments as moments_of_sums
+from vcposim.problems.bandits import by_token
 from vcposim.problems.rollouts import Problem, require_problem
 from vcposim.problems.scores import SummableScores
 from vcposim.results import Records, Result
@@ -112,7 +115,7 @@ class EstimatedMoments(Result):
 
 def moments(
     problem: Problem,
-    estimators: Mapping[str, AnyEstimator],
+    estimators: Mapping[str, str | AnyEstimator],
     *,
     group_size: int,
     samples: int,
@@ -121,7 +124,7 @@ def moments(
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> dict[str, EstimatedMoments]:
-    """Moments of each estimator, or function of a `Batch`, from `samples` trajectories, rounded up to whole groups.
+    """Moments of each estimator, name or function of a `Batch`, from `samples` trajectories, in whole groups.
 
     `workers` > 1 starts that many processes (so a script that calls this needs `if __name__ == "__main__"`); `chunk` is
     how many trajectories a process is handed at a time; neither changes a bit of the result. `progress` is called with
@@ -130,7 +133,9 @@ def moments(
     Raises `InputError` for numbers out of range, or what an estimator cannot be computed from.
     """
     require_problem(problem)
-    asked = {name: estimator_of(given) for name, given in estimators.items()}
+    asked = {name: on_numpy(given) for name, given in estimators.items()}
+    if any(estimator.needs & PER_TOKEN for estimator in asked.values()):
+        problem = by_token(problem)
     run = _Run(problem, asked, group_size, seed)
     groups = _require(asked, group_size, samples, seed, workers, chunk)
     per_task = -(-(chunk or 2**18) // group_size)
@@ -139,7 +144,8 @@ def moments(
     blocks: dict[int, dict[str, Sums]] = {}
     done = 0
     for leaf, found in _computed(run, work, workers):
-        _add(blocks, leaf.block, found)
+        before = blocks.get(leaf.block)
+        blocks[leaf.block] = found if before is None else {name: before[name].merge(x) for name, x in found.items()}
         done += leaf.groups
         if progress is not None:
             progress(done / groups)
@@ -151,6 +157,8 @@ class _Run:
 
     def __init__(self, problem: Problem, estimators: dict[str, Resolved], group_size: int, seed: int) -> None:
         self.problem, self.estimators, self.group_size, self.seed = problem, estimators, group_size, seed
+        ours = {name: isinstance(e, Estimator) and reads_counts(e) for name, e in estimators.items()}
+        self.asked = {name: e if ours[name] else Asked(e) for name, e in estimators.items()}
         self.oracle = {
             name: oracle(problem, estimator)
             for name, estimator in estimators.items()
@@ -162,13 +170,13 @@ class _Run:
         batches: dict[bool, Batch] = {}
         sums = {}
         for name, estimator in self.estimators.items():
-            per_token = "tokens" in estimator.needs
+            per_token = bool(estimator.needs & PER_TOKEN)
             if per_token not in batches:
                 batches[per_token] = self.problem.batch(draw, per_token=per_token)
             batch = batches[per_token]
             if name in self.oracle:
                 batch = replace(batch, population_baseline=self.oracle[name][draw.group])
-            sums[name] = drawn_sums(batch, estimator.coefficients(batch))
+            sums[name] = drawn_sums(batch, self.asked[name].coefficients(batch))
         return sums
 
 
@@ -210,13 +218,6 @@ def _require(
             f"samples: {samples} make one group of {group_size}, which has no variance; use {2 * group_size} or more"
         )
     return groups
-
-
-def _add(blocks: dict[int, dict[str, Sums]], block: int, found: dict[str, Sums]) -> None:
-    if block not in blocks:
-        blocks[block] = found
-    else:
-        blocks[block] = {name: blocks[block][name].merge(sums) for name, sums in found.items()}
 
 
 def _estimate(blocks: list[Sums], gradient: Array) -> EstimatedMoments:

@@ -35,7 +35,7 @@ from vcposim.arrays import Array, expectation, peak, saturating_exp
 from vcposim.batch import Batch
 from vcposim.control import MEMORY, Seen, norm_scale
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, Resolved
+from vcposim.estimators import Estimator
 from vcposim.gauges.tails import tail_index
 from vcposim.learning.lags import History
 from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
@@ -125,7 +125,9 @@ class Learner:
         self._restore_order = np.argsort(by_estimator)
         self._in_order = by_estimator == list(range(len(runs)))
         self.runs = [runs[i] for i in by_estimator]
-        self._parts = _slices([(run.resolved(), run.memory > 0) for run in self.runs])
+        kinds = [(run.resolved(), run.memory > 0) for run in self.runs]
+        first = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
+        self._parts = [(kinds[a], slice(a, b)) for a, b in zip(first, [*first[1:], len(kinds)], strict=True)]
         self._memory = np.array([run.memory for run in self.runs])
         for (estimator, _), _ in self._parts:
             estimator.require(group_size)
@@ -181,7 +183,8 @@ class Learner:
         )
         scale = np.empty(len(self.runs))
         for control, members in self._controls:
-            scale[members] = control.scale(_of(seen, members))
+            own = Seen(seen.step, *(x if x is None else x[members] for x in seen[1:]))
+            scale[members] = control.scale(own)
         record = self._record(drawn, scores, weights, seen, scale, found)
         self._move(found, seen, scale)
         return record
@@ -209,20 +212,18 @@ class Learner:
             reference=log_prob.copy(),
         )
 
-    def _lags(self) -> Array:
-        length, oldest = self.task.chain.shape[0], self.state.history.pushed - 1
-        if all(law.law == "fixed" for law, _ in self._laws):  # nothing to draw
-            return np.minimum(self._lag, oldest)[:, None, None]
-        uniform = self._numbers.lags(self.state.step)
-        out = np.empty((len(self.runs), self.groups, length), dtype=np.int64)
-        for law, members in self._laws:
-            out[members] = law.of_tokens(uniform[members], length)
-        return np.minimum(out, oldest)
-
     def _draw(self) -> Drawn:
         # all arrays (time, run, group, n), or broadcast to it
-        chain, history, lag = self.task.chain, self.state.history, self._lags()
+        chain, history = self.task.chain, self.state.history
         (rows, vocabulary), runs = self.task.logit.shape, len(self.runs)
+        if all(law.law == "fixed" for law, _ in self._laws):  # nothing to draw
+            lag = self._lag[:, None, None]
+        else:
+            drawn = self._numbers.lags(self.state.step)
+            lag = np.empty((runs, self.groups, chain.shape[0]), dtype=np.int64)
+            for law, members in self._laws:
+                lag[members] = law.of_tokens(drawn[members], chain.shape[0])
+        lag = np.minimum(lag, history.pushed - 1)  # no version is older than the first
         uniform = self._numbers.tokens(self.state.step)
         slot = history.slot(lag)
         version = time_first(slot[:, :, None]) * (runs * rows)  # first row of the version that samples
@@ -280,11 +281,15 @@ class Learner:
         return (self.state.step * self.groups + np.arange(self.groups)) % self.task.prompts
 
     def _batch(self, needs: frozenset[str], drawn: Drawn, scores: TableScores, part: slice) -> Batch:
-        log_prob = self.state.history.newest[part]
+        history = self.state.history
+        log_prob = history.newest[part]
         extra: dict[str, Callable[[], Array]] = {
             "log_prob": lambda: scores.at(log_prob),
             "collision": lambda: scores.at(scores.collision),
-            "anchor_log_ratio": lambda: scores.at(log_prob - self._anchor()[part]),
+            # the proximal policy of decoupled PPO: the learner one update ago, or itself where it learns on policy
+            "anchor_log_ratio": lambda: scores.at(
+                log_prob - history.ring[history.slot(np.minimum(self._lag[part], 1)), np.arange(len(self.runs))[part]]
+            ),
             "reference_log_ratio": lambda: scores.at(log_prob - self.state.reference[part]).sum(axis=-1),
         }
         optional: dict[str, Any] = {name: extra[name]() for name in sorted(needs & extra.keys())}
@@ -296,11 +301,6 @@ class Learner:
             grouped=True,
             **optional,
         )
-
-    def _anchor(self) -> Array:
-        # the proximal policy of decoupled PPO: the learner one update ago, or itself where it learns on policy
-        slot = self.state.history.slot(np.array([min(run.lag.k, 1) for run in self.runs]))
-        return self.state.history.ring[slot, np.arange(len(self.runs))]
 
     def _record(
         self, drawn: Drawn, scores: TableScores, weights: "_Weights", seen: Seen, scale: Array, found: Array
@@ -327,7 +327,13 @@ class Learner:
             true_ess_fraction=self._true_ess(prob, drawn) if self._due(self.truth_every) else None,
             true_cosine=self._true_cosine(prob, found) if self._due(self.truth_every) else None,
         )
-        return self._as_given(record)
+        if self._in_order:
+            return record
+        given: dict[str, Any] = {
+            f.name: x[self._restore_order] if isinstance(x := getattr(record, f.name), np.ndarray) else x
+            for f in fields(record)
+        }
+        return UpdateRecord(**given)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
@@ -377,22 +383,8 @@ class Learner:
         state.cumulative.push(cumulative(state.prob))
         state.step += 1
 
-    def _as_given(self, record: UpdateRecord) -> UpdateRecord:
-        if self._in_order:
-            return record
-        ordered: dict[str, Any] = {
-            f.name: x[self._restore_order] if isinstance(x := getattr(record, f.name), np.ndarray) else x
-            for f in fields(record)
-        }
-        return UpdateRecord(**ordered)
-
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _slices(estimators: list[tuple[Resolved, bool]]) -> list[tuple[tuple[Resolved, bool], slice]]:
-    starts = [i for i, e in enumerate(estimators) if i == 0 or e != estimators[i - 1]]
-    return [(estimators[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(estimators)], strict=True)]
 
 
 def _positions(keys: list[Any]) -> list[tuple[Any, list[int] | slice]]:
@@ -402,10 +394,6 @@ def _positions(keys: list[Any]) -> list[tuple[Any, list[int] | slice]]:
     if len(found) == 1:
         return [(keys[0], slice(None))]  # all of them: a view instead of a copy
     return list(found.items())
-
-
-def _of(seen: Seen, members: list[int] | slice) -> Seen:
-    return Seen(seen.step, *(x if x is None else x[members] for x in seen[1:]))
 
 
 @dataclass(frozen=True)

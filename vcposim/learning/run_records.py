@@ -7,9 +7,9 @@ import numpy as np
 from vcposim.arrays import Array, expectation, safe_divide
 from vcposim.baselines import Monomial, baseline
 from vcposim.batch import Batch
-from vcposim.catalogue import entry
+from vcposim.catalogue.loading import on_numpy
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import AnyEstimator, Estimator, Resolved, estimator_of
+from vcposim.estimators import AnyEstimator, Estimator, Resolved
 from vcposim.learning.lags import Lag
 from vcposim.learning.optimizers import OPTIMIZERS
 from vcposim.learning.step_rules import Control
@@ -100,7 +100,7 @@ class Run:
 
     def resolved(self) -> Resolved:
         """The estimator itself."""
-        return entry(self.estimator).estimator if isinstance(self.estimator, str) else estimator_of(self.estimator)
+        return on_numpy(self.estimator, several=True)
 
 
 @dataclass(frozen=True)

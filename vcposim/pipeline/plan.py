@@ -247,7 +247,12 @@ def judge(
     rate = np.stack([option.steps_per_s for option in options])  # (option, seed)
     log_speed = np.log(rate / rate[0])
     drawn_speed = _redrawn(log_speed, rng, draws)
-    log_ratio, drawn_ratio = _ratios(options, efficiency, rng, draws)
+    # log steps_ratio of each option (option,) and resampled (option, draw); the reference's is 0 by definition
+    log_ratio, drawn_ratio = np.zeros(len(options)), np.zeros((len(options), draws))
+    if efficiency is not None:
+        curves = efficiency.draw(rng, draws)
+        for i, option in enumerate(options[1:], start=1):
+            log_ratio[i], drawn_ratio[i] = (efficiency.at(option.lag, x) for x in (efficiency.log_ratio, curves))
     time, drawn_time = log_ratio - log_speed.mean(axis=1), drawn_ratio - drawn_speed
     if np.all(np.isnan(time[1:])):
         lag = ", ".join(f"{option.lag:.2g}" for option in options[1:4])
@@ -270,18 +275,6 @@ def _redrawn(x: Array, rng: np.random.Generator, draws: int) -> Array:
     mean = x.mean(axis=1, keepdims=True)
     scale = np.sqrt((n - 1) / rng.chisquare(n - 1, size=draws)) / math.sqrt(n * (n - 1))
     return mean + ((x - mean) @ rng.standard_normal((n, draws))) * scale
-
-
-def _ratios(
-    options: Sequence[Option], efficiency: Efficiency | None, rng: np.random.Generator, draws: int
-) -> tuple[Array, Array]:
-    # log steps_ratio of each option (option,) and resampled (option, draw); the reference's is 0 by definition
-    value, drawn = np.zeros(len(options)), np.zeros((len(options), draws))
-    if efficiency is not None:
-        curves = efficiency.draw(rng, draws)
-        for i, option in enumerate(options[1:], start=1):
-            value[i], drawn[i] = (efficiency.at(option.lag, x) for x in (efficiency.log_ratio, curves))
-    return value, drawn
 
 
 def _interval(value: float, drawn: Array) -> tuple[float, float, float]:

@@ -7,9 +7,9 @@ in a queue that mixes lags. An outcome is then a pair (version, choice), with pr
 than the trainer's): ratios are computed with it, samples come from `behavior`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.problems.alias import AliasTable, alias_table, words
 from vcposim.problems.environments import place, require_finite, require_probability
-from vcposim.problems.scores import SharedScores, SoftmaxScores
+from vcposim.problems.scores import OneTokenScores, SharedScores, SoftmaxScores
 from vcposim.weights import Weighting
 
 
@@ -138,7 +138,7 @@ class BanditProblem:
         return BanditDraw(group, version, _drawn(self._choice_table, rng, shape, row))
 
     def batch(self, draw: BanditDraw, *, per_token: bool = False) -> Batch:
-        """The batch of drawn samples; a bandit has one token, so `per_token` changes nothing."""
+        """The batch of drawn samples; `per_token` changes nothing: see `OneTokenBandit`."""
         at = (np.broadcast_to(draw.group, draw.choice.shape), draw.choice)
         return Batch(
             reward=self.reward[at],
@@ -177,6 +177,46 @@ class BanditProblem:
     @cached_property
     def _choice_table(self) -> AliasTable:
         return alias_table(self.behavior.reshape(-1, self.behavior.shape[-1]))
+
+
+class OneTokenBandit(BanditProblem):
+    """A bandit whose arms are responses of one token: its batches also have a time axis, of one."""
+
+    def outcomes(self) -> Batch:
+        """See `BanditProblem`; per token: axes (G, M K, 1)."""
+        copies, choices = self.behavior.shape[0], self.target.shape[1]
+        row, choice = np.broadcast_arrays(self._rows, np.tile(np.arange(choices), copies))
+        return self._by_token(super().outcomes(), row, choice)
+
+    def restricted(self, group: int, outcome: Array) -> Scores:
+        """See `BanditProblem`."""
+        return OneTokenScores(super().restricted(group, outcome), 2)
+
+    def batch(self, draw: BanditDraw, *, per_token: bool = False) -> Batch:
+        """See `BanditProblem`; ratios (R, N, 1) if `per_token`."""
+        found = super().batch(draw)
+        return (
+            self._by_token(found, np.broadcast_to(draw.group, draw.choice.shape), draw.choice) if per_token else found
+        )
+
+    def _by_token(self, batch: Batch, row: Array, choice: Array) -> Batch:
+        collision = np.sum(self.target**2, axis=-1)
+        # an arm that is never played has measure zero; its logarithm must not be an infinity
+        played = np.where(self.target > 0, self.target, 1.0)
+        return replace(
+            batch,
+            log_ratio=batch.given_ratio[..., None],
+            token_mask=np.ones((*batch.reward.shape, 1)),
+            log_prob=np.log(played)[row, choice][..., None],
+            collision=collision[row][..., None],
+            scores=OneTokenScores(batch.scores, batch.reward.ndim),
+        )
+
+
+def by_token(problem: Any) -> Any:
+    """The problem for estimators that read tokens: a bandit whose arms have no other length is one of one token."""
+    one = type(problem) is BanditProblem and (problem.length is None or bool(np.all(problem.length == 1)))
+    return OneTokenBandit(**{f.name: getattr(problem, f.name) for f in fields(problem)}) if one else problem
 
 
 def _side_by_side(table: Array) -> Array:

@@ -128,12 +128,11 @@ class ChainScores:
         if self.linear:
             return np.sum(self.vectors(weight), axis=-2)
         flat = [(edge.reshape(-1, edge.shape[-1]), w.reshape(-1, w.shape[-1])) for edge, w in self._steps(weight)]
-        out = np.stack([self._one_group(flat, g) for g in range(int(np.prod(lead)))])
-        return out.reshape(*lead, -1)
-
-    def _one_group(self, steps: list[tuple[Array, Array]], g: int) -> Array:
-        edge, weight = np.concatenate([e[g] for e, _ in steps]), np.concatenate([w[g] for _, w in steps])
-        return self.table.combine(np.bincount(edge, weight, minlength=self.table.count))
+        out = []
+        for g in range(int(np.prod(lead))):
+            edge, placed = (np.concatenate([step[k][g] for step in flat]) for k in (0, 1))
+            out.append(self.table.combine(np.bincount(edge, placed, minlength=self.table.count)))
+        return np.stack(out).reshape(*lead, -1)
 
     def combined_sq_norm(self, weight: Array) -> Array:
         """||combine(weight)||^2 of each group (R, N): -> (R,)."""

@@ -79,14 +79,6 @@ def problem_from(fields: Any) -> Problem:
     return KINDS[kind]({name: value for name, value in fields.items() if name != "kind"})
 
 
-def _bandit(fields: dict[str, Any]) -> Problem:
-    return bandit_problem(**known(fields, BANDIT, ("length",)))
-
-
-def _contextual_bandit(fields: dict[str, Any]) -> Problem:
-    return contextual_bandit_problem(**known(fields, BANDIT, ("group_probability", "length")))
-
-
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "modular_sum": (("length", "modulus"), ("residue", "prompts")),
     "exact_match": (("target",), ("length",)),
@@ -230,8 +222,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], Problem]] = {
-    "bandit": _bandit,
-    "contextual_bandit": _contextual_bandit,
+    "bandit": lambda fields: bandit_problem(**known(fields, BANDIT, ("length",))),
+    "contextual_bandit": lambda fields: contextual_bandit_problem(
+        **known(fields, BANDIT, ("group_probability", "length"))
+    ),
     "chain": _chain,
 }
 """kind -> how its fields become a problem"""

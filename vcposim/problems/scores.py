@@ -11,7 +11,7 @@ Beyond the two operations every batch needs (`vcposim.batch.Scores`), structured
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -121,21 +121,37 @@ class SharedScores:
         return weight * weight * self._score_sq_norm
 
 
+@dataclass(frozen=True)
+class OneTokenScores:
+    """Scores of responses of one token each, so that a weight may have a time axis of one: (..., n) or (..., n, 1)."""
+
+    scores: Any
+    samples: int
+    """axes of the samples and what precedes them"""
+
+    def _flat(self, weight: Array) -> Array:
+        return weight[..., 0] if weight.ndim > self.samples else weight
+
+    def combine(self, weight: Array) -> Array:
+        """sum_i weight_i s_i: -> (..., p)."""
+        return self.scores.combine(self._flat(weight))
+
+    def sq_norm(self, weight: Array) -> Array:
+        """||weight_i s_i||^2: -> (..., n)."""
+        return self.scores.sq_norm(self._flat(weight))
+
+
 def scattered(weight: Array, choice: Array, size: int) -> Array:
     """x_a = sum_{i: choice_i = a} weight_i: (..., n) -> (..., size)."""
     lead = weight.shape[:-1]
     if choice.ndim == 1:
         out = np.zeros((*lead, size))
-        for part in _increasing_runs(choice):
+        # within a run of growing choices none occurs twice, so a run can be added at once
+        cuts = [0, *(np.flatnonzero(np.diff(choice) <= 0) + 1).tolist(), choice.shape[0]]
+        for part in (slice(a, b) for a, b in pairwise(cuts)):
             out[..., choice[part]] += weight[..., part]
         return out
     count = int(np.prod(lead))
     index = np.arange(count)[:, None] * size + np.broadcast_to(choice, weight.shape).reshape(count, -1)
     flat = np.ascontiguousarray(weight).reshape(-1)
     return np.bincount(index.reshape(-1), flat, minlength=count * size).reshape(*lead, size)
-
-
-def _increasing_runs(choice: Array) -> list[slice]:
-    # within a run no choice occurs twice, so a run can be added at once
-    cuts = [0, *(np.flatnonzero(np.diff(choice) <= 0) + 1).tolist(), choice.shape[0]]
-    return [slice(a, b) for a, b in pairwise(cuts)]

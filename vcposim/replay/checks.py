@@ -2,8 +2,9 @@
 
 Importance ratios multiply along a trajectory, so a small mistake in how log-probabilities were written (a shift by one
 token, padding counted, another temperature) looks like staleness, and is explained away. Each check leaves a `Finding`:
-what was seen, with numbers, and what most likely did it. They look at sums over tokens (`TokenSums`, additive) and at a
-sample of the tokens; nothing grows with the file.
+what was seen, with numbers, and what most likely did it. They look at sums over tokens (`TokenSums`, additive), of all
+lists and of each (one rank of many may have written its own wrong), and at a sample of the tokens; nothing grows with
+the file.
 
 Correlations are those of probabilities, exp(log p), in [0, 1]: a sentinel of -9999 must not drown all others.
 
@@ -13,6 +14,7 @@ standard deviation from 0 to 2 nats) raise nothing; the measured rate stands in 
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ ENOUGH = 200
 """tokens without which no pattern of tokens is claimed"""
 SAMPLED = 1024
 """tokens of each flush that are looked at one by one"""
-ALL_OF, ONE_OF = 64, 8
+ALL_OF, ONE_OF = 64, 16
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
@@ -32,6 +34,27 @@ ENDS = 3
 """tokens at either end of a list that are looked at for padding"""
 FAR = 1.0
 """nats from which on no noise between two policies turns a log-probability into an exact 0"""
+NO_NUMBER = -1000.0
+"""a whole number from here down is a placeholder even if it stands once: exp of it is 0"""
+LONG = 20
+"""tokens of a list whose own correlation says something"""
+SPREAD = 0.05
+"""standard deviation of a list's probabilities, for the same; where all are near 1, noise alone is left to correlate"""
+SOME = 0.02
+"""share of the lists that are wrong by themselves, at least, and 3 of them: not one odd list among thousands"""
+WRONG = ("identical", "shifted", "other tokens")
+"""what a list can be by itself"""
+EXAMPLES = 3
+FEW = 8
+"""tokens of a list that are not 0 without which it is not called identical"""
+FILLER = -0.5
+"""a log-probability below this does not stand several times in a row, to the last digit, at the end of a list"""
+
+ALIGNMENTS = ("in place", "learner later", "sampler later")
+"""how two lists may lie: `learner later` compares the learner's entry t + 1 with the sampler's t"""
+
+BY_THE_RUN = ("a few carry everything", "weights vanish", "weights explode", "mixed versions")
+"""checks that a run far off policy can set off too, without any mistake in how it was written"""
 
 
 class Finding(NamedTuple):
@@ -55,22 +78,37 @@ class TokenSums:
     zero: dict[str, int] = field(default_factory=lambda: {"log_prob": 0, "behavior_log_prob": 0})
     """exactly 0 here, and far from it on the other side"""
     zero_other: dict[str, float] = field(default_factory=lambda: {"log_prob": 0.0, "behavior_log_prob": 0.0})
-    moments: dict[str, np.ndarray] = field(
-        default_factory=lambda: {k: np.zeros(6) for k in ("in place", "learner later", "sampler later", "logs")}
-    )
-    """(count, x, y, xx, yy, xy) of probabilities, one list moved by one token or none; of log-probabilities"""
+    aligned: np.ndarray = field(default_factory=lambda: np.zeros((len(ALIGNMENTS), 6)))
+    """(count, x, y, xx, yy, xy) of probabilities at each of `ALIGNMENTS`"""
+    logs: np.ndarray = field(default_factory=lambda: np.zeros(6))
+    """the same of log-probabilities"""
+    lists_compared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WRONG, 0))
+    """lists long enough to be judged by themselves"""
+    wrong: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WRONG, 0))
+    """those of them that are so"""
+    examples: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in WRONG})
+    """the first rows of those"""
+    alike: int = 0
+    """tokens of the other lists that are equal under both policies and not 0"""
+    unequal: int = 0
+    """tokens of those lists that are not 0"""
     deep: dict[str, Counter[float]] = field(
         default_factory=lambda: {"log_prob": Counter(), "behavior_log_prob": Counter()}
     )
     lists: int = 0
     """trajectories of more than `ENDS` tokens"""
     blank: dict[str, int] = field(default_factory=lambda: {"begin": 0, "end": 0})
-    """those of them that begin (end) with `ENDS` tokens that are exactly 0 under both policies"""
+    """those of them that begin (end) with `ENDS` tokens of one constant under each policy"""
+    filler: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """such constants, the learner's and the sampler's"""
+    placed: dict[tuple[str, float], int] = field(default_factory=dict)
+    """the row where a deep value was met first"""
     sample: list[np.ndarray] = field(default_factory=list)
     """(2, k) learner's and sampler's log-probabilities"""
 
-    def add(self, learner: np.ndarray, sampler: np.ndarray, ends: np.ndarray) -> None:
-        """Tokens of several trajectories in a row; `ends` are the indices after each one's last token."""
+    def add(self, learner: np.ndarray, sampler: np.ndarray, ends: np.ndarray, rows: np.ndarray) -> None:
+        """Tokens of several trajectories in a row; `ends` are the indices after each one's last token, none is empty,
+        `rows` their numbers."""
         self.count += learner.size
         self.pieces += 1
         zero = {"log_prob": learner == 0, "behavior_log_prob": sampler == 0}
@@ -80,52 +118,123 @@ class TokenSums:
                 far = beside[beside < -FAR]
                 self.zero[name] += far.size
                 self.zero_other[name] += float(np.maximum(far, -1e4).sum())
-            deep = one[one < DEEP] if one.min() < DEEP else one[:0]
-            if deep.size and len(self.deep[name]) < 10_000:
-                self.deep[name].update(deep[np.isfinite(deep)].tolist())
+            if one.min() < DEEP and len(self.deep[name]) < 10_000:
+                at = np.flatnonzero((one < DEEP) & np.isfinite(one))
+                values, first, count = np.unique(one[at], return_index=True, return_counts=True)
+                row = rows[np.searchsorted(ends, at[first], side="right")]
+                for value, hits, place in zip(values.tolist(), count.tolist(), row.tolist(), strict=True):
+                    self.deep[name][value] += hits
+                    self.placed.setdefault((name, value), place)
         starts = np.concatenate([[0], ends[:-1]])
+        self._look_at_ends(learner, sampler, starts, ends)
+        if self.pieces <= ALL_OF or self.pieces % ONE_OF == 0:
+            self._compare(learner, sampler, starts, ends, rows, counted=~zero["log_prob"])
+
+    def _look_at_ends(self, learner: np.ndarray, sampler: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
         long = ends - starts > ENDS
         self.lists += int(long.sum())
         for name, at in (("begin", starts[long]), ("end", ends[long] - ENDS)):
-            blank = zero["log_prob"][at] & zero["behavior_log_prob"][at]
-            if blank.any():
-                inner = [zero[policy][at + k] for policy in zero for k in range(1, ENDS)]
-                self.blank[name] += int(np.logical_and.reduce([blank, *inner]).sum())
-        if self.pieces > ALL_OF and self.pieces % ONE_OF:
-            return
+            at = at[:, None] + np.arange(ENDS)
+            one, other = learner[at], sampler[at]
+            constant = (one == one[:, :1]).all(axis=1) & (other == other[:, :1]).all(axis=1)
+            if constant.any():
+                pairs = np.stack([one[constant, 0], other[constant, 0]], axis=1)
+                filler = pairs[(pairs == 0).all(axis=1) | (pairs.min(axis=1) < FILLER)]
+                self.blank[name] += len(filler)
+                if len(filler):
+                    self.filler[name] = tuple(filler[0].tolist())
+
+    def _compare(
+        self,
+        learner: np.ndarray,
+        sampler: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        rows: np.ndarray,
+        counted: np.ndarray,
+    ) -> None:
         self.compared += learner.size
-        self.same += int(np.count_nonzero(learner == sampler))
-        p, q = np.exp(learner), np.exp(sampler)
-        inside = np.ones(learner.size, dtype=bool)
-        inside[ends[(ends > 0) & (ends < learner.size)] - 1] = False
-        pair = inside[:-1]
-        self.moments["in place"] += _moments(p, q)
-        self.moments["learner later"] += _moments(p[1:][pair], q[:-1][pair])
-        self.moments["sampler later"] += _moments(p[:-1][pair], q[1:][pair])
-        real = np.isfinite(learner)
-        self.moments["logs"] += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
+        equal = learner == sampler
+        self.same += int(np.count_nonzero(equal))
+        alike, of = (np.add.reduceat(flags, starts, dtype=int) for flags in (equal & counted, counted))
+        identical = alike == of
+        self._judge("identical", of >= FEW, identical, rows)
+        others = ~identical & (of >= FEW)
+        self.alike += int(alike[others].sum())
+        self.unequal += int(of[others].sum())
+        lists = _aligned(np.exp(learner), np.exp(sampler), starts, ends)
+        self.aligned += lists.sum(axis=-1)
+        n, x, y, xx, yy, _ = lists[0]
+        varied = (n >= LONG) & (np.minimum(xx - x * x / n, yy - y * y / n) > SPREAD**2 * n)
+        here, later, earlier = _correlation(np.moveaxis(lists, 1, 0))
+        best = np.maximum(later, earlier)
+        self._judge("shifted", varied, _is_shifted(here, best), rows)
+        self._judge("other tokens", varied, (here < 0.3) & (best < 0.3), rows)
+        if learner.min() < DEEP or sampler.min() < DEEP:
+            real = np.isfinite(learner)
+            self.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
+        else:
+            self.logs += _moments(learner, sampler)
         if len(self.sample) < 128:
             self.sample.append(np.stack([learner[:SAMPLED], sampler[:SAMPLED]]))
+
+    def _judge(self, name: str, judged: np.ndarray, wrong: np.ndarray, rows: np.ndarray) -> None:
+        found = rows[judged & wrong]
+        self.lists_compared[name] += int(judged.sum())
+        self.wrong[name] += found.size
+        self.examples[name] += found[: EXAMPLES - len(self.examples[name])].tolist()
+
+    def in_some(self, name: str) -> bool:
+        """Whether so many lists are so by themselves that one worker or rank wrote them so."""
+        return self.wrong[name] >= max(3, SOME * self.lists_compared[name])
 
 
 def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y])
 
 
-def _correlation(m: np.ndarray) -> float:
+def _aligned(p: np.ndarray, q: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The moments of each list at each of `ALIGNMENTS`: (3, 6, lists)."""
+    last = ends - 1
+    x, y, xx, yy, xy = (np.add.reduceat(values, starts) for values in (p, q, p * p, q * q, p * q))
+    found = np.empty((len(ALIGNMENTS), 6, ends.size))
+    found[0] = ends - starts, x, y, xx, yy, xy
+    product = np.empty(p.size)
+    for k, (a, b, sums) in enumerate(((p, q, (x, y, xx, yy)), (q, p, (y, x, yy, xx))), 1):
+        np.multiply(a[1:], b[:-1], out=product[:-1])
+        product[last] = 0.0  # its neighbour is of the next list
+        begun, ended = a[starts], b[last]  # have no partner
+        gone = begun, ended, begun * begun, ended * ended
+        found[k, 0], found[k, 5] = ends - starts - 1, np.add.reduceat(product, starts)
+        for row, (total, without) in enumerate(zip(sums, gone, strict=True), 1):
+            found[k, row] = total - without
+    return found
+
+
+def _correlation(m: np.ndarray) -> np.ndarray:
+    """Of moments (6, ...); NaN where nothing varies."""
     n, x, y, xx, yy, xy = m
-    spread = math.sqrt(max(xx - x * x / n, 0) * max(yy - y * y / n, 0)) if n > 1 else 0.0
-    return (xy - x * y / n) / spread if spread > 1e-12 * n else math.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0))
+        return np.where(spread > 1e-12 * n, (xy - x * y / n) / spread, math.nan)
 
 
-def token_findings(sums: TokenSums) -> list[Finding]:
-    """What the tokens say."""
-    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums)]
+def _is_shifted(here: Any, best: Any) -> Any:
+    return (here < 0.5) & (best > 0.7) & (best > here + 0.4)
+
+
+def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
+    """What the tokens say; `places[i]` names row i in the file."""
+    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums, places)]
     if sums.count < ENOUGH:
         return found
     if sums.same >= 0.999 * sums.compared:
         return [_identical(f"{sums.same:,} of {sums.compared:,} tokens")]
-    found += _alignment(sums)
+    if sums.in_some("identical") and sums.alike < 0.2 * sums.unequal:
+        lists = f"{sums.wrong['identical']} lists of {sums.lists_compared['identical']} looked at"
+        named = _some(sums.examples["identical"], sums.wrong["identical"], places)
+        found.append(_identical(f"{lists} ({named}), and {sums.alike / sums.unequal:.0%} of the others' tokens,"))
+    found += _alignment(sums, places)
     x, y = np.concatenate(sums.sample, axis=1)
     real = np.isfinite(x) & (x > DEEP) & (y > DEEP)
     x, y = x[real], y[real]
@@ -139,35 +248,54 @@ def _identical(evidence: str) -> Finding:
         "identical columns",
         f"{evidence} have the same log-probability under both policies",
         "nothing was measured: one column was copied to the other (as verl does in bypass_mode, and "
-        "PipelineRL without a reference model); dump the sampler's as the sampler returned them",
+        "PipelineRL without a reference model); dump the sampler's as the sampler returned them (where one program "
+        "computes both to the last bit, these are on policy)",
     )
 
 
-def _alignment(sums: TokenSums) -> list[Finding]:
-    here, later, earlier = (_correlation(sums.moments[key]) for key in ("in place", "learner later", "sampler later"))
+def _some(rows: Sequence[int], count: int, places: Sequence[str]) -> str:
+    return ", ".join(places[i] for i in rows[:EXAMPLES]) + (" ..." if count > EXAMPLES else "")
+
+
+def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
+    here, later, earlier = _correlation(sums.aligned.T).tolist()
     best = max(later, earlier)
     if math.isnan(here) or math.isnan(best):
         return []
-    if here < 0.5 and best > 0.7 and best > here + 0.4:
-        which = "learner's" if later > earlier else "sampler's"
+    retokenized = (
+        "the two lists are not of the same tokens: retokenized text, another prompt or order of rows, or two different "
+        "models"
+    )
+    if _is_shifted(here, best):
+        which, other = ("learner's", "sampler's") if later > earlier else ("sampler's", "learner's")
         return [
             Finding(
                 "shifted",
                 f"probabilities of the two policies correlate {here:.2f} in place and {best:.2f} one token apart",
-                f"the {which} list begins one token late: logits of position t speak of token t + 1; "
-                "cut its first entry (and the other list's last), or move it where it is written",
+                f"the {which} list runs one place behind the {other}: the same token stands one entry later in it "
+                f"(logits of position t speak of token t + 1); cut its first entry and the {other} last",
             )
         ]
     if here < 0.3 and best < 0.3:
-        return [
-            Finding(
-                "other tokens",
-                f"probabilities of the two policies correlate {here:.2f} in place, {best:.2f} one token apart",
-                "the two lists are not of the same tokens: retokenized text, another prompt or order of rows, or two "
-                "different models",
+        evidence = f"probabilities of the two policies correlate {here:.2f} in place and {best:.2f} one token apart"
+        return [Finding("other tokens", evidence, retokenized)]
+    found = []
+    for name, what, cause in (
+        (
+            "shifted",
+            "one token apart and not in place, those of the others in place",
+            "one list of these runs a place behind the other, as one worker, rank or kind of task may write it; cut "
+            "its first entry and the other's last there",
+        ),
+        ("other tokens", "neither in place nor one token apart, those of the others in place", retokenized),
+    ):
+        if sums.in_some(name):
+            lists = f"{sums.wrong[name]} of {sums.lists_compared[name]} lists looked at"
+            evidence = (
+                f"probabilities of {lists} ({_some(sums.examples[name], sums.wrong[name], places)}) correlate {what}"
             )
-        ]
-    return []
+            found.append(Finding(name, evidence, cause))
+    return found
 
 
 def _zeros(sums: TokenSums) -> list[Finding]:
@@ -188,11 +316,12 @@ def _zeros(sums: TokenSums) -> list[Finding]:
 
 
 def _padding(sums: TokenSums) -> list[Finding]:
-    """Zeros on both sides make no ratio, but they are counted as tokens: in lengths, in token and geometric weights."""
+    """Constants at the end of every list; zeros make no ratio, but count as tokens: in lengths, in token weights."""
     return [
         Finding(
             "padding",
-            f"{hits} of {sums.lists} lists {name} with {ENDS} or more tokens that are exactly 0 under both policies",
+            f"{hits} of {sums.lists} lists {name} with {ENDS} or more tokens of one constant "
+            f"({sums.filler[name][0]:g} in log_prob, {sums.filler[name][1]:g} in behavior_log_prob)",
             "the prompt or padding is listed with the response: lengths and every gauge a token count it; give the "
             "mask of the policy's own tokens, or cut the lists (if both policies are certain there, ignore this)",
         )
@@ -201,21 +330,22 @@ def _padding(sums: TokenSums) -> list[Finding]:
     ]
 
 
-def _sentinels(sums: TokenSums) -> list[Finding]:
+def _sentinels(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     found = []
     for name, counter in sums.deep.items():
-        for value, hits in counter.most_common(1):
-            round_number = value == round(value) and abs(value) >= 50
-            if hits >= 3 and (round_number or hits >= 10):
+        for value, hits in counter.most_common():
+            enough = (1 if value <= NO_NUMBER else 3) if value == round(value) and value <= -50 else 10
+            if hits >= enough:
                 found.append(
                     Finding(
                         "sentinel",
-                        f"{value:g} stands {hits:,} times in {name}",
+                        f"{value:g} stands {hits:,} times in {name} (first in {places[sums.placed[name, value]]})",
                         "a placeholder, not a log-probability (OpenAI-style servers write -9999 outside the top 20, "
                         "NeMo-RL for -inf): one such token makes its trajectory's weight 0 or infinite; mask these "
                         "tokens or leave the records out (--skip-bad does not: they are finite)",
                     )
                 )
+                break
     return found
 
 
@@ -250,8 +380,8 @@ def _temperature(sums: TokenSums) -> list[Finding]:
 
     Noise between the policies makes one slope 1 and the other less; only a factor makes one of them more than 1.
     """
-    n, sx, sy, xx, yy, xy = sums.moments["logs"]
-    if n < 1000:
+    n, sx, sy, xx, yy, xy = sums.logs
+    if n < ENOUGH:
         return []
     var_x, var_y, cov = xx / n - (sx / n) ** 2, yy / n - (sy / n) ** 2, xy / n - sx * sy / n**2
     if not cov > 0.8 * math.sqrt(max(var_x * var_y, 1e-300)):
@@ -300,8 +430,13 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
     return found
 
 
-def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> list[Finding]:
-    """What the weights of n trajectories say; `places(i)` names trajectory i in the file."""
+def trajectory_findings(
+    log_ratio: np.ndarray, places: Sequence[str], *, tokens: bool, told: Sequence[Finding] = ()
+) -> list[Finding]:
+    """What the weights of n trajectories say; `places[i]` names trajectory i in the file.
+
+    What the tokens have `told` already explains wrong weights: no other cause is offered then.
+    """
     n = log_ratio.size
     found: list[Finding] = []
     if n < 8:
@@ -316,18 +451,19 @@ def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> 
     order = np.argsort(-weight, kind="stable")[:few]
     share = float(weight[order].sum() / weight.sum())
     if share > 0.5 and n >= 20:
-        named = ", ".join(str(places(int(i))) for i in order[:3])
         found.append(
             Finding(
                 "a few carry everything",
-                f"{few} of {n} trajectories hold {share:.0%} of all weight ({named}{' ...' if few > 3 else ''})",
+                f"{few} of {n} trajectories hold {share:.0%} of all weight ({_some(order.tolist(), few, places)})",
                 "look at these records: broken log-probabilities, or a tail too heavy for untruncated weights; "
                 "truncate (--weighting truncate --cap 8)",
             )
         )
+    explained = any(f.check not in ("padding", "precision") for f in told)
+    as_said = "what the checks above say, most likely; mend that first"
     log_mean = float(log_mean_weight(log_ratio))
     inverse = float(log_mean_weight(-log_ratio[np.isfinite(log_ratio)]))
-    if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found:
+    if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found and not explained:
         found.append(
             Finding(
                 "swapped",
@@ -341,8 +477,10 @@ def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> 
             Finding(
                 "weights explode",
                 f"the mean weight is {_power(log_mean)}; it is 1 in expectation",
-                "the two log-probabilities are not of the same tokens, or the sampler's hold something below what it "
-                "sampled with",
+                as_said
+                if explained
+                else "the two log-probabilities are not of the same tokens, or the sampler's hold something below what "
+                "it sampled with",
             )
         )
     elif log_mean < math.log(0.1):
@@ -350,7 +488,9 @@ def trajectory_findings(log_ratio: np.ndarray, places: Any, *, tokens: bool) -> 
             Finding(
                 "weights vanish",
                 f"the mean weight is {_power(log_mean)}; it is 1 in expectation",
-                "nearly all of what the learner would do was never sampled: a systematic ratio along all tokens "
+                as_said
+                if explained
+                else "nearly all of what the learner would do was never sampled: a systematic ratio along all tokens "
                 "(top-p, temperature, precision, a wrong mask), or far too much lag",
             )
         )

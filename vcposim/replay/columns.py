@@ -20,12 +20,15 @@ from vcposim.replay.names import (
     AMBIGUOUS,
     BESIDE,
     FIELDS,
+    LIKE,
     LOG_PROBS,
     OF_THE_RUN,
     OTHER_NAMES,
     SPLITS,
     TAKEN,
     TASKS,
+    TURNS,
+    plain,
 )
 
 MISSING = object()
@@ -48,14 +51,21 @@ class Columns:
         self.group_columns, self.group_size, self.by = group, group_size, by
         self.layout: ColumnLayout | None = None
         self.mapping: dict[str, str] = {}
+        self.paths: set[str] = set()
+        """all that is read of a record"""
         self.used: set[str] = set()
         """names a columnar file has to deliver"""
         self.reward_rule = "one"
         self.other_length: str | None = None
         self.slice_columns: dict[str, tuple[str, bool]] = {}
         self.notes: list[str] = []
-        self.where = ""
-        """file and place of the record at hand, for errors"""
+        self.file = self.place = ""
+        """of the record at hand, for errors"""
+
+    @property
+    def where(self) -> str:
+        """File and place of the record at hand."""
+        return f"{self.file}: {self.place}"
 
     def value(self, record: Mapping[str, Any], name: str) -> Any:
         """What a record has under a field, or `MISSING`."""
@@ -84,6 +94,7 @@ class Columns:
         """Map every field that the first record has; one error names all that is missing."""
         names = list(map(str, record))
         where = self.where
+        _refuse_tables(where, record)
         mapping = {f: n for f, n in self.explicit.items() if n != ABSENT}
         refused = {f for f, n in self.explicit.items() if n == ABSENT}
         for name, column in mapping.items():
@@ -114,7 +125,7 @@ class Columns:
                 del mapping[name]  # a schema with the column, and nothing in it
                 self.notes.append(f"{name} is null in the first record: not used")
         if "log_ratio" in mapping and {"log_prob", "behavior_log_prob"} <= set(mapping):
-            del mapping["log_ratio"]
+            self.notes.append(f"column {mapping.pop('log_ratio')!r} is not used: both log-probabilities are there")
         self._take_others(record, names, mapping, refused)
         ratio = "log_ratio" in mapping
         needed = [name for name in ("log_prob", "behavior_log_prob") if not ratio and name not in mapping]
@@ -125,7 +136,7 @@ class Columns:
             )
         for name in ("group", "reward"):
             grouped = name == "group" and (self.group_columns or self.group_size)
-            if name not in mapping and name not in refused and not grouped and self._candidates(name, names):
+            if name not in mapping and name not in refused and not grouped and _candidates(name, names):
                 needed.append(name)
         known = mapping.get("log_ratio") or mapping.get("log_prob")
         if known is not None and "length" not in mapping and not needed:
@@ -142,22 +153,37 @@ class Columns:
             if column not in ("lag", "version", "step", "task", "split") and not _holds(record, column):
                 raise InputError(f"{where}: column {column!r} not found; the file has: {', '.join(names)}")
         self._take_beside(record, mapping, refused)
+        if self.group_size and "group" in names and "group" not in self.explicit:
+            self.notes.append("column 'group' is not used: --group-size counts rows instead")
         self.mapping = mapping
         self._name_lookalikes(record, names, set(mapping.values()))
         self._slice_columns(record, names)
         if "length" not in mapping and "mask" not in mapping and self.explicit.get("length") != ABSENT:
             self.other_length = next((n for n in (*OTHER_NAMES["length"], "response_lengths") if n in names), None)
-        used = {
+        self.paths = {
             *mapping.values(),
             *({self.other_length} if self.other_length else ()),
             *self.group_columns,
             *self.by,
             *(c for c, _ in self.slice_columns.values()),
         }
-        self.used = {name for path in used for name in (path, path.split(".")[0])}
+        self.used = {name for path in self.paths for name in (path, path.split(".")[0])}
         for name in ("group", "reward"):
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
-                self.notes.append(f"no {name} in the file: the gauges of the weights are read, baselines are not")
+                like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]
+                like = [] if name in refused else [n for n in like if name == "group" or _numeric(record[n])]
+                maybe = f" (is it {' or '.join(map(repr, like[:4]))}? then --column {name}={like[0]})" if like else ""
+                self.notes.append(
+                    f"no {name} in the file{maybe}: the gauges of the weights are read, baselines are not"
+                )
+                if name == "reward" and "advantage" in map(plain, names):
+                    self.notes.append("advantages are no rewards: a baseline has been subtracted already")
+        turn = next((n for n in TURNS if n in names), None)
+        if turn is not None and not {"trajectory", turn} & {*mapping, *mapping.values(), *refused}:
+            self.notes.append(
+                f"column {turn!r} counts parts of a trajectory, and nothing says which rows are one: every row is "
+                "taken as a trajectory by itself; name what they share with --trajectory COLUMN"
+            )
 
     def _more(self, names: list[str]) -> str:
         likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
@@ -171,7 +197,7 @@ class Columns:
         for name in TAKEN:
             if name in mapping or name in refused:
                 continue
-            there = [n for n in OTHER_NAMES[name] if n in names and n not in mapping.values()]
+            there = [n for n in _candidates(name, names) if n not in mapping.values()]
             if name == "mask":
                 for other in (n for n in there if not _maskable(record[n])):
                     self.notes.append(
@@ -190,6 +216,11 @@ class Columns:
                 self.notes.append(
                     f"{name}: column {there[0]!r} is used as such (--column {name}={ABSENT} to ignore it)"
                 )
+        masks = [n for n in _candidates("mask", names) if n != mapping.get("mask") and _maskable(record[n])]
+        if "mask" in mapping and masks and (self.layout is None or self.layout.name == "vcposim"):
+            self.notes.append(
+                f"{' and '.join(map(repr, masks))} could be masks too and are not used: {mapping['mask']!r} is"
+            )
 
     def _take_beside(self, record: Mapping[str, Any], mapping: dict[str, str], refused: set[str]) -> None:
         """Log-probabilities of other policies, for the estimators that need them; they change no other number."""
@@ -218,18 +249,31 @@ class Columns:
         listed = text.lstrip().startswith("[")
         remedy = "json.loads() it where it is written" if listed else "write it as a number"
         what = "a list in a string" if listed else "text"
-        return InputError(f"{self.where}: {column} ({name}): {shown(text)} is {what}, not log-probabilities; {remedy}")
+        known = column if column == name else f"{column} ({name})"
+        return InputError(f"{self.where}: {known}: {shown(text)} is {what}, not log-probabilities; {remedy}")
 
     def wrapping(self, record: Mapping[str, Any]) -> str | None:
         """The one name under which a record holds rollouts: of a whole file, or of one prompt.
 
         Rollouts have rewards of their own; parts of one trajectory (turns) stand beside its reward.
         """
-        if self.explicit or self.asked is not None or recognized(map(str, record)) or LOG_PROBS & set(record):
+        reaching = any("." in column for column in self.explicit.values())
+        if reaching or self.asked is not None or recognized(map(str, record)) or LOG_PROBS & set(record):
             return None
         inner = {n: v[0] if isinstance(v, list) and v else v for n, v in record.items()}
-        holding = [n for n, v in inner.items() if isinstance(v, Mapping) and LOG_PROBS & set(v)]
-        groups, rewards = ({name, *OTHER_NAMES[name]} for name in ("group", "reward"))
+        holding = [
+            n
+            for n, v in inner.items()
+            if isinstance(v, Mapping) and any(name in v and not isinstance(v[name], Mapping) for name in LOG_PROBS)
+        ]
+        if len(holding) > 2 and len(holding) == len(record):
+            raise InputError(
+                f"{self.where}: an object of {len(record)} rollouts under names of their own (the first is "
+                f"{holding[0]!r}); write them as a list, or one a line "
+                "(pandas: to_json(FILE, orient='records', lines=True))"
+            )
+        groups, rewards = ({name, *OTHER_NAMES[name], self.explicit.get(name)} for name in ("group", "reward"))
+        groups |= set(self.group_columns)
         if len(holding) != 1 or not (rewards & set(inner[holding[0]]) or not (groups | rewards) & set(record)):
             return None
         self.notes.append(f"the rollouts are read out of {holding[0]!r}")
@@ -240,16 +284,27 @@ class Columns:
         if "mask" in self.mapping or self.explicit.get("mask") == ABSENT:
             return
         tokens = bare(self.value(record, "log_prob" if "log_prob" in self.mapping else "log_ratio"))
-        if not isinstance(tokens, list | np.ndarray):
+        if not isinstance(tokens, list | np.ndarray) or (len(tokens) and isinstance(tokens[0], list | np.ndarray)):
             return
         for name in names:
             value = bare(record[name])
+            if name == "labels" and isinstance(value, list | np.ndarray) and -100 in value:
+                self.notes.append(
+                    "column 'labels' marks with -100 what is not the policy's and is not used; write a mask of 0 and 1 "
+                    "beside the log-probabilities ([x != -100 for x in labels]), or cut these tokens"
+                )
+            if name == "attention_mask" and isinstance(value, list | np.ndarray) and len(value) > len(tokens):
+                self.notes.append(
+                    f"column 'attention_mask' of {len(value)} entries is not used: the log-probabilities are of "
+                    f"{len(tokens)} tokens, padding among them? write its part over the response as response_mask"
+                )
             if name in used or not isinstance(value, list | np.ndarray) or len(value) != len(tokens) or not len(value):
                 continue
             if all(isinstance(x, int | float | np.generic) and x in (0, 1) for x in value):
+                mine = f"if it is the mask of the policy's own tokens, --column mask={name}"
+                padding = "if 1 marks padding, write it as mask with 0 and 1 exchanged"
                 self.notes.append(
-                    f"column {name!r} holds 0 and 1 a token and is not used; if it is the mask of the policy's own "
-                    f"tokens, --column mask={name}"
+                    f"column {name!r} holds 0 and 1 a token and is not used; {padding if 'pad' in name else mine}"
                 )
 
     def _slice_columns(self, record: Mapping[str, Any], names: list[str]) -> None:
@@ -271,15 +326,16 @@ class Columns:
                 continue
             self.slice_columns[column] = (column, False)
 
-    def _candidates(self, name: str, names: list[str]) -> list[str]:
-        return [n for n in OTHER_NAMES[name] if n in names]
-
     def _all_missing(
         self, record: Mapping[str, Any], names: list[str], mapping: dict[str, str], needed: dict[str, str]
     ) -> InputError:
         """One message for all that is missing, with the options that would mend it, and why a name is not guessed."""
         where = self.where
         taken = set(mapping.values()) - set(needed.values())
+
+        def offered(name: str) -> bool:
+            return any(option.startswith(f"--column {name}=") for option in options)
+
         told: list[str] = []
         options: list[str] = []
         asked = {n: c for n, c in needed.items() if c}
@@ -292,12 +348,12 @@ class Columns:
                 for n, c in asked.items()
             ]
             for n, close in near:
-                close = close or next((x for x in self._candidates(n, names) if x not in taken), None)
+                close = close or next((x for x in _candidates(n, names) if x not in taken), None)
                 if close:
                     options.append(f"--column {n}={close}")
         else:
             for name in needed:
-                sure = [n for n in self._candidates(name, names) if n not in taken and not _object(record[n])]
+                sure = [n for n in _candidates(name, names) if n not in taken and not _object(record[n])]
                 sure = sure or [p for p in nested if p.split(".")[-1] in (name, *OTHER_NAMES[name]) and p not in taken]
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
@@ -305,19 +361,22 @@ class Columns:
             # an ambiguous log-probability is what is left over, once the other policy's is known
             unsure = [n for n in names if n in AMBIGUOUS and n not in taken and n not in ("uid", "rewards", "index")]
             for name in ("log_prob", "behavior_log_prob"):
-                if name in needed and not any(f"{name}=" in o for o in options):
+                if name in needed and not offered(name):
                     other = "behavior_log_prob" if name == "log_prob" else "log_prob"
-                    settled = other in mapping or any(o.startswith(f"--column {other}=") for o in options)
+                    settled = other in mapping or offered(other)
                     if settled and len([n for n in unsure if not n.startswith("ref_")]) == 1:
                         left = next(n for n in unsure if not n.startswith("ref_"))
                         inside = [p for p in nested if p.startswith(f"{left}.") and "log" in p.split(".")[-1]]
                         options.append(f"--column {name}={inside[0] if inside else left}")
             told += [f"{n}: {AMBIGUOUS[n]}" for n in unsure]
+            deeper = [p for p in _log_paths(record) if not any(o.endswith(f"={p}") for o in options)]
+            if deeper and {"log_prob", "behavior_log_prob"} & {n for n in needed if not offered(n)}:
+                told.append(f"inside objects: {', '.join(deeper[:4])}")
             for name in ("uid", "rewards", "index"):
                 if any(option.endswith(f"={name}") for option in options):
                     told.append(f"{name}: {AMBIGUOUS[name]}")
             if "log_prob" in needed and "log_ratio" not in mapping:
-                ratio = self._candidates("log_ratio", names)
+                ratio = _candidates("log_ratio", names)
                 if ratio:
                     options = [o for o in options if "log_prob" not in o] + [f"--column log_ratio={ratio[0]}"]
         if not asked and is_log(record):
@@ -329,11 +388,45 @@ class Columns:
             first = options[0].split("=")[1]
             text += f"; did you mean {first!r}?" if len(options) == 1 and len(needed) == 1 else ""
             text += f" use {' '.join(options)}" if text.endswith("?") else f"; use {' '.join(options)}"
-        rest = [n for n in needed if not any(o.startswith(f"--column {n}=") for o in options)]
+        rest = [n for n in needed if not offered(n)]
         if rest:
             named = " ".join(f"--column {n}=NAME" for n in rest)
             text += f"; name {'it' if len(rest) == 1 else 'them'} with {named}, the file has: {', '.join(names)}"
         return InputError(text + (f" ({'; '.join(told)})" if told else ""))
+
+
+def _refuse_tables(where: str, record: Mapping[str, Any]) -> None:
+    """Tables turned into one object, as pandas writes them when not told otherwise."""
+    split = {"columns", "data"} <= set(record) and isinstance(record["data"], list)
+    numbered = [v for v in record.values() if isinstance(v, Mapping) and v and all(str(k).isdigit() for k in v)]
+    if split or (len(numbered) > 1 and len(numbered) == len(record)):
+        raise InputError(
+            f"{where}: a whole table in one object, as pandas writes it; write a rollout a line: "
+            "to_json(FILE, orient='records', lines=True), or to_parquet(FILE)"
+        )
+
+
+def _candidates(name: str, names: list[str]) -> list[str]:
+    """Columns that may be a field: by a name that a framework gives it, then by one that is spelled like it."""
+    known = [n for n in OTHER_NAMES[name] if n in names]
+    alike = {plain(n) for n in (name, *OTHER_NAMES[name])}
+    return known + [n for n in names if n not in (*known, *AMBIGUOUS, name) and plain(n) in alike]
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, list) and bool(value) and _numeric(value[0]))
+
+
+def _log_paths(record: Mapping[str, Any]) -> list[str]:
+    """Paths to lists that look like log-probabilities of tokens: numbers, or tuples that begin with one (SGLang)."""
+    found = []
+    for path in _paths(record):
+        value = look_up(record, path)
+        first = value[0] if isinstance(value, list) and value else None
+        several = isinstance(first, list) and bool(first) and isinstance(first[0], float)
+        if "logp" in plain(path) and (isinstance(first, float) or several):
+            found.append(f"{path}.*.0" if several else path)
+    return found
 
 
 def _object(value: Any) -> bool:
@@ -346,7 +439,7 @@ def _paths(record: Mapping[str, Any], depth: int = 3) -> list[str]:
     for name, value in record.items():
         several = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
         inside = value[0] if several else value
-        if isinstance(inside, Mapping):
+        if isinstance(inside, Mapping) and not any(str(key).isdigit() for key in inside):
             here = f"{name}.*" if several else str(name)
             found += [f"{here}.{key}" for key in inside]
             found += [f"{here}.{path}" for path in _paths(inside, depth - 1)] if depth > 1 else []

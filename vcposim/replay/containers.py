@@ -143,8 +143,12 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     return files, notes
 
 
-NO_ROLLOUTS = re.compile(r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.")
+NO_ROLLOUTS = re.compile(
+    r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.|^trainer_state\.json$|config\.json$|^tokenizer.*\.json$"
+)
 """files that trainers put beside their rollouts: what the run was, its metrics, its evaluations"""
+STEP_IN_NAME = re.compile(r"(?:^|[/_.-])(?:(?:global_)?step|iter(?:ation)?)[=_-]?(\d+)")
+"""the training step in a file's or folder's name: step_3, global_step_3, step=3 (a partition), iter_0000003"""
 
 
 def _folder(path: Path) -> tuple[list[str], list[str]]:
@@ -185,10 +189,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item]:
-    """All records of the files, in order; a record learns `step` from a folder named step_N if it says none itself."""
+    """All records of the files, in order; a record learns `step` from `STEP_IN_NAME` if it says none itself."""
     progress.total = sum(Path(f).stat().st_size for f in files if f != "-" and Path(f).is_file())
     for name in files:
-        steps = re.findall(r"(?:^|[/_.-])(?:global_)?step[_-]?(\d+)", name)
+        steps = STEP_IN_NAME.findall(name)
         with _opened(name) as raw:
             for place, record in _records(name, raw, wanted, progress):
                 if steps and isinstance(record, dict) and "step" not in record:
@@ -262,6 +266,8 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
         for magic, what, remedy in UNREADABLE:
             if head.startswith(magic):
                 raise InputError(f"{name}: is {what}, {remedy}")
+        if head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < VALUE_LIMIT:
+            raise InputError(f"{name}: is a safetensors file, which holds no rewards; save its tensors with torch.save")
         if b"brain.Event:" in head[:64]:
             raise InputError(f"{name}: is a TensorBoard event file, metrics and no rollouts; read it with --metrics")
         if head[257:262] == b"ustar":
@@ -380,16 +386,13 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
     try:
         value = parse(text)
     except (ValueError, RecursionError) as error:
-        reason = "not JSON" if whole else "cut off"
-        yield (
-            place,
-            broken(
-                f"{where}: not JSON ({one_line(error)}); every line is one JSON object"
-                if whole
-                else f"{where}: the file is cut off here; dump it again, or delete this last line",
-                reason,
-            ),
-        )
+        if "Extra data" in str(error):
+            wrong = "several JSON values stand in one line; end each with a line break (JSON lines)"
+        elif whole:
+            wrong = f"not JSON ({one_line(error)}); every line is one JSON object"
+        else:
+            wrong = "the file is cut off here; dump it again, or delete this last line"
+        yield place, broken(f"{where}: {wrong}", "not JSON" if whole else "cut off")
         return
     if isinstance(value, dict):
         yield place, value
@@ -538,8 +541,8 @@ def _batches(batches: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
 def _rows(batch: Any, at: int) -> Iterator[tuple[str, Any]]:
     names = batch.schema.names
     columns = [_column(batch.column(i)) for i in range(len(names))]
-    for k in range(batch.num_rows):
-        yield f"row {at + k + 1}", {n: c[k] for n, c in zip(names, columns, strict=True)}
+    for k, values in enumerate(zip(*columns, strict=True), at + 1):
+        yield f"row {k}", dict(zip(names, values, strict=True))
 
 
 def _column(array: Any) -> Any:
@@ -548,11 +551,9 @@ def _column(array: Any) -> Any:
 
     t = array.type
     if (pa.types.is_list(t) or pa.types.is_large_list(t)) and _number(t.value_type) and not array.values.null_count:
-        values, ends = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
-        if values.dtype.kind == "f":
-            values = values.astype("f8") if values.dtype.itemsize < 8 else values
+        values, ends = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy().tolist()
         present = array.is_valid().to_pylist() if array.null_count else itertools.repeat(True)
-        return [values[a:b] if here else None for a, b, here in zip(ends[:-1], ends[1:], present, strict=False)]
+        return [values[a:b] if here else None for a, b, here in zip(ends, ends[1:], present, strict=False)]
     return array.to_pylist()
 
 
@@ -597,7 +598,10 @@ def _torch(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
                 "write tensors, lists and numbers alone, or JSON lines"
             ) from None
         raise InputError(f"{name}: not a readable PyTorch file ({text[:120]}); dump it again") from None
-    value = _plain(value)
+    try:
+        value = _plain(value)
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(f"{name}: holds a tensor without plain values ({one_line(error)[:120]}); save lists") from None
     other = Path(name).parents[1] / "rollout_data" / Path(name).name if len(Path(name).parents) > 1 else None
     if Path(name).parent.name == "train_data" and other is not None and other.is_file() and isinstance(value, dict):
         _join(value, [record for _, record in _torch(str(other), str(other), Wanted())])
@@ -619,6 +623,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(x) for x in value]
+    if getattr(value, "is_nested", False):
+        return [x.tolist() for x in value.unbind()]
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -30,7 +30,7 @@ from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError, unknown_name
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
-from vcposim.replay.containers import Progress, Wanted, natural, one_line, read_items
+from vcposim.replay.containers import Progress, Wanted, find_inputs, natural, one_line, read_items
 from vcposim.replay.names import FIELDS, OTHER_NAMES
 from vcposim.replay.tracks import Track
 
@@ -187,6 +187,8 @@ def find_metrics(arguments: Sequence[str | Path], *, sure: bool = False) -> list
             states = [f for f in inside if f.name == "trainer_state.json"][-1:]  # each holds all of its run so far
             logs = [f for f in inside if f.name == "metrics.jsonl" or f.suffix == ".csv"]
             other = [] if events or states or logs or not sure else inside
+            if not sure and not events and not states and _beside_rollouts(path):
+                return []
             files += map(str, events or states or logs or other)
         elif sure or (path.is_file() and _of_metrics(argument)):
             files.append(argument)
@@ -195,6 +197,15 @@ def find_metrics(arguments: Sequence[str | Path], *, sure: bool = False) -> list
     if sure and not files:
         raise InputError(f"--metrics: no event file, trainer_state.json, metrics.jsonl or CSV in {arguments[0]}")
     return files
+
+
+def _beside_rollouts(folder: Path) -> bool:
+    """Whether a folder holds tables or lines of rollouts too, which then count."""
+    tables = (".jsonl", ".parquet", ".arrow", ".jsonl.gz", ".jsonl.zst")
+    with contextlib.suppress(InputError):
+        found = [f for f in find_inputs([folder])[0] if f.endswith(tables)]
+        return bool(found) and not _of_metrics(found[0])
+    return False
 
 
 def _of_metrics(name: str) -> bool:

@@ -83,9 +83,22 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
         "env_mask",
         "tool_mask",
     ),
-    "sample_mask": ("sample_loss_mask",),
-    "trajectory": ("rollout_id", "rollout_ids", "trajectory_id", "trajectory_ids", "traj_id", "traj_uid", "episode_id"),
-    "step": ("global_step", "global_steps", "training_step", "train_step", "iteration"),
+    "sample_mask": ("sample_loss_mask", "remove_sample"),
+    "trajectory": (
+        "rollout_id",
+        "rollout_ids",
+        "trajectory_id",
+        "trajectory_ids",
+        "traj_id",
+        "traj_uid",
+        "traj_idx",
+        "trajectory_idx",
+        "rollout_idx",
+        "episode_id",
+        "session_id",
+        "conversation_id",
+    ),
+    "step": ("global_step", "global_steps", "training_step", "train_step", "iteration", "epoch"),
     "version": (
         "policy_version",
         "model_version",
@@ -151,11 +164,32 @@ AMBIGUOUS: dict[str, str] = {
 }
 """names that mean different things in different frameworks; said, never guessed"""
 
+REMOVED = ("remove_sample",)
+"""names of a sample mask that are true for what the trainer left out"""
+
+TURNS = ("turn", "turn_id", "turn_idx", "turn_index", "turn_number", "segment", "segment_idx", "step_idx")
+"""columns that count the parts of one trajectory"""
+
+LIKE: dict[str, tuple[str, ...]] = {
+    "group": ("prompt", "question", "problem", "group", "uid", "task_id", "example_id", "content", "messages"),
+    "reward": ("reward", "score", "correct", "accuracy"),
+}
+"""parts of names that a field may have under a name of its own: said where nothing better is there"""
+
 LISTS = ("log_prob", "behavior_log_prob", "log_ratio", "mask", "group", *BESIDE)
 """fields in which a list of one is a list"""
 
 TASKS = ("task", "env_name", "data_source", "dataset", "dataset_name", "domain", "environment")
 """what frameworks call the task of a prompt"""
+
+
+def plain(name: str) -> str:
+    """A name without case, separators and plural: what `rolloutLogProb` and `rollout_log_probs` share.
+
+    >>> plain("rolloutLogProb") == plain("rollout_log_probs")
+    True
+    """
+    return "".join(letter for letter in name.lower() if letter.isalnum()).removesuffix("s")
 
 
 def parse_columns(pairs: Iterable[str]) -> dict[str, str]:

@@ -13,10 +13,10 @@ Token lists are summed as they come and leave a handful of numbers a trajectory.
 
 import array
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,10 +28,12 @@ from vcposim.replay.containers import BadRecord, Item, Progress, Wanted, broken,
 from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import TRAJECTORY, by_step, merged, whole_groups, with_lag
 from vcposim.replay.names import FIELDS
-from vcposim.replay.records import Numbers, RecordReader, TokenLists
+from vcposim.replay.records import Numbers, RecordReader
 
-TOKENS_AT_ONCE = 1 << 14
-"""tokens that are looked at together: few enough to stay in the cache"""
+FILE = "file"
+"""what `group` and `by` call the file that a record stands in, where it has no column of that name"""
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 14, 1 << 10
+"""tokens that are looked at together, few enough to stay in the cache; rows, where they have few tokens or none"""
 IN_RANGE = 100.0
 """log-ratios of tokens, nats, whose exponentials and squares need no scale of their own"""
 TOKENS_KEPT = 1_500_000
@@ -86,8 +88,16 @@ def read_dump(
     return reader.finish(merge_reward)
 
 
+class _Row(NamedTuple):
+    """A record that was read, and where it stood."""
+
+    numbers: Numbers
+    file: str
+    place: str
+
+
 class _Reader:
-    """Takes records one by one, and keeps of each a handful of numbers; tokens become sums as they come."""
+    """Takes records one by one, and keeps of each a handful of numbers; tokens become sums, those of many at a time."""
 
     def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool):
         self.path, self.columns, self.several, self.skip_bad = path, columns, several, skip_bad
@@ -100,14 +110,18 @@ class _Reader:
         self.slices: dict[str, tuple[dict[Any, int], array.array[int]]] = {}
         self.sums: dict[str, list[np.ndarray]] = {name: [] for name in ("scale", "count", "total", "square")}
         self.where: list[str] = []
-        self.pending: list[TokenLists] = []
+        self.pending: list[_Row] = []
         self.pending_tokens = 0
         self.statistics = TokenSums()
         self.kept: list[Tokens] = []
         self.kept_tokens = 0
         self.skipped: dict[str, list[str]] = {}
-        self.empty = self.no_weight = 0
-        self.file = self.place = ""
+        self.empty = self.no_weight = self.mixed = 0
+        self.undecided: InputError | None = None
+        """why the first records named no columns, where broken records are left out"""
+        self.by_file = FILE in (*columns.group_columns, *columns.by)
+        self.in_file = array.array("q")
+        self.files: dict[str, int] = {}
         self.under: str | None = None
         """the name under which records hold their rollouts"""
 
@@ -117,6 +131,8 @@ class _Reader:
         try:
             if isinstance(item.record, InputError):
                 raise item.record
+            if self.by_file:
+                item.record.setdefault(FILE, item.path)
             if not self.columns.mapping and self.under is None:
                 self.under = self.columns.wrapping(item.record)
             for k, record in enumerate(self._rollouts(item.record)):
@@ -125,84 +141,97 @@ class _Reader:
                 try:
                     numbers = self.record.read(record)
                     if numbers is not None:
-                        self._add(numbers)
+                        self._keep(numbers)
                 except BadRecord as error:
                     self._skip(error)
         except BadRecord as error:
             self._skip(error)
 
-    def _rollouts(self, record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    def _rollouts(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
         """The record itself; or what it wraps, with the plain values beside it; each batch in columns unfolded."""
+        if self.under is None and self.columns.mapping:
+            return self.record.unfolded(record)
         parts: Sequence[Any] = (record,)
         if self.under is not None:
             inside = record.get(self.under)
             shared = {k: v for k, v in record.items() if not isinstance(v, list | dict)}
             several = inside if isinstance(inside, list) else [inside]
             parts = [{**shared, **x} if isinstance(x, dict) else x for x in several]
+        return self._unfolded(parts)
+
+    def _unfolded(self, parts: Sequence[Any]) -> Iterable[Mapping[str, Any]]:
         for part in parts:
             if not isinstance(part, dict):
                 where = f"{self.columns.where}: {self.under}"
                 raise broken(f"{where}: {kind(part)}, where others hold rollouts", "no rollouts")
             if not self.columns.mapping:
-                self.columns.decide(part)
+                try:
+                    self.columns.decide(part)
+                except BadRecord:
+                    raise
+                except InputError as error:
+                    if not self.skip_bad or self.undecided is not None:
+                        raise
+                    self.undecided = error
+                    raise broken(str(error), "no rollout") from None
                 self.wanted.names = None if self.under is not None else self.columns.used
             yield from self.record.unfolded(part)
 
     def _at(self, file: str, place: str) -> None:
-        self.file, self.place = file, place
-        self.columns.where = f"{file}: {place}"
+        self.columns.file, self.columns.place = file, place
 
-    def _add(self, one: Numbers) -> None:
-        row, number = len(self.number["reward"]), self.number
-        number["group"].append(self.code.setdefault(one.label, len(self.code)))
-        if len(self.names) < len(self.code):
-            self.names.append(one.label)
-        number["reward"].append(one.reward)
-        number["log_ratio"].append(one.log_ratio)
-        number["length"].append(one.length)
-        number["norm"].append(one.norm)
-        number["reference"].append(one.reference_log_ratio)
-        marks = one.marks if one.trajectory is None else {**one.marks, TRAJECTORY: one.trajectory}
-        for name, value in marks.items():
-            values, codes = self.slices.setdefault(name, ({}, array.array("q")))
-            codes.append(values.setdefault(value, len(values)))
-        self.where.append(self._here())
-        self.empty += one.length == 0
-        self.no_weight += one.log_ratio == -math.inf
-        if one.tokens is not None:
-            self._keep_tokens(row, one.tokens)
-
-    def _skip(self, error: BadRecord) -> None:
-        if not self.skip_bad:
-            raise error
-        self.skipped.setdefault(error.reason, []).append(self._here())
-
-    def _here(self) -> str:
-        return f"{Path(self.file).name}: {self.place}" if self.several else self.place
-
-    def _keep_tokens(self, row: int, tokens: TokenLists) -> None:
-        size = tokens.log_prob.size
-        self.pending.append(tokens)
-        self.pending_tokens += size
-        if self.kept_tokens <= TOKENS_KEPT:
-            self.kept_tokens += size
-            self.kept.append(Tokens(row, *tokens))
-        if self.pending_tokens >= TOKENS_AT_ONCE:
+    def _keep(self, numbers: Numbers) -> None:
+        self.pending.append(_Row(numbers, self.columns.file, self.columns.place))
+        self.pending_tokens += 0 if numbers.tokens is None else numbers.tokens.log_prob.size
+        if self.pending_tokens >= TOKENS_AT_ONCE or len(self.pending) >= ROWS_AT_ONCE:
             self._flush()
 
+    def _skip(self, error: BadRecord) -> None:
+        here, file, place = self._here(), self.columns.file, self.columns.place
+        self._flush()  # a record before this one may be wrong too, and comes first
+        self._at(file, place)
+        if not self.skip_bad:
+            raise error
+        self.skipped.setdefault(error.reason, []).append(here)
+
+    def _here(self) -> str:
+        return f"{Path(self.columns.file).name}: {self.columns.place}" if self.several else self.columns.place
+
     def _flush(self) -> None:
-        """Reduce the pending tokens to sums a trajectory, and look at them for the checks."""
-        if not self.pending:
-            return
-        sizes = np.array([one.log_prob.size for one in self.pending])
-        learner = np.concatenate([one.log_prob for one in self.pending])
-        sampler = np.concatenate([one.behavior_log_prob for one in self.pending])
-        self.pending, self.pending_tokens = [], 0
-        scale, total, square = np.full(sizes.size, -math.inf), np.zeros(sizes.size), np.zeros(sizes.size)
+        """Add the pending rows; their tokens are checked, and reduced to sums a trajectory, all at once."""
+        rows, self.pending, self.pending_tokens = self.pending, [], 0
+        if not rows or rows[0].numbers.tokens is None:
+            return self._add(rows, [row.numbers.log_ratio for row in rows])
+        learner, sampler = _joined(rows)
+        try:
+            self.record.check(learner, sampler)
+        except BadRecord:
+            rows = [row for row in rows if self._is_sound(row)]
+            learner, sampler = _joined(rows)
+        return self._add(rows, self._reduced(rows, learner, sampler))
+
+    def _is_sound(self, row: _Row) -> bool:
+        assert row.numbers.tokens is not None
+        self._at(row.file, row.place)
+        try:
+            self.record.check(row.numbers.tokens.log_prob, row.numbers.tokens.behavior_log_prob)
+        except BadRecord as error:
+            self._skip(error)
+            return False
+        return True
+
+    def _reduced(self, rows: Sequence[_Row], learner: np.ndarray, sampler: np.ndarray) -> list[float]:
+        """Log-ratio of each row; its sums of token weights, the checks' sums and the first groups' tokens are kept."""
+        lists = [row.numbers.tokens for row in rows if row.numbers.tokens is not None]
+        sizes = np.array([one.log_prob.size for one in lists], dtype=int)
         ends = np.cumsum(sizes)
+        first = len(self.number["reward"])
+        log_ratio, scale = np.zeros(sizes.size), np.full(sizes.size, -math.inf)
+        total, square = np.zeros(sizes.size), np.zeros(sizes.size)
         if learner.size:
             real = np.flatnonzero(sizes)
             starts = (ends - sizes)[real]
+            log_ratio[real] = np.add.reduceat(learner, starts) - np.add.reduceat(sampler, starts)
             with np.errstate(invalid="ignore"):
                 d = learner - sampler
             if d.min() > -IN_RANGE and d.max() < IN_RANGE:
@@ -212,17 +241,46 @@ class _Reader:
                 w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
             total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
             if "log_ratio" not in self.columns.mapping:
-                self.statistics.add(learner, sampler, ends[real])
+                self.statistics.add(learner, sampler, ends[real], first + real)
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
             self.sums[name].append(values)
+        for k, (one, end, size) in enumerate(zip(lists, ends.tolist(), sizes.tolist(), strict=True)):
+            if self.kept_tokens > TOKENS_KEPT:
+                break
+            self.kept_tokens += size
+            self.kept.append(Tokens(first + k, learner[end - size : end], sampler[end - size : end], one.beside))
+        return log_ratio.tolist()  # type: ignore[no-any-return]
+
+    def _add(self, rows: Sequence[_Row], log_ratio: Sequence[float]) -> None:
+        number = self.number
+        number["log_ratio"].extend(log_ratio)
+        self.no_weight += log_ratio.count(-math.inf)
+        for one, file, place in rows:
+            number["group"].append(self.code.setdefault(one.label, len(self.code)))
+            if len(self.names) < len(self.code):
+                self.names.append(one.label)
+            number["reward"].append(one.reward)
+            number["length"].append(one.length)
+            number["norm"].append(one.norm)
+            number["reference"].append(one.reference_log_ratio)
+            marks = one.marks if one.trajectory is None else {**one.marks, TRAJECTORY: one.trajectory}
+            for name, value in marks.items():
+                values, codes = self.slices.setdefault(name, ({}, array.array("q")))
+                codes.append(values.setdefault(value, len(values)))
+            self.where.append(f"{Path(file).name}: {place}" if self.several else place)
+            self.in_file.append(self.files.setdefault(file, len(self.files)))
+            self.empty += one.length == 0
+            self.mixed += one.mixed
 
     def finish(self, merge_reward: str) -> Dump:
         """The dump, or the error of an empty file."""
+        self._flush()
         if not self.number["reward"]:
             bad = sum(map(len, self.skipped.values()))
+            if self.undecided is not None:
+                raise self.undecided
             why = f"all {bad} records are broken ({'; '.join(self.skipped)})" if bad else "empty file"
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
-        self._flush()
         columns, records = self.columns, self.record.records
         if columns.group_size and records % columns.group_size:
             raise InputError(
@@ -253,13 +311,15 @@ class _Reader:
             place=tuple(self.where),
         )
         notes = list(columns.notes)
+        notes += self._doubtful_groups(dump)
         dump = by_step(dump, columns, notes)
         dump = merged(dump, columns, merge_reward, notes)
         dump = with_lag(dump)
         self._say(dump, notes)
+        told = token_findings(self.statistics, self.where)
         findings = [
-            *token_findings(self.statistics),
-            *trajectory_findings(dump.log_ratio, lambda i: dump.place[i], tokens=tokens is not None),
+            *told,
+            *trajectory_findings(dump.log_ratio, dump.place, tokens=tokens is not None, told=told),
             *self._versions(dump),
         ]
         slices = {name: one for name, one in dump.slices.items() if not name.startswith(" ")}
@@ -301,11 +361,38 @@ class _Reader:
                 "--group-size N for rows in order"
             )
 
+    def _doubtful_groups(self, dump: Dump) -> list[str]:
+        """Names of groups that may be of several prompts, or two names of one."""
+        if self.columns.group_size is not None:
+            return []
+        notes = []
+        texts = {name for name in self.names if isinstance(name, str)}
+        twice = [name for name in self.names if isinstance(name, int | float) and str(name) in texts]
+        if twice:
+            notes.append(
+                f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
+                f"{len(twice) - 1} more; write one kind"
+            )
+        if len(self.files) > 1 and "step" not in self.slices:
+            pairs = np.unique(dump.group * len(self.files) + np.array(self.in_file))
+            spread = int(np.sum(np.bincount(pairs // len(self.files)) > 1))
+            if spread:
+                name = ",".join(self.columns.group_columns) or self.columns.mapping.get("group", "group")
+                notes.append(
+                    f"{spread} of {len(dump.labels)} groups have responses in several files; if each file is a step, "
+                    f"or counts its prompts from 0, these are different prompts: --group {FILE},{name} splits them"
+                )
+        return notes
+
     def _unread(self) -> int:
-        return sum(len(at) for why, at in self.skipped.items() if why in ("not JSON", "cut off", "no JSON object"))
+        return sum(
+            len(at)
+            for why, at in self.skipped.items()
+            if why in ("not JSON", "cut off", "no JSON object", "no rollout")
+        )
 
     def _versions(self, dump: Dump) -> list[Finding]:
-        mixed = self.record.mixed
+        mixed = self.mixed
         if "last_version" in dump.slices and "version" in dump.slices:
             (a, first), (b, last) = dump.slices["version"], dump.slices["last_version"]
             mixed = int(np.sum([first[i] != last[j] for i, j in zip(a, b, strict=True)]))
@@ -319,6 +406,14 @@ class _Reader:
                 "a single version or lag stands for the first",
             )
         ]
+
+
+def _joined(rows: Sequence[_Row]) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of some rows after each other, as doubles."""
+    lists = [row.numbers.tokens for row in rows if row.numbers.tokens is not None]
+    none = [np.zeros(0)]
+    learner = np.concatenate([one.log_prob for one in lists] or none, dtype=np.float64)
+    return learner, np.concatenate([one.behavior_log_prob for one in lists] or none, dtype=np.float64)
 
 
 def _copies(dump: Dump) -> np.ndarray:

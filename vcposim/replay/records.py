@@ -5,9 +5,11 @@ response has weight 1, an empty product, and no gradient; a null mask is all tok
 one error with file, place, field, value and remedy.
 """
 
+import contextlib
 import math
 import struct
 from collections.abc import Hashable, Iterable, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ import orjson
 from vcposim.replay.columns import MISSING, Columns, bare
 from vcposim.replay.containers import BadRecord, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import ABSENT, LISTS, MEANINGFUL
+from vcposim.replay.names import ABSENT, BESIDE, LISTS, MEANINGFUL, REMOVED
 
 ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
@@ -42,6 +44,7 @@ class Numbers(NamedTuple):
     """of its group"""
     reward: float
     log_ratio: float
+    """NaN where there are tokens: their sums are taken together with those of other records"""
     length: float
     norm: float
     trajectory: Hashable | None
@@ -49,6 +52,11 @@ class Numbers(NamedTuple):
     """slice -> its value"""
     reference_log_ratio: float
     tokens: TokenLists | None
+    mixed: bool
+    """whether several versions of the policy generated it"""
+
+
+LISTED = (list, np.ndarray)
 
 
 @lru_cache(maxsize=4096)
@@ -65,7 +73,9 @@ class RecordReader:
         self.records = 0
         self.first_names: frozenset[str] | None = None
         self.kinds: tuple[bool, ...] | None = None
-        self.left_out = self.null_masks = self.masked_tokens = self.mixed = 0
+        self.left_out = self.null_masks = self.masked_tokens = 0
+        self.mixed = False
+        self.said: set[str] = set()
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
         return self.columns.bad(name, value, remedy, reason)
@@ -73,9 +83,11 @@ class RecordReader:
     def read(self, record: Mapping[str, Any]) -> Numbers | None:
         """The numbers of one record, or None for one that the trainer left out.
 
-        Raises `BadRecord` for whatever is wrong with it: a record is taken whole or not at all.
+        Raises `BadRecord` for whatever is wrong with it: a record is taken whole or not at all. Whether its tokens are
+        log-probabilities is left to `check`, which many records share.
         """
         self.records += 1
+        self.mixed = False
         mapping = self.columns.mapping
         if self.first_names is None:
             self.first_names = frozenset(record)
@@ -84,9 +96,14 @@ class RecordReader:
                 raise self._bad(
                     name, "here", "but not in the first record; write it in all of them or in none", "a new field"
                 )
-        if "sample_mask" in mapping and self._get(record, "sample_mask") in (0, [0], [0.0], False):
-            self.left_out += 1
-            return None
+        if "sample_mask" in mapping:
+            flag = self._get(record, "sample_mask")
+            flag = flag[0] if isinstance(flag, list) and len(flag) == 1 else flag
+            if flag not in (0, 1):
+                raise self._bad("sample_mask", flag, "is neither 0 nor 1", "sample mask")
+            if bool(flag) == (mapping["sample_mask"] in REMOVED):
+                self.left_out += 1
+                return None
         label = self._label(record)
         reward = self._reward(record) if "reward" in mapping else math.nan
         log_ratio, length, reference, tokens = self._weights(record)
@@ -102,8 +119,24 @@ class RecordReader:
         if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
             trajectory = ("row", self.records) if trajectory is None else _key(trajectory)
         marks = {name: self._mark(record, name, column) for name, (column, _) in self.columns.slice_columns.items()}
+        return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens, self.mixed)
 
-        return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens)
+    def check(self, learner: np.ndarray, sampler: np.ndarray) -> None:
+        """Raises `BadRecord` for the first token that is no log-probability (or log-ratio)."""
+        if "log_ratio" in self.columns.mapping:
+            self._check("log_ratio", learner)
+        else:
+            self._check("log_prob", learner)
+            self._check("behavior_log_prob", sampler)
+
+    def _check(self, name: str, x: np.ndarray) -> None:
+        if not x.size:
+            return
+        low, high = x.min(), x.max()
+        bound = LARGEST if name in ("log_ratio", "collision") else ROUNDING
+        if not (high <= bound and (low >= -LARGEST or (low == -math.inf and name in MAY_BE_NOTHING))):
+            for v in x:
+                self._log_prob(name, float(v))
 
     def _get(self, record: Mapping[str, Any], name: str) -> Any:
         value = self.columns.value(record, name)
@@ -111,7 +144,7 @@ class RecordReader:
             raise self._bad(name, MISSING, "is missing, other records have it", "is missing")
         if value is None and name not in ("mask", "trajectory"):
             raise self._bad(name, value, "is no value; fill it in or drop the record", "null")
-        if isinstance(value, list | np.ndarray) and len(value) == 1 and name not in LISTS:
+        if isinstance(value, LISTED) and len(value) == 1 and name not in LISTS:
             return value[0]  # a batch of one, as NeMo-RL writes
         return value
 
@@ -122,7 +155,7 @@ class RecordReader:
             parts = []
             for column in self.columns.group_columns:
                 try:
-                    parts.append(_key(look_up(record, column)))
+                    parts.append(self._exact(column, look_up(record, column)))
                 except KeyError:
                     raise self._bad(column, MISSING, "is missing, other records have it", "is missing") from None
             return parts[0] if len(parts) == 1 else tuple(parts)
@@ -133,6 +166,12 @@ class RecordReader:
             raise self._bad("group", value, "cannot name a group; use a number, a string, or any JSON value", "NaN")
         if self.columns.layout is not None and self.columns.layout.group_suffixes and isinstance(value, str):
             return value.rsplit("_", self.columns.layout.group_suffixes)[0]
+        return self._exact("group", value)
+
+    def _exact(self, name: str, value: Any) -> Hashable:
+        """A key that tells all values apart: JSON parsers round whole numbers that do not fit in 64 bits."""
+        if isinstance(value, float) and abs(value) >= 2**53:
+            raise self._bad(name, value, "is rounded: too large a number to name anything; write a string", "rounded")
         return _key(value)
 
     def _reward(self, record: Mapping[str, Any]) -> float:
@@ -169,8 +208,8 @@ class RecordReader:
         return self._scalar("reward", seen.pop())
 
     def _scalar(self, name: str, value: Any, *, boolean: bool = False) -> float:
-        if isinstance(value, np.generic):
-            value = value.item()
+        if isinstance(value, np.generic | Decimal):
+            value = float(value) if isinstance(value, Decimal) else value.item()
         if (isinstance(value, bool) and not boolean) or not isinstance(value, int | float):
             what, how = kind(value), "dump it as a number"
             inner = [k for k, x in value.items() if isinstance(x, float)] if isinstance(value, dict) else []
@@ -191,7 +230,7 @@ class RecordReader:
         return number
 
     def _weights(self, record: Mapping[str, Any]) -> tuple[float, float, float, TokenLists | None]:
-        """log-ratio, length, log-ratio to the reference (NaN without one), and the lists of tokens if there are any."""
+        """log-ratio, length, log-ratio to the reference (NaN without one) and the lists of tokens, as `Numbers` has."""
         names = ("log_ratio",) if "log_ratio" in self.columns.mapping else ("log_prob", "behavior_log_prob")
         choices = record.get("choices")
         if (
@@ -201,7 +240,7 @@ class RecordReader:
         ):
             raise self._bad("choices", f"{len(choices)} answers", "in one record; write one answer a record", "choices")
         values = [bare(self._get(record, name)) for name in names]
-        kinds = tuple(isinstance(v, list | np.ndarray) for v in values)
+        kinds = tuple(isinstance(v, LISTED) for v in values)
         if self.kinds is None:
             self.kinds = kinds
             if any(kinds) and not all(kinds):
@@ -219,7 +258,7 @@ class RecordReader:
                 "is not what it was in the first record, a list or a sum",
                 "mixed kinds",
             )
-        lists = [v for v in values if isinstance(v, list | np.ndarray)]
+        lists = [v for v in values if isinstance(v, LISTED)]
         stated = self._scalar("length", self._get(record, "length")) if "length" in self.columns.mapping else None
         if not lists:
             if stated is None:
@@ -231,7 +270,7 @@ class RecordReader:
             return total, stated, self._reference(record, numbers[0], None, None), None
         size = len(lists[0])
         for name, v in zip(names, values, strict=True):
-            if isinstance(v, list | np.ndarray) and len(v) != size:
+            if isinstance(v, LISTED) and len(v) != size:
                 raise self._bad(
                     name,
                     f"{len(v)} tokens",
@@ -245,7 +284,7 @@ class RecordReader:
             self.null_masks += given is None
             keep = self._mask(given, size)
         tokens: list[Any] = [
-            self._tokens(name, v, keep) if isinstance(v, list | np.ndarray) else self._log_prob(name, v)
+            self._tokens(name, v, keep) if isinstance(v, LISTED) else self._log_prob(name, v)
             for name, v in zip(names, values, strict=True)
         ]
         counted = size if keep is None else int(keep.sum())
@@ -264,26 +303,27 @@ class RecordReader:
                     "dump a mask or the response's own tokens, or ignore this column with --column length=none",
                     "another length than that of the lists",
                 )
-        sums = [float(t.sum()) if isinstance(t, np.ndarray) else t for t in tokens]
-        total = sums[0] - (sums[1] if len(sums) > 1 else 0.0)
-        reference = self._reference(record, sums[0], size, keep)
+        reference = self._reference(record, tokens[0], size, keep)
         if len(lists) == 2:
-            beside = {name: self._beside(record, name, size, keep) for name in self._token_fields}
-            return total, counted, reference, TokenLists(tokens[0], tokens[1], beside)
-        alone = TokenLists(tokens[0], np.zeros(counted), {}) if len(names) == 1 else None
-        return total, counted, reference, alone
+            fields: list[str] = [n for n in ("anchor_log_prob", "collision") if n in self.columns.mapping]
+            beside = {name: self._beside(record, name, size, keep) for name in fields}
+            return math.nan, counted, reference, TokenLists(tokens[0], tokens[1], beside)
+        if len(names) == 1:
+            return math.nan, counted, reference, TokenLists(tokens[0], np.zeros(counted), {})
+        for name, x in zip(names, tokens, strict=True):
+            if isinstance(x, np.ndarray):
+                self._check(name, x)
+        learner, sampler = map(float, map(np.sum, tokens))
+        return learner - sampler, counted, reference, None
 
-    @property
-    def _token_fields(self) -> list[str]:
-        return [name for name in ("anchor_log_prob", "collision") if name in self.columns.mapping]
-
-    def _reference(self, record: Mapping[str, Any], log_prob: float, size: int | None, keep: Any) -> float:
-        """log pi(tau) - log reference(tau), nats."""
+    def _reference(self, record: Mapping[str, Any], log_prob: Any, size: int | None, keep: Any) -> float:
+        """log pi(tau) - log reference(tau), nats; `log_prob` a sum or the tokens'."""
         if "reference_log_prob" not in self.columns.mapping:
             return math.nan
+        total = float(np.sum(log_prob, dtype=np.float64))
         if size is None:
-            return log_prob - self._log_prob("reference_log_prob", self._get(record, "reference_log_prob"))
-        return log_prob - float(self._beside(record, "reference_log_prob", size, keep).sum())
+            return total - self._log_prob("reference_log_prob", self._get(record, "reference_log_prob"))
+        return total - float(self._beside(record, "reference_log_prob", size, keep).sum())
 
     def _beside(self, record: Mapping[str, Any], name: str, size: int, keep: Any) -> np.ndarray:
         """A list a token of the same tokens as the log-probabilities."""
@@ -296,7 +336,8 @@ class RecordReader:
                 f"column with --column {name}={ABSENT}",
                 "other tokens",
             )
-        found = self._tokens(name, value, keep)
+        found = self._tokens(name, value, keep).astype(np.float64, copy=False)
+        self._check(name, found)
         if name == "collision" and found.size and not (found.min() > 0 and found.max() <= 1 + ROUNDING):
             raise self._bad(name, float(found.min()), "is out of (0, 1]; it is a sum of squared probabilities", "range")
         return found
@@ -309,42 +350,36 @@ class RecordReader:
             raise self._bad(
                 "mask", mask, f"does not match the {length} tokens of the log-probabilities", "mask of another length"
             )
-        if isinstance(mask, list) and not {type(flag) for flag in mask} <= {int, float, bool}:
-            raise self._bad("mask", mask, "holds something else than 0 and 1", "mask")
-        try:
-            flags = np.asarray(mask, dtype=np.float64)
-        except OverflowError:
-            flags = np.array([math.inf])
-        if not np.all((flags == 0) | (flags == 1)):
+        flags: np.ndarray
+        if isinstance(mask, np.ndarray):
+            flags = mask
+        else:
+            try:
+                flags = np.frombuffer(bytes(mask), np.uint8)  # whole numbers and booleans, five times as fast
+            except (TypeError, ValueError):
+                plain = all(isinstance(flag, int | float) and flag in (0, 1) for flag in mask)
+                flags = np.array(mask, dtype=np.float64) if plain else np.array([math.nan])
+        keep = flags == 1
+        if not np.all(keep | (flags == 0)):
             raise self._bad("mask", list(mask), "holds something else than 0 and 1", "mask")
-        return flags.astype(bool)
+        return keep
 
     def _tokens(self, name: str, value: Any, keep: np.ndarray | None) -> np.ndarray:
-        """Log-probabilities of the kept tokens; whatever stands at the others is never looked at."""
+        """Numbers of the kept tokens, to be `check`ed; whatever stands at the others is never looked at."""
         if isinstance(value, np.ndarray) and value.dtype != object:
             if value.dtype.kind not in "fiu":
                 raise self._bad(name, value.tolist(), "is a list of booleans, not of numbers", "booleans")
-            x = value.astype(np.float64, copy=False)
-            x = x if keep is None else x[keep]
-        else:
-            try:
-                x = np.frombuffer(_doubles(len(value)).pack(*value))
-                # packing takes false for 0: look at what stands where it found a 0
-                zero = x == 0 if keep is None else (x == 0) & keep
-                if zero.any() and bool in set(map(type, map(value.__getitem__, np.flatnonzero(zero).tolist()))):
-                    raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
-                x = x if keep is None else x[keep]
-            except struct.error:
-                kept = value if keep is None else [v for v, flag in zip(value, keep, strict=True) if flag]
-                x = np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
-        if not x.size:
-            return x
-        low, high = x.min(), x.max()
-        bound = LARGEST if name in ("log_ratio", "collision") else ROUNDING
-        if not (high <= bound and (low >= -LARGEST or (low == -math.inf and name in MAY_BE_NOTHING))):
-            for v in x:
-                self._log_prob(name, float(v))
-        return x
+            return value if keep is None else value[keep]
+        try:
+            x = np.frombuffer(_doubles(len(value)).pack(*value))
+        except struct.error:
+            kept = value if keep is None else [v for v, flag in zip(value, keep, strict=True) if flag]
+            return np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
+        # packing takes false for 0: look at what stands where it found a 0
+        zero = x == 0 if keep is None else (x == 0) & keep
+        if zero.any() and bool in set(map(type, map(value.__getitem__, np.flatnonzero(zero).tolist()))):
+            raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
+        return x if keep is None else x[keep]
 
     def _one_token(self, name: str, value: Any) -> float:
         if value is None:
@@ -381,8 +416,10 @@ class RecordReader:
             value = value.tolist()
         if name in ("version", "last_version") and isinstance(value, list):
             # a version a token or a turn: the trajectory began under its first own one
+            with contextlib.suppress(TypeError):  # a version that is no number or string
+                value = set(value)
             versions = sorted({_key(x) for x in value if x not in (None, -1)}, key=_order)
-            self.mixed += len(versions) > 1
+            self.mixed |= len(versions) > 1
             return versions[0] if versions else None
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -391,25 +428,41 @@ class RecordReader:
         return _key(value)
 
     def unfolded(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-        """The record itself, or its rollouts if it is a batch in columns: every field a list over the same rollouts."""
+        """The record itself, or its rollouts if it is a batch in columns: every field a list over the same rollouts.
+
+        Lists of lists are such a batch if there is a reward (without rewards: a group) each; with a single reward they
+        are the turns of one trajectory.
+        """
         tokens: Any = self.columns.value(record, "log_prob" if "log_prob" in self.columns.mapping else "log_ratio")
-        anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
-        reward: Any = _listed(self.columns.value(record, "reward")) if "reward" in self.columns.mapping else MISSING
-        if not isinstance(tokens, list | np.ndarray) or not len(tokens):
+        if not isinstance(tokens, LISTED) or not len(tokens):
             return (record,)
-        nested = isinstance(tokens[0], list | np.ndarray)
+        nested = isinstance(tokens[0], LISTED)
+        reward: Any = self.columns.value(record, "reward") if "reward" in self.columns.mapping else MISSING
+        if not nested and not isinstance(reward, LISTED):
+            return (record,)
+        reward = _listed(reward)
+        anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
         named = isinstance(anchor, list) and all(isinstance(x, int | float | str) for x in anchor)
         flat = named and isinstance(reward, list) and len(anchor) == len(reward) == len(tokens)
         if not nested and not flat:
             return (record,)
         n = len(tokens)
-        used = (
-            {self.columns.mapping[name] for name in self.columns.mapping}
-            | set(self.columns.group_columns)
-            | set(self.columns.by)
-        )
+        if nested and n > 1 and not isinstance(reward if reward is not MISSING else anchor, list):
+            if reward is not MISSING:
+                self._say("the log-probabilities are lists in a list beside one reward: turns of a trajectory, joined")
+                return (self._joined(record),)
+            if anchor is not MISSING and not isinstance(anchor, Mapping):
+                raise self._bad(
+                    "log_prob" if "log_prob" in self.columns.mapping else "log_ratio",
+                    f"{n} lists",
+                    "in one record of one group without rewards: turns of a trajectory, or trajectories? write one "
+                    "trajectory a record, its tokens in one list",
+                    "lists in a list",
+                )
+        if n > 1:
+            self._say(f"a record holds columns of several rollouts ({n} in the first)")
         columns = {}
-        for name in used:
+        for name in self.columns.paths:
             try:
                 value = _listed(look_up(record, name))
             except KeyError:
@@ -420,6 +473,21 @@ class RecordReader:
                 )
             columns[name] = value if isinstance(value, list) else [value] * n
         return [{name: column[k] for name, column in columns.items()} for k in range(n)]
+
+    def _say(self, note: str) -> None:
+        kind, _, _ = note.partition(" (")
+        if kind not in self.said:
+            self.said.add(kind)
+            self.columns.notes.append(note)
+
+    def _joined(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record with the turns of its token lists after each other."""
+        joined = dict(record)
+        for name in {"log_prob", "behavior_log_prob", "log_ratio", "mask", *BESIDE} & set(self.columns.mapping):
+            value = self.columns.value(record, name)
+            if isinstance(value, list) and value and all(isinstance(turn, list | np.ndarray) for turn in value):
+                joined[self.columns.mapping[name]] = [x for turn in value for x in turn]
+        return joined
 
 
 def _listed(value: Any) -> Any:

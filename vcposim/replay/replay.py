@@ -33,7 +33,7 @@ from vcposim.errors import InputError
 from vcposim.estimators import Resolved
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.gauges.tails import MIN_SAMPLES
-from vcposim.replay.checks import Finding
+from vcposim.replay.checks import BY_THE_RUN, Finding
 from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate
 from vcposim.replay.corrections import CorrectionRanking, rank
 from vcposim.replay.dumps import Dump, pooled
@@ -471,9 +471,12 @@ def summary(found: Replay) -> list[str]:
     """Five plain lines: is the data sound, how stale, what dominates, what to change, how sure."""
     d = found.diagnostics
     ess, mean = d["ess_fraction_sequence"].value, d["mean_weight"].value
+    mistakes = [one.check for one in found.findings if one.check not in BY_THE_RUN]
     if found.findings:
         names = ", ".join(dict.fromkeys(one.check for one in found.findings))
         sound = f"Data: NOT sound as it stands ({names}); what follows may measure that instead of the run."
+        if not mistakes:
+            sound = f"Data: no mistake is certain, but see the checks ({names}): far off policy, or wrong columns."
     else:
         sound = "Data: no sign of a mistake in how it was written."
     lag = next((found.slices[n] for n in ("lag", "version") if n in found.slices), [])
@@ -501,12 +504,12 @@ def summary(found: Replay) -> list[str]:
         dominates += f", the largest leverage in a group is {d['max_leverage'].value:.2f}"
     scale = float(step_scale(np.asarray(ess), exponent=0.5)) if ess > 0 else 0.0
     change = f"Change: scale the step by {scale:.2f} (square root of the ESS)"
-    if found.findings:
+    if mistakes:
         change = "Change: mend the data first; then read this again"
     elif found.ranking is not None and found.ranking.rows:
         best = found.ranking.rows[0]
         change += f"; {best.name} corrects best by its risk bound ({best.risk.value:.3g}, bias {best.bias:.2f})"
-    if ess < HALF and not found.findings and lag and len(lag) > 1:
+    if ess < HALF and not mistakes and lag and len(lag) > 1:
         change += "; cap the lag where the ESS falls below one half"
     required = max(d["khat"].required, d["ess_fraction_sequence"].required)
     enough = (

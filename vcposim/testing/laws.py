@@ -35,6 +35,7 @@ from vcposim.testing.strategies import (
     nearly_equal,
     strings,
 )
+from vcposim.weights import Weighting
 
 
 def as_numpy(x: Any) -> np.ndarray:
@@ -121,6 +122,19 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Wrong:
+    """A wrong estimator, and with what `check_estimator` finds the law that it breaks."""
+
+    coefficients: Coefficients
+    needs: tuple[str, ...] = ()
+    host: Estimator | None = None
+    dominates: tuple[Estimator, ...] = ()
+    convert: str | None = None
+    without: tuple[str, ...] = ()
+    """universal laws that it breaks too, or before"""
+
+
+@dataclass(frozen=True)
 class Law:
     """A property of estimators."""
 
@@ -130,6 +144,8 @@ class Law:
     """the cases to try it on"""
     check: Callable[[Subject, Any], None]
     """raises `Broken` on a case that breaks it"""
+    wrong: Wrong
+    """what dies by it: a law that rejects nothing is none"""
     universal: bool = False
     """whether every estimator must obey it, or only those that claim to"""
     fits: Callable[[Subject], bool] = lambda subject: True
@@ -414,25 +430,131 @@ def _reads_bandits(f: Subject) -> bool:
     return not f.per_token and not f.per_prompt
 
 
+# --- a wrong estimator for each law -----------------------------------------------------------------------------------
+
+
+def _weight(batch: Any) -> Any:
+    return np.exp(np.minimum(batch.log_ratio, 300))
+
+
+def _mean(x: Any) -> Any:
+    return x.mean(axis=-1, keepdims=True)
+
+
+def _leave_one_out_that_includes_itself(batch: Any) -> Any:
+    return _weight(batch) * (batch.reward - _mean(batch.reward))
+
+
+def _no_baseline(batch: Any) -> Any:
+    return _weight(batch) * batch.reward
+
+
+def _clipped_advantage(batch: Any) -> Any:
+    return np.clip(batch.reward - _mean(batch.reward), -1, 1)
+
+
+def _advantage_normalized_after_weighting(batch: Any) -> Any:
+    c = _weight(batch) * (batch.reward - _mean(batch.reward))
+    return c / (np.abs(c).sum(axis=-1, keepdims=True) + 1e-300)
+
+
+def _not_the_host_at_lag_zero(batch: Any) -> Any:
+    return _weight(batch) * batch.reward + 0.01
+
+
+def _token_for_sequence_level(batch: Any) -> Any:
+    ratio = np.exp(np.minimum(batch.log_ratio, 300))
+    weight = ratio.mean(axis=-1) if ratio.ndim > batch.reward.ndim else ratio**2
+    return weight * batch.reward
+
+
+def _padded_tokens_count(batch: Any) -> Any:
+    """The sum runs over padding too, so token ratios are not their trajectory's."""
+    log_w = batch.log_ratio if batch.log_ratio.ndim == batch.reward.ndim else batch.log_ratio.sum(axis=-1)
+    return np.exp(np.minimum(log_w, 300)) * batch.reward
+
+
+def _weight_not_detached(batch: Any) -> Any:
+    weight = batch.log_ratio.clamp(max=40).exp()
+    return weight * (batch.reward - batch.reward.mean(-1, keepdim=True))
+
+
+def _mean_baseline_called_optimal(batch: Any) -> Any:
+    return _weight(batch) * (batch.reward - (batch.measure * batch.reward).sum(-1, keepdims=True))
+
+
+def _first_sample_as_baseline(batch: Any) -> Any:
+    return _weight(batch) * (batch.reward - batch.reward[..., :1])
+
+
+def _mean_of_all_prompts(batch: Any) -> Any:
+    return _weight(batch) * (batch.reward - batch.reward.mean())
+
+
+def _token_mask_forgotten(batch: Any) -> Any:
+    return np.exp(np.minimum(batch.log_ratio.sum(axis=-1), 300)) * batch.reward
+
+
+def _plain_exp(batch: Any) -> Any:
+    return np.exp(batch.log_ratio) * (batch.reward - _mean(batch.reward))
+
+
+def _nan_means_on_policy(batch: Any) -> Any:
+    return np.exp(np.minimum(np.nan_to_num(batch.log_ratio, nan=0.0), 300)) * batch.reward
+
+
+def _std_of_the_others(batch: Any) -> Any:
+    """Leave-one-out mean over leave-one-out std in float32, guarded by std > 0 (NeMo-RL#4161)."""
+    x = batch.reward.astype(np.float32)
+    others = x.shape[-1] - 1
+    total, squares = x.sum(-1, keepdims=True), (x * x).sum(-1, keepdims=True)
+    center = (total - x) / max(others, 1)
+    std = np.sqrt(np.maximum((squares - x * x) / max(others, 1) - center * center, 0))
+    return np.where(std > 0, (x - center) / np.where(std > 0, std, 1), 0.0).astype(float)
+
+
+def _float64_constants(batch: Any) -> Any:
+    return batch.reward + batch.reward.dtype.itemsize / 8
+
+
+def _sharpened(batch: Any) -> Any:
+    """A temperature on the wrong side: w^64 for w^(1/64)."""
+    return np.exp(np.minimum(64 * batch.log_ratio, 80)) * batch.reward
+
+
+def _writes_into_the_batch(batch: Any) -> Any:
+    batch.reward[...] = batch.reward - _mean(batch.reward)
+    return _weight(batch) * batch.reward
+
+
 LAWS: dict[str, Law] = {
     "unbiased": Law(
         "E[(1/n) sum c s] over every batch of n draws is the exact gradient",
         source="claims C2 and C7",
         given=_small_problems,
         check=_unbiased,
+        wrong=Wrong(_leave_one_out_that_includes_itself),
     ),
     "shift": Law(
         "c(R + d) = c(R): only differences of rewards matter",
         source="baselines (Williams 1992)",
         given=_one_group,
         check=_shift,
+        wrong=Wrong(_no_baseline),
     ),
-    "reward_scale": Law("c(k R) = k c(R)", source="linearity in the reward", given=_one_group, check=_reward_scale),
+    "reward_scale": Law(
+        "c(k R) = k c(R)",
+        source="linearity in the reward",
+        given=_one_group,
+        check=_reward_scale,
+        wrong=Wrong(_clipped_advantage),
+    ),
     "weight_scale": Law(
         "c(k w) = k c(w): baseline and normalizer do not see the scale of the weights",
         source="claim C3",
         given=_one_group,
         check=_weight_scale,
+        wrong=Wrong(_advantage_normalized_after_weighting),
     ),
     "lag_zero": Law(
         "where pi = mu it is its on-policy host",
@@ -441,6 +563,7 @@ LAWS: dict[str, Law] = {
         check=_lag_zero,
         fits=lambda f: f.host is not None,
         otherwise="it needs the on-policy estimator to compare with; name one as host",
+        wrong=Wrong(_not_the_host_at_lag_zero, host=Estimator(Weighting("none"))),
     ),
     "one_token": Law(
         "trajectories of one token have one level: token ratios and trajectory ratios agree",
@@ -449,12 +572,14 @@ LAWS: dict[str, Law] = {
         check=_one_token,
         fits=lambda f: not f.per_token,
         otherwise="it compares token with trajectory ratios, and this reads token ratios alone; claim levels instead",
+        wrong=Wrong(_token_for_sequence_level),
     ),
     "levels": Law(
         "token ratios give what their product gives: one coefficient a trajectory",
         source="w = prod_t r_t; masked tokens are none of them",
         given=lambda f: f.cases() if f.per_token else f.cases(per_token=True),
         check=_levels,
+        wrong=Wrong(_padded_tokens_count, without=("padding",)),
     ),
     "no_leak": Law(
         "the gradient of sum c log pi is c: it flows through log pi only, not through the weights",
@@ -463,6 +588,7 @@ LAWS: dict[str, Law] = {
         check=_no_leak,
         fits=lambda f: hasattr(f.library.floats(0.0), "requires_grad"),
         otherwise="it follows gradients, and these arrays have none; judge it on torch's (convert='torch')",
+        wrong=Wrong(_weight_not_detached, convert="torch", without=("padding",)),
     ),
     "least_variance": Law(
         "no constant baseline has less variance per sample, in the population",
@@ -471,6 +597,7 @@ LAWS: dict[str, Law] = {
         check=_least_variance,
         fits=_reads_bandits,
         otherwise="it is tried on bandits, where trajectories have one ratio and prompts stand alone; drop the claim",
+        wrong=Wrong(_mean_baseline_called_optimal),
     ),
     "dominance": Law(
         "its variance per sample, in the population, is no larger than that of what it dominates",
@@ -479,6 +606,7 @@ LAWS: dict[str, Law] = {
         check=_dominance,
         fits=lambda f: bool(f.dominates) and _reads_bandits(f),
         otherwise="it needs rivals to compare with (dominates), on bandits: trajectories of one ratio, one prompt",
+        wrong=Wrong(_mean_baseline_called_optimal, dominates=(Estimator(baseline="opob"),)),
     ),
     "permutation": Law(
         "permuting the samples permutes the coefficients",
@@ -486,6 +614,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_one_group,
         check=_permutation,
+        wrong=Wrong(_first_sample_as_baseline),
     ),
     "groups": Law(
         "a group's coefficients are those it has alone",
@@ -495,6 +624,7 @@ LAWS: dict[str, Law] = {
         check=_groups,
         fits=lambda f: not f.per_prompt,
         otherwise="it spans prompts, as its need of `grouped` says; drop the claim",
+        wrong=Wrong(_mean_of_all_prompts),
     ),
     "padding": Law(
         "a sample of measure 0 changes nothing, whatever it holds",
@@ -502,6 +632,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=lambda f: f.cases(smallest=3),
         check=_padding,
+        wrong=Wrong(_leave_one_out_that_includes_itself),
     ),
     "token_mask": Law(
         "masked tokens change nothing, whatever they hold",
@@ -511,6 +642,7 @@ LAWS: dict[str, Law] = {
         check=_token_mask,
         fits=lambda f: f.per_token,
         otherwise="it hides tokens, and this reads one ratio a trajectory; if it reads tokens, pass needs=['tokens']",
+        wrong=Wrong(_token_mask_forgotten, needs=("tokens",)),
     ),
     "finite": Law(
         "log-ratios of +-10^4 and -inf give finite coefficients",
@@ -518,6 +650,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_extreme,
         check=_finite,
+        wrong=Wrong(_plain_exp, without=("padding",)),
     ),
     "nan": Law(
         "a log-ratio that is NaN gives NaN, 0 or an error, unless no log-ratio matters: nothing is made up for it",
@@ -525,6 +658,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_one_group,
         check=_nan,
+        wrong=Wrong(_nan_means_on_policy),
     ),
     "bounded": Law(
         f"on policy, rewards that differ by 1e-4 give no coefficient above {EXPLOSION} n max(1, |R|)",
@@ -532,6 +666,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_near_ties,
         check=_bounded,
+        wrong=Wrong(_std_of_the_others, without=("permutation", "groups", "padding")),
     ),
     "float32": Law(
         "float32 gives the same up to its rounding",
@@ -539,6 +674,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_one_group,
         check=_float32,
+        wrong=Wrong(_float64_constants, without=("padding",)),
     ),
     "bfloat16": Law(
         "log-probabilities and rewards that were rounded to bfloat16 change it by at most 6% of the largest number",
@@ -546,6 +682,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_one_group,
         check=_bfloat16,
+        wrong=Wrong(_sharpened),
     ),
     "deterministic": Law(
         "two calls agree, and leave the batch alone",
@@ -553,6 +690,7 @@ LAWS: dict[str, Law] = {
         universal=True,
         given=_one_group,
         check=_deterministic,
+        wrong=Wrong(_writes_into_the_batch, without=("padding",)),
     ),
 }
 """name -> law; the claims first, as they are tried first"""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from vcposim.arrays import Array
 from vcposim.batch import Batch, DenseScores, sample_measure
 
 Exact = np.ndarray
@@ -158,7 +159,7 @@ class Case:
         fixed = {"reward": library(self.reward), "scores": scores, "grouped": self.grouped}
         return Batch(**{**fixed, **given, **changes})
 
-    def _policies(self, library: Library) -> dict[str, Any]:
+    def _policies(self, library: Library) -> dict[str, Array]:
         if self.token_probability is None or self.anchor_ratio is None:
             return {}
         p, anchor = as_float(self.token_probability), log(self.anchor_ratio)

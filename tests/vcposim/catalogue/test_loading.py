@@ -34,6 +34,21 @@ def in_torch(batch):
     n, r, w = batch.reward.shape[-1], batch.reward, torch.exp(torch.clamp(batch.log_ratio, max=50.0))
     return 2 * w / (1 + w) * (r - r.mean(dim=-1, keepdim=True)) * n / (n - 1)
 
+def unlikely(batch):
+    return batch.reward[..., None] * batch.log_prob
+
+def centers_in_place(batch):
+    batch.reward[...] -= batch.reward.mean(-1, keepdims=True)
+    return batch.reward
+
+seen = []
+def counts(batch):
+    seen.append(batch)
+    return batch.reward * len(seen)
+
+def over_everything(batch):
+    return batch.reward - batch.reward.mean()
+
 class Halved(Estimator):
     def coefficients(self, batch):
         return super().coefficients(batch) / 2
@@ -86,11 +101,12 @@ def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict]:
 def test_named_estimators_have_the_moments_of_brute_force(folder: Path, capsys: pytest.CaptureFixture[str], n: int):
     pytest.importorskip("torch")
     names = ["vcpo", "gspo", "newcomer.py:soft", "newcomer:soft", "newcomer.py:in_torch", "newcomer.py:halved"]
+    names += ["newcomer.py:Halved", "newcomer.py:over_everything"]
     found = rows(capsys, "--estimator", *names, "--group-size", str(n), "--method", "exact")
     assert [row["estimator"] for row in found] == names
     assert all("weighting" not in row and "baseline" not in row for row in found)
     for name, row in zip(names, found, strict=True):
-        mean, variance = brute_force(estimator_named(name).coefficients, n)
+        mean, variance = brute_force(estimator_named(name, several=False).coefficients, n)
         assert_near(row["mean"], mean)
         assert row["variance_of_mean"] == near(variance)
     assert found[2]["mse"] == near(found[4]["mse"])  # NumPy and torch
@@ -105,7 +121,7 @@ def test_functions_of_a_file_travel_to_worker_processes(folder: Path, capsys: py
 
 def test_what_a_function_needs_is_written_beside_it_or_given(folder: Path):
     assert estimator_named("newcomer.py:per_token").needs == {"tokens"}
-    assert estimator_named("newcomer.py:soft", ["log_prob"]).needs == {"log_prob"}
+    assert estimator_named("newcomer.py:unlikely", ["log_prob"]).needs == {"log_prob"}
     assert estimator_named("vcpo", ["log_prob"]) == entry("vcpo").estimator
     assert isinstance(estimator_named("newcomer.py:halved"), Estimator)
 
@@ -126,7 +142,13 @@ def test_a_torch_function_says_on_numpy_arrays_what_it_says_on_its_own(folder: P
         ("--estimator newcomer.py:constant", "estimator: newcomer.py:constant is 3, no Estimator and no function"),
         ("--estimator newcomer.py:wrong", "newcomer.py:wrong does not answer a small batch: on numpy arrays "),
         ("--estimator newcomer.py:misspelled", "needs: unknown name 'token'; did you mean 'tokens'"),
-        ("--estimator newcomer.py:per_token", "tokens: this needs log-ratios of shape (..., n, t)"),
+        ("--estimator newcomer.py:Estimator2", "newcomer.py: unknown name 'Estimator2'"),
+        (
+            "--estimator newcomer.py:soft --needs tokens",
+            "newcomer.py:soft does not answer a small batch: on numpy arrays s",
+        ),
+        ("--estimator newcomer.py:centers_in_place", "centers_in_place changes batch.reward; compute with a copy"),
+        ("--estimator newcomer.py:counts", "newcomer.py:counts gives two answers to one batch; a state or random"),
         ("--estimator rloo rloo", "--estimator: 'rloo' is given twice"),
         ("--estimator rloo --baseline zero", "--baseline: zero is for estimators of parts; drop it, or --estimator"),
         ("--estimator rloo --cap 8", "--cap: 8.0 is for estimators of parts"),
@@ -138,6 +160,12 @@ def test_mistakes_get_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_who_mixes_groups_is_refused_where_several_are_shown(folder: Path):
+    with pytest.raises(InputError, match="coefficients alone than beside another; reduce over the last axis only"):
+        estimator_named("newcomer.py:over_everything")
+    assert estimator_named("newcomer.py:over_everything", ["grouped"]).needs == {"grouped"}
 
 
 def test_an_unanswered_batch_is_an_input_error(folder: Path):

@@ -45,7 +45,7 @@ HOSTS = {
             *("gipo", "vespo", "vespo_docstring"),
             *("sapo", "luspo", "drpo", "prime_rl_ipo", "kimi_k15", "kimi_k15_token", "ctpo", "ctpo_released"),
             *("cppo", "kpo", "max_k3_mask", "p3o", "p3o_released", "p4o", "bapo", "kl_cov"),
-            *("a3po", "a3po_uncorrected", "open_instruct_tv"),
+            *("a3po", "a3po_uncorrected", "open_instruct_tv", "minpro", "dispo"),
         ],
         "dr_grpo",
     ),
@@ -63,7 +63,7 @@ HOST_APART = {
 
 OWN_HOST = {
     *("vcpo_stratified", "vcpo_truncation_aware", "leverage_damped_mean"),
-    *("vcpo_released_median", "vcpo_released_winsorized", "clip_cov"),
+    *("vcpo_released_median", "vcpo_released_winsorized", "clip_cov", "gepo"),
 }
 """rivals whose value where pi = mu has no name in the catalogue"""
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,14 @@ def test_measured_lengths_from_a_list_and_from_a_dump(tmp_path: Path, capsys: py
     dump.write_text("".join(json.dumps({**row, "group": g}) + "\n" for g in (0, 0, 1)))
     again = json.loads(run(capsys, *common, "--lengths", dump)[1])
     assert again["reference"]["steps_per_s"] == answer["reference"]["steps_per_s"]
+
+
+def test_a_time_that_may_never_come_is_told_in_hours_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "runs.jsonl"
+    ratios = [(0, 1.0), (0, 1.0), (8, 1.1), (8, 1.1), (8, None)]
+    file.write_text("".join(json.dumps({"lag": lag, "steps_ratio": x}) + "\n" for lag, x in ratios))
+    out = run(capsys, *JOB, *QUICK, *LAW, "--efficiency-file", file, "--steps-to-target", "500", "--no-figure")[1]
+    assert re.search(r"of synchronous, \S+ \[\S+, never\] h;", " ".join(out.split()))
 
 
 def test_a_file_of_runs_is_read_by_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

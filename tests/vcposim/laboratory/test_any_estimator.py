@@ -12,10 +12,12 @@ from tests.kit.statistical import assert_near
 from vcposim.arrays import Array
 from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import CATALOGUE, entry
+from vcposim.comparison.design import problem as strings
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, FunctionEstimator, estimator_of
+from vcposim.estimators import PER_TOKEN, Estimator, FunctionEstimator, estimator_of
 from vcposim.laboratory import exact, monte_carlo
 from vcposim.laboratory.standard_problems import standard_problem
+from vcposim.laboratory.strangers import part
 from vcposim.learning.lags import Lag
 from vcposim.learning.learner import Learner
 from vcposim.learning.run_records import Run
@@ -27,7 +29,7 @@ from vcposim.problems.rollouts import (
     contextual_bandit_problem,
     require_problem,
 )
-from vcposim.surrogates import Clip, Product
+from vcposim.surrogates import Clip, Product, QuadraticPull
 from vcposim.weights import Weight, Weighting
 
 Function = Callable[[Batch], Array]
@@ -94,7 +96,59 @@ class Unweighted:
         return np.where(w > w.mean(axis=-1, keepdims=True), 1.0, w)
 
 
+class Pulled(QuadraticPull):
+    """Overrides what is added alone, by a mean over samples as they come; `__call__` is ours."""
+
+    def penalty(self, batch: Batch, advantage: Array) -> Array:
+        return 0.1 * (batch.log_ratio.mean(axis=-1, keepdims=True) - batch.log_ratio)
+
+
+def over_everything(batch: Batch) -> Array:
+    """Forgets that there may be several groups."""
+    return np.exp(batch.log_ratio) * (batch.reward - batch.reward.mean()) / (1 + batch.reward.std())
+
+
+def one_batch_alone(batch: Batch) -> Array:
+    """Can do no more than one, as a loop over its samples; reads scores."""
+    norm = batch.scored().sq_norm(np.ones(batch.reward.shape[-1]))
+    best = max(float(r) for r in batch.reward)
+    return np.array([r / n if r == best else -0.1 for r, n in zip(batch.reward, norm, strict=True)])
+
+
+def by_std(batch: Batch) -> Array:
+    """0/0 where rewards agree."""
+    return (batch.reward - batch.reward.mean(-1, keepdims=True)) / batch.reward.std(-1, keepdims=True)
+
+
+def centers_in_place(batch: Batch) -> Array:
+    """Changes what it is shown."""
+    centered = batch.reward
+    centered += np.abs(batch.log_ratio)
+    return centered
+
+
+class Counting:
+    """Remembers."""
+
+    calls = 0
+
+    def __call__(self, batch: Batch) -> Array:
+        self.calls += 1
+        return batch.reward * self.calls
+
+
+class Needy(Estimator):
+    """Its class alone is no estimator."""
+
+    def __init__(self, of: float) -> None:
+        super().__init__(baseline=of)
+
+
 THEIRS: dict[str, Any] = {
+    "over everything": over_everything,
+    "one batch alone": one_batch_alone,
+    "changes what it is shown": centers_in_place,
+    "a class": Halved,
     "a function": soft,
     "of the order": first_is_baseline,
     "of norms and lengths": by_norm,
@@ -103,6 +157,10 @@ THEIRS: dict[str, Any] = {
     "weighting": Estimator(Ranks(), "group_mean"),
     "surrogate": Estimator(Weighting("none"), "group_mean", surrogate=Unweighted()),
     "product with a surrogate": Estimator(Weighting("none"), surrogate=Product((Clip(level="sequence"), Unweighted()))),
+    "product in a product": Estimator(
+        Weighting("none"), "group_mean", surrogate=Product((Product((Unweighted(),)), Clip(level="sequence")))
+    ),
+    "penalty of one's own": Estimator(Weighting("none"), "group_mean", surrogate=Pulled(level="sequence")),
 }
 
 
@@ -145,7 +203,101 @@ def assert_same(found: Any, want: tuple[Array, float, float]) -> None:
 @pytest.mark.parametrize(("seed", "k", "n"), [(0, 2, 1), (1, 3, 3), (2, 4, 4)])
 def test_exact_moments_of_anything_equal_all_batches(name: str, seed: int, k: int, n: int) -> None:
     problem, theirs = bandit(seed, k), THEIRS[name]
-    assert_same(exact.moments(problem, theirs, n), written_out(problem, estimator_of(theirs).coefficients, n))
+
+    def of_one(batch: Batch) -> Array:
+        return np.asarray(estimator_of(theirs).coefficients(part(batch, 0)))[None]
+
+    assert_same(exact.moments(problem, theirs, n), written_out(problem, of_one, n))
+
+
+@pytest.mark.parametrize("name", ["over everything", "one batch alone"])
+def test_who_mixes_groups_is_shown_each_alone_by_monte_carlo_too(name: str) -> None:
+    """The same draws, shown by hand: a problem whose scores are an array, and one whose scores have no rows."""
+    for problem in (bandit(1, 3), standard_problem("stale")):
+        theirs, seen = THEIRS[name], []
+
+        def by_hand(batch: Batch, theirs: Any = theirs, seen: Any = seen) -> Array:
+            seen.append(batch.reward.shape)
+            rows = [part(batch, i) for i in range(len(batch.reward))] if batch.reward.ndim > 1 else [batch]
+            return np.stack([theirs(row) for row in rows]).reshape(batch.reward.shape)
+
+        given = {"theirs": theirs, "by hand": by_hand}
+        found = monte_carlo.moments(problem, given, group_size=3, samples=600, seed=2)
+        for statistic in monte_carlo.STATISTICS:
+            assert_near(*(getattr(found[who].moments, statistic) for who in given))
+        assert max(shape[0] for shape in seen if len(shape) > 1) > 2
+
+
+TOKENWISE = (
+    "ppo_clip",
+    "cispo",
+    "token_tis",
+    "gmpo",
+    "dppo_binary_kl",
+    "m2po",
+    "gepo",
+    "minpro",
+    "dispo",
+    "otb",
+    "kl_cov",
+)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_arm_is_a_token_to_who_reads_tokens(seed: int) -> None:
+    """All K^N batches by hand, in two contexts, for functions and for ours; of drawn ones, both levels are one."""
+    rng = np.random.default_rng(seed)
+    target, behavior = rng.dirichlet(np.ones(3), size=(2, 2))
+    reward, rho, n = rng.normal(size=(2, 3)), [0.3, 0.7], 3
+    problem = contextual_bandit_problem(target, behavior, reward, rho)
+
+    def by_hand(estimator: Any) -> tuple[Array, float, float]:
+        mean, square, one = np.zeros(6), 0.0, 0.0
+        for g, chosen in product(range(2), product(range(3), repeat=n)):
+            at = (g, list(chosen))
+            score = np.zeros((n, 2, 3))
+            score[:, g] = np.eye(3)[at[1]] - target[g]
+            batch = Batch(
+                reward=reward[at],
+                log_ratio=np.log(target / behavior)[at][:, None],
+                token_mask=np.ones((n, 1)),
+                log_prob=np.log(target)[at][:, None],
+                collision=np.full((n, 1), (target[g] ** 2).sum()),
+                scores=DenseScores(score.reshape(n, 1, 6), per_token=True),
+            )
+            x = np.reshape(estimator_of(estimator).coefficients(batch), (n, 1)) * score.reshape(n, 6)
+            p = rho[g] * behavior[at].prod()
+            mean, square = mean + p * x.mean(0), square + p * (x.mean(0) ** 2).sum()
+            one += p * (x**2).sum(-1).mean()
+        size = float((mean**2).sum())
+        return mean, float(one) - size, float(square) - size
+
+    theirs = {name: entry(name).estimator for name in TOKENWISE} | {"a function": token_clip}
+    for estimator in theirs.values():
+        assert_same(exact.moments(problem, estimator, n), by_hand(estimator))
+    one_level = {level: Estimator(Weighting("importance", level), "group_mean") for level in ("token", "sequence")}
+    drawn = monte_carlo.moments(problem, one_level, group_size=n, samples=300, seed=seed)
+    for statistic in monte_carlo.STATISTICS:
+        assert_near(*(getattr(drawn[level].moments, statistic) for level in one_level))
+
+
+def test_names_and_torch_functions_go_where_functions_go() -> None:
+    torch = pytest.importorskip("torch")
+
+    def theirs(batch: Batch) -> Any:
+        return torch.sigmoid(batch.log_ratio) * (batch.reward - batch.reward.mean(-1, keepdim=True))
+
+    problem = bandit(4, 3)
+    assert_same(exact.moments(problem, theirs, 4), written_out(problem, soft, 4))
+    by_name, ours = exact.moments(problem, "vcpo", 3), exact.moments(problem, entry("vcpo").estimator, 3)
+    np.testing.assert_array_equal(by_name.mean, ours.mean)
+    drawn = monte_carlo.moments(
+        problem, {"c": centers_in_place, "t": theirs, "n": soft, "v": "vcpo"}, group_size=4, samples=400, seed=1
+    )
+    assert_near(drawn["t"].moments.mean, drawn["n"].moments.mean)
+    runs = [Run(e, seed=3, lag=Lag(2), step_size=0.1) for e in (theirs, soft)]
+    *_, last = Learner(task("contextual_bandit"), runs).updates(5)
+    assert_near(last.value[0], last.value[1])
 
 
 def test_contexts_are_averaged_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,14 +316,24 @@ def test_a_group_of_eight() -> None:
     assert_same(exact.moments(problem, soft, 8), written_out(problem, soft, 8))
 
 
-def test_ours_as_a_function_is_ours() -> None:
-    """What is shown batches as drawn and what is shown counts give one number, for the catalogue, tokens too."""
-    problem = standard_problem("stale")
-    for name in ("rloo", "vcpo", "grpo", "self_normalized", "token_tis", "ppo_clip", "m2po", "otb", "gspo"):
-        ours = entry(name).estimator
-        mine = FunctionEstimator(ours.coefficients, ours.needs)
-        a, b = exact.moments(problem, ours, 3), exact.moments(problem, mine, 3)
-        assert_same(b, (a.mean, float(a.variance_per_sample), float(a.variance_of_mean)))
+NOT_HERE = {"grouped", "reference_log_ratio", "anchor_log_ratio"}
+"""needs that no problem of one prompt and two policies meets"""
+
+
+ASKED = {name: one.estimator for name, one in CATALOGUE.items() if not one.estimator.needs & NOT_HERE}
+
+
+@pytest.mark.parametrize("name", [name for name, e in ASKED.items() if e.weighting.smooth is None])
+def test_ours_as_a_function_is_ours(name: str) -> None:
+    """What is shown batches as drawn and what is shown counts give one number, for all of the catalogue."""
+    ours = entry(name).estimator
+    mine = FunctionEstimator(ours.coefficients, ours.needs)
+    for where, n in ((strings("strings", 0), 4), (strings("arms", 16), 3), (bandit(11, 3), 4)):
+        if where.outcomes().per_token or not ours.needs & PER_TOKEN:
+            a, b = exact.moments(where, ours, n), exact.moments(where, mine, n)
+            size = max(1.0, float(a.variance_per_sample))
+            for statistic in ("mean", "variance_per_sample", "variance_of_mean"):
+                assert_near(getattr(b, statistic), getattr(a, statistic), scale=size)
 
 
 def test_tokens_of_a_chain_equal_all_batches() -> None:
@@ -264,12 +426,31 @@ class Partial:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: exact.moments(bandit(0, 3), "vcpo", 3), "estimator: 'vcpo' is no Estimator and no function"),
+        (lambda: exact.moments(bandit(0, 3), 3, 3), "estimator: 3 is no Estimator and no function"),  # type: ignore[arg-type]
+        (lambda: exact.moments(bandit(0, 3), "vcpoo", 3), "estimator: unknown name 'vcpoo'; did you mean 'vcpo'"),
+        (lambda: exact.moments(bandit(0, 3), Needy, 3), r"estimator: Needy\(\) raises TypeError: .* pass an instance"),
+        (lambda: exact.moments(bandit(0, 3), lambda b: [1.0] * 3, 3), "<lambda> returned a list; return an array like"),
+        (lambda: exact.moments(bandit(0, 3), lambda b: b.reward + 1j, 3), "coefficients of dtype complex128; return"),
+        (lambda: exact.moments(bandit(0, 3), lambda b: b.reward.astype(str), 3), "coefficients of dtype <U32; return"),
+        (lambda: exact.moments(bandit(0, 3), lambda b: b.reward.astype("f2"), 3), "dtype float16; return real numbers"),
+        (
+            lambda: exact.moments(bandit(0, 3), by_std, 2),
+            r"by_std returns a coefficient that is no number, as for rewards \[.*\] with log-ratios \[.*\]; say what",
+        ),
+        (
+            lambda: monte_carlo.moments(bandit(0, 3), {"a": by_std}, group_size=2, samples=64, seed=0),
+            "by_std returns a coefficient that is no number",
+        ),
+        (lambda: exact.moments(bandit(0, 3), Counting(), 3), "Counting gives two answers to one batch: it keeps"),
+        (
+            lambda: exact.moments(bandit(0, 3), lambda b: b.rewards, 3),
+            r"raises AttributeError: .* \(line \d+ of test_any",
+        ),
         (
             lambda: exact.moments(bandit(0, 3), lambda b: b.reward[..., :1], 3),
-            r"estimator: <lambda> returned coefficients of shape \(27, 1\) for rewards \(27, 3\)",
+            r"estimator: <lambda> returned coefficients of shape \(1,\) for rewards \(3,\)",
         ),
-        (lambda: exact.moments(bandit(0, 3), lambda b: 1.0, 3), r"coefficients of shape \(\) for rewards"),
+        (lambda: exact.moments(bandit(0, 3), lambda b: 1.0, 3), "<lambda> returned a float; return an array like"),
         (lambda: exact.moments(bandit(0, 3), token_clip, 3), "tokens: this needs log-ratios of shape"),
         (lambda: FunctionEstimator(soft, frozenset({"token"})), "needs: unknown name 'token'; did you mean 'tokens'"),
         (

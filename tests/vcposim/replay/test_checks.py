@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vcposim.replay import Dump, read_dump
+from vcposim.replay import Dump, read_dump, replay, summary
 
 Lists = tuple[list[np.ndarray], list[np.ndarray]]
 
@@ -151,6 +151,61 @@ def test_a_planted_mistake_is_found_by_its_name(mistake: str, spread: float, tmp
     one = next(f for f in found if f.check == name)
     assert any(letter.isdigit() for letter in one.evidence)
     assert one.cause
+
+
+def _by(rank: int, plant: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]], lists: Lists) -> Lists:
+    """Every fourth list, as one of four ranks would write it."""
+    pairs = [plant(a, b) if i % 4 == rank else (a, b) for i, (a, b) in enumerate(zip(*lists, strict=True))]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+@pytest.mark.parametrize(
+    ("name", "plant"),
+    [
+        ("shifted", lambda a, b: (a[1:], b[:-1])),
+        ("other tokens", lambda a, b: (a, np.random.default_rng(1).permutation(b))),
+        ("identical columns", lambda a, b: (a, a)),
+    ],
+)
+def test_a_mistake_of_one_rank_is_found_and_its_lists_named(name: str, plant: Any, tmp_path: Path) -> None:
+    lists = clean(np.random.default_rng(6), 0.3)
+    one = next(f for f in read(_by(2, plant, lists), tmp_path).findings if f.check == name)
+    assert "line 3, line 7, line 11" in one.evidence
+
+
+def test_a_shift_says_which_list_is_behind(tmp_path: Path) -> None:
+    samplers, learners = clean(np.random.default_rng(7), 0.3)
+    behind = [np.concatenate([[-1.0], b[:-1]]) for b in learners]
+    one = next(f for f in read((samplers, behind), tmp_path).findings if f.check == "shifted")
+    assert "the learner's list runs one place behind the sampler's" in one.cause
+    other = next(f for f in read((learners, samplers), tmp_path).findings + read((behind, samplers), tmp_path).findings
+                 if f.check == "shifted")  # fmt: skip
+    assert "the sampler's list runs one place behind the learner's" in other.cause
+
+
+def test_one_placeholder_is_enough_and_other_constants_pad_too(tmp_path: Path) -> None:
+    samplers, learners = clean(np.random.default_rng(8), 0.3)
+    once = [b.copy() for b in learners]
+    once[5][3] = -9999.0
+    one = next(f for f in read((samplers, once), tmp_path).findings if f.check == "sentinel")
+    assert "1 times in log_prob (first in line 6)" in one.evidence
+    ones = np.full(4, -1.0)
+    filled = [np.concatenate([a, ones]) for a in samplers], [np.concatenate([b, 3 * ones]) for b in learners]
+    one = next(f for f in read(filled, tmp_path).findings if f.check == "padding")
+    assert "(-3 in log_prob, -1 in behavior_log_prob)" in one.evidence
+
+
+def test_what_explains_the_weights_is_not_explained_twice_and_a_far_run_is_no_mistake(tmp_path: Path) -> None:
+    samplers, learners = clean(np.random.default_rng(9), 0.3)
+    deep = [np.where(np.arange(a.size) == 1, -9999.0, a) if i % 8 == 0 else a for i, a in enumerate(samplers)]
+    found = {f.check: f.cause for f in read((deep, learners), tmp_path).findings}
+    assert "sentinel" in found
+    assert "swapped" not in found
+    assert "the checks above" in found.get("weights explode", "the checks above")
+    far = _one_carries_all((samplers, learners), np.random.default_rng(0))
+    lines = summary(replay(read(far, tmp_path), resamples=100))
+    assert lines[0].startswith("Data: no mistake is certain")
+    assert "mend the data" not in lines[3]
 
 
 @pytest.mark.parametrize("temperature", [0.6, 0.8, 1.25, 1.6])

@@ -6,10 +6,13 @@ The files those reports were made into are read as well where they are at hand (
 import itertools
 import json
 import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.kit.statistical import assert_near, near
@@ -646,6 +649,171 @@ def test_the_sample_that_comes_along_is_read(capsys: pytest.CaptureFixture[str])
     assert (code, found["n"], found["groups"]) == (0, 336, 14)
     assert found["norm_source"] == "score_sq_norm"
     assert found["findings"] == []
+
+
+# ------------------------------------------------------------------- what a second, hostile reading of files brought up
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read_dump(path, **options)
+    return str(caught.value)
+
+
+def test_lists_in_lists_beside_one_reward_are_turns_and_without_rewards_are_refused(tmp_path: Path) -> None:
+    b = batch()
+    cut = ("log_prob", "behavior_log_prob", "mask")
+    turns = [{**row, "mask": [1] * len(r.sampler)} for row, r in zip(rows(b), b, strict=True)]
+    turns = [{k: [v[:2], v[2:]] if k in cut else v for k, v in row.items()} for row in turns]
+    dump = read_dump(write(tmp_path, turns))
+    assert_near(dump.log_ratio, expected_log_ratio(b))
+    np.testing.assert_array_equal(dump.length, [len(r.sampler) for r in b])
+    assert any("turns of a trajectory, joined" in note for note in dump.notes)
+    unsure = [{k: v for k, v in row.items() if k != "reward"} for row in turns]
+    assert "turns of a trajectory, or trajectories?" in refusal(write(tmp_path, unsure))
+
+
+def test_a_prompt_a_line_with_its_answers_as_objects_follows_the_suggestion(tmp_path: Path) -> None:
+    b = batch()
+    answers = [{k: v for k, v in row.items() if k != "group"} for row in rows(b)]
+    path = write(tmp_path, [{"prompt": f"q{g}", "completions": answers[4 * g : 4 * g + 4]} for g in range(4)])
+    options = options_of(InputError(refusal(path)))
+    assert options == {"group": "prompt"}
+    dump = read_dump(path, options)
+    assert_near(dump.log_ratio, expected_log_ratio(b))
+    np.testing.assert_array_equal(dump.group, [r.prompt for r in b])
+
+
+def test_names_in_another_spelling_are_suggested(tmp_path: Path) -> None:
+    b = batch()
+    spelled = [
+        {"promptId": r.prompt, "Reward": r.reward, "rolloutLogProb": r.sampler, "trainer logprobs": r.learner}
+        for r in b
+    ]
+    found = refusal(write(tmp_path, spelled))
+    for option in ("group=promptId", "reward=Reward", "behavior_log_prob=rolloutLogProb", "log_prob=trainer logprobs"):
+        assert f"--column {option}" in found
+    slime = [{"group": r.prompt, "reward": r.reward, "log_probs": r.learner, "rollout_log_probs": r.sampler} for r in b]
+    assert options_of(InputError(refusal(write(tmp_path, slime)))) == {
+        "log_prob": "log_probs",
+        "behavior_log_prob": "rollout_log_probs",
+    }
+    nested = [{**row, "meta_info": {"output_token_logprobs": [[x, 7, None] for x in r.sampler]}}
+              for row, r in zip(rows(b), b, strict=True)]  # fmt: skip
+    for row in nested:
+        del row["behavior_log_prob"]
+    path = write(tmp_path, nested)
+    assert "inside objects: meta_info.output_token_logprobs.*.0" in refusal(path)
+    dump = read_dump(path, {"behavior_log_prob": "meta_info.output_token_logprobs.*.0"})
+    assert_near(dump.log_ratio, expected_log_ratio(b))
+
+
+def test_a_reward_or_group_under_a_name_of_its_own_is_asked_about(tmp_path: Path) -> None:
+    b = batch()
+    own = [{"question_text": f"q{r.prompt}", "accuracy_reward": r.reward, "advantages": 0.5, "log_prob": r.learner,
+            "behavior_log_prob": r.sampler} for r in b]  # fmt: skip
+    notes = " ".join(read_dump(write(tmp_path, own)).notes)
+    assert "--column group=question_text" in notes
+    assert "--column reward=accuracy_reward" in notes
+    assert "advantages are no rewards" in notes
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ({"labels": [-100, -100, 5, 5, 5]}, "column 'labels' marks with -100"),
+        ({"attention_mask": [1] * 9}, "column 'attention_mask' of 9 entries is not used"),
+        ({"padding_mask": [0, 0, 0, 0, 1]}, "with 0 and 1 exchanged"),
+        ({"mask": [1] * 5, "action_mask": [0] * 5}, "'action_mask' could be masks too"),
+        ({"turn_idx": 1}, "column 'turn_idx' counts parts of a trajectory"),
+    ],
+)
+def test_a_column_that_would_change_the_answer_is_named(column: Record, words: str, tmp_path: Path) -> None:
+    own = [
+        {"group": i // 4, "reward": i % 2, "log_prob": [-1.0] * 5, "behavior_log_prob": [-1.1] * 5} for i in range(8)
+    ]
+    assert not any(words in note for note in read_dump(write(tmp_path, own)).notes)
+    notes = read_dump(write(tmp_path, [{**row, **column} for row in own])).notes
+    assert any(words in note for note in notes), notes
+
+
+def test_samples_removed_by_the_trainer_sessions_and_epochs_are_used_and_said(tmp_path: Path) -> None:
+    b = batch()
+    removed = read_dump(write(tmp_path, [{**row, "remove_sample": i == 3} for i, row in enumerate(rows(b))]))
+    assert_near(removed.log_ratio, expected_log_ratio([r for i, r in enumerate(b) if i != 3]))
+    parts = []
+    for i, (row, r) in enumerate(zip(rows(b), b, strict=True)):
+        for part in (slice(0, 2), slice(2, None)):
+            lists = {"log_prob": r.learner[part], "behavior_log_prob": r.sampler[part]}
+            parts.append({**row, **lists, "session_id": f"s{i}"})
+    assert_near(read_dump(write(tmp_path, parts)).log_ratio, expected_log_ratio(b))
+    epochs = read_dump(
+        write(tmp_path, [{**row, "group": row["group"] % 2, "epoch": row["group"] // 2} for row in rows(b)])
+    )
+    assert len(epochs.labels) == 4
+    assert any("groups are (epoch, group)" in note for note in epochs.notes)
+
+
+def test_counters_that_begin_anew_in_each_file_are_doubted_and_can_be_split(tmp_path: Path) -> None:
+    table = [{**row, "group": row["group"] % 2} for row in rows(batch())]
+    for k in range(2):
+        write(tmp_path, table[8 * k : 8 * k + 8], f"rank_{k}.jsonl")
+    pooled = read_dump(tmp_path)
+    assert len(pooled.labels) == 2
+    assert any("2 of 2 groups have responses in several files" in note for note in pooled.notes)
+    split = read_dump(tmp_path, group=["file", "group"], by=["file"])
+    assert len(split.labels) == 4
+    assert [Path(name).name for name in split.slices["file"][1]] == ["rank_0.jsonl", "rank_1.jsonl"]
+    for k, name in enumerate(("step=3", "step=4", "iter_0000005")):
+        (tmp_path / "hive" / name).mkdir(parents=True)
+        write(tmp_path / "hive" / name, table[:8] if k else table[8:], "part.jsonl")
+    steps = read_dump(tmp_path / "hive")
+    assert sorted(steps.slices["step"][1]) == [3, 4, 5]
+    assert len(steps.labels) == 6
+    mixed = [{**row, "group": str(row["group"]) if i % 2 else row["group"]} for i, row in enumerate(table)]
+    assert any("a number and a string" in note for note in read_dump(write(tmp_path, mixed)).notes)
+
+
+def test_tables_in_one_object_and_several_values_a_line_are_named(tmp_path: Path) -> None:
+    table = rows(batch())
+    path = tmp_path / "t.json"
+    pandas = "to_json(FILE, orient='records', lines=True)"
+    for content, words in (
+        ({name: {str(i): row[name] for i, row in enumerate(table)} for name in table[0]}, pandas),
+        ({"columns": list(table[0]), "index": [0], "data": [list(table[0].values())]}, pandas),
+        ({str(i): row for i, row in enumerate(table)}, "an object of 16 rollouts"),
+    ):
+        path.write_text(json.dumps(content))
+        assert words in refusal(path)
+    path.write_text("".join(map(json.dumps, table)))
+    assert "several JSON values stand in one line" in refusal(path)
+    header = json.dumps({"schema": "mine", "run": 3})
+    path.write_text("\n".join([header, *map(json.dumps, table)]))
+    assert "line 1" in refusal(path)
+    dump = read_dump(path, skip_bad=True)
+    assert dump.group.size == len(table)
+    assert dump.skipped == {"no rollout": ["line 1"]}
+
+
+def test_decimal_rewards_are_numbers(tmp_path: Path) -> None:
+    b = batch()
+    columns = {name: [row[name] for row in rows(b)] for name in FIELDS}
+    table = pa.table({**columns, "reward": pa.array([Decimal(str(r.reward)) for r in b], pa.decimal128(5, 2))})
+    pq.write_table(table, tmp_path / "d.parquet")
+    np.testing.assert_array_equal(read_dump(tmp_path / "d.parquet").reward, [r.reward for r in b])
+
+
+def test_names_rounded_by_the_parser_lengths_in_columns_and_idle_ratios_are_said(tmp_path: Path) -> None:
+    table = rows(batch())
+    assert "is rounded" in refusal(write(tmp_path, [{**row, "group": 10**30 + row["group"]} for row in table]))
+    path = tmp_path / "columns.json"
+    columns: Record = {name: [row[name] for row in table] for name in FIELDS}
+    path.write_text(json.dumps({**columns, "response_length": [len(row["log_prob"]) for row in table]}))
+    assert read_dump(path).group.size == len(table)
+    path.write_text(json.dumps({**columns, "response_length": [len(row["log_prob"]) - 1 for row in table]}))
+    assert "response_length" in refusal(path)
+    both = read_dump(write(tmp_path, [{**row, "log_ratio": 0.0} for row in table]))
+    assert any("'log_ratio' is not used" in note for note in both.notes)
 
 
 # ---------------------------------------------------------------------------------- the reports themselves, if at hand

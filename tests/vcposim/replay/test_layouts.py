@@ -199,6 +199,13 @@ def test_torch_files_are_read_without_executing_them(tmp_path: Path) -> None:
     # numbers of NumPy are what custom reward functions leave behind
     torch.save({**shared, "raw_reward": [np.float64(r.reward) for r in b]}, tmp_path / "numpy.pt")
     assert_same(read_dump(tmp_path / "numpy.pt"), b)
+    jagged = {
+        name: torch.nested.nested_tensor([torch.tensor(x, dtype=torch.float64) for x in lists], layout=torch.jagged)
+        for name, lists in (("behavior_log_prob", [r.sampler for r in b]), ("log_prob", [r.learner for r in b]))
+    }
+    plain = {"group": [r.prompt for r in b], "reward": [r.reward for r in b]}
+    torch.save({**plain, **jagged}, tmp_path / "jagged.pt")
+    assert_same(read_dump(tmp_path / "jagged.pt"), b)
     torch.save({"samples": [Path("/")]}, tmp_path / "objects.pt")
     with pytest.raises(InputError, match="never loaded"):
         read_dump(tmp_path / "objects.pt")
@@ -217,6 +224,7 @@ def test_torch_files_are_read_without_executing_them(tmp_path: Path) -> None:
         (b"PAR1 and nothing else", "not a readable Parquet"),
         (b"ARROW1\x00\x00 and nothing else", "not a readable Arrow"),
         (b"id,reward\n1,2\n", "not JSON"),
+        ((64).to_bytes(8, "little") + b'{"log_prob":{"dtype":"F32"}}', "safetensors"),
     ],
 )
 def test_what_is_not_read_is_named_by_what_it_is(content: bytes, words: str, tmp_path: Path) -> None:

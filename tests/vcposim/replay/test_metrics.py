@@ -343,6 +343,9 @@ def test_rollouts_are_no_metrics_and_metrics_no_rollouts(tmp_path: Path, capsys:
     folder.mkdir()
     (folder / "rollouts.jsonl").write_bytes(_lines([rollout] * 4))
     assert find_metrics([folder]) == []
+    (folder / "metrics.jsonl").write_bytes(_lines([{"step": 1, "loss": 2.0}]))
+    assert find_metrics([folder]) == []
+    assert find_metrics([folder], sure=True) == [str(folder / "metrics.jsonl")]
 
 
 def test_the_command_prints_json_and_a_page_and_refuses_what_needs_rollouts(

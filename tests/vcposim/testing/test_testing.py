@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,6 @@ def correct(batch: Batch) -> Any:
     return w(batch) * (batch.reward - mean(batch.reward)) * n / (n - 1)
 
 
-def leave_one_out_that_includes_itself(batch):
-    return w(batch) * (batch.reward - mean(batch.reward))
-
-
-def advantage_normalized_after_weighting(batch):
-    c = w(batch) * (batch.reward - mean(batch.reward))
-    return c / (np.abs(c).sum(axis=-1, keepdims=True) + 1e-300)
-
-
 def sum_for_mean(batch):
     return batch.reward.shape[-1] * correct(batch)
 
@@ -81,99 +73,18 @@ def geometric_for_sequence(batch):
     return np.exp(batch.log_ratio / 2) * batch.reward
 
 
-def no_baseline(batch):
-    return w(batch) * batch.reward
-
-
 def baseline_with_an_epsilon(batch):
     a = w(batch) ** 2
     return w(batch) * (batch.reward - (a * batch.reward).sum(-1, keepdims=True) / (a.sum(-1, keepdims=True) + 1e-3))
-
-
-def clipped_advantage(batch):
-    return np.clip(batch.reward - mean(batch.reward), -1, 1)
-
-
-def mean_of_all_prompts(batch):
-    return w(batch) * (batch.reward - batch.reward.mean())
-
-
-def first_sample_as_baseline(batch):
-    return w(batch) * (batch.reward - batch.reward[..., :1])
-
-
-def padding_in_the_mean(batch):
-    return w(batch) * (batch.reward - mean(batch.reward))
-
-
-def plain_exp(batch):
-    return np.exp(batch.log_ratio) * (batch.reward - mean(batch.reward))
-
-
-def writes_into_the_batch(batch):
-    batch.reward[...] = batch.reward - mean(batch.reward)
-    return w(batch) * batch.reward
 
 
 def draws_its_own_noise(batch, generator=np.random.default_rng(0)):  # noqa: B008  (a shared state is the point)
     return w(batch) * batch.reward * generator.choice([1.0, 2.0])
 
 
-def float64_constants(batch):
-    return batch.reward + batch.reward.dtype.itemsize / 8
-
-
-def token_for_sequence_level(batch):
-    ratio = np.exp(np.minimum(batch.log_ratio, 300))
-    weight = ratio.mean(axis=-1) if ratio.ndim > batch.reward.ndim else ratio**2
-    return weight * batch.reward
-
-
-def token_mask_forgotten(batch):
-    return np.exp(np.minimum(batch.log_ratio.sum(axis=-1), 300)) * batch.reward
-
-
-def sharpened(batch):
-    """A temperature on the wrong side: w^64 for w^(1/64)."""
-    return np.exp(np.minimum(64 * batch.log_ratio, 80)) * batch.reward
-
-
-def padded_tokens_count(batch):
-    """The sum runs over padding too, so token ratios are not their trajectory's."""
-    log_w = batch.log_ratio if batch.log_ratio.ndim == batch.reward.ndim else batch.log_ratio.sum(axis=-1)
-    return np.exp(np.minimum(log_w, 300)) * batch.reward
-
-
-def weight_not_detached(batch):
-    weight = batch.log_ratio.clamp(max=40).exp()
-    return weight * (batch.reward - batch.reward.mean(-1, keepdim=True))
-
-
-def not_the_host_at_lag_zero(batch):
-    return w(batch) * batch.reward + 0.01
-
-
-def mean_baseline_called_optimal(batch):
-    return w(batch) * (batch.reward - (batch.measure * batch.reward).sum(-1, keepdims=True))
-
-
-def nan_means_on_policy(batch):
-    return np.exp(np.minimum(np.nan_to_num(batch.log_ratio, nan=0.0), 300)) * batch.reward
-
-
 def nan_is_masked_in_place_of_the_weight(batch):
     """where(ratio out of band, 1, ratio): a NaN is in no band, so it counts in full"""
     return np.where((batch.log_ratio > -2) & (batch.log_ratio < 2), w(batch), 1.0) * batch.reward
-
-
-def std_of_the_others(batch):
-    """Leave-one-out mean over leave-one-out std in float32, guarded by std > 0 (NeMo-RL#4161)."""
-    x = batch.reward.astype(np.float32)
-    others = x.shape[-1] - 1
-    total, squares = x.sum(-1, keepdims=True), (x * x).sum(-1, keepdims=True)
-    center = (total - x) / max(others, 1)
-    std = np.sqrt(np.maximum((squares - x * x) / max(others, 1) - center * center, 0))
-    return np.where(std > 0, (x - center) / np.where(std > 0, std, 1), 0.0).astype(float)
 
 
 def sum_of_token_ratios(batch):
@@ -196,38 +107,24 @@ def wrong_shape(batch):
 TOKENS = {"needs": ["tokens"]}
 
 WRONG: list[tuple[Any, str, dict[str, Any]]] = [
-    (leave_one_out_that_includes_itself, "unbiased", {}),
-    (advantage_normalized_after_weighting, "weight_scale", {}),
     (sum_for_mean, "unbiased", {}),
     (truncated, "unbiased", {}),
     (uncorrected, "unbiased", {}),
     (geometric_for_sequence, "unbiased", {}),
-    (no_baseline, "shift", {}),
     (baseline_with_an_epsilon, "shift", {}),
-    (clipped_advantage, "reward_scale", {}),
-    (mean_baseline_called_optimal, "least_variance", {}),
-    (mean_baseline_called_optimal, "dominance", {"dominates": [Estimator(baseline="opob")]}),
-    (not_the_host_at_lag_zero, "lag_zero", {"host": Estimator(Weighting("none"))}),
-    (mean_of_all_prompts, "groups", {}),
-    (first_sample_as_baseline, "permutation", {}),
-    (padding_in_the_mean, "padding", {}),
-    (plain_exp, "finite", {"without": ["padding"]}),
-    (writes_into_the_batch, "deterministic", {"without": ["padding"]}),
     (draws_its_own_noise, "deterministic", {"without": ["permutation", "groups", "padding", "float32", "bfloat16"]}),
-    (float64_constants, "float32", {"without": ["padding"]}),
-    (sharpened, "bfloat16", {}),
-    (token_for_sequence_level, "one_token", {}),
-    (padded_tokens_count, "levels", {"without": ["padding"]}),
-    (weight_not_detached, "no_leak", {"convert": "torch", "without": ["padding"]}),
-    (token_mask_forgotten, "token_mask", {"needs": ["tokens"]}),
-    (nan_means_on_policy, "nan", {}),
     (nan_is_masked_in_place_of_the_weight, "nan", {}),
-    (std_of_the_others, "bounded", {"without": ["permutation", "groups", "padding"]}),
     (sum_of_token_ratios, "unbiased", TOKENS),
     (sum_of_token_ratios, "levels", TOKENS),
     (length_normalised, "unbiased", TOKENS),
     (length_normalised, "levels", TOKENS),
     (wrong_shape, "permutation", {}),
+]
+
+
+WRONG += [
+    (law.wrong.coefficients, name, {f.name: x for f in fields(law.wrong)[1:] if (x := getattr(law.wrong, f.name))})
+    for name, law in LAWS.items()
 ]
 
 
@@ -326,11 +223,6 @@ def test_an_exception_is_a_violation_with_its_cause():
     with pytest.raises(Violation, match="it raised TypeError: list indices must be integers") as caught:
         check_estimator(fragile)
     assert isinstance(caught.value.__cause__, TypeError)
-
-
-def test_every_law_kills():
-    idle = LAWS.keys() - {killer for _, killer, _ in WRONG}
-    assert not idle, f"plant a wrong estimator for: {', '.join(sorted(idle))}"
 
 
 def test_a_correct_estimator_passes_and_the_report_says_what_it_does_not_claim():
