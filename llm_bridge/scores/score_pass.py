@@ -130,8 +130,8 @@ class ScorePass:
     def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
         """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients.
 
-        Where its rows turn out to depend on each other (it raises `Differs`, and takes it), the backwards go through all
-        of them.
+        Where its rows turn out to depend on each other (it raises `Differs`, and takes it), the backwards go through
+        all of them.
         """
         layout, params = self.layout, inner.param
         for g in grad:
