@@ -689,7 +689,10 @@ class ScorePass:
 
     @torch.no_grad()
     def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
-        """An embedding: its tokens (row, time) and output gradients (row, time, d)."""
+        """An embedding: its tokens (row, time) and output gradients (row, time, d).
+
+        Raises `InputError` if another forward ran before the norms.
+        """
         if not self._wants(weight):
             return
         grad, token = self._whole(self.layout.flatten(name, grad)), token.reshape(-1)
@@ -714,7 +717,10 @@ class ScorePass:
         self._wait(weight, block)
 
     def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients."""
+        """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients.
+
+        Raises `Differs` where it does not act on trajectories one by one as on all of them.
+        """
         layout, params = self.layout, inner.param
         for g in grad:
             if g is not None:  # an output without rows has a gradient that is everybody's
