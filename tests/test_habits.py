@@ -161,7 +161,7 @@ BOUNDARIES = {
 
 STILL_OPEN = {
     "vcposim/replay/": 50,
-    "vcposim/comparison/": 31,
+    "vcposim/comparison/": 32,
     "simulations/questions/": 10,
     "llm_bridge/scores/": 2,
 }

@@ -419,7 +419,7 @@ class SignedTruncation:
     Gradient of sg(clip(r)) A log pi, the objective as four readers of the paper write it; the bounds are those that one
     of them gives: wide where A < 0, for a tight cap there ends in repetition and a tight floor in empty responses.
 
-    Raises `InputError` for a low out of [0, 1], or a negative high.
+    Raises `InputError` for a low outside [0, 1] or a negative high.
     """
 
     positive: tuple[float, float] = (0.2, 10.0)

@@ -5,12 +5,30 @@ on models that hold a module the tape does not know.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import square_sum
+
+
+class Objective(NamedTuple):
+    """What norms and gradients are of: the arrays of `trajectory_sums`."""
+
+    log_prob: Tensor
+    mask: Tensor
+    token_weight: Tensor | None = None
+    segment: Tensor | None = None
+
+    def tokens(self) -> Tensor:
+        """mask_t weight_t log_prob_t (row, time)."""
+        return weighted(self.log_prob, self.mask, self.token_weight)
+
+    def trajectories(self) -> Tensor:
+        """Its sum over each trajectory (n,)."""
+        return trajectory_sums(*self)
 
 
 def trajectory_sums(

@@ -129,6 +129,17 @@ def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) 
         assert "other.weight: used outside its module's forward" in rank["borrowed weight"]["error"]
 
 
+@pytest.mark.parametrize("key", ["checked", "checked, affine"])
+def test_shards_are_compared_and_all_ranks_stop(ranks: list[dict[str, Any]], key: str) -> None:
+    """Wrong on one rank: norms are known there, so the other hears of it; the gradient is everybody's."""
+    first, second = (rank[key] for rank in ranks)
+    assert "another rank found scores that differ from autograd's" in first["norms"]
+    assert "squared score norm of trajectory" in second["norms"]
+    for seen in (first, second):
+        assert "its gradient along a random direction" in seen["gradient"]
+        assert "take no step" in seen["gradient"]
+
+
 # --- sums of groups, without any process ------------------------------------------------------------------------------
 
 G, N = 4, 30

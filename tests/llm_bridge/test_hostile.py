@@ -493,7 +493,7 @@ def test_compiled_models_run_eager_inside_and_are_named_outside(whole: bool) -> 
 
 
 def test_the_first_pass_is_checked_and_then_every_hundredth(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_bridge.scores import tape as module
+    from llm_bridge.scores import check as module
 
     model, token, mask, c = _given(_lin, 3)
     seen: list[int] = []

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, told
 from vcposim.testing.strategies import (
     NUMPY,
     Arms,
@@ -101,7 +101,9 @@ class Subject:
         except InputError:
             raise  # a wrong question, not a wrong answer
         except Exception as error:
-            raise Broken(f"it raised {type(error).__name__}: {error}") from error
+            raise Broken(f"it raised {told(error)}") from error
+        if not hasattr(c, "shape"):
+            raise Broken(f"it returned a {type(c).__name__}, not an array like batch.reward")
         got, want = tuple(np.shape(as_numpy(c))), tuple(batch.reward.shape)
         if got[: len(want)] != want or len(got) > len(want) + 1:
             raise Broken(f"coefficients of shape {got} for rewards of shape {want}")
