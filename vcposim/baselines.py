@@ -3,19 +3,21 @@ sample) and changes its variance.
 
 All in-batch baselines here are weighted means of the group's rewards; they differ in the weight:
 
-    group_mean          1                      what GRPO and REINFORCE-style trainers subtract
-    length_weighted     L_i                    OPO, length as a stand-in for ||s_i||^2
-    on_policy_optimal   ||s_i||^2              minimises the variance when w = 1
-    opob                w_i^2 ||s_i||^2        minimises the variance off policy
+    group_mean          1                  what GRPO subtracts (arXiv 2402.03300), and most trainers
+    length_weighted     L_i                OPO, length as a stand-in for ||s_i||^2 (arXiv 2505.23585)
+    on_policy_optimal   ||s_i||^2          minimises the variance when w = 1 (Weaver & Tao 2001, arXiv 1301.2315)
+    opob                w_i^2 ||s_i||^2    minimises the variance off policy (VCPO, arXiv 2602.17616; for
+                                           parameter-based exploration before, arXiv 1301.3966)
     opob_released       wbar_i^2 w_i^2 ||s_i||^2   what the reference code of VCPO computes
 
-`leave_one_out` and `opob_leave_one_out` are the same means without sample i, so that b does not look at the sample
-it is subtracted from and the estimate stays unbiased. The two are tied by the **leverage identity**
-R_i - b = (1 - h_i)(R_i - b_{-i}), h_i being sample i's share of the weight: in-batch is leave-one-out times a
-soft mask on dominating samples. `leverage_damped_mean` isolates that mask: (1 - h_i)(R_i - mean).
+`leave_one_out` (RLOO, arXiv 2402.14740) and `opob_leave_one_out` are the same means without sample i, so that b does
+not look at the sample it is subtracted from and the estimate stays unbiased. The two are tied by the **leverage
+identity** R_i - b = (1 - h_i)(R_i - b_{-i}), h_i being sample i's share of the weight: in-batch is leave-one-out times
+a soft mask on dominating samples. `leverage_damped_mean` isolates that mask: (1 - h_i)(R_i - mean).
 
 Three kinds look further than one group's rewards and scores: robust aggregations of the released OPOB weights (they
-order the rewards), means over the prompts of a batch, and the optimal *token* baseline.
+order the rewards), means over the prompts of a batch (shrinkage: arXiv 2511.03710), and the optimal *token* baseline
+(arXiv 2602.07078).
 
 Every function is (..., n) -> (..., 1) for one baseline a group, (..., n) for one a sample, (..., 1, t) for one a token.
 `BASELINES` at the end holds all that is known of each by name. The weight of a weighted mean is written once, as a

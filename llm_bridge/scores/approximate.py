@@ -31,6 +31,8 @@ def logit_sq_norms(logits: Tensor, token: Tensor, mask: Tensor) -> Tensor:
 def last_block(model: nn.Module) -> list[nn.Parameter]:
     """Parameters of the last of the model's repeated blocks.
 
+    Raises `InputError` for a model without a list of blocks.
+
     >>> last_block(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 3)])}))[0].shape
     torch.Size([3, 2])
     """
@@ -42,6 +44,8 @@ def last_block(model: nn.Module) -> list[nn.Parameter]:
 
 def norm_layers(model: nn.Module) -> list[nn.Parameter]:
     """Parameters of the model's normalizations, which are known by the names of their classes.
+
+    Raises `InputError` for a model without norm layers.
 
     >>> [p.shape for p in norm_layers(nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3)))]
     [torch.Size([3])]

@@ -90,7 +90,10 @@ class Differs(Exception):
 
 
 class Inner:
-    """One call of a module with a graph of its own: leaves in, outputs out."""
+    """One call of a module with a graph of its own: leaves in, outputs out.
+
+    Raises `InputError` for a module that changes its input in place, or reads what an earlier call left behind.
+    """
 
     def __init__(self, twin: Twin, args: Any, kwargs: Any) -> None:
         self.twin = twin
@@ -164,6 +167,8 @@ class Inner:
         """`take`(i, gradients of the parameters) for every trajectory; returns the inputs' gradients.
 
         Through the module on trajectory i's rows alone, where that gives its output; `Differs` else.
+
+        Raises `Differs` where it does not act on trajectories one by one as on all of them.
         """
         parts: list[list[Tensor | None]] = []
         if not self._again:

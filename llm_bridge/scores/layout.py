@@ -46,7 +46,10 @@ class Layout:
         given: tuple[int, ...] = (),
         advise: Callable[[str], str] = _whole_loop,
     ) -> "Layout":
-        """Layout of (row, time) log-probabilities; `segment` holds trajectory ids 0..n-1, each one run, -1 padding."""
+        """Layout of (row, time) log-probabilities; `segment` holds trajectory ids 0..n-1, each one run, -1 padding.
+
+        Raises `InputError` for segments of another shape.
+        """
         if segment is None:
             given = given if given[:1] == log_prob.shape[:1] else ()
             return cls(log_prob.shape[0], tuple(log_prob.shape), given=given, advise=advise)

@@ -213,7 +213,10 @@ class Line:
 
     @classmethod
     def of(cls, known: Tensor, slope: Tensor, n: int) -> "Line":
-        """From u (n,) and v (n,) or (groups, n), in float64 on the host."""
+        """From u (n,) and v (n,) or (groups, n), in float64 on the host.
+
+        Raises `InputError` for arrays of another shape.
+        """
         known, slope = (x.detach().to("cpu", torch.float64) for x in (known, torch.atleast_2d(slope)))
         for name, array, shape in (("u", known, (n,)), ("v", slope, (slope.shape[0], n))):
             if tuple(array.shape) != shape or not bool(torch.isfinite(array).all()):

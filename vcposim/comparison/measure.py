@@ -116,7 +116,10 @@ def numbers(found: Moments) -> dict[str, float]:
 
 
 def learning(name: str, setting: MeasureSetting) -> Measured:
-    """The success probability averaged over training, (step size, seed), and which runs were lost (see `collapse`)."""
+    """The success probability averaged over training, (step size, seed), and which runs were lost (see `collapse`).
+
+    Raises `InputError` where the learner leaves the range of floats.
+    """
     estimator, regime = estimator_named(name), regime_of(setting)
     steps, seeds = setting["step_sizes"], setting["seeds"]
     task, family = place(regime.prompts, regime.length, regime.low, setting["base_rate"])

@@ -45,7 +45,10 @@ def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
 
 
 def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) -> Dump:
-    """Rows of one trajectory, added up."""
+    """Rows of one trajectory, added up.
+
+    Raises `InputError` where the rewards of one trajectory disagree.
+    """
     if TRAJECTORY not in dump.slices:
         return dump
     ids, values = dump.slices[TRAJECTORY]

@@ -434,6 +434,8 @@ class RecordReader:
 
         Lists of lists are such a batch if there is a reward (without rewards: a group) each; with a single reward they
         are the turns of one trajectory.
+
+        Raises `InputError` for lists of different lengths.
         """
         tokens: Any = self.columns.value(record, "log_prob" if "log_prob" in self.columns.mapping else "log_ratio")
         if not isinstance(tokens, LISTED) or not len(tokens):
