@@ -120,7 +120,10 @@ def advantage(
 
 
 def rows(reward: Tensor, mask: Tensor, estimator: Resolved, norm: str | None, config: Any) -> Batch:
-    """The kernel's record of verl's batch, flat rows."""
+    """The kernel's record of verl's batch, flat rows.
+
+    Raises `InputError` in bypass mode, and for what `field` does not find.
+    """
     correction = None if config is None else config.get("rollout_correction")
     if correction is not None and correction.get("bypass_mode"):
         raise InputError(

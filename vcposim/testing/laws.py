@@ -39,7 +39,7 @@ from vcposim.weights import Weighting
 
 
 def as_numpy(x: Any) -> np.ndarray:
-    """An array of any library as NumPy's."""
+    """An array of any library as NumPy's: (...)."""
     return np.asarray(x.detach().cpu().numpy() if hasattr(x, "detach") else x)
 
 
@@ -84,15 +84,18 @@ class Subject:
     """the rest of the call that judged it, as one would write it"""
 
     def of(self, case: Case) -> np.ndarray:
-        """Its coefficients on a case."""
+        """Its coefficients on a case: (..., n), or (..., n, t)."""
         return self(case.batch(self.library))
 
     def __call__(self, batch: Batch) -> np.ndarray:
-        """Its coefficients as a NumPy array; a wrong shape, and an exception, break every law."""
+        """Its coefficients in NumPy: (..., n), or (..., n, t); a wrong shape, and an exception, break every law."""
         return as_numpy(self.raw(batch))
 
     def raw(self, batch: Batch) -> Any:
-        """Its coefficients in its own library."""
+        """Its coefficients in its own library.
+
+        Raises `Broken` for an exception, or a wrong shape; an `InputError` passes.
+        """
         try:
             c = self.coefficients(batch)
         except InputError:
@@ -244,7 +247,7 @@ def _single(library: Library, rounded: Callable[[np.ndarray], np.ndarray] = np.a
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:
-    """float32 numbers rounded to the nearest bfloat16 (ties to even), kept as float32: same shape."""
+    """float32 numbers rounded to the nearest bfloat16 (ties to even), kept as float32: same -> same."""
     bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
     kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     return np.where(np.isfinite(x), kept.astype(np.uint32).view(np.float32).reshape(x.shape), x)
