@@ -45,10 +45,10 @@ from simulations.protocol import (
     source_files,
     source_hash,
 )
-from vcposim.comparison.workers import interrupts_held, local_executor, write_atomically
+from vcposim.comparison.workers import cluster_executor, interrupts_held, local_executor, write_atomically
 from vcposim.errors import InputError
 
-__all__ = ["interrupts_held", "local_executor", "write_atomically"]
+__all__ = ["cluster_executor", "interrupts_held", "local_executor", "write_atomically"]
 
 PACKAGES = ("vcposim", "numpy", "scipy", "array-api-compat", "arviz-stats")
 SAME = {
@@ -347,23 +347,3 @@ def sweep(
                 folder.finish()
         finished(folder, number)
     return failures
-
-
-@contextlib.contextmanager
-def cluster_executor(address: str) -> Iterator[Executor]:
-    """The workers of a dask.distributed scheduler. Start them in the checkout, with OMP_NUM_THREADS=1.
-
-    Raises:
-        InputError: if dask.distributed is not installed or the scheduler does not answer.
-    """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError("--scheduler: needs dask; install it with: python -m pip install distributed") from None
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"--scheduler: {address!r} does not answer ({text}); give tcp://HOST:PORT") from None
-    with client:
-        yield client.get_executor(pure=False)

@@ -44,7 +44,7 @@ TRANSFORMERS = {
 OPTIONAL = {
     "simulations.summaries": {"PIL"},  # of pillow, which matplotlib needs too
     "vcposim.pages.parts": {"vl_convert"},  # of vl-convert-python; without it a page has no figures to explore
-    "simulations.runner": {"distributed"},
+    "vcposim.comparison.workers": {"distributed"},
     "vcposim.replay.containers": {"torch"},
     "vcposim.replay.metrics": {"tensorboard"},
     **TRANSFORMERS,

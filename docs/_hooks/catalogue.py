@@ -17,6 +17,7 @@ from vcposim.catalogue import papers as index
 from vcposim.catalogue.references import SOURCES, short
 from vcposim.commands.catalogue import as_json, name_of
 from vcposim.commands.figures import LEAST
+from vcposim.comparison import leaderboard
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD
 from vcposim.testing.report_card import beside_the_catalogue
@@ -320,7 +321,7 @@ def papers() -> str:
         "Every source of a formula, read at the source before it was written down (`vcposim.catalogue.references`); "
         "BibTeX of an estimator: `vcposim cite NAME`; this page in a terminal: `vcposim cite --index`.\n",
     ]
-    known = {paper.key: paper for paper in index.papers()}
+    known, measured = {paper.key: paper for paper in index.papers()}, leaderboard.found()
     for key, one in sorted(SOURCES.items(), key=lambda item: (-item[1].year, item[1].title)):
         where = address(one.id)
         authors = ", ".join(" ".join(reversed(a.split(", "))) if ", " in a else a.strip("{}") for a in one.authors[:6])
@@ -334,8 +335,8 @@ def papers() -> str:
             out.append(f"Estimators: {', '.join(f'{{ref}}`{n} <entry-{n}>`' for n in paper.entries)}.\n")
         if paper.rules:
             out.append(f"Step rules: {', '.join(code(n) for n in paper.rules)}.\n")
-        if paper.found:
-            out += ["Found:\n", *(f"- {plain(said)}" for said in paper.found), ""]
+        if said := [*paper.found, *measured.get(key, ())]:
+            out += ["Found:\n", *(f"- {plain(one)}" for one in said), ""]
         if lines := index.switched(paper):
             out += ["Switch on:\n", *(f"- {line}" for line in lines), ""]
     for title, rows in (

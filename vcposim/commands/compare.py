@@ -52,6 +52,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--size", default="quick", choices=SIZES, help="how much is measured (default quick; full settles)")
     p.add_argument("--out", metavar="DIR", help=f"where records and results go (default {OUT}-SIZE)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core); the result is the same")
+    says = "use the workers of a dask.distributed scheduler instead, started in this folder"
+    p.add_argument("--scheduler", metavar="ADDRESS", help=says)
     p.add_argument("--shard", metavar="I/N", help="compute the I-th of N parts of the work alone (I from 1)")
     p.add_argument("--alone", action="store_true", help="compare those named with each other and the group mean only")
     p.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
@@ -76,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vcposim.comparison import leaderboard
     from vcposim.comparison.design import REFERENCE, size_named
     from vcposim.comparison.run import Folder, sweep
-    from vcposim.comparison.workers import local_executor
+    from vcposim.comparison.workers import cluster_executor, local_executor
 
     size = size_named(arguments.size)
     named = tuple(dict.fromkeys(arguments.estimators or CATALOGUE))
@@ -89,7 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     folder.start()
     try:
         with _progress() as progress:
-            owed = sweep(folder, partial(local_executor, workers), shard=shard, progress=progress)
+            pool = partial(local_executor, workers)
+            if arguments.scheduler:
+                pool = partial(cluster_executor, arguments.scheduler)
+            owed = sweep(folder, pool, shard=shard, progress=progress)
     except KeyboardInterrupt:
         done = len(folder.units) - len(folder.missing())
         sys.stderr.write(

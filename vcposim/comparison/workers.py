@@ -1,4 +1,7 @@
-"""Work that survives: files that appear whole or not at all, and pools of processes that end with their parent."""
+"""Work that survives: files that appear whole or not at all, and pools of processes that end with their parent.
+
+Another machine's workers come through `concurrent.futures.Executor` too (`cluster_executor`).
+"""
 
 import contextlib
 import multiprocessing
@@ -8,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
+
+from vcposim.errors import InputError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -69,6 +74,25 @@ def local_executor(workers: int) -> Iterator[Executor]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def cluster_executor(address: str) -> Iterator[Executor]:
+    """The workers of a dask.distributed scheduler. Start them where this runs, with OMP_NUM_THREADS=1.
+
+    Raises `InputError` if dask.distributed is not installed or the scheduler does not answer.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError("--scheduler: needs dask; install it with: python -m pip install distributed") from None
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"--scheduler: {address!r} does not answer ({text}); give tcp://HOST:PORT") from None
+    with client:
+        yield client.get_executor(pure=False)
 
 
 def _start_worker() -> None:

@@ -135,6 +135,7 @@ def test_what_cannot_be_measured_says_why(whole: Folder) -> None:
     ("arguments", "says"),
     [
         (["vcpo", "--shard", "5/4"], "--shard: '5/4' is no part of the work"),
+        (["vcpo", "--alone", "--scheduler", "nowhere"], "--scheduler: "),
         (["vcpo", "--workers", "0"], "--workers: 0 is less than 1"),
         (["vcpoo"], "did you mean 'vcpo'"),
         (["nowhere.py:mine"], "there is no file nowhere.py"),
