@@ -747,6 +747,9 @@ def test_samples_removed_by_the_trainer_sessions_and_epochs_are_used_and_said(tm
             lists = {"log_prob": r.learner[part], "behavior_log_prob": r.sampler[part]}
             parts.append({**row, **lists, "session_id": f"s{i}"})
     assert_near(read_dump(write(tmp_path, parts)).log_ratio, expected_log_ratio(b))
+    prompts = read_dump(write(tmp_path, [{**row, "session_id": row["group"]} for row in rows(b)]))
+    assert_near(prompts.log_ratio, expected_log_ratio(b))
+    assert any("it may name the prompt" in note for note in prompts.notes)
     epochs = read_dump(
         write(tmp_path, [{**row, "group": row["group"] % 2, "epoch": row["group"] // 2} for row in rows(b)])
     )
