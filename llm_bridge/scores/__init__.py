@@ -34,15 +34,20 @@ rows of other ranks' trajectories arrive, nobody knows whose, and the tape refus
 What cannot be known from shapes is the owner of a row. The tape takes row i for trajectory i, and therefore
 compares its first pass over a model, and then every hundredth, with plain autograd (`check`).
 
+In the order in which a reader meets them:
+
     layout       which rows of an activation belong to which trajectory (padded, packed)
     norms        the squares: instantiated in cache, by Gram matrices, or sketched; embeddings; tied heads
     calibration  which of these is fastest for a shape on this device: measured
-    routes       from coefficients to the gradient: general (deferred) or affine in one unknown (two running sums)
+    routes       from coefficients to the gradient: none, a second backward, general (deferred), affine (two sums)
     layers       the nodes that see output gradients: the forward stays the model's own, bit for bit
     inner        a loop over trajectories through one module alone
     plan         which of these fits a module, found by running its code
+    score_pass   one backward: from what layers report to squares, parameter by parameter
     check        one trajectory, and the gradient along one direction, against plain autograd
-    tape         `ScoreTape`, which ties them together; `tape_for` chooses one for a trainer
+    shards       FSDP2: whole parameters and their shards, checks that all ranks make together
+    refusals     what is refused before anything is computed
+    tape         `ScoreTape`, which ties them together and chooses the route; `tape_for` chooses one for a trainer
     loop         the slow twin, a backward per trajectory
     approximate  proxies for the norm, and how wrong they are
 """

@@ -6,20 +6,27 @@ any node of the tape, is run once more on one trajectory alone (`alone`): what i
 tape must have said. Where a row alone gives something else than among the others (dropout, experts with a capacity),
 one ordinary backward of that trajectory through the taped graph knows at least nothing of rows. The gradient of all
 trajectories is compared along a random direction, so that nothing of its size is kept twice.
+
+Under FSDP2 all ranks compare in the same pass and stop together; the gradient is that of all of them, put together and
+looked at a parameter at a time. There the taped graph answers for the model, which a rank cannot run alone.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, is_opaque, rehearsal
+from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, is_opaque, rehearsal, untraced
 from llm_bridge.scores.layers import Recorder
+from llm_bridge.scores.loop import Objective, weighted_gradient_loop
 from llm_bridge.scores.norms import square_sum
+from llm_bridge.scores.shards import Shards, summed, together, whole
 from vcposim.errors import InputError
 
 EVERY = 100
@@ -32,6 +39,8 @@ _ALIKE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.01, torch.b
 """how near one row alone comes to the row among others, if it is the same; dropout is farther"""
 _FLOOR, _COLUMNS = 1e-3, 8
 _WHY = "its rows are not trajectories one by one (permuted, sorted, time first, or mixed)"
+_BENT = "or its backward is not linear (a hook that clips), so that scores do not add up: take such hooks off"
+_PASSES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -153,26 +162,149 @@ def check_norms(
         )
 
 
+class Verifier:
+    """Which passes over a model are compared, and how the model was called in them."""
+
+    def __init__(self, tape: Recorder, model: nn.Module, verify: str, seed: int, shards: Shards) -> None:
+        self.tape, self.model, self.verify, self.seed, self.shards = tape, model, verify, seed, shards
+        self.calls: list[Call] = []
+
+    @property
+    def number(self) -> int:
+        """Of the pass under way, from 1."""
+        return _PASSES.setdefault(self.model, 0) + 1
+
+    @property
+    def due(self) -> bool:
+        """Whether the pass under way is one to be compared."""
+        return self.verify == "always" or (self.verify == "first" and (self.number - 1) % EVERY == 0)
+
+    def coarsest(self, log_prob: Tensor) -> torch.dtype:
+        """The type with the largest steps among those that a gradient of this pass can have come in."""
+        cast = {call.cast["dtype"] for call in self.calls if call.cast["enabled"]}
+        kinds = {log_prob.dtype, *cast, *(p.dtype for p in self.model.parameters() if p.requires_grad)}
+        return max(kinds, key=lambda kind: torch.finfo(kind).eps)
+
+    def passed(self) -> None:
+        """Count a pass; one whose comparison failed does not count."""
+        if self.verify != "never":
+            _PASSES[self.model] = self.number
+        self.calls = []
+
+
+class Verification:
+    """What plain autograd says in one pass: of one trajectory before the tape's backward, of the gradient after it.
+
+    named: the parameters whose norms are taken, as layers see them. groups: those over which ranks stop together.
+    """
+
+    def __init__(
+        self,
+        watch: Verifier,
+        named: Sequence[tuple[str, nn.Parameter]],
+        of: Objective,
+        groups: Sequence[Any],
+        reentrant: bool,
+    ) -> None:
+        self.watch, self.named, self.of, self.groups, self.reentrant = watch, named, of, groups, reentrant
+        self.seed, self.advise, self.device = watch.seed + watch.number, watch.tape.advice, of.log_prob.device
+        self.total = of.trajectories()
+        self._plain: tuple[int, list[float]] | None = None
+        self._part: Mapping[nn.Parameter, Tensor] = {}
+        self._dtype = torch.float64
+
+    def ask(self, scale: float) -> None:
+        """What plain autograd says of a random trajectory; `scale`: what to multiply by inside, against underflow.
+
+        By the model alone if that can tell, else through the taped graph.
+        """
+        total = self.total
+        i = int(torch.randint(len(total), (), generator=torch.Generator().manual_seed(self.seed)))
+        params, calls, found = [p for _, p in self.named], self.watch.calls, None
+        if len(calls) == 1 and not self.reentrant and not self.groups:  # or ranks might not do the same
+            found = alone(self.watch.tape, self.watch.model, calls[0], total, i, scale, params)
+        if found is None:
+            one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)
+            with untraced(self.watch.model, self.device), torch.autocast(self.device.type, enabled=False):
+                found = ordinary(total, one, params, self.reentrant)
+        self._plain = i, [square / scale**2 for square in squares(found)]
+
+    def norms(self, part: Mapping[nn.Parameter, Tensor], dtype: torch.dtype) -> None:
+        """Raise InputError where a parameter's squares (n,) differ from what was said when asked.
+
+        dtype: the coarsest in which an output gradient came.
+        """
+        self._part, self._dtype = part, dtype
+        if self._plain is not None:
+            i, expected = self._plain
+            together(partial(check_norms, self.named, expected, part, i, dtype, self.advise), self.groups, self.device)
+
+    def around(self, finish: Callable[[Tensor], None], loop: bool) -> Callable[[Tensor], None]:
+        """`finish`, and after it a look at what it added to p.grad; `loop`: by a backward per trajectory."""
+        shards = self.watch.shards
+        held = [(name, p) for name, p in self.watch.model.named_parameters() if p.requires_grad]
+        seen = shards.seen(held)
+        held = [(name, shards.stored.get(p, p)) for name, p in seen]
+
+        def compared(coefficient: Tensor) -> None:
+            params = [p for _, p in seen]
+            cast = torch.autocast(self.device.type, enabled=False)
+            with untraced(self.watch.model, self.device), cast, torch.enable_grad():
+                grads: list[Tensor | None]
+                if loop:
+                    grads = [
+                        *weighted_gradient_loop(
+                            *self.of[:2],
+                            coefficient,
+                            params,
+                            token_weight=self.of.token_weight,
+                            segment=self.of.segment,
+                        )
+                    ]
+                else:
+                    grads = ordinary(self.total, -coefficient.to(self.total.dtype), params, self.reentrant)
+            projection = Projection(held, self.seed, (lambda name: _BENT) if loop else self.advise)
+            finish(coefficient)
+            c = coefficient.abs()
+            none = torch.zeros_like(c)
+            every = sum(self._part.values(), start=none)  # a loop does not tell parameters apart
+            size = [(every if loop else self._part.get(p, none)).sqrt() for p in params]
+            rounding = torch.tensor([float((c * s.to(c)).sum()) for s in size])
+            if shards.stored:
+                grads = [
+                    summed(torch.zeros_like(p) if g is None else g, shards.groups())
+                    for p, g in zip(params, grads, strict=True)
+                ]
+                rounding = summed(rounding.to(self.device), shards.groups())
+            together(partial(projection.compare, grads, rounding.tolist(), self._dtype), self.groups, self.device)
+            self.watch.passed()
+
+        return compared
+
+
 class Projection:
     """<p.grad, r> of every parameter for one random r of low rank, before and after a tape adds to it."""
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], seed: int, advise: Callable[[str], str]) -> None:
         self.named, self.seed, self.advise = named, seed, advise
-        self.before = self._of([p.grad for _, p in named])
+        self.before = self._of(p.grad for _, p in named)
 
-    def _of(self, grads: Sequence[Tensor | None]) -> list[float]:
-        return [0.0 if g is None else _along(g, self.seed + k) for k, g in enumerate(grads)]
+    def _of(self, grads: Iterable[Tensor | None]) -> list[float]:
+        each = map(whole, grads)
+        return [0.0 if g is None else _along(g, self.seed + k) for k, g in enumerate(each)]
 
-    def compare(self, expected: Sequence[Tensor | None], summands: Mapping[nn.Parameter, float], dtype: Any) -> None:
+    def compare(self, expected: Sequence[Tensor | None], summands: Sequence[float], dtype: torch.dtype) -> None:
         """Raise InputError if what was added differs from `expected` along r.
 
         summands: sum_i |c_i| ||s_i|| of each parameter. Where trajectories cancel, rounding is of this size, and not
         of the gradient's.
         """
-        after, right, size = self._of([p.grad for _, p in self.named]), self._of(expected), squares(expected)
-        whole, eps = sum(size) ** 0.5, torch.finfo(dtype).eps
-        for (name, p), a, start, b, square in zip(self.named, after, self.before, right, size, strict=True):
-            scale = GRADIENT[dtype] * (square**0.5 + _FLOOR * whole) + eps * (abs(start) + 8 * summands.get(p, 0.0))
+        after, right, size = self._of(p.grad for _, p in self.named), self._of(expected), squares(expected)
+        every, eps = sum(size) ** 0.5, torch.finfo(dtype).eps
+        for (name, _), a, start, b, square, summed_up in zip(
+            self.named, after, self.before, right, size, summands, strict=True
+        ):
+            scale = GRADIENT[dtype] * (square**0.5 + _FLOOR * every) + eps * (abs(start) + 8 * summed_up)
             overflown = b - b != 0.0  # a gradient that a GradScaler will find and skip
             if not overflown and not abs(a - start - b) <= scale + 1e-300:
                 raise InputError(

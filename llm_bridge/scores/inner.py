@@ -49,19 +49,22 @@ def rehearsal(tape: Recorder, module: nn.Module, device: torch.device | None) ->
 
 @contextmanager
 def untraced(module: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """Leave a module's attributes and buffers, and the random stream, as they are."""
-    parts = [(part, dict(part.__dict__), dict(part._buffers)) for part in module.modules()]
+    """Leave a module's attributes, the lists and dicts among them, its buffers and the random stream as they are."""
+    kinds = (dict, list, set)
+    holders = [x for part in module.modules() for x in (*part.__dict__.values(), part.__dict__) if isinstance(x, kinds)]
+    found = [x.copy() for x in holders]
     kept = [(b, b._version, b.clone()) for b in module.buffers()]
     devices = [device] if device is not None and device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        for part, attributes, buffers in parts:
-            part.__dict__.clear()
-            part.__dict__.update(attributes)
-            part._buffers.clear()
-            part._buffers.update(buffers)
+        for holder, old in zip(holders, found, strict=True):
+            if isinstance(holder, list):
+                holder[:] = old
+            else:
+                holder.clear()
+                holder.update(old)
         with torch.no_grad():
             for b, version, value in kept:
                 if b._version != version:

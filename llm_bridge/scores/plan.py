@@ -6,7 +6,7 @@ and may the rest be spread over positions, as if each had its own copy, so that 
 and no gradient leaves its row? What is left is looped over (`inner`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.inner import cloned, differentiable, first_tensor, leaf_parameters, local, rehearsal
+from llm_bridge.scores.inner import Whole, cloned, differentiable, first_tensor, leaf_parameters, local, rehearsal
 from llm_bridge.scores.layers import (
     ADDS,
     SAME,
@@ -37,6 +37,45 @@ from llm_bridge.scores.layers import (
     scaled,
 )
 from vcposim.errors import InputError
+
+
+def twins_of(
+    model: nn.Module, tape: Recorder, whole: Set[str], subset: Set[nn.Parameter] | None
+) -> list[tuple[nn.Module, Twin]]:
+    """The replacements to make; `whole`: classes of modules to loop over, parts and all.
+
+    Raises InputError where one cannot be, and unknown modules are errors.
+    """
+    twins: dict[str, tuple[nn.Module, Twin]] = {}
+    modules = dict(model.named_modules())
+    absent = whole - {type(module).__name__ for module in modules.values()}
+    if absent:
+        raise InputError(f"loop: no module of class {sorted(absent)[0]!r} in the model; give names of its classes")
+    for name, module in modules.items():
+        given = getattr(module, "parametrizations", None)
+        made = isinstance(given, nn.Module) and any(p.requires_grad for p in given.parameters())
+        if type(module).__name__ in whole or (made and tape.unknown == "loop"):
+            twins[name] = (module, Whole(module, name, tape))
+            continue
+        if not any(p is not None and p.requires_grad for p in module._parameters.values()):
+            continue
+        fit = twin_of(module, name, tape)
+        own = fit.own().values()
+        if not own or (subset is not None and subset.isdisjoint(own)):
+            continue
+        twin = None
+        while type(module).forward is nn.Module.forward and name:  # a list or dict of parameters: its owner's
+            name = name.rpartition(".")[0]
+            module = modules[name]
+            twin = Whole(module, name, tape)
+        if twin is not None and tape.unknown == "error":
+            raise InputError(
+                f"ScoreTape: no exact norm for the parameters of {name or 'the model itself'} "
+                f"({type(module).__name__}); freeze them, or use unknown='loop'"
+            )
+        if name not in twins or twin is not None:
+            twins[name] = (module, twin or fit)
+    return list(twins.values())
 
 
 def twin_of(module: Any, name: str, tape: Recorder) -> Twin:

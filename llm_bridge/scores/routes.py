@@ -51,7 +51,7 @@ def add_grad(param: nn.Parameter, grad: Tensor) -> None:
 
 
 class Route:
-    """Keeps what the gradient needs; this base keeps nothing of matrices (norms only)."""
+    """Keeps what the gradient needs; this base keeps nothing."""
 
     sinks: float = 0.0
     """how many sums a trajectory's block enters on average; 0: norms only"""
@@ -62,15 +62,21 @@ class Route:
     scale: float = 1.0
     """what it is multiplied by besides, against underflow"""
 
-    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
-        self.layout, self._stored = layout, stored or {}
-        self._vector: list[tuple[nn.Parameter, Tensor]] = []
-        self._embedding: list[tuple[nn.Parameter, Tensor, Tensor]] = []
-        self._local: list[tuple[Sequence[nn.Parameter], Callable[[Tensor], list[Tensor | None]]]] = []
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
 
-    def give(self, param: nn.Parameter, grad: Tensor) -> None:
-        """Add to the gradient of the parameter that the optimizer holds: a shard, where `param` was gathered."""
-        add_grad(self._stored.get(param, param), grad)
+    def weighed(self, tokens: Tensor) -> Tensor:
+        """The objective (row, time) whose backward is run, of weighted log-probabilities."""
+        tokens = tokens * self.scale
+        if self.fold is None:
+            return tokens
+        fold = self.fold.to(tokens.device, tokens.dtype)
+        return tokens * self.layout.per_row(fold, tokens.numel()).view_as(tokens)
+
+    def unweighed(self, squares: Tensor) -> Tensor:
+        """Squares (n,) as they are without those factors."""
+        squares = squares / self.scale**2
+        return squares if self.fold is None else squares / self.fold.to(squares.device).square().to(squares.dtype)
 
     def sink(self, param: nn.Parameter) -> Sink | None:
         """Sums to add instantiated blocks of this weight to, if the route has any."""
@@ -84,14 +90,61 @@ class Route:
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
         """Keep the per-trajectory gradients (n, d) of a bias or scale."""
-        self._vector.append((param, grad))
 
     def embedding(self, param: nn.Parameter, token: Tensor, grad: Tensor) -> None:
         """Keep the output gradients (N, d) of the embedding of `token` (N,)."""
-        self._embedding.append((param, token, grad))
 
     def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
         """Keep the graph of a module that was looped over: `weighted`(c) is sum_i c_i (its gradients of i)."""
+
+    def finish(self, coefficient: Tensor) -> None:
+        """Add -sum_i c_i (gradient of trajectory i) to p.grad."""
+        raise NotImplementedError
+
+
+class NormsOnly(Route):
+    """No gradient is to follow."""
+
+
+class Again(Route):
+    """Any coefficients by a second backward through the graph, which must have been retained.
+
+    each: log pi of trajectories (n,) or of tokens (row, time), whichever the coefficients will be of.
+    """
+
+    def __init__(self, layout: Layout, each: Tensor, params: Sequence[nn.Parameter] | None) -> None:
+        super().__init__(layout)
+        self._each, self._params = each, params
+
+    def finish(self, coefficient: Tensor) -> None:
+        """Runs that backward; `params` None means every leaf of the graph."""
+        torch.autograd.backward(self._each, -coefficient.to(self._each.dtype), inputs=self._params)
+
+
+class Kept(Route):
+    """Keeps of vectors (biases, norm scales), embeddings and looped modules what they are, for any coefficients."""
+
+    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+        super().__init__(layout)
+        self._stored = stored or {}
+        self._vector: list[tuple[nn.Parameter, Tensor]] = []
+        self._embedding: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._local: list[tuple[Sequence[nn.Parameter], Callable[[Tensor], list[Tensor | None]]]] = []
+
+    def give(self, param: nn.Parameter, grad: Tensor) -> None:
+        """Add to the gradient of the parameter that the optimizer holds: a shard, where `param` was gathered."""
+        add_grad(self._stored.get(param, param), grad)
+
+    def vector(self, param: nn.Parameter, grad: Tensor) -> None:
+        """Keeps it."""
+        self._vector.append((param, grad))
+
+    def embedding(self, param: nn.Parameter, token: Tensor, grad: Tensor) -> None:
+        """Keeps it."""
+        self._embedding.append((param, token, grad))
+
+    def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
+        """Keeps it."""
         self._local.append((params, weighted))
 
     def finish(self, coefficient: Tensor) -> None:
@@ -115,7 +168,7 @@ class Route:
         self._vector, self._embedding = [], []
 
 
-class General(Route):
+class General(Kept):
     """Any coefficients: operands of every matrix are kept until the coefficients are known."""
 
     def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
@@ -199,7 +252,7 @@ class Line:
         return [1.0 - s, s]
 
 
-class Affine(Route):
+class Affine(Kept):
     """Coefficients on a known line: blocks are added to the line's sums at once, and nothing else is kept."""
 
     def __init__(self, layout: Layout, line: Line, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:

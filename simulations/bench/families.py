@@ -206,7 +206,10 @@ def log_probs(model: nn.Module, token: Tensor, **how: Any) -> Tensor:
 
 
 def judge(model: nn.Module, loop: Sequence[str] = (), **how: Any) -> dict[str, Any]:
-    """Errors of norms and gradient over both routes, whether the forward is the same, and what was looped over."""
+    """Errors of norms and gradient over both routes, whether the forward is the same, and what was looped over.
+
+    Raises `ValueError` for log-probabilities that are not finite.
+    """
     token = tokens()
     mask = (torch.arange(STEPS) >= 2).float().expand(ROWS, STEPS)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -353,11 +356,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
     refused = [row["family"] for row in rows if "refused" in row]
     wrong = [row["family"] for row in rows if "norms" in row and not right(row)]
     other = [row["family"] for row in rows if "stopped" in row]
+    kept = [row["cached"] for row in rows if "cached" in row]
     parts = [
         f"- exact in one pass, no loop ({len(plain)}): {', '.join(plain)}",
         f"- exact, a loop through the modules without a rule, with their share of the parameters at these sizes "
         f"({len(looped)}): {', '.join(looped)}",
         f"- refused by name ({len(refused)}): {', '.join(refused)}",
+        f"- with `use_cache=True` in the call: exact {kept.count('exact')}, refused {kept.count('refused')}, wrong "
+        f"{kept.count('WRONG')}; {kept.count('none')} plain models cannot be trained so",
         f"- wrong ({len(wrong)}){': ' if wrong else ''}{', '.join(wrong)}",
         f"- not built or not run tiny, so not known ({len(other)}): {', '.join(other)}",
     ]

@@ -5,7 +5,9 @@ then rows), of its bias, and of four experts; embedding, router, norm and head a
 """
 
 import sys
+from functools import partialmethod
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llm_bridge import ScoreTape
+from llm_bridge.scores.score_pass import ScorePass
 from vcposim.errors import InputError
 
 VOCABULARY, D, INNER, EXPERTS, N, T = 7, 4, 6, 4, 4, 5
@@ -111,6 +114,19 @@ def ddp_inside_out(rank: int) -> str:
     return "no error"
 
 
+def wrong_on_one(rank: int, ranks: int) -> str:
+    """What a rank says when rank 1 takes a bias's gradient for larger than it is."""
+    real = ScorePass.vector
+    wrong = partialmethod(lambda self, name, p, grad: real(self, name, p, 1.01 * grad))
+    model = Net(rank, ranks).double()
+    try:
+        with mock.patch.object(ScorePass, "vector", wrong if rank else real):
+            update(model, split=model.split())
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -122,6 +138,7 @@ def main() -> None:
     }.items():
         model = Net(rank, ranks).double()
         seen[name] = update(model, split=model.split(), **options)
+    seen["wrong"] = wrong_on_one(rank, ranks)
     seen["forgotten"] = update(Net(rank, ranks).double())
     torch.save(seen, f"{sys.argv[1]}.{rank}")
     dist.destroy_process_group()

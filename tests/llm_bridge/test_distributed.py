@@ -20,7 +20,7 @@ from llm_bridge.distributed import gather_batch, nothing_like, split_group_coeff
 from llm_bridge.groups import Groups  # noqa: E402
 from llm_bridge.loss import mean_coefficient  # noqa: E402
 from llm_bridge.moments import LOG_A, group_sums, part_sums, split_coefficient, split_measure  # noqa: E402
-from tests.kit.statistical import SUMMED, assert_near, near  # noqa: E402
+from tests.kit.statistical import SINGLE, SUMMED, assert_near, near  # noqa: E402
 from tests.llm_bridge import two_ranks  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms, sample_measure  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
@@ -127,6 +127,17 @@ def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) 
         assert "only fully_shard on the whole model" in rank["sharded in part"]["error"]
         assert "own.weight is split by (Shard(dim=0),) over ranks; only fully" in rank["tensor parallel"]["error"]
         assert "other.weight: used outside its module's forward" in rank["borrowed weight"]["error"]
+
+
+@pytest.mark.parametrize("key", ["checked", "checked, affine"])
+def test_shards_are_compared_and_all_ranks_stop(ranks: list[dict[str, Any]], key: str) -> None:
+    """Wrong on one rank: norms are known there, so the other hears of it; the gradient is everybody's."""
+    first, second = (rank[key] for rank in ranks)
+    assert "another rank found scores that differ from autograd's" in first["norms"]
+    assert "squared score norm of trajectory" in second["norms"]
+    for seen in (first, second):
+        assert "its gradient along a random direction" in seen["gradient"]
+        assert "take no step" in seen["gradient"]
 
 
 # --- sums of groups, without any process ------------------------------------------------------------------------------
@@ -265,7 +276,7 @@ def test_leave_one_out_keeps_its_digits_beside_a_dominating_sample() -> None:
     total = group_sums(reward, log_a, group, 1)
     own = torch.exp(log_a - total.log_scale)
     by_subtraction = (total.weighted_reward - own * reward) / (total.weight - own)
-    assert not abs(float(by_subtraction[1] / expected) - 1) < 1e-3  # NaN is wrong too
+    assert float(by_subtraction[1]) != near(float(expected), allow=SINGLE)  # NaN is wrong too
 
 
 def test_others_without_weight_leave_their_plain_mean_and_absent_rows_none() -> None:

@@ -587,9 +587,9 @@ def _clipped(s: Any, x: Tensor) -> Tensor:
 
 def test_a_backward_that_is_not_linear_is_refused() -> None:
     """No per-trajectory gradients add up to its gradient, so no method has an answer."""
-    for unknown in ("error", "loop"):
+    for options in ({}, {"unknown": "loop"}, {"method": "loop"}):
         with pytest.raises(InputError, match=r"by autograd"):
-            taped(*given(_with(_clipped, a=_lin), SQUARE), False, unknown=unknown)
+            taped(*given(_with(_clipped, a=_lin), SQUARE), False, **options)
 
 
 ONE_THEN_MANY = ["W + 1 in a product", "mean of a scale", "clamped scale", "scale turned round", "conv", "LoRA merged"]

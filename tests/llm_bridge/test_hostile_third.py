@@ -210,3 +210,48 @@ def test_what_a_model_gives_besides_is_no_alarm(use: list[str]) -> None:
         tape.backward(c)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
     assert not same((again, norm, grads, []), twin)
+
+
+def test_norms_and_gradient_may_be_asked_for_without_gradients() -> None:
+    model, token, mask, c = given(_lin, SQUARE)
+    twin = truth(*given(_lin, SQUARE))
+    with ScoreTape(model, verify="always") as tape:
+        out = model(token)
+        with torch.no_grad():
+            norm = tape.score_sq_norms(out, mask)
+            tape.backward(c)
+        again = model(token)
+        with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+            tape.score_sq_norms(again, mask)
+    assert not same((out, norm, [p.grad for p in model.parameters()], []), twin)
+
+
+def test_a_hook_put_on_after_the_tape_was_opened_is_refused() -> None:
+    model, token, mask, _ = given(_lin, SQUARE)
+    with ScoreTape(model) as tape:
+        out = model(token)
+        model.head.weight.register_hook(lambda g: 0 * g)
+        with pytest.raises(InputError, match=r"head\.weight has a gradient hook"):
+            tape.score_sq_norms(out, mask)
+
+
+class Counting(nn.Module):
+    """Keeps its own books in a list, a dict and a set, as mixtures of experts do for an auxiliary loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.scale = nn.Parameter(_p(D, D)), nn.Parameter(_p(D))
+        self.load: list[int] = []
+        self.calls, self.rows = {"n": 0}, set[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.load.append(len(x))
+        self.calls["n"] += 1
+        self.rows.add(len(x))
+        return torch.einsum("ntd,df->ntf", x, self.mix) * self.scale
+
+
+def test_books_that_a_module_keeps_are_a_plain_calls() -> None:
+    model, *rest = given(Counting, SQUARE)
+    taped(model, *rest, False, unknown="loop", verify="always")
+    assert (model.body.load, model.body.calls, model.body.rows) == ([4], {"n": 1}, {4})

@@ -30,10 +30,11 @@ from llm_bridge.scores import (
     last_block,
     layout,
     logit_sq_norms,
+    loop,
     norm_error,
     routes,
+    score_pass,
     score_sq_norms_loop,
-    tape,
     trajectory_sums,
     weighted_gradient_loop,
 )
@@ -111,7 +112,7 @@ def compare(
         ours = tape_.score_sq_norms(log_prob, batch.mask, affine=(u, v) if affine else None, **extra)
         assert all(p.grad is None for p in params), "norms must not touch p.grad"
         tape_.backward(c)
-    assert float(((ours - norm).abs() / norm).max()) <= tolerance
+    assert_near(ours, norm, allow=tolerance, scale=0)
     assert relative([torch.zeros_like(p) if p.grad is None else p.grad for p in params], gradient) <= tolerance
     assert float(norm.max() / norm.min()) > 1.5, "trajectories too alike to tell a wrong norm"
 
@@ -165,7 +166,7 @@ def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
 @pytest.mark.parametrize("how", [WHOLE, RUNS], ids=["whole", "runs"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_sums_in_one_product_or_by_runs(batch: str, how: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tape, "fastest", lambda *_: ("gram", how))
+    monkeypatch.setattr(score_pass, "fastest", lambda *_: ("gram", how))
     model, given = tiny_model("qwen2", tied=True), BATCHES[batch]()
     compare(model, given, affine=True)
     monkeypatch.setattr(routes, "_folded", lambda basis: (torch.ones(basis.shape[1]).double(), basis))
@@ -308,7 +309,7 @@ def test_packed_equals_padded() -> None:
     twin = score_sq_norms_loop(token_log_prob(model, padded), padded.mask, model.parameters())
     with ScoreTape(model) as tape_:
         ours = tape_.score_sq_norms(token_log_prob(model, packed), packed.mask, segment=packed.segment, keep=False)
-    assert float(((ours - twin) / twin).abs().max()) < RELATIVE
+    assert_near(ours, twin, allow=RELATIVE, scale=0)
 
 
 # --- lower precision --------------------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ def test_squares_accumulate_in_float32() -> None:
 # --- it can fail ------------------------------------------------------------------------------------------------------
 
 
-def _forget_bias(self: tape.ScorePass, name: str, param: nn.Parameter, grad: Tensor) -> None:
+def _forget_bias(self: score_pass.ScorePass, name: str, param: nn.Parameter, grad: Tensor) -> None:
     if not name.endswith("proj"):
         _VECTOR(self, name, param, grad)
 
@@ -355,32 +356,32 @@ def _without_first(keep: Tensor | None) -> Tensor | None:
     return None if keep is None else keep[1:]
 
 
-_VECTOR = tape.ScorePass.vector
+_VECTOR = score_pass.ScorePass.vector
 _WRONG: dict[str, tuple[object, str, object]] = {
-    "tied cross term dropped": (tape, "tied_cross_term", lambda at, h, grad: grad[0].new_zeros(len(grad))),
-    "tied cross term once": (tape, "tied_cross_term", lambda *a, f=tape.tied_cross_term: f(*a) / 2),
-    "mask forgotten": (tape, "weighted", lambda log_prob, mask, weight: log_prob),
-    "token weight forgotten": (tape, "weighted", lambda lp, m, w, f=tape.weighted: f(lp, m, None)),
-    "bias forgotten": (tape.ScorePass, "vector", _forget_bias),
+    "tied cross term dropped": (score_pass, "tied_cross_term", lambda at, h, grad: grad[0].new_zeros(len(grad))),
+    "tied cross term once": (score_pass, "tied_cross_term", lambda *a, f=score_pass.tied_cross_term: f(*a) / 2),
+    "mask forgotten": (loop.Objective, "tokens", lambda of: of.log_prob),
+    "token weight forgotten": (loop.Objective, "tokens", lambda of: loop.weighted(of.log_prob, of.mask, None)),
+    "bias forgotten": (score_pass.ScorePass, "vector", _forget_bias),
     "wrong sign, general": (routes.General, "finish", lambda s, c, f=routes.General.finish: f(s, -c)),
     "wrong sign, affine": (routes.Line, "share", lambda s, a, f=routes.Line.share: f(s, -a)),
     "anchors swapped": (routes.Line, "share", lambda s, a, f=routes.Line.share: f(s, a)[::-1]),
     "fold forgotten": (routes, "_folded", lambda basis, f=routes._folded: (2 * f(basis)[0], f(basis)[1])),
     "a row that matters left out": (layout, "live_rows", lambda grad, f=layout.live_rows: _without_first(f(grad))),
     "embedding rows not merged": (
-        tape,
+        score_pass,
         "embedding_sq_norms",
         lambda token, grad, layout, v: layout.per_trajectory(grad.square()).sum(1),
     ),
     "padding index forgotten": (
-        tape.ScorePass,
+        score_pass.ScorePass,
         "embedding",
-        lambda s, name, w, token, grad, pad, f=tape.ScorePass.embedding: f(s, name, w, token, grad, None),
+        lambda s, name, w, token, grad, pad, f=score_pass.ScorePass.embedding: f(s, name, w, token, grad, None),
     ),
     "one vector's squares off by 1e-6": (
-        tape.ScorePass,
+        score_pass.ScorePass,
         "vector",
-        lambda s, name, p, g, f=tape.ScorePass.vector: f(s, name, p, g * (1 + 1e-6 * (name == "model.norm"))),
+        lambda s, name, p, g, f=score_pass.ScorePass.vector: f(s, name, p, g * (1 + 1e-6 * (name == "model.norm"))),
     ),
 }  # fmt: skip
 
@@ -773,7 +774,7 @@ def test_last_block_norms_and_full_gradient() -> None:
     with ScoreTape(model, parameters=block) as tape_:
         ours = _norms(tape_)
         tape_.backward(c)
-    assert float(((ours - norm) / norm).abs().max()) < RELATIVE
+    assert_near(ours, norm, allow=RELATIVE, scale=0)
     assert relative([p.grad for p in model.parameters()], twin) < RELATIVE
 
 

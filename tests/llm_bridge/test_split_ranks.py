@@ -57,6 +57,12 @@ def test_a_call_through_the_wrapper_is_refused(ranks: list[dict[str, Any]]) -> N
         assert "called through DistributedDataParallel" in seen["ddp"]
 
 
+@pytest.mark.slow
+def test_ranks_stop_together(ranks: list[dict[str, Any]]) -> None:
+    assert "another rank found scores" in ranks[0]["wrong"]
+    assert "squared score norm" in ranks[1]["wrong"]
+
+
 def test_split_without_ranks_is_refused() -> None:
     model = split_ranks.Net().double()
     with pytest.raises(InputError, match="split: no process group"):

@@ -10,7 +10,10 @@ on the whole batch and no distributed code at all.
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partialmethod
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -38,6 +41,8 @@ from llm_bridge import (
     trajectory_batch,
     world_size,
 )
+from llm_bridge.scores.routes import Kept
+from llm_bridge.scores.score_pass import ScorePass
 from vcposim.batch import Batch
 from vcposim.catalogue import entry
 from vcposim.errors import InputError
@@ -226,6 +231,20 @@ def borrowed(wrap: Callable[[nn.Module], nn.Module]) -> None:
         tape.score_sq_norms(log_prob, torch.ones(2, 5).double(), keep=False)
 
 
+def checked(rank: int, affine: bool, owner: Any, name: str, wrong: Callable[..., None]) -> str:
+    """What a rank says of a tape under FSDP2 if `wrong` takes the place of a method on rank 1 alone."""
+    with mock.patch.object(owner, name, partialmethod(wrong, getattr(owner, name))) if rank else nullcontext():
+        return refused(lambda: by_tape(SPLITS["torn"][rank], "vcpo", fsdp2, affine))
+
+
+def larger_norm(self: Any, real: Any, name: str, param: nn.Parameter, grad: Tensor) -> None:
+    real(self, name, param, 1.01 * grad)
+
+
+def larger_give(self: Any, real: Any, param: nn.Parameter, grad: Tensor) -> None:
+    real(self, param, 1.1 * grad)
+
+
 def split_over_tensors() -> None:
     """A model that tensor parallelism has split: each rank computes a part of every trajectory."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -276,6 +295,11 @@ def scenarios(rank: int) -> dict[str, dict[str, Any]]:
     out["sharded in part"] = {"error": refused(lambda: ScoreTape(nn.ModuleList([fsdp2()])).__enter__())}
     out["borrowed weight"] = {"error": refused(lambda: borrowed(fully_shard))}
     out["tensor parallel"] = {"error": refused(split_over_tensors)}
+    for affine in (False, True):
+        key = f"checked{', affine' * affine}"
+        norms = checked(rank, affine, ScorePass, "vector", larger_norm)
+        gradient = checked(rank, affine, Kept, "give", larger_give)
+        out[key] = {"norms": norms, "gradient": gradient}
     out["nan"] = nan_on_one_rank(rank)
     # one row of three tokens on rank 0, three rows of two on rank 1
     out["rows"] = {"rows": distributed.gathered_rows(torch.full((1 + 2 * rank, 3 - rank), rank + 1.0))}

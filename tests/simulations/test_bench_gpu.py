@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm_bridge.scores import tape
+from llm_bridge.scores import score_pass
 from simulations.bench import gpu, scores
 from simulations.bench.score_records import half_spread
 from tests.kit.statistical import near
@@ -131,7 +131,7 @@ def test_results_of_another_machine_or_code_are_not_mixed_in(
 
 def test_a_wrong_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     """The tied head's cross term left out, in the tape itself: exact norms are wrong, each gradient follows its own."""
-    monkeypatch.setattr(tape, "tied_cross_term", lambda at_token, hidden, grad: torch.zeros(len(grad)))
+    monkeypatch.setattr(score_pass, "tied_cross_term", lambda at_token, hidden, grad: torch.zeros(len(grad)))
     code, data = _run(tmp_path / "gpu.json")
     assert code == 1
     errors = _at(data, "right")["float32"]["errors"]
@@ -144,7 +144,7 @@ def test_a_wrong_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_judged_method_that_breaks_is_not_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tape, "tied_cross_term", None)
+    monkeypatch.setattr(score_pass, "tied_cross_term", None)
     code, data = _run(tmp_path / "gpu.json")
     errors = _at(data, "right")["bfloat16"]["errors"]
     assert code == 1

@@ -1,0 +1,119 @@
+"""What a tape refuses before it computes: models, parameters, arrays and graphs of which it would miss scores."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+from llm_bridge.scores.inner import cut_by, graph_nodes
+from llm_bridge.scores.layers import Twin
+from llm_bridge.scores.layout import WHOLE_LOOP
+from vcposim.errors import InputError
+
+
+def refuse_model(model: nn.Module, method: str, second_backward: bool) -> None:
+    """Raise InputError for wrapped models, parameters whose gradients no tape sees, and a tape that is open."""
+    for name, module in model.named_modules():
+        if isinstance(module.__dict__.get("forward"), Twin):
+            raise InputError("ScoreTape: another tape is open on this model; close it first")
+        if isinstance(module, (nn.parallel.DistributedDataParallel, FullyShardedDataParallel, nn.DataParallel)):
+            place = f"its part {name}" if name else "model"
+            raise InputError(
+                f"ScoreTape: {place} is wrapped in {type(module).__name__}, whose hooks would miss the gradient; "
+                "unwrap it (model.module) and call sum_gradients"
+            )
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a forward without backward leaves the root's parameters whole
+        _refuse_embedding(name, module, method)
+    for name, p in model.named_parameters():
+        if isinstance(p, DTensor):
+            _refuse_shard(name, p, model, second_backward)
+        if p.requires_grad and p.is_complex():
+            raise InputError(
+                f"ScoreTape: {name} is complex; hold its real and imaginary parts as one real parameter and "
+                "take torch.view_as_complex of it in the forward"
+            )
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Raise InputError for hooks on gradients of parameters."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
+            raise InputError(
+                f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
+                "p.grad after `backward` instead"
+            )
+
+
+def _refuse_embedding(name: str, module: nn.Module, method: str) -> None:
+    if not any(p.requires_grad for p in module.parameters(recurse=False)):
+        return
+    if getattr(module, "sparse", False) is True:
+        raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
+    if getattr(module, "scale_grad_by_freq", False) is True and method != "loop":
+        raise InputError(
+            f"ScoreTape: {name} divides gradients by counts over the batch, which no row knows; give "
+            f"scale_grad_by_freq=False, or {WHOLE_LOOP}"
+        )
+
+
+def _refuse_shard(name: str, p: DTensor, model: nn.Module, second_backward: bool) -> None:
+    if second_backward:
+        raise InputError(
+            f"ScoreTape: {name} is sharded; parameters=, unknown='loop' and method='loop' need a second "
+            "backward, which fully_shard would average over ranks; use neither"
+        )
+    if not isinstance(model, FSDPModule) or sum(not q.is_replicate() for q in p.placements) > 1:
+        raise InputError(
+            f"ScoreTape: {name} is split by {p.placements} over ranks; only fully_shard on the whole model, "
+            "which gathers parameters for each forward, can be taped"
+        )
+
+
+def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:
+    """Raise InputError where shapes disagree or log_prob has no graph."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("ScoreTape: torch.inference_mode() allows no backward; take norms outside it")
+    if log_prob.dim() != 2:
+        raise InputError(f"log_prob: shape {tuple(log_prob.shape)}; give (row, time)")
+    if not log_prob.requires_grad:
+        raise InputError("log_prob: carries no gradient; compute it inside the `with`, outside torch.no_grad()")
+    for name, array in (("mask", mask), ("token_weight", token_weight)):
+        if array is not None and array.shape != log_prob.shape:
+            raise InputError(f"{name}: shape {tuple(array.shape)} differs from log_prob's {tuple(log_prob.shape)}")
+
+
+def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise InputError for coefficients of another shape, or not finite."""
+    if tuple(coefficient.shape) != shape:
+        one = "token (the norms were taken with per_token)" if len(shape) == 2 else "trajectory"
+        remedy = "" if len(shape) == 2 else "; for one per token, take the norms with per_token=True"
+        raise InputError(f"coefficient: shape {tuple(coefficient.shape)}; give one per {one}, {shape}{remedy}")
+    bad = ~torch.isfinite(coefficient)
+    if bool(bad.any()):
+        at = bad.nonzero()[0].tolist()
+        token = f", token {at[1]}" if len(at) == 2 else ""
+        raise InputError(
+            f"coefficient: {float(coefficient[tuple(at)])} at trajectory {at[0]}{token}; skip this update or "
+            "repair its weights"
+        )
+
+
+def refuse_graph(log_prob: Tensor, advise: Callable[[str], str]) -> bool:
+    """Raise InputError for a compiled graph, or one that a loop has cut; whether reentrant checkpoints lie in it."""
+    nodes = graph_nodes([log_prob])
+    cut = next((name for node in nodes if (name := cut_by(node)) is not None), None)
+    if cut is not None:
+        raise InputError(
+            f"{cut}: looped over, and leaves something behind (a cache) on which log_prob hangs, whose gradient is "
+            f"lost; {advise(cut)}"
+        )
+    kinds = {node.name() for node in nodes}
+    if "CompiledFunctionBackward" in kinds:
+        raise InputError(
+            "log_prob: a compiled graph computed it, which hides its layers; run the forward inside the `with` and "
+            "compile nothing between model and log_prob"
+        )
+    return "CheckpointFunctionBackward" in kinds

@@ -1,0 +1,266 @@
+"""One backward under way: from what layers report to squared norms, parameter by parameter."""
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from llm_bridge.scores.calibration import Workspace, fastest, take
+from llm_bridge.scores.inner import Differs, Inner
+from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
+from llm_bridge.scores.norms import embedding_sq_norms, head_at_token, square_sum, sum_dtype, tied_cross_term
+from llm_bridge.scores.routes import Route
+from vcposim.errors import InputError
+
+_COUPLED: WeakSet[nn.Module] = WeakSet()
+"""looped modules whose gradients on one trajectory alone do not add up to those on all"""
+
+
+@dataclass
+class Uses:
+    """What one forward did with each parameter: kinds of use, tokens embedded."""
+
+    kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
+    token: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
+    def add(self, kind: str, param: nn.Parameter, token: Tensor | None) -> None:
+        """Count a use, and note the tokens it embeds, which a tied head needs early."""
+        self.kind.setdefault(param, []).append(kind)
+        if token is not None:
+            self.token[param] = token
+
+    def are(self, param: nn.Parameter) -> list[str]:
+        """Kinds of use, in alphabetical order."""
+        return sorted(self.kind.get(param, []))
+
+
+class ScorePass:
+    """One backward under way: takes each layer's operands, adds to the norms, and keeps what the route needs.
+
+    A parameter that is used several times in one forward has the sum of its uses as its gradient, and the norm of a
+    sum needs cross terms. An embedding that is also the head is worked out (`tied_cross_term`); any other sum waits
+    until all uses have come (`flush`) and is then formed trajectory by trajectory.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        route: Route,
+        uses: Uses,
+        subset: Set[nn.Parameter] | None,
+        method: str,
+        work: Workspace,
+        checked: bool = False,
+    ) -> None:
+        self.layout, self.route, self._checked = layout, route, checked
+        self.part: dict[nn.Parameter, Tensor] = {}
+        self.coarsest = torch.float64
+        """the coarsest type in which an output gradient came"""
+        self._uses, self._subset, self._method, self._work = uses, subset, method, work
+        self._seen: set[tuple[str, nn.Parameter]] = set()
+        self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
+        self._waiting: dict[nn.Parameter, list[_Use]] = {}
+
+    @torch.no_grad()
+    def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
+        """A linear map's weight: output gradients and inputs."""
+        if not self._wants(weight):
+            return
+        grad, x, layout = self._whole(operands.grad), self._whole(operands.x), operands.layout
+        left, right = (x, grad) if transposed else (grad, x)
+
+        if self._alone("matrix", name, weight):
+            self._product(weight, left, right, layout)
+            if self._tied(weight):
+                token = self.layout.flatten(name, self._uses.token[weight].unsqueeze(-1)).squeeze(1)
+                at_token = head_at_token(layout.split(grad), self.layout.split(token))
+                self._head[weight] = (token, at_token, layout.split(x))
+        else:
+            self._waiting.setdefault(weight, []).append((left, right, layout))
+
+    def _product(self, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout) -> None:
+        choice = fastest(self._method, left, right, layout, self.route)
+        self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
+
+    @torch.no_grad()
+    def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
+        """A bias or scale: its gradient per position (row, time, ..., its size)."""
+        if not self._wants(param):
+            return
+        self._whole(grad)
+        grad = self.layout.flatten(name, grad)
+        each = self.layout.per_trajectory(grad.to(sum_dtype(grad.dtype)))
+        self.route.vector(param, each)
+        if self._alone("vector", name, param):
+            self._add(param, each.square().sum(1))
+        else:
+            self._wait(param, lambda i: each[i])
+
+    @torch.no_grad()
+    def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
+        """An embedding: its tokens (row, time) and output gradients (row, time, d).
+
+        Raises `InputError` if its head saw other tokens: another forward ran before the norms.
+        """
+        if not self._wants(weight):
+            return
+        grad, token = self._whole(self.layout.flatten(name, grad)), token.reshape(-1)
+        if padding is not None:
+            grad = grad * (token != padding).unsqueeze(1)
+        self.route.embedding(weight, token, grad)
+        if self._alone("embedding", name, weight):
+            self._add(weight, embedding_sq_norms(token, grad, self.layout, weight.shape[0]))
+            if weight in self._head:
+                at, gathered, hidden = self._head.pop(weight)
+                if not torch.equal(at, token):
+                    raise InputError(
+                        f"{name}: another forward ran before the norms; call score_sq_norms after each forward"
+                    )
+                self._add(weight, 2 * tied_cross_term(gathered, hidden, self.layout.split(grad)))
+            return
+
+        def block(i: int) -> Tensor:
+            dense = torch.zeros(weight.shape, dtype=sum_dtype(grad.dtype), device=grad.device)
+            return dense.index_add_(0, self.layout.split(token)[i], self.layout.split(grad)[i].to(dense.dtype))
+
+        self._wait(weight, block)
+
+    def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients.
+
+        Where its rows turn out to depend on each other (it raises `Differs`, and takes it), the backwards go through
+        all of them.
+        """
+        layout, params = self.layout, inner.param
+        for g in grad:
+            if g is not None:  # an output without rows has a gradient that is everybody's
+                layout.flatten(name, g if g.dim() >= 2 else g.unsqueeze(-1))
+        alone = [self._wants(p) and self._alone("local", name, p) for p in params]
+        square: list[list[Tensor]] = [[] for _ in params]
+        kept: list[list[Tensor]] = [[] for _ in params]
+
+        def take_one(i: int, found: list[Tensor | None]) -> None:
+            for k, (p, g) in enumerate(zip(params, found, strict=True)):
+                g = torch.zeros_like(p) if g is None else self._whole(g)
+                square[k].append(square_sum(g))
+                if not alone[k] and self._wants(p):
+                    kept[k].append(g)
+
+        def over(c: Tensor) -> list[Tensor | None]:
+            return [None if g is None else g * layout.over(name, c, g) for g in grad]
+
+        try:
+            if layout.owner is not None or inner.twin.module in _COUPLED:
+                raise Differs
+            total: list[Tensor | float] = [0.0] * len(params)
+
+            def add_one(i: int, found: list[Tensor | None]) -> None:
+                take_one(i, found)
+                for k, g in enumerate(found if self._checked else []):
+                    total[k] = total[k] if g is None else total[k] + g
+
+            given = inner.each(layout, grad, add_one)
+            if self._checked and not all(map(_near, total, inner.grads(grad, params))):
+                _COUPLED.add(inner.twin.module)
+                raise Differs
+        except Differs:
+            for store in (*square, *kept):
+                store.clear()
+            one = torch.eye(layout.n, dtype=torch.float64, device=params[0].device)
+            for i in range(layout.n):
+                take_one(i, inner.grads(over(one[i]), params))
+            given = inner.grads(grad, inner.input)
+        for k, p in enumerate(params):
+            if alone[k]:
+                self._add(p, torch.stack(square[k]))
+            elif self._wants(p):
+                self._wait(p, kept[k].__getitem__)
+        self.route.local(params, lambda c: inner.grads(over(c), params))
+        return given
+
+    def flush(self) -> None:
+        """Norms of the parameters with several uses.
+
+        A sum of products left^T right is one product of their rows side by side; anything else is added up as blocks,
+        a trajectory at a time.
+        """
+        for param, uses in self._waiting.items():
+            products = [use for use in uses if isinstance(use, tuple)]
+            if len(products) == len(uses):
+                self._product(param, *_joined(products))
+                continue
+            for left, right, layout in products:
+                self.route.matrix(param, left, right, layout, whole=True)
+            kind, square = sum_dtype(param.dtype), []
+            for i in range(self.layout.n):
+                total = param.new_zeros(param.shape, dtype=kind)
+                for use in uses:
+                    if isinstance(use, tuple):
+                        left_i, right_i = (use[2].split(x)[i] for x in use[:2])
+                        total += left_i.t() @ right_i
+                    else:
+                        total += use(i).to(kind).view(param.shape)
+                square.append(square_sum(total))
+            self._add(param, torch.stack(square))
+        self._waiting = {}
+
+    def _add(self, param: nn.Parameter, square: Tensor) -> None:
+        self.part[param] = self.part[param] + square if param in self.part else square
+
+    def _wait(self, param: nn.Parameter, block: Callable[[int], Tensor]) -> None:
+        self._waiting.setdefault(param, []).append(block)
+
+    def _whole(self, grad: Tensor) -> Tensor:
+        """As it is, or wider where products of its numbers would overflow; notes the type."""
+        if torch.finfo(grad.dtype).eps > torch.finfo(self.coarsest).eps:
+            self.coarsest = grad.dtype
+        return grad.float() if grad.dtype == torch.float16 else grad
+
+    def _wants(self, param: nn.Parameter) -> bool:
+        return self._subset is None or param in self._subset
+
+    def _tied(self, param: nn.Parameter) -> bool:
+        return self._uses.are(param) == ["embedding", "matrix"]
+
+    def _alone(self, kind: str, name: str, param: nn.Parameter) -> bool:
+        """Whether this use has no cross terms but those that are worked out."""
+        if len(self._uses.are(param)) > 1 and not self._tied(param):
+            return False
+        if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
+            raise InputError(
+                f"{name}: its parameters are used twice in one forward; give use_reentrant=False to "
+                f"checkpointing, or {WHOLE_LOOP}"
+            )
+        self._seen.add((kind, param))
+        return True
+
+
+def _near(a: Tensor | float, b: Tensor | None) -> bool:
+    if b is None:
+        return not isinstance(a, Tensor) or not bool(a.any())
+    return float((b - a).norm()) <= torch.finfo(b.dtype).eps ** 0.5 * float(b.norm())
+
+
+_Product = tuple[Tensor, Tensor, Layout]
+_Use = _Product | Callable[[int], Tensor]
+
+
+def _joined(products: Sequence[_Product]) -> _Product:
+    """Operands of several products with one weight as those of one: each trajectory's rows side by side."""
+    if len(products) == 1:
+        return products[0]
+    n = products[0][2].n
+    sides = []
+    for side in (0, 1):
+        rows = [use[2].split(use[:2][side]) for use in products]
+        sides.append([torch.cat([each[i] for each in rows]) for i in range(n)])
+    length = [len(x) for x in sides[0]]
+    left, right = (torch.cat(side) for side in sides)
+    if len(set(length)) == 1:
+        return left, right, Layout(n, (n, length[0]))
+    stop = torch.tensor(length).cumsum(0).tolist()
+    run = tuple((end - size, end) for end, size in zip(stop, length, strict=True))
+    owner = torch.repeat_interleave(torch.arange(n), torch.tensor(length)).to(left.device)
+    return left, right, Layout(n, (1, len(left)), run, owner)
