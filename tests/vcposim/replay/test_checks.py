@@ -279,13 +279,8 @@ def test_versions_mixed_in_a_trajectory_are_counted(tmp_path: Path) -> None:
 FALSE_ALARMS = 0.02
 """share of clean files in which any check speaks up, at most; the test fails without cause at 1e-6
 
-<<<<<<< HEAD
-Measured on 2026-11-28, padding, single lists and placeholders included: of 7,013 clean files (24 to 160 responses of
-3 to 600 tokens, log-ratios of a standard deviation of about 0.01 to 1.5 nats, flat to sharp policies over 20 tokens,
-=======
 Measured on 2026-11-28, padding, single lists and placeholders included: of 7,013 clean files (24 to 160 responses of 3
 to 600 tokens, log-ratios of a standard deviation of about 0.01 to 1.5 nats, flat to sharp policies over 20 tokens,
->>>>>>> main
 rounded to 4, 6 or 12 digits or to float32) no check of the tokens spoke up in any (below 0.05% at 95%), and "a few
 carry everything" in 4, each of 24 responses at 1 nat or more (below 0.15%).
 """
