@@ -9,7 +9,7 @@ the file.
 Correlations are those of probabilities, exp(log p), in [0, 1]: a sentinel of -9999 must not drown all others.
 
 Thresholds are set so that clean data (independent noise between the policies, log-ratios of a trajectory with a
-standard deviation from 0 to 2 nats) raise nothing; the measured rate stands in `tests/vcposim/replay/test_checks.py`.
+standard deviation up to 1.5 nats) raise nothing; the measured rate stands in `tests/vcposim/replay/test_checks.py`.
 """
 
 import math

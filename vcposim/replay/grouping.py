@@ -10,7 +10,7 @@ from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError
 from vcposim.replay.columns import Columns
 from vcposim.replay.dumps import Dump, Tokens
-from vcposim.replay.names import ABSENT
+from vcposim.replay.names import ABSENT, SESSIONS
 
 TRAJECTORY = " trajectory"
 """slice that says which rows are one trajectory; no column has such a name"""
@@ -62,6 +62,12 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
     ids_of_group = np.bincount(np.unique(key) // (len(values) + 1))
     if not asked and ids_of_group.max() == 1 and (groups_of_id.max() > 1 or len(values) == 1):
         notes.append(f"{column!r} is the same in whole groups: a counter of the run, not of trajectories, not used")
+        return dump
+    if not asked and column in SESSIONS and ids_of_group.max() == groups_of_id.max() == 1:
+        notes.append(
+            f"{column!r} is one in each group, so it may name the prompt: not used; if the rows of each group are one "
+            f"trajectory, --trajectory {column} merges them"
+        )
         return dump
     first = np.unique(code, return_index=True)[1]
     last = ids.size - 1 - np.unique(code[::-1], return_index=True)[1]

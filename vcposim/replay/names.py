@@ -167,6 +167,9 @@ AMBIGUOUS: dict[str, str] = {
 REMOVED = ("remove_sample",)
 """names of a sample mask that are true for what the trainer left out"""
 
+SESSIONS = ("session_id", "conversation_id")
+"""names of a trajectory that may as well name its prompt"""
+
 TURNS = ("turn", "turn_id", "turn_idx", "turn_index", "turn_number", "segment", "segment_idx", "step_idx")
 """columns that count the parts of one trajectory"""
 

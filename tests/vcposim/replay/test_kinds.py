@@ -576,7 +576,7 @@ def test_estimators_by_name_restrict_the_ranking_and_functions_join_it(
     assert half in out.replace("\n", "")
     assert run(capsys, path, "--estimator", "vcpoo")[2].count("did you mean") == 1
     assert (
-        "falls_over fails on a batch of shape (6, 4) (ZeroDivisionError"
+        "falls_over raises ZeroDivisionError: division by zero"
         in run(capsys, path, "--estimator", f"{mine}:falls_over")[2]
     )
     bare = write(tmp_path, [{k: r[k] for k in ("log_prob", "behavior_log_prob")} for r in rows(batch())], "b.jsonl")
@@ -747,6 +747,9 @@ def test_samples_removed_by_the_trainer_sessions_and_epochs_are_used_and_said(tm
             lists = {"log_prob": r.learner[part], "behavior_log_prob": r.sampler[part]}
             parts.append({**row, **lists, "session_id": f"s{i}"})
     assert_near(read_dump(write(tmp_path, parts)).log_ratio, expected_log_ratio(b))
+    prompts = read_dump(write(tmp_path, [{**row, "session_id": row["group"]} for row in rows(b)]))
+    assert_near(prompts.log_ratio, expected_log_ratio(b))
+    assert any("it may name the prompt" in note for note in prompts.notes)
     epochs = read_dump(
         write(tmp_path, [{**row, "group": row["group"] % 2, "epoch": row["group"] // 2} for row in rows(b)])
     )
