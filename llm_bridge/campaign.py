@@ -94,6 +94,8 @@ class Plan:
 
     A step size of 2e-5 is large for a language model and right for so short a training: an update of AdamW moves a
     weight by at most that much, so a lag of 64 is at most 0.0013 of weights of some 0.05, where ratios are far from 1.
+
+    Raises `InputError` for a list that is empty, or a name nobody knows.
     """
 
     tasks: tuple[str, ...] = ("addition", "chain_sum")
@@ -189,7 +191,10 @@ def join(folder: Path, out: Path) -> Path:
 
 
 def unpack(folder: Path, place: Path) -> Path:
-    """The trainable model in the folder `place`, from a folder of pieces; its weights are checked bit by bit."""
+    """The trainable model in the folder `place`, from a folder of pieces; its weights are checked bit by bit.
+
+    Raises `InputError` for weights that are not these.
+    """
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as scratch:
@@ -551,7 +556,10 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
 
 def cost(plan: Plan, measured: Mapping[str, Any] | None, processes: int) -> str:
-    """Runs in order, and seconds from a measured profile."""
+    """Runs in order, and seconds from a measured profile.
+
+    Raises `InputError` for a method without a measurement.
+    """
     cells = plan.cells()
     updates = [plan.config(cell).updates for cell in cells]
     if measured is None:

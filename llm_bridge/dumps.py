@@ -97,7 +97,10 @@ class RolloutDump:
         reference_log_prob: torch.Tensor | None = None,
     ) -> None:
         """One batch: `group`, `reward`, `version`, `score_sq_norm` (n,), or one number for all; tokens (n, t), `mask` 1
-        for the policy's own."""
+        for the policy's own.
+
+        Raises `InputError` for arrays whose shapes do not fit.
+        """
         shape = tuple(log_prob.shape)
         tokens = {
             "log_prob": log_prob,

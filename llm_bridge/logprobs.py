@@ -47,7 +47,10 @@ def token_log_prob(model: nn.Module, batch: HasTokens) -> Tensor:
 
 
 def next_token_logits(model: nn.Module, batch: HasTokens, first: int = 0) -> Tensor:
-    """Logits (row, time - first, vocabulary) from column `first` on; entry j is the distribution of token j + 1."""
+    """Logits (row, time - first, vocabulary) from column `first` on; entry j is the distribution of token j + 1.
+
+    Raises `InputError` for a batch that has both an attention mask and segments.
+    """
     token = batch.token
     attention_mask = _field(batch, "attention_mask", token)
     segment = _field(batch, "segment", token)
@@ -108,6 +111,8 @@ def chunked_log_prob(
 
 def segment_of(cu_seqlens: Tensor, length: int | None = None) -> Tensor:
     """Segment ids (1, length) of one packed row from its cumulative lengths (0, l_1, l_1 + l_2, ...).
+
+    Raises `InputError` for lengths beyond the row.
 
     >>> segment_of(torch.tensor([0, 2, 5]), length=6).tolist()
     [[0, 0, 1, 1, 1, -1]]

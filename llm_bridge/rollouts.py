@@ -104,6 +104,8 @@ class Sampler:
     """How trajectories are drawn: `group_size` for each problem, at most `max_new_tokens` of the policy's own in each.
 
     A trajectory that runs out of tokens is scored on what it has written.
+
+    Raises `InputError` for a temperature or a number that is not positive.
     """
 
     task: Task

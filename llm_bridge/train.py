@@ -105,6 +105,8 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def schedule_of(text: str) -> list[float]:
     """Multipliers: numbers with commas between, or the step scales of a run's metrics.
 
+    Raises `InputError` for what is neither.
+
     >>> schedule_of("1,0.5")
     [1.0, 0.5]
     """

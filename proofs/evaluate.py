@@ -22,14 +22,20 @@ RANGE = range(-2, 7)
 
 
 def power_of_two(x: Fraction) -> Fraction:
-    """An exact stand-in for exp, which satisfies exp(x + y) = exp(x) exp(y), on integers."""
+    """An exact stand-in for exp, which satisfies exp(x + y) = exp(x) exp(y), on integers.
+
+    Raises `ValueError` for anything else.
+    """
     if x.denominator != 1:
         raise ValueError(f"exp is evaluated on integers only, not {x}")
     return Fraction(2) ** int(x)
 
 
 def exact_sqrt(x: Fraction) -> Fraction:
-    """The square root of the square of a rational."""
+    """The square root of the square of a rational.
+
+    Raises `ValueError` for anything else.
+    """
     root = Fraction(math.isqrt(x.numerator), math.isqrt(x.denominator))
     if root * root != x:
         raise ValueError(f"{x} is not the square of a rational")

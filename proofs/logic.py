@@ -40,7 +40,10 @@ class Refused(ValueError):
 
 
 class Theorem:
-    """A proved formula. Immutable, and made by the rules of this module only."""
+    """A proved formula. Immutable, and made by the rules of this module only.
+
+    Raises `TypeError` for anybody else.
+    """
 
     __slots__ = ("obligation", "parents", "rule", "statement")
 
@@ -155,7 +158,10 @@ def occurs(variable: Formula, term: Formula) -> bool:
 
 
 def generalize(theorem: Theorem, *over: Formula) -> Theorem:
-    """|- P(x) gives |- for all x, P(x)."""
+    """|- P(x) gives |- for all x, P(x).
+
+    Raises `Refused` for what is no variable.
+    """
     for v in over:
         if v.get_id() not in _variables:
             raise Refused(f"{v} is not a variable")
@@ -163,7 +169,10 @@ def generalize(theorem: Theorem, *over: Formula) -> Theorem:
 
 
 def generalize_conclusion(theorem: Theorem, over: Formula) -> Theorem:
-    """|- A -> P(x), x not in A, gives |- A -> (for all x, P(x))."""
+    """|- A -> P(x), x not in A, gives |- A -> (for all x, P(x)).
+
+    Raises `Refused` for another form, or a premise that mentions x.
+    """
     if not z3.is_implies(theorem.statement) or over.get_id() not in _variables:
         raise Refused(f"no implication about a variable {over}: {theorem}")
     premise, conclusion = theorem.statement.children()
@@ -188,7 +197,10 @@ def sum_next(f: Formula, n: Formula) -> Theorem:
 
 
 def induction(n: Formula, statement: Formula, base: Theorem, step: Theorem) -> Theorem:
-    """From |- P(0) and |- n >= 0 and P(n) -> P(n + 1): |- n >= 0 -> P(n)."""
+    """From |- P(0) and |- n >= 0 and P(n) -> P(n + 1): |- n >= 0 -> P(n).
+
+    Raises `Refused` for theorems of another form.
+    """
     if n.get_id() not in _variables:
         raise Refused(f"{n} is not a variable")
     if not base.statement.eq(z3.substitute(statement, (n, z3.IntVal(0)))):
@@ -199,7 +211,10 @@ def induction(n: Formula, statement: Formula, base: Theorem, step: Theorem) -> T
 
 
 def arithmetic(goal: Formula, *facts: Theorem) -> Theorem:
-    """|- goal, because `facts` and not goal contradict each other by real arithmetic alone."""
+    """|- goal, because `facts` and not goal contradict each other by real arithmetic alone.
+
+    Raises `Refused` for facts that are no theorems, or where they do not.
+    """
     for fact in facts:
         if not isinstance(fact, Theorem):
             raise Refused(f"not a theorem: {fact}")
@@ -213,7 +228,10 @@ def arithmetic(goal: Formula, *facts: Theorem) -> Theorem:
 
 
 def propositional(goal: Formula, *facts: Theorem) -> Theorem:
-    """|- goal, from `facts` by propositional logic: what stands between the connectives is taken as it is."""
+    """|- goal, from `facts` by propositional logic: what stands between the connectives is taken as it is.
+
+    Raises `Refused` for facts that are no theorems, or where it does not follow.
+    """
     if not all(isinstance(fact, Theorem) for fact in facts):
         raise Refused("not a theorem")
     atoms: dict[int, Formula] = {}

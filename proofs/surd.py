@@ -76,7 +76,10 @@ class Surd:
         return self if float(self) >= 0 else 0 - self
 
     def sqrt(self) -> Surd:
-        """The root of a rational."""
+        """The root of a rational.
+
+        Raises `ValueError` where that is no Surd.
+        """
         if not self.terms:
             return Surd()
         ((one, q),) = self.terms.items()

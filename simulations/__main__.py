@@ -230,9 +230,8 @@ def plan(
         able = [e.id for e in experiments.values() if e.takes_estimators]
         for experiment in chosen:
             if experiment.id not in able:
-                raise InputError(
-                    f"--estimator: {experiment.id} compares no list of methods; those that do: {', '.join(able)}"
-                )
+                why = experiment.no_estimators or "compares no list of methods"
+                raise InputError(f"--estimator: {experiment.id} {why}; those that take yours: {', '.join(able)}")
         chosen = [experiment.with_estimators(estimators) for experiment in chosen]
         own = "-with-" + re.sub(r"[^\w.]+", "-", " ".join(estimators))
     if len(chosen) == 1 and not quick:

@@ -256,21 +256,50 @@ def aggregates(records: list[Record], ours: str, few: Iterable[str], names: Iter
 
 
 def standing(records: list[Record], own: Sequence[str]) -> list[list[str]]:
-    """Every method from best to worst, each at its own best step size where there are several: rows of words.
+    """Every method from best to worst: rows of words, the first of them the headings.
 
-    Name, value averaged over training, lost runs, and for each of `own` its value minus this one's (95% intervals,
-    seeds paired and resampled). Empty for records without values.
+    Of learning: name, value averaged over training, lost runs, each method at its own best step size where there are
+    several; of exact moments: name, relative bias, descent efficiency (which no scale changes). Then for each of `own`
+    its value minus this one's, or its efficiency over this one's (95% intervals, seeds paired and resampled). Empty
+    for records of neither.
     """
-    if not records or "average" not in records[0]:
+    if records and "average" in records[0]:
+        best = best_of(records) if "step_size" in records[0] else records
+        values = {name: value_of(best, name) for name in dict.fromkeys(r["method"] for r in best)}
+        rows = {name: [str(values[name]), lost_of(best, name)] for name in values}
+        headings = ["method", "value averaged over training", "lost", *(f"{name} minus it" for name in own)]
+        field, log, of = "average", False, {name: chosen(best, method=name) for name in values}
+    elif any("descent_efficiency" in r for r in records):
+        known = [r for r in records if "descent_efficiency" in r]
+        of = {name: chosen(known, baseline=name) for name in dict.fromkeys(r["baseline"] for r in known)}
+        values = {n: of_seeds(((r["seed"], r["descent_efficiency"]) for r in rs), scale="log") for n, rs in of.items()}
+        biases = {n: of_seeds((r["seed"], r["relative_bias"]) for r in rs) for n, rs in of.items()}
+        rows = {name: [str(biases[name]), str(values[name])] for name in of}
+        headings = ["estimator", "relative bias", "descent efficiency", *(f"{name} over it" for name in own)]
+        field, log = "descent_efficiency", True
+    else:
         return []
-    best = best_of(records) if "step_size" in records[0] else records
-    values = {name: value_of(best, name) for name in dict.fromkeys(r["method"] for r in best)}
-    ordered = sorted(values, key=lambda name: -(values[name].value if values[name] else 0.0))  # type: ignore[union-attr]
-    gains = {name: ["" if name == mine else str(gain(best, mine, name)) for mine in own] for name in ordered}
-    return [[name, str(values[name]), lost_of(best, name), *gains[name]] for name in ordered]
+
+    def beside(mine: str, name: str) -> str:
+        if mine == name:
+            return ""
+        a, b = ({tuple(r.get(k) for k in CELL): r for r in of[one]} for one in (mine, name))
+        pairs = [(a[k]["seed"], a[k][field], b[k][field]) for k in a if k in b]
+        if log:
+            return str(of_seeds(((s, x / y) for s, x, y in pairs if y > 0), scale="log"))
+        return str(of_seeds(((s, x - y) for s, x, y in pairs), bounds=DIFFERENCE))
+
+    ordered = sorted(rows, key=lambda name: -(values[name].value if values[name] else 0.0))  # type: ignore[union-attr]
+    return [headings, *([name, *rows[name], *(beside(mine, name) for mine in own)] for name in ordered)]
 
 
 PLACE = ("task", "law", "lag", "shift", "optimizer")
+CELL = (
+    *PLACE,
+    *("seed", "group_size", "prompts", "length", "targets", "rewards", "base_rate", "clip_norm", "half"),
+    *("kind", "policy", "chi2"),
+)
+"""all that a run shares with its pair, in any experiment"""
 
 
 def place_of(record: Record) -> str:

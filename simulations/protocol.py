@@ -121,6 +121,8 @@ class Experiment:
     extra: str = ""
     takes_estimators: bool = False
     """whether `run` also runs the methods of `simulations.methods.own_methods(setting)`"""
+    no_estimators: str = ""
+    """why not, as what the experiment does"""
     world: Callable[[str, str], list[Record]] | None = None
     """`world(mode, key)`: records in which the answer to question `key` is known, for the tests of its analysis; the
     modes are those of `tests/simulations/worlds.py`, which has the worlds of the experiments without"""
@@ -130,6 +132,8 @@ class Experiment:
             raise unknown_name(f"{self.id}.extra", self.extra, EXTRAS)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.id) or self.id == "quick":
             raise InputError(f"Experiment.id: {self.id!r} cannot be used; choose a lower-case identifier but 'quick'")
+        if self.takes_estimators and self.no_estimators:
+            raise InputError(f"{self.id}.no_estimators: it takes some; drop the reason why not")
         for claim in self.claims:
             if not _is_claim(claim):
                 raise InputError(f"{self.id}.claims: {claim!r} is not a claim of the project; write it like 'C4'")

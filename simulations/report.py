@@ -116,9 +116,10 @@ def verdict_table(sections: Sequence[Section]) -> Table:
 def standing_table(section: Section) -> Table:
     """Where estimators of anyone's stand among an experiment's methods, for a terminal."""
     table = Table(title=f"{section.name}: {section.question}", title_justify="left")
-    for heading in standing_headings(section):
+    headings, *rows = section.standing
+    for heading in headings:
         table.add_column(heading, overflow="fold")
-    for row in section.standing:
+    for row in rows:
         style = "bold" if row[0] in section.estimators else ""
         table.add_row(*(Text(cell, style=style) for cell in row))
     return table
@@ -315,19 +316,15 @@ def _section(section: Section, figures: Sequence[str]) -> str:
     )
 
 
-def standing_headings(section: Section) -> list[str]:
-    """What the columns of `Section.standing` are."""
-    return ["method", "value averaged over training", "lost", *(f"{name} minus it" for name in section.estimators)]
-
-
 def _standing(section: Section) -> str:
     """Where estimators of anyone's stand among the experiment's methods."""
     if not section.standing:
         return ""
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in standing_headings(section))
+    headings, *methods = section.standing
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in headings)
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-        for name, *cells in section.standing
+        for name, *cells in methods
     )
     label = escape(f"methods of {section.name}")
     return (

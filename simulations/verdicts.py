@@ -48,6 +48,9 @@ class Rule:
         margin: the difference that matters, signed: beyond the reference on the claimed side for "better", on the
             other side for "not worse".
         method: how the interval is made.
+
+    Raises:
+        InputError: for another side.
     """
 
     statistic: str

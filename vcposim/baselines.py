@@ -149,7 +149,10 @@ class Evidence:
         return self.batch.scored().combine(relative * over_tokens(mass, relative))
 
     def population(self) -> Array:
-        """The oracle: (..., 1)."""
+        """The oracle: (..., 1).
+
+        Raises `InputError` without one.
+        """
         if self.batch.population_baseline is None:
             raise InputError("baseline: 'population' is an oracle; it needs a problem with exact moments")
         return self.batch.population_baseline

@@ -82,7 +82,10 @@ class ScoreNorms:
         raise InputError("scores: only norms are known, this needs the scores; pass DenseScores or leave it out")
 
     def sq_norm(self, weight: Array) -> Array:
-        """w_i^2 ||s_i||^2: -> (..., n)."""
+        """w_i^2 ||s_i||^2: -> (..., n).
+
+        Raises `InputError` for weights one a token.
+        """
         if weight.ndim != self.score_sq_norm.ndim:
             raise InputError("scores: only trajectory norms are known; token-level weights need per-token scores")
         return weight * weight * self.score_sq_norm
@@ -180,7 +183,10 @@ class Batch:
         return len(self.given_ratio.shape) > len(self.reward.shape)
 
     def token_length(self) -> Array:
-        """Tokens of the policy in each trajectory: `length` if given, else counted: (..., n)."""
+        """Tokens of the policy in each trajectory: `length` if given, else counted: (..., n).
+
+        Raises `InputError` where neither lengths nor token ratios are given.
+        """
         if self.length is not None:
             return self.length
         if self.token_mask is not None:
@@ -190,7 +196,10 @@ class Batch:
         raise InputError("length: this needs the number of tokens of each trajectory; pass length")
 
     def given(self, name: str) -> Array:
-        """An optional field, (..., n) or (..., n, t) as `Batch` says, or an error that says what to pass."""
+        """An optional field, (..., n) or (..., n, t) as `Batch` says.
+
+        Raises `InputError` if it is not there.
+        """
         value = getattr(self, name)
         if value is None or value is False:
             raise InputError(f"{name}: {_MISSING[name]}")
@@ -214,7 +223,10 @@ class Batch:
         return namespace(x, self.token_mask).where(self.token_mask > 0, x, 0)
 
     def scored(self) -> Scores:
-        """The scores, or an error that says what to pass."""
+        """The scores.
+
+        Raises `InputError` if there are none.
+        """
         if self.scores is None:
             raise InputError("scores: this needs score norms; pass DenseScores(score) or ScoreNorms(score_sq_norm)")
         if self.token_mask is not None and isinstance(self.scores, DenseScores) and self.scores.per_token:

@@ -158,7 +158,10 @@ class FunctionEstimator:
             raise unknown_name("needs", need, NEEDS)
 
     def coefficients(self, batch: Batch) -> Array:
-        """What the function says of a batch that has all it needs: (..., n) or (..., n, t)."""
+        """What the function says of a batch that has all it needs: (..., n) or (..., n, t).
+
+        Raises `InputError` for a need that is missing, or coefficients of another shape.
+        """
         for need in sorted(self.needs):
             batch.require(need)
         if batch.per_token and not self.needs & PER_TOKEN:

@@ -89,6 +89,8 @@ class BalancedClip:
     steps from low[0] to low[1], then the upper one, while pos / neg < target. Then as `Clip`, with its dual clip. A
     higher lower bound masks *more* negative tokens. Bounds and step of the released configuration; its README states
     0.6 to 0.9 and 1.2 to 3 and calls target a share of the whole, where the code compares the ratio of the two.
+
+    Raises `InputError` for bounds that do not rise, or a step that is not positive.
     """
 
     low: tuple[float, float] = (0.6, 0.8)
@@ -184,6 +186,8 @@ class CovarianceClip:
     variance, and no random numbers. A pool of few tokens always loses one, at 100 tokens fifty times the share.
 
     `ratio=False` is what is left of it where pi = mu: the chances alone, for what it equals on policy.
+
+    Raises `InputError` for bounds in the wrong order.
     """
 
     share: float = 2e-4
@@ -272,6 +276,8 @@ class MedianDeviation:
 
     For baseline `group_median`. Where more than half of the rewards agree MAD is 0, and the coefficient of the others
     is their distance over epsilon: 1,000 for a reward of 1 among zeros at the released 1e-3.
+
+    Raises `InputError` for an epsilon that is not finite and positive.
     """
 
     epsilon: float = 1e-3
@@ -333,7 +339,10 @@ class InfluenceCap:
         require_not_negative(times=self.times)
 
     def __call__(self, batch: Batch, advantage: Array) -> Array:
-        """The factor: (..., n). Advantages are one a response."""
+        """The factor: (..., n). Advantages are one a response.
+
+        Raises `InputError` for advantages one a token.
+        """
         if advantage.ndim > batch.reward.ndim:
             raise InputError("InfluenceCap: it takes one advantage a response; use a baseline of the group")
         one = batch.reward * 0 + 1

@@ -64,6 +64,8 @@ class PrefixBudget:
     Z_t = w_t |pi - mu| of the sampled token, w_t falling linearly from 1 to `last` along the response, S and W the sums
     of Z and w over the prefix, masked tokens included (eq. 8 to 11). Without weights and with an infinite budget it is
     DPPO's mask.
+
+    Raises `InputError` for an infinite budget where prefixes without tokens would multiply it by 0.
     """
 
     delta: float = 0.15

@@ -134,6 +134,8 @@ class LoglinearAnchor:
     loss has it; AReaL multiplies it in only where rejection sampling is configured, and otherwise has r' alone.
 
     `lag` is in updates; where it differs between tokens, so do the anchors: this takes one for all.
+
+    Raises `InputError` for a lag below 1, or a negative bound.
     """
 
     lag: float
@@ -391,6 +393,8 @@ class GaussianTrust:
     """GIPO: r exp(-(log r / sigma)^2 / 2), a soft gate centered at r = 1 (arXiv 2603.03955).
 
     Gradient of sg(exp(-(log r / sigma)^2 / 2)) r A, as shipped; at most exp(sigma^2 / 2).
+
+    Raises `InputError` for a sigma that is not finite and positive.
     """
 
     sigma: float = 1.0
@@ -414,6 +418,8 @@ class SignedTruncation:
 
     Gradient of sg(clip(r)) A log pi, the objective as four readers of the paper write it; the bounds are those that one
     of them gives: wide where A < 0, for a tight cap there ends in repetition and a tight floor in empty responses.
+
+    Raises `InputError` for a low outside [0, 1] or a negative high.
     """
 
     positive: tuple[float, float] = (0.2, 10.0)
@@ -445,6 +451,8 @@ class GammaShape:
 
     1 at w = 1 with its maximum at w = k / lam: a soft truncation above and a damping below. Defaults are the released
     code's fallbacks; its docstring states others (2, 1.5) and (4, 2.5).
+
+    Raises `InputError` for a k that is not positive, or a negative rate.
     """
 
     positive: tuple[float, float] = (2.0, 3.0)
@@ -499,6 +507,8 @@ class DivergenceDamping:
 
     Gradient of r A - |A| mu (r - 1)^2 / (2 epsilon). At the released epsilon = 12.5 the bracket stays within 1 +- 0.08:
     probabilities cannot differ by more than 1, so it never turns a step around.
+
+    Raises `InputError` for an epsilon that is not finite and positive.
     """
 
     epsilon: float = 12.5
@@ -549,6 +559,8 @@ class QuadraticPull:
 
     At level `sequence`, of the response: gradient of A log pi - (tau / 2) (log w)^2. At level `token`, the sum of the
     squares of tokens instead of the square of their sum, as ROLL's `kimi15` and Tinker's `dro` compute it.
+
+    Raises `InputError` for a negative tau, or a level that is neither.
     """
 
     tau: float = 0.1
@@ -643,7 +655,10 @@ def ratio_at(batch: Batch, level: str) -> tuple[Array, Scale]:
 
 
 def log_ratio_at(batch: Batch, level: str, who: object) -> Array:
-    """The batch's log-ratios at a level, for formulas without an exact form: (..., n) or (..., n, t)."""
+    """The batch's log-ratios at a level, for formulas without an exact form: (..., n) or (..., n, t).
+
+    Raises `InputError` for a batch of exact ratios.
+    """
     if batch.ratio is not None:
         raise InputError(f"ratio: {type(who).__name__} needs logarithms; pass log_ratio instead")
     return at_level(batch, level, LOG)

@@ -172,7 +172,10 @@ def mixture_log_ratio(log_ratio: Array, share: Array) -> Array:
 
 
 def at_level(batch: Batch, level: str, scale: Scale) -> Array:
-    """The batch's ratios at a level, on a scale: (..., n), or (..., n, t) for `token`."""
+    """The batch's ratios at a level, on a scale: (..., n), or (..., n, t) for `token`.
+
+    Raises `InputError` for token level without token ratios.
+    """
     x = batch.log_ratio if batch.ratio is None else batch.ratio
     if level == "token":
         if not batch.per_token:

@@ -1,12 +1,17 @@
-"""Any estimator of the catalogue in verl: an advantage estimator, a policy loss, and a wrapper that passes the ratios.
+"""Any estimator in verl: an advantage estimator, a policy loss, and a wrapper that passes the ratios.
 
     export VERL_USE_EXTERNAL_MODULES=llm_bridge.adapters.verl
     python -m verl.trainer.main_ppo algorithm.adv_estimator=vcposim/vcpo/length \\
         actor_rollout_ref.actor.policy_loss.loss_mode=vcposim ...
 
 verl imports the module with itself, in every process. That registers `vcposim/NAME` for each entry of the catalogue
-(`vcposim/NAME/NORM` where it needs score norms) and the loss `vcposim`. The advantage slot then carries the coefficient
-c_i, ratio included, and the loss is verl's own REINFORCE loss, -c_i log pi, averaged as `loss_agg_mode` says.
+(`vcposim/NAME/NORM` where it needs score norms) and the loss `vcposim`; and `vcposim/mine.py:soft` for each estimator
+of yours that the environment names, as in
+
+    export VCPOSIM_ESTIMATORS="mine.py:soft package.module:function"
+
+The advantage slot then carries the coefficient c_i, ratio included, and the loss is verl's own REINFORCE loss,
+-c_i log pi, averaged as `loss_agg_mode` says.
 
 A registered advantage estimator is shown rewards and masks, but no ratios. They are in the batch that
 `verl.trainer.ppo.ray_trainer.compute_advantage` was called with, so that function is wrapped: while it runs, the batch
@@ -17,6 +22,7 @@ verl runs no backward there and no callback around its optimizer. So there is no
 yours) and no ESS brake; a batch with a ratio that is not finite gets coefficients of zero.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -34,8 +40,9 @@ from llm_bridge.ratios import token_log_ratio, trajectory_batch
 from vcposim.baselines import Evidence
 from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import CATALOGUE
+from vcposim.catalogue.loading import estimator_named
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, Resolved
 
 try:
     from verl.trainer.ppo import core_algos, ray_trainer
@@ -52,6 +59,8 @@ SEAMS = {
     ray_trainer: ("compute_advantage",),
 }
 PREFIX, LOSS = "vcposim", "vcposim"
+OWN = "VCPOSIM_ESTIMATORS"
+"""of the environment of every process: names of estimators of yours, with spaces between"""
 NORMS = ("length", "logit", "given")
 """||s_i||^2 by the number of tokens; by the score of the logits (`actor.calculate_sum_pi_squared=True`); or whatever
 your trainer left in the batch as `score_sq_norm`, (n,)"""
@@ -61,17 +70,23 @@ ELSEWHERE = frozenset({"anchor_log_ratio"})
 _BATCH: ContextVar[Any] = ContextVar("batch of the running compute_advantage", default=None)
 
 
-def names() -> dict[str, tuple[Estimator, str | None]]:
-    """What can be written as `algorithm.adv_estimator` -> the estimator, and how its score norms are had."""
-    out: dict[str, tuple[Estimator, str | None]] = {}
-    for name, known in CATALOGUE.items():
-        needs = known.estimator.needs
-        if needs & ELSEWHERE:
+def names() -> dict[str, tuple[Resolved, str | None]]:
+    """What can be written as `algorithm.adv_estimator` -> the estimator, and how its score norms are had.
+
+    Raises `InputError` for what `OWN` names and is no estimator, or needs what no batch of verl holds.
+    """
+    own = {name: estimator_named(name, library="torch") for name in os.environ.get(OWN, "").split()}
+    for name, estimator in own.items():
+        if lacking := sorted(estimator.needs & ELSEWHERE):
+            raise InputError(f"{OWN}: {name} needs {', '.join(lacking)}, which no batch of verl holds; leave it out")
+    out: dict[str, tuple[Resolved, str | None]] = {}
+    for name, estimator in ({name: known.estimator for name, known in CATALOGUE.items()} | own).items():
+        if estimator.needs & ELSEWHERE:
             continue
-        if "scores" in needs:
-            out |= {f"{PREFIX}/{name}/{norm}": (known.estimator, norm) for norm in NORMS}
+        if "scores" in estimator.needs:
+            out |= {f"{PREFIX}/{name}/{norm}": (estimator, norm) for norm in NORMS}
         else:
-            out[f"{PREFIX}/{name}"] = (known.estimator, None)
+            out[f"{PREFIX}/{name}"] = (estimator, None)
     return out
 
 
@@ -81,7 +96,7 @@ def advantage(
     index: Any = None,
     config: Any = None,
     *,
-    estimator: Estimator,
+    estimator: Resolved,
     norm: str | None,
     **ignored: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -104,8 +119,11 @@ def advantage(
     return c, c
 
 
-def rows(reward: Tensor, mask: Tensor, estimator: Estimator, norm: str | None, config: Any) -> Batch:
-    """The kernel's record of verl's batch, flat rows."""
+def rows(reward: Tensor, mask: Tensor, estimator: Resolved, norm: str | None, config: Any) -> Batch:
+    """The kernel's record of verl's batch, flat rows.
+
+    Raises `InputError` in bypass mode, and for what `field` does not find.
+    """
     correction = None if config is None else config.get("rollout_correction")
     if correction is not None and correction.get("bypass_mode"):
         raise InputError(

@@ -92,7 +92,10 @@ class CharTokenizer:
 
 
 class HubTokenizer:
-    """A Hugging Face tokenizer; with its chat template, if it has one, around prompts and replies."""
+    """A Hugging Face tokenizer; with its chat template, if it has one, around prompts and replies.
+
+    Raises `InputError` for a tokenizer without an end of text.
+    """
 
     def __init__(self, inner: PreTrainedTokenizerBase) -> None:
         if inner.eos_token_id is None:

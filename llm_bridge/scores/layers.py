@@ -86,7 +86,10 @@ class Twin:
         self._lent = {id(p) for part in parts if part is not module for p in part._parameters.values()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own forward wherever nothing is to be recorded, else `taped`."""
+        """The module's own forward wherever nothing is to be recorded, else `taped`.
+
+        Raises `InputError` inside a transform of torch.func.
+        """
         if self.tape.inside or not torch.is_grad_enabled() or not all(map(self.tape.holds, self.own().values())):
             return self.original(*args, **kwargs)
         if is_transformed():

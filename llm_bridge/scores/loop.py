@@ -40,7 +40,7 @@ def trajectory_sums(
 
 
 def weighted(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> Tensor:
-    """mask_t weight_t log_prob_t (row, time); a masked token contributes nothing even if its log_prob is infinite."""
+    """mask_t weight_t log_prob_t: (row, time) -> (row, time). A masked token is 0 even if its log_prob is infinite."""
     weight = mask.to(log_prob.dtype)
     if token_weight is not None:
         weight = weight * token_weight.detach().to(log_prob.dtype)
@@ -55,7 +55,7 @@ def score_sq_norms_loop(
     token_weight: Tensor | None = None,
     segment: Tensor | None = None,
 ) -> Tensor:
-    """||grad log pi(tau_i)||^2 (n,), a backward for each i; the graph of `log_prob` survives."""
+    """||grad log pi(tau_i)||^2, a backward for each i: (n,). The graph of `log_prob` survives."""
     params = [p for p in parameters if p.requires_grad]
     total = trajectory_sums(log_prob, mask, token_weight, segment)
     norm = []

@@ -84,7 +84,7 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def square_sum(x: Tensor) -> Tensor:
-    """Sum of squares of everything, in `sum_dtype`."""
+    """Sum of squares of everything, in `sum_dtype`: (...) -> ()."""
     flat = x.reshape(-1)
     if flat.dtype != sum_dtype(flat.dtype):  # widened inside the reduction, without a copy
         return torch.linalg.vector_norm(flat, dtype=sum_dtype(flat.dtype)).square()
@@ -92,7 +92,7 @@ def square_sum(x: Tensor) -> Tensor:
 
 
 def _each_square_sum(x: Tensor) -> Tensor:
-    """Sum of squares of each row, (n, d) -> (n,), in `sum_dtype`."""
+    """Sum of squares of each row, in `sum_dtype`: (n, d) -> (n,)."""
     if x.dtype != sum_dtype(x.dtype):
         return torch.linalg.vector_norm(x, dim=1, dtype=sum_dtype(x.dtype)).square()
     return torch.linalg.vecdot(x, x)
@@ -101,7 +101,10 @@ def _each_square_sum(x: Tensor) -> Tensor:
 def block_sq_norms(
     left: Tensor, right: Tensor, layout: Layout, sink: Sink | None, scratch: Scratch, size: int
 ) -> Tensor:
-    """Exact norms (n,) from blocks of about `size` entries, each squared and handed to the sink while in cache."""
+    """Exact norms from blocks of about `size` entries: (N, out), (N, in) -> (n,).
+
+    Each is squared and handed to the sink while in cache.
+    """
     rows, cols = left.shape[1], right.shape[1]
     height = band_height(rows, cols, size)
     right_each, square, plain = layout.split(right), [], left.dtype == sum_dtype(left.dtype)
@@ -129,7 +132,10 @@ def band_height(rows: int, cols: int, size: int) -> int:
 
 
 def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | None, scratch: Scratch) -> Tensor:
-    """Exact norms (n,) from all trajectories' blocks at once: few launches, n times the weight's memory."""
+    """Exact norms from all trajectories' blocks at once: (N, out), (N, in) -> (n,).
+
+    Few launches, n times the weight's memory.
+    """
     n, rows, cols = layout.n, left.shape[1], right.shape[1]
     block = scratch.take(n * rows * cols, left).view(n, rows, cols)
     torch.bmm(_by_trajectory(left, n).mT, _by_trajectory(right, n), out=block)
@@ -139,7 +145,10 @@ def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
 
 
 def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: "Recent") -> Tensor:
-    """Exact norms (n,) from the trajectories' T x T Gram matrices, never forming a weight-shaped array."""
+    """Exact norms from the trajectories' T x T Gram matrices: (N, out), (N, in) -> (n,).
+
+    A weight-shaped array is never formed.
+    """
     kind = sum_dtype(left.dtype)
     if layout.owner is None:
         first, second = (recent.of(x, lambda x: _gram(x, layout.n).flatten(1).to(kind)) for x in (left, right))
@@ -201,7 +210,7 @@ class Sketch:
 
 
 def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch) -> Tensor:
-    """Unbiased estimate (n,) of the norms from random signings of `right`."""
+    """Unbiased estimate of the norms from random signings of `right`: (N, out), (N, in) -> (n,)."""
     thin = sketch.thin(right)
     if layout.owner is None:
         block = torch.bmm(_by_trajectory(thin, layout.n).mT, _by_trajectory(left, layout.n)).flatten(1)
@@ -211,7 +220,7 @@ def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch)
 
 
 def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Independent signs -1, 1 (rows, columns) in float32, 16 to a draw."""
+    """Independent signs -1, 1 in float32, 16 to a draw: (rows, columns)."""
     shape, where, kind = (rows, -(-columns // 16), 1), generator.device, torch.int32
     word = torch.randint(0, 1 << 16, shape, generator=generator, device=where, dtype=kind)
     bit = (word >> torch.arange(16, dtype=kind, device=where)) & 1
@@ -223,7 +232,10 @@ def _by_trajectory(x: Tensor, n: int) -> Tensor:
 
 
 def embedding_sq_norms(token: Tensor, grad: Tensor, layout: Layout, vocabulary: int) -> Tensor:
-    """Exact norms (n,) of an embedding's gradient: rows of the same token in the same trajectory add up first."""
+    """Exact norms of an embedding's gradient: (N,), (N, d) -> (n,).
+
+    Rows of the same token in the same trajectory add up first.
+    """
     owner = layout.per_row(torch.arange(1, layout.n + 1, device=token.device), token.numel()).squeeze(1)
     key, place = torch.unique(owner * vocabulary + token, return_inverse=True)
     grad = grad.to(sum_dtype(grad.dtype))

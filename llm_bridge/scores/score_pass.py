@@ -100,7 +100,10 @@ class ScorePass:
 
     @torch.no_grad()
     def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
-        """An embedding: its tokens (row, time) and output gradients (row, time, d)."""
+        """An embedding: its tokens (row, time) and output gradients (row, time, d).
+
+        Raises `InputError` if its head saw other tokens: another forward ran before the norms.
+        """
         if not self._wants(weight):
             return
         grad, token = self._whole(self.layout.flatten(name, grad)), token.reshape(-1)
@@ -125,7 +128,11 @@ class ScorePass:
         self._wait(weight, block)
 
     def local(self, name: str, inner: Inner, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients."""
+        """A module run as a whole: a backward per trajectory through it. Returns its inputs' gradients.
+
+        Where its rows turn out to depend on each other (it raises `Differs`, and takes it), the backwards go through
+        all of them.
+        """
         layout, params = self.layout, inner.param
         for g in grad:
             if g is not None:  # an output without rows has a gradient that is everybody's

@@ -43,7 +43,7 @@ class Single:
 
 @dataclass(frozen=True)
 class Several:
-    """The multi-turn task."""
+    """The multi-turn task. Calling it raises `InputError` for a style nobody knows."""
 
     kind: str = "tool"
     configure: Callable[..., Any] = calculator

@@ -132,7 +132,10 @@ def make_dataset(name: str, seed: int, config: dict[str, Any]) -> Any:
 
 @lru_cache(maxsize=16384)
 def item(dataset: Any, index: int) -> DatasetItem:
-    """Item `index` of a data set; some take milliseconds to make, and every user of a problem asks for it."""
+    """Item `index` of a data set; some take milliseconds to make, and every user of a problem asks for it.
+
+    Raises `InputError` for an index out of range.
+    """
     if not 0 <= index < STRIDE:
         raise InputError(f"index: {index} is no problem; use 0 to {STRIDE - 1}")
     return dataset[index]

@@ -45,7 +45,10 @@ WORDINGS = {"short": SHORT, "instruct": INSTRUCT}
 
 
 def one_operation(text: str) -> object:
-    """The calculator of these tasks: one operation of two numbers."""
+    """The calculator of these tasks: one operation of two numbers.
+
+    Raises `CalculatorError` for anything else.
+    """
     if operations_in(text) > 1:
         raise CalculatorError("too long")
     return calculate(text)

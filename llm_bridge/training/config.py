@@ -113,7 +113,10 @@ class TrainConfig:
                 raise InputError(f"{name}: {getattr(self, name)} is not a finite non-negative number")
 
     def resolved(self) -> Resolved:
-        """The estimator itself; a function that is written for NumPy is fed with NumPy's arrays."""
+        """The estimator itself; a function that is written for NumPy is fed with NumPy's arrays.
+
+        Raises `InputError` for a baseline beside a function of one's own.
+        """
         given = self.estimator
         found = estimator_named(given, library="torch") if isinstance(given, str) else given
         if not self.baseline:

@@ -206,7 +206,10 @@ def log_probs(model: nn.Module, token: Tensor, **how: Any) -> Tensor:
 
 
 def judge(model: nn.Module, loop: Sequence[str] = (), **how: Any) -> dict[str, Any]:
-    """Errors of norms and gradient over both routes, whether the forward is the same, and what was looped over."""
+    """Errors of norms and gradient over both routes, whether the forward is the same, and what was looped over.
+
+    Raises `ValueError` for log-probabilities that are not finite.
+    """
     token = tokens()
     mask = (torch.arange(STEPS) >= 2).float().expand(ROWS, STEPS)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

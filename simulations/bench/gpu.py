@@ -291,7 +291,10 @@ def code_hash() -> str:
 
 
 class RecordFile:
-    """Finished cells, a line each, in a file that survives a kill; the first line says of which machine and code."""
+    """Finished cells, a line each, in a file that survives a kill; the first line says of which machine and code.
+
+    Raises `InputError` for a file of another setting.
+    """
 
     def __init__(self, path: Path, head: JsonRow) -> None:
         self.path, self.head = path, head
@@ -377,8 +380,8 @@ class _Held:
 
 
 def _free() -> None:
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

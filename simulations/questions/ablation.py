@@ -16,6 +16,7 @@ from simulations.methods import (
     gain,
     lost_of,
     outcome,
+    own_methods,
     run_of,
     told,
     trace,
@@ -76,8 +77,9 @@ def run(setting: Setting) -> list[Record]:
     """One record for each part and seed; values are those of the unshifted task."""
     plain = task("exact_match_8")
     shifted = replace(plain, chain=replace(plain.chain, reward=plain.chain.reward + setting["shift"]))
-    keys = [(name, seed) for name in PARTS for seed in setting["seeds"]]
-    runs = [run_of(PARTS[name], Lag(LAG), seed=seed, step_size=STEP_SIZE) for name, seed in keys]
+    methods = PARTS | own_methods(setting)
+    keys = [(name, seed) for name in methods for seed in setting["seeds"]]
+    runs = [run_of(methods[name], Lag(LAG), seed=seed, step_size=STEP_SIZE) for name, seed in keys]
     n = setting["group_size"]
     found = trace(shifted, runs, setting["updates"], groups=32 // n, group_size=n)
     found["value"] = found["value"] - setting["shift"]
@@ -163,4 +165,6 @@ def figure(records: list[Record]) -> Plot:
     return plot(*panels, width=4.6, height=2.6)
 
 
-EXPERIMENT = Experiment("ablation", "Which part of OPOB earns what in learning?", ("C10",), settings, run, analyse)
+EXPERIMENT = Experiment(
+    "ablation", "Which part of OPOB earns what in learning?", ("C10",), settings, run, analyse, takes_estimators=True
+)

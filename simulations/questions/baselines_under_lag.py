@@ -13,12 +13,13 @@ beside it; `population`, the oracle, shows how much there is to gain.
 import numpy as np
 
 from simulations.drawing import Plot, of_intervals, panel, plot
+from simulations.methods import own_methods
 from simulations.problems import POLICIES, stale_bandit
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.stats import Estimate, of_seeds
 from simulations.verdicts import EXACT
 from vcposim.arrays import expectation
-from vcposim.estimators import Estimator
+from vcposim.estimators import AnyEstimator, Estimator
 from vcposim.laboratory import exact
 from vcposim.problems.bandits import BanditProblem
 from vcposim.weights import Weighting
@@ -62,11 +63,13 @@ def problem_records(setting: Setting, seed: int) -> list[Record]:
     rng = np.random.default_rng([6, seed, POLICIES.index(setting["policy"])])
     problem = stale_bandit(rng, setting["policy"], ARMS, setting["chi2"])
     key = {"policy": setting["policy"], "chi2": setting["chi2"], "seed": seed}
+    estimators: dict[str, AnyEstimator] = {name: Estimator(baseline=name) for name in BASELINES}
+    estimators |= {name: method.estimator for name, method in own_methods(setting).items()}  # type: ignore[misc]
     records: list[Record] = []
     for shift in (0.0, SHIFT):
         moved = BanditProblem(**{**vars(problem), "reward": problem.reward + shift})
-        for name in BASELINES:
-            m = exact.moments(moved, Estimator(baseline=name), GROUP_SIZE)
+        for name, estimator in estimators.items():
+            m = exact.moments(moved, estimator, GROUP_SIZE)
             numbers = {k: float(getattr(m, k)) for k in NUMBERS}
             records.append({**key, "kind": "moments", "shift": shift, "baseline": name, **numbers})
     records.append({**key, "kind": "gap", **gap(problem, rng)})
@@ -263,4 +266,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )

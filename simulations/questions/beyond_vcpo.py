@@ -12,13 +12,14 @@ A place is (prompts that share the network, lag). Only methods that a constant a
 candidates or rivals. Values are success probabilities, exact, averaged over training.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from simulations.drawing import Plot, plot, ranking
-from simulations.methods import ESS, FULL_STEP, chosen, gain, outcome, trace, value_of
+from simulations.methods import ESS, FULL_STEP, Method, chosen, gain, outcome, own_methods, trace, value_of
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.regime_map import METHODS as MAP
 from vcposim.estimators import Estimator
@@ -81,15 +82,17 @@ def settings(size: str) -> list[Setting]:
     ]  # fmt: skip
 
 
-def runs_of(name: str, lag: int, seeds: Iterable[int], step_size: float) -> list[Run]:
-    """The runs of a method."""
+def runs_of(
+    name: str, lag: int, seeds: Iterable[int], step_size: float, own: Mapping[str, Method] = MappingProxyType({})
+) -> list[Run]:
+    """The runs of a method, or of one of anyone's `own`."""
     if name in CANDIDATES:
         c = CANDIDATES[name]
         return [
             Run(c.estimator, seed=s, lag=Lag(lag), step_size=step_size, control=c.control, memory=c.memory)
             for s in seeds
         ]
-    m = MAP[RIVALS[name]]
+    m = MAP[RIVALS[name]] if name in RIVALS else Method(own[name].estimator)
     return [
         Run(m.estimator, seed=s, lag=Lag(lag) if m.stale else Lag(), step_size=step_size, control=m.control)
         for s in seeds
@@ -98,9 +101,10 @@ def runs_of(name: str, lag: int, seeds: Iterable[int], step_size: float) -> list
 
 def run(setting: Setting) -> list[Record]:
     """One record for each method and seed."""
-    keys = [(name, seed) for name in (*RIVALS, *CANDIDATES) for seed in setting["seeds"]]
+    own = own_methods(setting)
+    keys = [(name, seed) for name in (*RIVALS, *CANDIDATES, *own) for seed in setting["seeds"]]
     lag, seeds, step = setting["lag"], setting["seeds"], setting["step_size"]
-    runs = [r for name in (*RIVALS, *CANDIDATES) for r in runs_of(name, lag, seeds, step)]
+    runs = [r for name in (*RIVALS, *CANDIDATES, *own) for r in runs_of(name, lag, seeds, step, own)]
     found = trace(many_prompts(setting["prompts"], seed=setting["draw"]), runs, setting["updates"])
     place = {key: setting[key] for key in ("prompts", "lag", "half", "step_size")}
     out = []
@@ -218,4 +222,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )

@@ -291,5 +291,11 @@ def figure(records: list[Record]) -> Plot:
 
 
 EXPERIMENT = Experiment(
-    "ess_reliability", "Can the ESS of a batch be trusted?", ("C3", "C5", "C18"), settings, run, analyse
+    "ess_reliability",
+    "Can the ESS of a batch be trusted?",
+    ("C3", "C5", "C18"),
+    settings,
+    run,
+    analyse,
+    no_estimators="reads the weights of a batch, before any estimator does",
 )

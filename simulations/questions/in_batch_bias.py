@@ -197,4 +197,6 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    no_estimators="takes groups of up to 32, of which a function would have to be shown every batch: "
+    "baselines_under_lag asks the same of groups of 8",
 )

@@ -217,4 +217,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    no_estimators="predicts from what its own estimators do inside an update",
 )

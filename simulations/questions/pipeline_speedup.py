@@ -453,4 +453,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    no_estimators="models throughput and lag, and trains two methods at the lags found",
 )

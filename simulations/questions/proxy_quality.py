@@ -302,4 +302,5 @@ EXPERIMENT = Experiment(
     run,
     analyse,
     extra="llm",
+    no_estimators="compares stand-ins for score norms, not estimators",
 )

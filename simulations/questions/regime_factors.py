@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from simulations.drawing import Plot, of_intervals, panel, plot, series
-from simulations.methods import Method, at_own_best, outcome, run_of, trace
+from simulations.methods import Method, at_own_best, outcome, own_methods, run_of, trace
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.regime_map import METHODS as MAP
 from simulations.questions.regime_map import SGD_STEP, STEP_SIZES
@@ -94,9 +94,10 @@ def place(setting: Setting) -> LearningTask:
 def run(setting: Setting) -> list[Record]:
     """One record for each method and seed."""
     step = setting["step_size"] * (SGD_STEP if setting["optimizer"] == "sgd" else 1)
-    keys = [(name, seed) for name in METHODS for seed in setting["seeds"]]
+    methods = METHODS | own_methods(setting)
+    keys = [(name, seed) for name in methods for seed in setting["seeds"]]
     options = {"step_size": step, "optimizer": setting["optimizer"], "clip_norm": setting["clip_norm"] or float("inf")}
-    runs = [run_of(METHODS[name], Lag(setting["lag"]), seed=seed, **options) for name, seed in keys]
+    runs = [run_of(methods[name], Lag(setting["lag"]), seed=seed, **options) for name, seed in keys]
     size = setting["group_size"]
     found = trace(place(setting), runs, setting["updates"], groups=32 // size, group_size=size)
     found["value"] = found["value"] - LOWEST[setting["rewards"]]
@@ -213,4 +214,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    takes_estimators=True,
 )

@@ -234,4 +234,5 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    no_estimators="compares step rules of one estimator",
 )

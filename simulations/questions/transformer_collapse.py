@@ -25,10 +25,11 @@ from simulations.methods import (
     at_own_best,
     chosen,
     gain,
+    own_methods,
     told,
     value_ranking,
 )
-from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.protocol import OWN, Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.stats import of_seeds
 from vcposim.control import matched_constant
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
@@ -76,18 +77,22 @@ def _methods(full: bool, step: float) -> tuple[str, ...]:
 
 
 def run(setting: Setting) -> list[Record]:
-    """One record: held-out success rates, and what the run's gauges read on average."""
+    """One record a run: held-out success rates, and what its gauges read on average."""
     name = setting["method"]
     value, seen = learned(setting, "VCPO", **CONTROLS[name](setting)) if name in CONTROLS else learned(setting, name)
     gauges = {gauge: _mean(r[gauge] for r in seen) for gauge in GAUGES}
-    return [{**setting, "task": TASKS[setting["kind"]][0], **outcome(value, setting["every"]), **gauges}]
+    about = {key: value for key, value in setting.items() if key != OWN}
+    record = {**about, "task": TASKS[setting["kind"]][0], **outcome(value, setting["every"]), **gauges}
+    # estimators of anyone's run where VCPO does, once a place
+    others = [] if name != "VCPO" else [run({**about, "method": other})[0] for other in own_methods(setting)]
+    return [record, *others]
 
 
 def learned(setting: Setting, name: str, **step: Any) -> tuple[list[float], list[Record]]:
     """Held-out success rates, and the trainer's records, of a method by name; `step` replaces its step rule."""
     from llm_bridge.training import TrainConfig, Trainer
 
-    method, (task, tokens) = COMPARED[name], TASKS[setting["kind"]]
+    method, (task, tokens) = COMPARED.get(name) or Method(name), TASKS[setting["kind"]]
     trainer = Trainer(
         TrainConfig(
             task=task,
@@ -313,4 +318,5 @@ EXPERIMENT = Experiment(
     run,
     analyse,
     extra="llm",
+    takes_estimators=True,
 )

@@ -198,4 +198,6 @@ EXPERIMENT = Experiment(
     settings,
     run,
     analyse,
+    no_estimators="measures ratios and the plain importance-weighted gradient, by sums that know it alone: vcposim "
+    "compare has the exact variance of yours over lag",
 )

@@ -271,7 +271,9 @@ class _Loader(importlib.abc.Loader):
 
 ROOMS = (
     *("vcposim.laboratory", "vcposim.problems", "vcposim.gauges", "vcposim.learning"),
+    *("vcposim.pipeline", "vcposim.testing", "vcposim.comparison"),
     *("llm_bridge.loss", "llm_bridge.control", "llm_bridge.ratios", "llm_bridge.moments"),
+    *("llm_bridge.scores.norms", "llm_bridge.scores.loop", "llm_bridge.scores.approximate"),
 )
 """packages and modules whose docstrings are checked, beside the formulas on top of vcposim"""
 

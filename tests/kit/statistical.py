@@ -1,12 +1,14 @@
 """The only place with tolerances.
 
-Three questions:
+Four questions:
 
 *Are these two numbers the same up to rounding?* `assert_rounding_only`: the difference is counted in units of the
 last place of the dtype, against a stated scale. Exact types must be equal.
 
 *Are these two routes to one number the same, in double precision?* `near` and `assert_near`: the one allowance for what
 long sums lose, `LOST`, the same for every test. It is for exact identities; a test that needs another number says why.
+
+*Is this within its own standard error?* `assert_within_errors`, for a program that states its error.
 
 *Is this the mean of what was drawn?* `assert_mean_equals`: states the rate at which it fails although nothing is wrong
 (`false_fail`) and the discrepancy that it would detect (`detect`); a sample too small to detect that is a failure of
@@ -107,6 +109,19 @@ def assert_estimate_equals(
     if reach > detect:
         raise Underpowered(f"an estimate with sd {sd:.3g} detects a discrepancy of {reach:.3g}, not {detect:.3g}")
     assert abs(found - expected) <= half, f"estimate {found:.6g} is not {expected:.6g}, allowed {half:.3g}"
+
+
+def assert_within_errors(
+    found: Any, expected: Any, error: Any, message: str = "", *, degrees: int, false_fail: float = FALSE_FAIL
+) -> None:
+    """Estimates with standard errors of their own are those of `expected`: same shapes.
+
+    Student's interval of so many degrees of freedom, each number by itself: the rate is exact for normal estimates and
+    nominal otherwise. An error of 0 allows rounding. What it detects is the caller's to check, by the size of `error`.
+    """
+    found, expected, error = (np.asarray(x, dtype=np.float64) for x in (found, expected, error))
+    half = stats.t.isf(false_fail / 2, degrees) * error + LOST
+    assert np.all(np.abs(found - expected) <= half), f"{message}: {found} is not {expected} +- {error}"
 
 
 def assert_quantile_equals(

@@ -140,10 +140,17 @@ FORMULAS = sorted(
     f"vcposim.{path.stem}" for path in (ROOT / "vcposim").glob("*.py") if path.stem not in ("__init__", "__main__")
 )
 TORCH = ["llm_bridge.loss", "llm_bridge.control", "llm_bridge.ratios", "llm_bridge.moments"]
+IN_ROOMS = [
+    *("vcposim.laboratory.exact", "vcposim.laboratory.monte_carlo", "vcposim.comparison.statistics"),
+    *("vcposim.pipeline.lengths", "vcposim.pipeline.plan", "vcposim.pipeline.simulator"),
+    *("vcposim.testing.laws", "vcposim.testing.strategies"),
+]
 WITHOUT_SHAPES = {
     "vcposim.arrays.namespace": "any arrays, and no array comes out",
     "vcposim.arrays.require_weights": "any shape, and nothing comes out",
     "vcposim.batch.require_precision": "any shape, and nothing comes out",
+    "vcposim.testing.strategies.Arms.all_batches": "K^n batches, which is no name of a size",
+    "vcposim.testing.strategies.Strings.all_batches": "the same",
     "vcposim.batch.Batch.given": "the field's own shape, which `Batch` checks",
     "vcposim.batch.Batch.given_ratio": "its own shape, which `Batch` checks after reading it",
     "vcposim.batch.ScoreNorms.combine": "always refuses",
@@ -166,13 +173,15 @@ def functions(module: str) -> Iterator[Callable[..., Any]]:
                 yield function
 
 
-@pytest.mark.parametrize("module", [*FORMULAS, "vcposim.laboratory.exact", "vcposim.laboratory.monte_carlo", *TORCH])
+@pytest.mark.parametrize("module", [*FORMULAS, *IN_ROOMS, *TORCH])
 def test_every_formula_states_its_shapes(module: str) -> None:
     if module.startswith("llm_bridge"):
         pytest.importorskip("torch")
     silent = []
     for function in functions(module):
         returned = str(inspect.signature(function).return_annotation)
+        if "SearchStrategy" in returned:
+            continue  # of arrays
         if (array_parameters(function) or "array" in returned or "Tensor" in returned) and not signature_of(function):
             silent.append(f"{module}.{function.__qualname__}")
     assert [name for name in silent if name not in WITHOUT_SHAPES] == []

@@ -1,5 +1,6 @@
 """The tolerances themselves can fail: a shifted mean, a small sample, a wrong digit are all rejected."""
 
+import ast
 import math
 import re
 from fractions import Fraction
@@ -17,6 +18,7 @@ from tests.kit.statistical import (
     assert_near,
     assert_quantile_equals,
     assert_rounding_only,
+    assert_within_errors,
     near,
 )
 
@@ -178,17 +180,73 @@ def test_quantiles_of_draws_pass_and_of_other_laws_do_not():
         assert_quantile_equals(float(np.quantile(1.25 * draw, 0.975)), 1.959964, 0.975, **given)
 
 
+def test_estimates_beyond_their_own_errors_fail():
+    assert_within_errors([1.0, 2.0], [1.1, 2.0], [0.1, 0.0], degrees=31)
+    with pytest.raises(AssertionError, match=r"mean: .* is not"):
+        assert_within_errors([1.0, 2.0], [2.0, 2.0], [0.1, 0.0], "mean", degrees=31)
+    with pytest.raises(AssertionError):
+        assert_within_errors(1.0, 1.0 + 1e-9, 0.0, degrees=31)
+    with pytest.raises(AssertionError):
+        assert_within_errors(float("nan"), 1.0, 0.1, degrees=31)
+
+
+ROOT = Path(__file__).parents[1]
+TESTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
+STATISTICAL = "kit/statistical.py"
+STILL_PLAIN = {
+    "llm_bridge/test_hostile.py": 2,
+    "llm_bridge/test_hostile_second.py": 2,
+    "llm_bridge/test_scores.py": 1,
+    "vcposim/replay/test_kinds.py": 1,
+    "vcposim/replay/test_replay.py": 2,
+}
+"""files with tolerances of their own on plain differences -> how many; this may only fall"""
+
+
 def test_no_other_file_has_a_tolerance():
     """`approx`, `allclose` and the like stand in statistical.py alone, and are not needed there."""
     words = re.compile(
         r"\b(approx\(|assert_allclose|allclose\(|isclose\(|assert_close|assert_almost_equal|rtol=|atol=)"
     )
-    root = Path(__file__).parents[1]
     found = [
-        f"{path.relative_to(root)}:{number}: {line.strip()}"
-        for path in sorted(root.rglob("*.py"))
-        if path != Path(__file__)
-        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        f"{name}:{number}: {line.strip()}"
+        for name, text in TESTS.items()
+        if name != "kit/test_statistical.py"
+        for number, line in enumerate(text.splitlines(), start=1)
         if words.search(line)
     ]
     assert not found, "\n".join(["use near, assert_near or an assertion with an error rate (tests/kit):", *found])
+
+
+def plain_tolerances(text: str) -> list[str]:
+    """Comparisons like `abs(x - y) < 1e-9`, `(x - y).abs().max() <= eps` or `norm(x - y) < size`."""
+
+    def difference(node: ast.expr) -> bool:
+        for call in ast.walk(node):
+            if isinstance(call, ast.Call):
+                name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+                inside = [*call.args, *([call.func.value] if isinstance(call.func, ast.Attribute) else [])]
+                minus = (isinstance(x, ast.BinOp) and isinstance(x.op, ast.Sub) for y in inside for x in ast.walk(y))
+                if name in ("abs", "absolute", "fabs", "norm") and any(minus):
+                    return True
+        return False
+
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Compare):
+            terms = [node.left, *node.comparators]
+            for left, order, right in zip(terms, node.ops, terms[1:], strict=False):
+                small = left if isinstance(order, ast.Lt | ast.LtE) else right
+                if isinstance(order, ast.Lt | ast.LtE | ast.Gt | ast.GtE) and difference(small):
+                    found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_no_other_file_compares_a_difference_with_a_tolerance():
+    found = {name: plain for name, text in TESTS.items() if name != STATISTICAL and (plain := plain_tolerances(text))}
+    beyond = [name for name, lines in found.items() if len(lines) > STILL_PLAIN.get(name, 0)]
+    more = [f"{name}:{line}" for name in beyond for line in found[name]]
+    assert not more, "\n".join(["use near, assert_near or an assertion with an error rate (tests/kit):", *more])
+    planted = "assert abs(x - y) < 1e-9\nassert 0.1 > norm(a.b - 2)\nassert (x - 1).abs().max() <= eps * 2"
+    assert len(plain_tolerances(planted)) == 3
+    assert not plain_tolerances("assert abs(x - y) > 0.1\nassert abs(x) < abs(y)\nassert x == near(y)")

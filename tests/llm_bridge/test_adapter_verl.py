@@ -6,6 +6,7 @@ python -m pytest tests/llm_bridge/test_adapter_verl.py
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,34 @@ def test_coefficients_without(name: str) -> None:
 
 def test_every_entry_is_there_or_needs_what_verl_has_not() -> None:
     known = {name.split("/")[1] for name in core_algos.ADV_ESTIMATOR_REGISTRY if name.startswith("vcposim/")}
-    assert set(CATALOGUE) - known == {"decoupled_ppo", "dppo_binary_kl_anchor"}
+    assert set(CATALOGUE) - known == {"decoupled_ppo", "dppo_binary_kl_anchor", "p4o"}
+
+
+def test_an_estimator_of_yours_is_registered_where_the_environment_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("newcomer.py").write_text(
+        "def tis(batch):\n"
+        "    return batch.log_ratio.exp().clamp(max=8.0) * (batch.reward - batch.reward.mean(-1, keepdim=True))\n"
+        "def anchored(batch):\n    return batch.reward[..., None] * batch.anchor_log_ratio\n"
+        "anchored.needs = 'anchor_log_ratio'\n"
+    )
+    monkeypatch.setenv("VCPOSIM_ESTIMATORS", "newcomer.py:tis sequence_tis")
+    found = adapter.names()
+    data = batch_of_verl()
+    answers = []
+    for name in ("vcposim/newcomer.py:tis", "vcposim/sequence_tis"):
+        estimator, norm = found[name]
+        token = adapter._BATCH.set(data.batch)
+        mask, index = data.batch["response_mask"], data.non_tensor_batch["uid"]
+        args = (data.batch["token_level_rewards"], mask, index)
+        answers.append(adapter.advantage(*args, estimator=estimator, norm=norm)[0].numpy())
+        adapter._BATCH.reset(token)
+    assert_near(*answers, allow=SINGLE, scale=0.01)
+    monkeypatch.setenv("VCPOSIM_ESTIMATORS", "newcomer.py:anchored")
+    with pytest.raises(InputError, match=r"newcomer\.py:anchored needs anchor_log_ratio, which no batch of verl holds"):
+        adapter.names()
 
 
 def test_the_plain_estimator_is_verls_own() -> None:

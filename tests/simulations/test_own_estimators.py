@@ -3,6 +3,7 @@
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from simulations.__main__ import main
 from simulations.methods import METHODS, SYNCHRONOUS, outcome, own_methods, run_of, standing, trace
 from simulations.protocol import Analysis, Experiment, Record, Setting, discover, records_in_process
+from simulations.questions import baselines_under_lag as experiment
 from simulations.report import gathered, page
 from simulations.summaries import load_section
 from tests.kit.statistical import assert_near
@@ -21,6 +23,9 @@ import torch
 
 def centered(batch):
     return batch.reward - batch.reward.mean(-1, keepdims=True)
+
+def weighted(batch):
+    return torch.exp(torch.as_tensor(batch.log_ratio)).numpy() * centered(batch)
 
 def in_torch(batch):
     return batch.reward - batch.reward.mean(dim=-1, keepdim=True)
@@ -78,7 +83,8 @@ def test_an_estimator_learns_as_the_method_that_it_is(folder: Path) -> None:
     assert of[names[0]] != theirs["token TIS"]
     own = [r for r in records if r["method"] in names]
     assert [r for r in records if r not in own] == plain
-    rows = standing(records, names)
+    headings, *rows = standing(records, names)
+    assert headings[3:] == [f"{name} minus it" for name in names]
     assert {row[0] for row in rows} == {*COMPARED, *names}
     assert next(row for row in rows if row[0] == names[0])[3:5] == ["", "0"]  # itself, and its torch twin
 
@@ -121,6 +127,44 @@ def test_a_run_with_estimators_is_kept_apart(
     assert "holds a complete run of other settings" in capsys.readouterr().err
 
 
+def test_every_experiment_takes_estimators_or_says_why_not() -> None:
+    known = discover().values()
+    assert all(e.takes_estimators != bool(e.no_estimators) for e in known)
+    with pytest.raises(InputError, match="no_estimators: it takes some"):
+        replace(EXPERIMENT, no_estimators="has none")
+
+
+def test_exact_moments_of_anyone_stand_among_those_of_baselines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimator that is a baseline under another name has its numbers, of groups of three."""
+    monkeypatch.setattr(experiment, "GROUP_SIZE", 3)
+    own = replace(experiment.EXPERIMENT.with_estimators(["newcomer.py:weighted"]), run=experiment.EXPERIMENT.run)
+    (setting,) = [s for s in own.settings("reduced") if s["policy"] == "random" and s["chi2"] == 1.0]
+    records = own.run({**setting, "seeds": 2})
+    found = {(r["baseline"], r["shift"], r["seed"]): r for r in records if r["kind"] == "moments"}
+    for shift, seed in ((0.0, 0), (1.0, 1)):
+        mine, theirs = (found[name, shift, seed] for name in ("newcomer.py:weighted", "group_mean"))
+        assert_near([mine[k] for k in experiment.NUMBERS], [theirs[k] for k in experiment.NUMBERS])
+    headings, *rows = standing(records, ["newcomer.py:weighted"])
+    assert headings[-1] == "newcomer.py:weighted over it"
+    assert next(row for row in rows if row[0] == "group_mean")[-1].split()[0] == "1"
+
+
+@pytest.mark.parametrize("name", ["ablation", "regime_factors", "beyond_vcpo"])
+def test_own_methods_are_beside_the_others_and_change_none(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = discover()[name]
+    few = {"updates": 20, "seeds": [0]}
+    plain, own = (e.settings("reduced")[0] | few for e in (experiment, experiment.with_estimators(["dr_grpo"])))
+    before, after = experiment.run(plain), experiment.run(own)
+    mine = [r for r in after if r["method"] == "dr_grpo"]
+    assert [r for r in after if r["method"] != "dr_grpo"] == before
+    assert len(mine) == 1
+    for theirs in before:
+        if theirs["method"] == "mean" and name == "regime_factors":
+            assert {**mine[0], "method": ""} == {**theirs, "method": ""}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -129,8 +173,9 @@ def test_a_run_with_estimators_is_kept_apart(
         ("quick --estimator rloo", "--estimator: 'quick' runs every experiment as it is"),
         (
             "variance_vs_lag --estimator rloo",
-            "variance_vs_lag compares no list of methods; those that do: async_learning",
+            "vcposim compare has the exact variance of yours over lag; those that take yours: ablation, async_learning",
         ),
+        ("ess_reliability --estimator rloo", "reads the weights of a batch, before any estimator does; those that"),
     ],
 )
 def test_mistakes_get_one_line(folder: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:

@@ -11,6 +11,8 @@ from simulations.report import gathered, page
 from simulations.summaries import committed
 from tests.kit.browser import FORMS, complaints, opened
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -139,7 +139,8 @@ def test_the_seeds_needed_do_decide() -> None:
         assert found is not None
         decided += found.p(0.0) < 0.05
     assert 0.72 < decided / TRIALS < 0.88
-    assert abs(Estimate(0.3, 1 / np.sqrt(needed), needed).power(0.0, 0.3) - 0.8) < 0.03
+    fewer, more = (Estimate(0.3, 1 / np.sqrt(n), n).power(0.0, 0.3) for n in (needed - 3, needed + 3))
+    assert fewer < 0.8 < more  # Student's interval, which it is judged by, takes about two seeds more than a normal's
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

@@ -28,7 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("cite: give names of the catalogue, as in: vcposim cite vcpo rloo, or --index alone")
     if arguments.index:
         from vcposim.catalogue.papers import markdown
+        from vcposim.comparison.leaderboard import found
 
-        print(markdown())
+        print(markdown(found()))
     else:
         print(cite(*arguments.name))

@@ -79,6 +79,8 @@ def save_figure(figure: "Figure", given: str | None, default: str = "vcposim.png
     """Save to the path given or to a free default name (see `figure_path`); returns where it went.
 
     Written beside and moved into place, so that a full disk leaves no half of a figure.
+
+    Raises `InputError` where the disk will not have it.
     """
     # imported here because most answers are text, and it takes longer than they do
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -127,7 +127,10 @@ def compute(
     seed: int = 0,
     workers: int = 1,
 ) -> list[TableRow]:
-    """One row per estimator, in the order they were asked for; `samples`, `seed` and `workers` are monte-carlo's."""
+    """One row per estimator, in the order they were asked for; `samples`, `seed` and `workers` are monte-carlo's.
+
+    Raises `InputError` for a method nobody knows, and as the estimators do.
+    """
     for estimator in estimators.values():
         estimator.require(group_size)
     if method == "exact":

@@ -184,7 +184,7 @@ class Fitted(TwoLayer):
     """The network, fitted to each start once: hundreds of supervised steps that do not depend on the estimator."""
 
     def parameters(self, logit: Array) -> Array:
-        """As `TwoLayer.parameters`, remembered."""
+        """As `TwoLayer.parameters`, remembered: (rows, V) -> (p,)."""
         known: dict[bytes, Array] = self.__dict__.setdefault("_known", {})
         key = logit.tobytes()
         if key not in known:

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from vcposim.catalogue import CATALOGUE
-from vcposim.comparison.design import REFERENCE, SIZES, MeasureSetting, Size, canonical
+from vcposim.comparison.design import LAGS, REFERENCE, SIZES, MeasureSetting, Size, canonical
 from vcposim.comparison.measure import Measured
+from vcposim.comparison.result import staled, summarized
 from vcposim.comparison.run import SCHEMA, Folder, fingerprint
 from vcposim.comparison.workers import write_atomically
 from vcposim.errors import InputError
@@ -67,6 +68,27 @@ def standing(size: Size) -> dict[str, dict[str, Measured]]:
         for name, row in board["estimators"].items()
         if name in CATALOGUE and row["fingerprint"] == fingerprint(name)
     }
+
+
+def found() -> dict[str, list[str]]:
+    """What the leaderboard says of each entry, a sentence under the first of its sources, for the index of papers."""
+    board = read()
+    size = SIZES[board["size"]]
+    out: dict[str, list[str]] = {}
+    for row in summarized(standing(size), size):
+        own, bias, efficiency = row["summary"].get("own"), staled(row, "bias"), staled(row, "efficiency")
+        said = []
+        if own:
+            score, (rank, low, high) = own["score"][0], own["rank"]
+            said.append(f"{score:.3f} at its own best step size, rank {rank} [{low}, {high}] of {own['best_of']}")
+        if bias is not None and efficiency is not None:
+            said.append(f"on strings at lag {LAGS[-1]} bias {bias:.2g} |g|, D {efficiency:.2g}")
+        if broken := [law for law, word in row["laws"].get("laws", {}).items() if word == "broken"]:
+            said.append(f"breaks {', '.join(broken)}")
+        if said:
+            key = CATALOGUE[row["name"]].references[0]
+            out.setdefault(key, []).append(f"{row['name']} on the leaderboard of {board['date']}: {'; '.join(said)}")
+    return out
 
 
 def _within(asked: MeasureSetting, made: MeasureSetting) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.comparison.design import COMMON, CORE, LAGS, REFERENCE, MeasureSetting
+from vcposim.comparison.design import COMMON, CORE, LAGS, REFERENCE, MeasureSetting, Size
 from vcposim.comparison.measure import MOMENTS, Measured
 from vcposim.comparison.run import Folder
 from vcposim.comparison.statistics import (
@@ -74,6 +74,14 @@ def comparison(
         "profile_at": [round(float(x), 4) for x in PROFILE_AT],
         "estimators": rows,
     }
+
+
+def summarized(records: MeasuredByName, size: Size) -> list[dict[str, Any]]:
+    """The rows of estimators with their scores and ranks among each other, nobody being asked for."""
+    learning = [s for s in size.settings() if s["part"] == "learning"][::-1]
+    rows = [_row(name, found, False, learning) for name, found in records.items()]
+    _rank(rows, learning)
+    return rows
 
 
 def _row(name: str, records: Mapping[str, Measured], named: bool, learning: Sequence[MeasureSetting]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ RESAMPLES = 1000
 
 
 def interquartile_mean(values: Array) -> Array:
-    """Mean of the middle half of the last axis (Agarwal et al.): steadier than a median, less moved than a mean.
+    """Mean of the middle half (Agarwal et al.), steadier than a median, less moved than a mean: (..., n) -> (...).
 
     >>> float(interquartile_mean([0, 1, 2, 3, 4, 5, 6, 100]))
     3.5
@@ -80,7 +80,7 @@ class RankedScores(NamedTuple):
 
 
 def ranking(values: Array) -> RankedScores:
-    """Scores and ranks from values (estimator, regime, seed), seeds resampled.
+    """Scores and ranks, seeds resampled: (estimator, regime, seed) -> scores.
 
     A bootstrap is too narrow by (n - 1) / n, so replicates are spread about the score by sqrt(n / (n - 1)). Ties share
     the better rank.
@@ -107,7 +107,7 @@ PROFILE_AT = np.linspace(0, 1, 41)
 
 
 def profile(values: Array) -> list[float]:
-    """Performance profile: the share of runs above each of `PROFILE_AT`."""
+    """Performance profile, the share of runs above each of `PROFILE_AT`: (...) -> list."""
     return [round(float(np.mean(values > at)), 4) for at in PROFILE_AT]
 
 
@@ -132,7 +132,7 @@ class Difference(NamedTuple):
 
 
 def difference(first: Array, second: Array, boundary: float) -> Difference:
-    """Mean of first - second over paired seeds (seed,), Student's interval, p-value against the boundary."""
+    """Mean over paired seeds, Student's interval, p-value against the boundary: (seed,), (seed,) -> difference."""
     d = np.asarray(first) - np.asarray(second)
     n, mean = len(d), float(d.mean())
     error = float(d.std(ddof=1)) / np.sqrt(n) if n > 1 else float("inf")

@@ -177,7 +177,10 @@ def oracle(problem: Problem, estimator: Resolved) -> Array:
 
 
 def shown_sums(problem: Problem, estimator: Resolved, group_size: int) -> Sums:
-    """Sums over all batches as drawn, with their probability: right for any function of a batch."""
+    """Sums over all batches as drawn, with their probability: right for any function of a batch.
+
+    Raises `InputError` where there are too many batches to list.
+    """
     _require_listable(problem, group_size)
     ordered, asked = not getattr(estimator, "exchangeable", False), Asked(estimator)
     population = with_population(problem.outcomes(), problem, estimator)

@@ -45,8 +45,9 @@ class Asked:
             if self.row_by_row:
                 c = np.stack([self._alone(batch, i) for i in rows])
             else:
-                c = self.estimator.coefficients(part(batch, slice(None)))  # a copy, which it may change
-        bad = ~np.isfinite(np.asarray(c, dtype=float)).reshape(len(rows), -1).all(axis=-1)
+                # a copy, which it may change
+                c = np.asarray(self.estimator.coefficients(part(batch, slice(None))), dtype=float)
+        bad = ~np.isfinite(c).reshape(len(rows), -1).all(axis=-1)
         if bad.any():
             i = int(bad.argmax())
             shown = [np.array2string(x[i], precision=4, threshold=8) for x in (batch.reward, batch.given_ratio)]
@@ -68,7 +69,7 @@ class Asked:
                 "has no moments then"
             )
         try:
-            both = np.asarray(self.estimator.coefficients(part(batch, some)))
+            both = np.asarray(self.estimator.coefficients(part(batch, some)), dtype=float)
         except InputError:
             return True
         size = max(float(np.max(np.abs(x), initial=0.0)) for x in apart)
@@ -76,7 +77,7 @@ class Asked:
         return None if same and len(some) < 2 else not same
 
     def _alone(self, batch: Batch, i: int) -> Array:
-        return np.array(self.estimator.coefficients(part(batch, i)))
+        return np.array(self.estimator.coefficients(part(batch, i)), dtype=float)
 
 
 def part(batch: Batch, at: Any) -> Batch:

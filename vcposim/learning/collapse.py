@@ -53,7 +53,10 @@ def variation(x: Array, window: int) -> Array:
 
 
 def trailing_mean(x: Array, window: int) -> Array:
-    """Mean over the last `window` updates, fewer at the start: (update, run) -> (update, run)."""
+    """Mean over the last `window` updates, fewer at the start: (update, run) -> (update, run).
+
+    Raises `InputError` for a window of less than one update.
+    """
     if window < 1:
         raise InputError(f"window: {window} is less than 1 update")
     total = np.concatenate([np.zeros((1, *x.shape[1:])), np.cumsum(x, axis=0)])
@@ -82,7 +85,10 @@ DETECTORS: dict[str, Callable[[LearningTrace], Array]] = {
 
 
 def danger(name: str, trace: LearningTrace) -> Array:
-    """A detector of that name, averaged over the last `WINDOW` updates: (update, run)."""
+    """A detector of that name, averaged over the last `WINDOW` updates: (update, run).
+
+    Raises `InputError` for a detector nobody knows.
+    """
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)
     return trailing_mean(np.asarray(DETECTORS[name](trace), dtype=float), WINDOW)

@@ -126,7 +126,10 @@ def _onward(step: Array, to: Array, states: int) -> Array:
 
 
 def warm(vocabulary: int, favored: Sequence[Sequence[int]], probability: float) -> Array:
-    """Logits that give the favored tokens of each row `probability` together, equally: (rows, V)."""
+    """Logits that give the favored tokens of each row `probability` together, equally: (rows, V).
+
+    Raises `InputError` for a probability out of (0, 1).
+    """
     if not 0 < probability < 1:
         raise InputError(f"probability: {probability} is not in (0, 1); it is the mass of the favored tokens")
     out = np.zeros((len(favored), vocabulary))

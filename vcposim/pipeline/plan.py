@@ -95,7 +95,7 @@ class Option:
 
     @property
     def steps_per_s(self) -> Array:
-        """(seed,)"""
+        """Of each simulation: (seed,)."""
         return np.array([outcome.steps_per_s for outcome in self.outcomes])
 
     def mean(self, name: str) -> float:
@@ -270,7 +270,7 @@ def judge(
 
 
 def _redrawn(x: Array, rng: np.random.Generator, draws: int) -> Array:
-    """Means (option, draw) that could be as well: Student-t around that of x (option, seed), correlated as x is."""
+    """Means that could be as well, Student-t around that of x, correlated as x is: (option, seed) -> (option, draw)."""
     n = x.shape[1]
     mean = x.mean(axis=1, keepdims=True)
     scale = np.sqrt((n - 1) / rng.chisquare(n - 1, size=draws)) / math.sqrt(n * (n - 1))

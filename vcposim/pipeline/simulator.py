@@ -130,11 +130,11 @@ class Trace:
 
     @property
     def group(self) -> Array:
-        """(response,) which group it belongs to."""
+        """Which group each belongs to: (response,)."""
         return np.arange(self.length.size) // self.pipeline.group_size
 
     def lag(self, warmup: int = 0) -> Array:
-        """Lags of the responses trained in updates `warmup` and later, by the weights they started with."""
+        """Lags of the responses trained in updates `warmup` and later, by the weights they started with: (trained,)."""
         used = self.update[self.group]
         return (used - self.version)[used >= warmup]
 

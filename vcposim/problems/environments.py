@@ -58,6 +58,8 @@ def divergence_terms(pi: Array, mu: Array, kind: str) -> Array:
     """What to sum over choices: mu (w - 1)^2 for `chi2`, mu (w - 1 - log w) >= 0 for `kl` (KL(mu||pi)); w = pi/mu.
 
     Zero where neither plays. No cancellation for small divergences, no overflow of ratios for large ones.
+
+    Raises `InputError` for a kind that is neither.
     """
     if kind not in ("chi2", "kl"):
         raise InputError(f"divergence: {kind!r} is neither 'chi2' nor 'kl'")

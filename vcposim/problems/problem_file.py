@@ -68,7 +68,10 @@ def load(path: Path) -> Problem:
 
 
 def problem_from(fields: Any) -> Problem:
-    """The problem described by the content of such a file, a dict."""
+    """The problem described by the content of such a file, a dict.
+
+    Raises `InputError` that names the field which is missing, unknown or out of range.
+    """
     if not isinstance(fields, dict):
         raise InputError(f"problem: {type(fields).__name__} instead of an object with a field 'kind'; see --help")
     if "kind" not in fields:
@@ -203,7 +206,10 @@ def tokens(name: str, value: Any) -> list[int]:
 
 
 def known(fields: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields, if all required ones and no unknown ones are there."""
+    """The fields, if all required ones and no unknown ones are there.
+
+    Raises `InputError` that names the field otherwise.
+    """
     for name in fields:
         if name not in required + optional:
             raise unknown_name("field", name, required + optional)

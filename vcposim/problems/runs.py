@@ -77,6 +77,8 @@ def stale_problem(
     `mismatch` turns each version into what the sampler computes from it, as in
     `lambda policy: rounded(policy, "bfloat16")`; with `recorded_by_sampler=False` the learner divides by its own
     probabilities of that version instead of the sampler's.
+
+    Raises `InputError` for `tokens_per_update` on a bandit.
     """
     versions = tuple(mismatch(policy) for policy in history.policies) if mismatch else history.policies
     sampler = PolicyHistory(versions, history.version, history.capacity)

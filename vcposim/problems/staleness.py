@@ -67,6 +67,8 @@ def mixed_queue(max_lag: int, turnover: float, admission: str = "wait") -> LagLa
 
     P(k) = q (1 - q)^k for k < max_lag. A batch that has waited `max_lag` updates is taken without fail (`wait`: the
     sampler is held back until it is), or with probability q and else thrown away (`drop`: truncated, renormalized).
+
+    Raises `InputError` for a turnover out of (0, 1], or an admission nobody knows.
     """
     _require_count("max_lag", max_lag)
     if not 0 < turnover <= 1:
@@ -97,6 +99,8 @@ def in_flight(law: LagLaw, length: int, tokens_per_update: int) -> LagPaths:
     """New weights arrive every `tokens_per_update` tokens, at a uniformly random phase; sampling goes on with them.
 
     lag_t = max(0, first - floor((t + phase) / tokens_per_update)); `law` is that of the first token's lag at phase 0.
+
+    Raises `InputError` for `tokens_per_update` below 1.
     """
     if tokens_per_update < 1:
         raise InputError(f"tokens_per_update: {tokens_per_update} is less than 1; weights arrive between tokens")
@@ -114,6 +118,8 @@ class PolicyHistory:
     """The last versions of a policy, newest last; `version` stamps the newest.
 
     A lag that reaches before version 0 means version 0: nothing older ever sampled.
+
+    Raises `InputError` for no policies, or a negative version.
     """
 
     policies: tuple[Policy, ...]
@@ -179,14 +185,20 @@ ROUNDING = {"bfloat16": round_to_bfloat16, "float8": round_to_float8}
 
 
 def rounded(policy: Policy, number_format: str) -> TabularSoftmax:
-    """The policy as sampled from logits in another number format (`bfloat16`, `float8`)."""
+    """The policy as sampled from logits in another number format (`bfloat16`, `float8`).
+
+    Raises `InputError` for a format nobody knows.
+    """
     if number_format not in ROUNDING:
         raise unknown_name("number_format", number_format, ROUNDING)
     return TabularSoftmax(ROUNDING[number_format](policy.logit))
 
 
 def tempered(policy: Policy, temperature: float) -> TabularSoftmax:
-    """The policy as sampled at another temperature: logits / temperature."""
+    """The policy as sampled at another temperature: logits / temperature.
+
+    Raises `InputError` for a temperature that is not finite and positive.
+    """
     if not 0 < temperature < float("inf"):
         raise InputError(f"temperature: {temperature} is not a positive finite number; 1 leaves the policy as it is")
     return TabularSoftmax(policy.logit / temperature)

@@ -160,7 +160,10 @@ def partial_credit(target: Sequence[int], vocabulary: int) -> TokenChain:
 def modular_sum(
     length: int, vocabulary: int, modulus: int, residue: int = 0, prompts: Sequence[int] = (0,)
 ) -> TokenChain:
-    """Reward 1 if prompt + tokens = residue modulo `modulus`. States: the sum so far; `prompts` are start values."""
+    """Reward 1 if prompt + tokens = residue modulo `modulus`. States: the sum so far; `prompts` are start values.
+
+    Raises `InputError` for a length, vocabulary or modulus below 1.
+    """
     for name, value in (("length", length), ("vocabulary", vocabulary), ("modulus", modulus)):
         if value < 1:
             raise InputError(f"{name}: {value} is less than 1; give a positive number")

@@ -24,8 +24,10 @@ from vcposim.diagnostics import log_mean_weight
 
 ENOUGH = 200
 """tokens without which no pattern of tokens is claimed"""
-SAMPLED = 1024
-"""tokens of each flush that are looked at one by one"""
+SAMPLED, SAMPLES = 1024, 32
+"""tokens of a piece of the file that are looked at one by one, about; in so many pieces of each file"""
+MOST_FILES = 32
+"""files that are looked at by themselves: one worker or rank of many may have written its own wrong"""
 ALL_OF, ONE_OF = 64, 16
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
@@ -67,21 +69,31 @@ class Finding(NamedTuple):
 
 
 @dataclass
+class Sampled:
+    """Tokens of one file that were looked at one by one, and sums over those that were compared."""
+
+    logs: np.ndarray = field(default_factory=lambda: np.zeros(6))
+    """(count, x, y, xx, yy, xy) of log-probabilities, the learner's and the sampler's"""
+    sample: list[np.ndarray] = field(default_factory=list)
+    """(2, k) of the same"""
+
+
+@dataclass
 class TokenSums:
     """Sums over the tokens read so far, and a sample of them."""
 
     count: int = 0
     pieces: int = 0
     compared: int = 0
-    """tokens that `same`, `moments` and `sample` are over"""
+    """tokens that `same`, `aligned` and `files` are over"""
     same: int = 0
     zero: dict[str, int] = field(default_factory=lambda: {"log_prob": 0, "behavior_log_prob": 0})
     """exactly 0 here, and far from it on the other side"""
     zero_other: dict[str, float] = field(default_factory=lambda: {"log_prob": 0.0, "behavior_log_prob": 0.0})
     aligned: np.ndarray = field(default_factory=lambda: np.zeros((len(ALIGNMENTS), 6)))
     """(count, x, y, xx, yy, xy) of probabilities at each of `ALIGNMENTS`"""
-    logs: np.ndarray = field(default_factory=lambda: np.zeros(6))
-    """the same of log-probabilities"""
+    files: dict[str, Sampled] = field(default_factory=dict)
+    """one for each of the first `MOST_FILES` files, one under "" for the rest"""
     lists_compared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WRONG, 0))
     """lists long enough to be judged by themselves"""
     wrong: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WRONG, 0))
@@ -103,12 +115,10 @@ class TokenSums:
     """such constants, the learner's and the sampler's"""
     placed: dict[tuple[str, float], int] = field(default_factory=dict)
     """the row where a deep value was met first"""
-    sample: list[np.ndarray] = field(default_factory=list)
-    """(2, k) learner's and sampler's log-probabilities"""
 
-    def add(self, learner: np.ndarray, sampler: np.ndarray, ends: np.ndarray, rows: np.ndarray) -> None:
-        """Tokens of several trajectories in a row; `ends` are the indices after each one's last token, none is empty,
-        `rows` their numbers."""
+    def add(self, learner: np.ndarray, sampler: np.ndarray, ends: np.ndarray, rows: np.ndarray, file: str = "") -> None:
+        """Tokens of several trajectories of a file in a row; `ends` are the indices after each one's last token, none
+        is empty, `rows` their numbers."""
         self.count += learner.size
         self.pieces += 1
         zero = {"log_prob": learner == 0, "behavior_log_prob": sampler == 0}
@@ -127,8 +137,18 @@ class TokenSums:
                     self.placed.setdefault((name, value), place)
         starts = np.concatenate([[0], ends[:-1]])
         self._look_at_ends(learner, sampler, starts, ends)
-        if self.pieces <= ALL_OF or self.pieces % ONE_OF == 0:
+        new = file not in self.files and len(self.files) < MOST_FILES
+        if new or self.pieces <= ALL_OF or self.pieces % ONE_OF == 0:
             self._compare(learner, sampler, starts, ends, rows, counted=~zero["log_prob"])
+            part = self.files.setdefault(file if new or file in self.files else "", Sampled())
+            if learner.min() < DEEP or sampler.min() < DEEP:
+                real = np.isfinite(learner)
+                part.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
+            else:
+                part.logs += _moments(learner, sampler)
+            if len(part.sample) < SAMPLES:
+                one_of = max(learner.size // SAMPLED, 1)
+                part.sample.append(np.stack([learner[::one_of], sampler[::one_of]]))
 
     def _look_at_ends(self, learner: np.ndarray, sampler: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
         long = ends - starts > ENDS
@@ -170,13 +190,6 @@ class TokenSums:
         best = np.maximum(later, earlier)
         self._judge("shifted", varied, _is_shifted(here, best), rows)
         self._judge("other tokens", varied, (here < 0.3) & (best < 0.3), rows)
-        if learner.min() < DEEP or sampler.min() < DEEP:
-            real = np.isfinite(learner)
-            self.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
-        else:
-            self.logs += _moments(learner, sampler)
-        if len(self.sample) < 128:
-            self.sample.append(np.stack([learner[:SAMPLED], sampler[:SAMPLED]]))
 
     def _judge(self, name: str, judged: np.ndarray, wrong: np.ndarray, rows: np.ndarray) -> None:
         found = rows[judged & wrong]
@@ -235,11 +248,31 @@ def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
         named = _some(sums.examples["identical"], sums.wrong["identical"], places)
         found.append(_identical(f"{lists} ({named}), and {sums.alike / sums.unequal:.0%} of the others' tokens,"))
     found += _alignment(sums, places)
-    x, y = np.concatenate(sums.sample, axis=1)
+    aligned = not any(f.check in ("shifted", "other tokens") for f in found)
+    parts = sums.files.values()
+    whole = Sampled(np.sum([p.logs for p in parts], axis=0), [x for p in parts for x in p.sample])
+    found += _factors(whole, aligned=aligned)
+    if len(parts) > 1:
+        known = {f.check for f in found}
+        told: dict[str, list[tuple[str, Finding]]] = {}
+        for file, part in sums.files.items():
+            for f in _factors(part, aligned=aligned):
+                if file and f.check not in known:
+                    told.setdefault(f.check, []).append((file, f))
+        for (file, f), *more in told.values():
+            named = f"in {file}" + (f" and {len(more)} more files" if more else ", of all files,")
+            found.append(f._replace(evidence=f"{named} {f.evidence}"))
+    return found
+
+
+def _factors(part: Sampled, *, aligned: bool) -> list[Finding]:
+    """Factors on log-probabilities, and their precision."""
+    x, y = np.concatenate(part.sample, axis=1)
     real = np.isfinite(x) & (x > DEEP) & (y > DEEP)
     x, y = x[real], y[real]
-    if x.size >= ENOUGH and not any(f.check in ("shifted", "other tokens") for f in found):
-        found += _constant(x - y) or _temperature(sums)
+    found = []
+    if x.size >= ENOUGH and aligned:
+        found += _constant(x - y) or _temperature(part.logs)
     return found + _precision(x, y)
 
 
@@ -375,12 +408,12 @@ def _constant(d: np.ndarray) -> list[Finding]:
     return []
 
 
-def _temperature(sums: TokenSums) -> list[Finding]:
+def _temperature(moments: np.ndarray) -> list[Finding]:
     """Both regressions of one policy's log-probabilities on the other's: at temperature T, log p scales like 1 / T.
 
     Noise between the policies makes one slope 1 and the other less; only a factor makes one of them more than 1.
     """
-    n, sx, sy, xx, yy, xy = sums.logs
+    n, sx, sy, xx, yy, xy = moments
     if n < ENOUGH:
         return []
     var_x, var_y, cov = xx / n - (sx / n) ** 2, yy / n - (sy / n) ** 2, xy / n - sx * sy / n**2

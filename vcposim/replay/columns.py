@@ -91,7 +91,10 @@ class Columns:
         return broken(f"{self.where}: {known}: {told}{remedy}", f"{name}: {reason}")
 
     def decide(self, record: Mapping[str, Any]) -> None:
-        """Map every field that the first record has; one error names all that is missing."""
+        """Map every field that the first record has.
+
+        Raises `InputError` once, naming all that is missing.
+        """
         names = list(map(str, record))
         where = self.where
         _refuse_tables(where, record)
@@ -255,7 +258,8 @@ class Columns:
     def wrapping(self, record: Mapping[str, Any]) -> str | None:
         """The one name under which a record holds rollouts: of a whole file, or of one prompt.
 
-        Rollouts have rewards of their own; parts of one trajectory (turns) stand beside its reward.
+        Rollouts have rewards of their own; parts of one trajectory (turns) stand beside its reward. Raises `InputError`
+        where each stands under a name of its own.
         """
         reaching = any("." in column for column in self.explicit.values())
         if reaching or self.asked is not None or recognized(map(str, record)) or LOG_PROBS & set(record):

@@ -32,10 +32,11 @@ from vcposim.replay.records import Numbers, RecordReader
 
 FILE = "file"
 """what `group` and `by` call the file that a record stands in, where it has no column of that name"""
-TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 14, 1 << 10
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 15, 1 << 10
 """tokens that are looked at together, few enough to stay in the cache; rows, where they have few tokens or none"""
+KEPT_BYTES = 16 << 20
 IN_RANGE = 100.0
-"""log-ratios of tokens, nats, whose exponentials and squares need no scale of their own"""
+"""magnitude of log-probabilities, nats, whose ratios and squares need no scale of their own"""
 TOKENS_KEPT = 1_500_000
 """tokens of the first groups that are kept for the estimators that look at tokens"""
 
@@ -80,6 +81,9 @@ def read_dump(
     resolved = Columns(explicit, layout_name, tuple(group), group_size, tuple(by))
     resolved.notes = notes
     reader = _Reader(named, resolved, len(files) > 1, skip_bad)
+    # glibc keeps what is freed, up to twice the largest block freed so far; without this, every array of tokens is
+    # given back and its pages are faulted in anew, an eighth of all time
+    np.empty(KEPT_BYTES, dtype=np.uint8)
     try:
         for item in read_items(files, reader.wanted, progress):
             reader.take(item)
@@ -181,6 +185,8 @@ class _Reader:
         self.columns.file, self.columns.place = file, place
 
     def _keep(self, numbers: Numbers) -> None:
+        if self.pending and self.pending[-1].file != self.columns.file:
+            self._flush()
         self.pending.append(_Row(numbers, self.columns.file, self.columns.place))
         self.pending_tokens += 0 if numbers.tokens is None else numbers.tokens.log_prob.size
         if self.pending_tokens >= TOKENS_AT_ONCE or len(self.pending) >= ROWS_AT_ONCE:
@@ -204,11 +210,12 @@ class _Reader:
             return self._add(rows, [row.numbers.log_ratio for row in rows])
         learner, sampler = _joined(rows)
         try:
-            self.record.check(learner, sampler)
+            largest = self.record.check(learner, sampler)
         except BadRecord:
             rows = [row for row in rows if self._is_sound(row)]
             learner, sampler = _joined(rows)
-        return self._add(rows, self._reduced(rows, learner, sampler))
+            largest = self.record.check(learner, sampler)
+        return self._add(rows, self._reduced(rows, learner, sampler, largest))
 
     def _is_sound(self, row: _Row) -> bool:
         assert row.numbers.tokens is not None
@@ -220,7 +227,7 @@ class _Reader:
             return False
         return True
 
-    def _reduced(self, rows: Sequence[_Row], learner: np.ndarray, sampler: np.ndarray) -> list[float]:
+    def _reduced(self, rows: Sequence[_Row], learner: np.ndarray, sampler: np.ndarray, largest: float) -> list[float]:
         """Log-ratio of each row; its sums of token weights, the checks' sums and the first groups' tokens are kept."""
         lists = [row.numbers.tokens for row in rows if row.numbers.tokens is not None]
         sizes = np.array([one.log_prob.size for one in lists], dtype=int)
@@ -234,14 +241,14 @@ class _Reader:
             log_ratio[real] = np.add.reduceat(learner, starts) - np.add.reduceat(sampler, starts)
             with np.errstate(invalid="ignore"):
                 d = learner - sampler
-            if d.min() > -IN_RANGE and d.max() < IN_RANGE:
+            if largest < IN_RANGE:
                 scale[real], w = 0.0, np.exp(d)
             else:
                 scale[real] = np.maximum.reduceat(d, starts)
                 w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
             total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
             if "log_ratio" not in self.columns.mapping:
-                self.statistics.add(learner, sampler, ends[real], first + real)
+                self.statistics.add(learner, sampler, ends[real], first + real, Path(rows[0].file).name)
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
             self.sums[name].append(values)
         for k, (one, end, size) in enumerate(zip(lists, ends.tolist(), sizes.tolist(), strict=True)):

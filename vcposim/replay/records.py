@@ -121,22 +121,24 @@ class RecordReader:
         marks = {name: self._mark(record, name, column) for name, (column, _) in self.columns.slice_columns.items()}
         return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens, self.mixed)
 
-    def check(self, learner: np.ndarray, sampler: np.ndarray) -> None:
-        """Raises `BadRecord` for the first token that is no log-probability (or log-ratio)."""
-        if "log_ratio" in self.columns.mapping:
-            self._check("log_ratio", learner)
-        else:
-            self._check("log_prob", learner)
-            self._check("behavior_log_prob", sampler)
+    def check(self, learner: np.ndarray, sampler: np.ndarray) -> float:
+        """The largest magnitude there is, nats.
 
-    def _check(self, name: str, x: np.ndarray) -> None:
+        Raises `BadRecord` for the first token that is no log-probability (or log-ratio).
+        """
+        if "log_ratio" in self.columns.mapping:
+            return self._check("log_ratio", learner)
+        return max(self._check("log_prob", learner), self._check("behavior_log_prob", sampler))
+
+    def _check(self, name: str, x: np.ndarray) -> float:
         if not x.size:
-            return
+            return 0.0
         low, high = x.min(), x.max()
         bound = LARGEST if name in ("log_ratio", "collision") else ROUNDING
         if not (high <= bound and (low >= -LARGEST or (low == -math.inf and name in MAY_BE_NOTHING))):
             for v in x:
                 self._log_prob(name, float(v))
+        return max(-float(low), float(high))
 
     def _get(self, record: Mapping[str, Any], name: str) -> Any:
         value = self.columns.value(record, name)

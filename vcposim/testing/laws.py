@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator
+from vcposim.estimators import Estimator, told
 from vcposim.testing.strategies import (
     NUMPY,
     Arms,
@@ -39,7 +39,7 @@ from vcposim.weights import Weighting
 
 
 def as_numpy(x: Any) -> np.ndarray:
-    """An array of any library as NumPy's."""
+    """An array of any library as NumPy's: (...)."""
     return np.asarray(x.detach().cpu().numpy() if hasattr(x, "detach") else x)
 
 
@@ -84,21 +84,26 @@ class Subject:
     """the rest of the call that judged it, as one would write it"""
 
     def of(self, case: Case) -> np.ndarray:
-        """Its coefficients on a case."""
+        """Its coefficients on a case: (..., n), or (..., n, t)."""
         return self(case.batch(self.library))
 
     def __call__(self, batch: Batch) -> np.ndarray:
-        """Its coefficients as a NumPy array; a wrong shape, and an exception, break every law."""
+        """Its coefficients in NumPy: (..., n), or (..., n, t); a wrong shape, and an exception, break every law."""
         return as_numpy(self.raw(batch))
 
     def raw(self, batch: Batch) -> Any:
-        """Its coefficients in its own library."""
+        """Its coefficients in its own library.
+
+        Raises `Broken` for an exception, or a wrong shape; an `InputError` passes.
+        """
         try:
             c = self.coefficients(batch)
         except InputError:
             raise  # a wrong question, not a wrong answer
         except Exception as error:
-            raise Broken(f"it raised {type(error).__name__}: {error}") from error
+            raise Broken(f"it raised {told(error)}") from error
+        if not hasattr(c, "shape"):
+            raise Broken(f"it returned a {type(c).__name__}, not an array like batch.reward")
         got, want = tuple(np.shape(as_numpy(c))), tuple(batch.reward.shape)
         if got[: len(want)] != want or len(got) > len(want) + 1:
             raise Broken(f"coefficients of shape {got} for rewards of shape {want}")
@@ -242,7 +247,7 @@ def _single(library: Library, rounded: Callable[[np.ndarray], np.ndarray] = np.a
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:
-    """float32 numbers rounded to the nearest bfloat16 (ties to even), kept as float32: same shape."""
+    """float32 numbers rounded to the nearest bfloat16 (ties to even), kept as float32: same -> same."""
     bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
     kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     return np.where(np.isfinite(x), kept.astype(np.uint32).view(np.float32).reshape(x.shape), x)

@@ -6,16 +6,17 @@ claimed too: what an estimator could claim is as telling as what it may not.
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from vcposim.batch import Batch, DenseScores
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD, UNKNOWN, exact_moments, standard_problem
 from vcposim.testing.kit import CLAIMED, NOT_CLAIMED, JudgedEstimator, Trial, Violation, subject_of, trials
-from vcposim.testing.laws import LAWS, Broken, Subject
+from vcposim.testing.laws import LAWS, Broken, Subject, as_numpy
 from vcposim.testing.strategies import Case, case_of
 
 VIOLATED = "violated"
@@ -135,9 +136,12 @@ def beside_the_catalogue(mine: Subject | None) -> list[CardRow]:
 
 
 def _row(problem: str, subject: Subject, mine: bool) -> CardRow:
+    def asked(batch: Batch) -> Any:
+        return _of_one_group_each(subject, batch) if mine and not subject.per_prompt else subject.raw(batch)
+
     with np.errstate(all="ignore"):
         found = exact_moments(
-            subject.raw,
+            asked,
             standard_problem(problem),
             GROUP_SIZE,
             per_token=subject.per_token,
@@ -153,6 +157,21 @@ def _row(problem: str, subject: Subject, mine: bool) -> CardRow:
         "variance": float(found.variance_of_mean) / size,
         "mse": float(found.mse) / size,
     }
+
+
+def _of_one_group_each(subject: Subject, batch: Batch) -> Any:
+    """The coefficients of groups side by side, if they are those of each alone, and numbers; else it is `Broken`."""
+    c, last = subject.raw(batch), batch.reward.shape[0] - 1
+    scores = batch.scores
+    assert isinstance(scores, DenseScores)
+    for g in (0, last // 3, last):
+        one: dict[str, Any] = {name: x[g : g + 1] for name, x in vars(batch).items() if hasattr(x, "dtype")}
+        alone = replace(batch, **one, scores=replace(scores, score=scores.score[g : g + 1]))
+        if not np.allclose(as_numpy(subject.raw(alone))[0], as_numpy(c)[g], equal_nan=True):
+            raise Broken("a group has other coefficients alone than beside others")
+    if not np.all(np.isfinite(as_numpy(c))):
+        raise Broken("a coefficient is no number")
+    return c
 
 
 def catalogue_card(name: str, examples: int) -> list[LawFinding]:

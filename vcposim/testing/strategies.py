@@ -34,7 +34,7 @@ class Library:
     exact: bool = False
 
     def __call__(self, x: Exact) -> Any:
-        """Fractions as this library writes them."""
+        """Fractions as this library writes them: same -> same."""
         return self.convert(x if self.exact else x.astype(np.float64))
 
     def floats(self, x: Any) -> Any:
@@ -47,7 +47,7 @@ EXACT = Library("fraction", lambda x: x, exact=True)
 
 
 def exact(values: Any) -> Exact:
-    """Nested lists of numbers or of texts like "1/3", or an array, as an object array of Fractions."""
+    """Nested lists of numbers or of texts like "1/3", or an array, as an object array of Fractions: (...)."""
     source: Any = np.array(values, dtype=object)
     out = np.empty(source.shape, dtype=object)
     for index in np.ndindex(source.shape):
@@ -217,13 +217,13 @@ def written(x: Any) -> str:
 
 
 def log(x: Exact) -> np.ndarray:
-    """log of Fractions as floats; -inf at zero."""
+    """log of Fractions as floats, -inf at zero: same -> same."""
     with np.errstate(divide="ignore"):
         return np.log(as_float(x))
 
 
 def as_float(x: Exact) -> np.ndarray:
-    """Fractions as float64."""
+    """Fractions as float64: same -> same."""
     return x.astype(np.float64)
 
 
@@ -295,7 +295,7 @@ class Arms:
 
     @property
     def score(self) -> Exact:
-        """(arms, arms)"""
+        """s of each arm: (arms, arms)."""
         return exact(np.eye(len(self.target), dtype=int)) - self.target
 
     @property
@@ -364,7 +364,7 @@ class Strings:
 
     @property
     def score(self) -> Exact:
-        """(strings, 2, 6), zero on padding"""
+        """s of each token, zero on padding: (strings, 2, 6)."""
         row, token, real = self._tokens
         out = exact(np.zeros((*row.shape, 3, 2), dtype=int))
         for index in np.ndindex(row.shape):

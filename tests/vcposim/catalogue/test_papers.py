@@ -8,6 +8,7 @@ from vcposim.catalogue import CATALOGUE, STEP_RULES
 from vcposim.catalogue.papers import ELSEWHERE, LACKING, SWITCHES, UNREAD, markdown, papers
 from vcposim.catalogue.references import SOURCES
 from vcposim.commands.main import main
+from vcposim.comparison.leaderboard import found, read
 
 
 def test_every_entry_and_rule_is_under_each_of_its_papers():
@@ -23,7 +24,7 @@ def test_every_entry_and_rule_is_under_each_of_its_papers():
 def test_the_command_prints_a_row_a_paper(capsys: pytest.CaptureFixture[str]):
     assert main(["cite", "--index"]) == 0
     out = capsys.readouterr().out
-    assert out == markdown() + "\n"
+    assert out == markdown(found()) + "\n"
     rows = [line for line in out.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(papers())
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
@@ -31,6 +32,10 @@ def test_the_command_prints_a_row_a_paper(capsys: pytest.CaptureFixture[str]):
     assert "breaks the law 'bounded'" in row
     assert "`--estimator mc_grpo`" in row
     assert all(name in out for name in (*UNREAD, *LACKING, *CATALOGUE))
+    board = read()
+    assert out.count(f"on the leaderboard of {board['date']}: ") == len(board["estimators"])
+    learned = board["estimators"]["mc_grpo"]["records"]["moments"]["moments"]["strings, lag 16"]["bias"]
+    assert f"bias {learned:.2g} |g|" in row.replace("\\|", "|")
     added = markdown({"vcpo": ["C13 | fails"]})
     assert "C13 \\| fails" in added
     assert added.count("\n") == markdown().count("\n")

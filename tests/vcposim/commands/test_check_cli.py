@@ -39,6 +39,15 @@ def only_small(batch):
 def total(batch):
     return batch.reward.sum()
 
+def as_a_list(batch):
+    return batch.reward.tolist()
+
+def over_everything(batch):
+    return batch.reward - batch.reward.mean()
+
+def of_nothing(batch):
+    return batch.reward / 0.0
+
 def in_torch(batch):
     import torch
     return torch.exp(torch.clamp(batch.log_ratio, max=40.0)) * batch.reward
@@ -129,6 +138,11 @@ def test_an_estimator_that_fails_on_the_standard_problems_is_no_traceback(
     )
     assert code == 1
     assert not any(row["mine"] for row in found["moments"])
+    # moments of groups that were mixed, or of no numbers, are none
+    for name in ("over_everything", "of_nothing"):
+        code, found = card(capsys, f"my_estimators.py:{name}", "--without", "padding")
+        assert code == 1
+        assert not any(row["mine"] for row in found["moments"])
     assert check("my_estimators.py:only_small", "--without", "groups", "padding") == 2
     assert "does not answer the standard problems: it raised ValueError: too many" in capsys.readouterr().err
 
@@ -168,11 +182,12 @@ def test_torch_functions_are_found_out(folder: Path, capsys: pytest.CaptureFixtu
         ("my_estimators.py:np.pi", "is no Estimator, catalogue name or function of a Batch"),
         ("my_estimators.py:total", "given numpy arrays, coefficients of shape () for rewards of shape (2,)"),
         ("my_estimators.py:per_token", "given numpy arrays, it raised TypeError: "),
+        ("my_estimators.py:as_a_list", "given numpy arrays, it returned a list, not an array like batch.reward"),
         ("nofile.py:f", "estimator: there is no file nofile.py; give its path from "),
         ("no_such_module:f", "estimator: no module 'no_such_module' in "),
         (
             "broken.py:f",
-            "estimator: broken.py cannot be imported, line 2 of broken.py raises ZeroDivisionError: division",
+            "estimator: broken.py cannot be imported, ZeroDivisionError: division by zero (line 2 of broken.py)",
         ),
         ("lacks.py:f", "estimator: lacks.py cannot be imported, it misses 'a_library_nobody_has'; install that"),
         ("rloo --claims unbiassed", "claims: unknown name 'unbiassed'; did you mean 'unbiased'"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.kit.statistical import FALSE_FAIL, assert_mean_equals, assert_near, near
+from tests.kit.statistical import FALSE_FAIL, assert_mean_equals, assert_near, assert_within_errors, near
 from vcposim.batch import Batch, DenseScores
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
@@ -45,13 +45,13 @@ def versions() -> Any:
 
 
 def check(found: monte_carlo.EstimatedMoments, expected: Any) -> None:
-    """Every moment within LIMIT of its own standard errors, and those small enough to mean something."""
+    """Every moment within its own standard errors, and those small enough to mean something."""
     for name in ("mean", *SCALARS):
         value, error, truth = getattr(found.moments, name), found.standard_error[name], getattr(expected, name)
         scale = np.max(np.abs(expected.mean)) if name == "mean" else np.abs(truth)
         scale = max(float(scale), 0.5) if name == "relative_bias" else scale
         assert np.all(error <= 0.1 * scale), f"{name}: standard error {error} cannot tell a 10% error; draw more"
-        assert np.all(np.abs(value - truth) <= LIMIT * error + 1e-12), f"{name}: {value} is not {truth} +- {error}"
+        assert_within_errors(value, truth, error, name, degrees=BLOCKS - 1)
 
 
 @pytest.mark.parametrize("problem", [contextual(), versions()], ids=["contextual", "versions"])
@@ -200,7 +200,7 @@ def test_noise_in_many_dimensions_is_not_mistaken_for_bias() -> None:
     assert found.moments.relative_bias < plugged_in / 2
     for name in SCALARS:
         value, error = getattr(found.moments, name), found.standard_error[name]
-        assert abs(value - getattr(expected, name)) <= LIMIT * error + 1e-12, name
+        assert_within_errors(value, getattr(expected, name), error, name, degrees=BLOCKS - 1)
     assert LIMIT * found.standard_error["mse"] < expected.mse / 2  # so the comparison above says something
 
 
