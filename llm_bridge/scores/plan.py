@@ -6,10 +6,10 @@ and may the rest be spread over positions, as if each had its own copy, so that 
 and no gradient leaves its row? What is left is looped over (`inner`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -250,13 +250,15 @@ class _Known(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         handler = _HANDLERS.get(func)
-        if handler is not None and torch.is_grad_enabled() and not is_transformed():
+        if handler is not None and self._listens():
             found = handler(self, func, args, kwargs)
             if found is not None:
                 params, report = found
-                self.served |= {self._name[id(p)] for p in params if id(p) in self._name}
-                if self.twin is not None:
-                    return report()
+                used = [self._name[id(p)] for p in params if id(p) in self._name]
+                self.served |= set(used)
+                twin = self._reporter(used)
+                if twin is not None:
+                    return report(twin)
                 unseen = {id(p) for p in params} | self._cast.keys() | self._turned.keys()
                 args, kwargs = pytree.tree_map(
                     lambda x: x.detach() if isinstance(x, Tensor) and id(x) in unseen else x, (args, kwargs)
@@ -267,11 +269,18 @@ class _Known(TorchFunctionMode):
             return out
         if func in SAME or func in ADDS:
             alone = not any(isinstance(x, Tensor) for x in (*args[1:], *kwargs.values()))
-            if out.dtype.is_floating_point and (func in SAME or alone):
+            if out.dtype.is_floating_point and out.requires_grad and (func in SAME or alone):
                 self._cast[id(out)] = (known[0], out)
         elif func in _TURNS and args[0].dim() == 2 and {k % 2 for k in args[1:]} in (set(), {0, 1}) and not kwargs:
             self._turned[id(out)] = (known[0], out)
         return out
+
+    def _listens(self) -> bool:
+        return torch.is_grad_enabled() and not is_transformed()
+
+    def _reporter(self, used: Sequence[str]) -> Twin | None:
+        """The twin that reports a use of these parameters."""
+        return self.twin
 
     def _plain(self, bias: Any) -> bool:
         """Whether a bias is this module's own, as it is, or nobody's."""
@@ -288,7 +297,7 @@ class _Known(TorchFunctionMode):
         def call(x: Tensor) -> Tensor:
             return F.linear(x, value.detach(), bias)
 
-        return (param, bias), lambda: matrix(self.twin, x, param, bias, stored, call, turned)  # type: ignore[arg-type]
+        return (param, bias), lambda twin: matrix(twin, x, param, bias, stored, call, turned)  # type: ignore[arg-type]
 
     def matmul(self, func: Any, args: Any, kwargs: Any) -> Any:
         if len(args) != 2 or not isinstance(args[1], Tensor) or args[1].dim() != 2 or args[0].dim() < 2:
@@ -303,7 +312,7 @@ class _Known(TorchFunctionMode):
         def call(x: Tensor) -> Tensor:
             return torch.matmul(x, value.detach())
 
-        return (param,), lambda: matrix(self.twin, x, param, None, stored, call, not turned)  # type: ignore[arg-type]
+        return (param,), lambda twin: matrix(twin, x, param, None, stored, call, not turned)  # type: ignore[arg-type]
 
     def embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
         names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
@@ -314,7 +323,7 @@ class _Known(TorchFunctionMode):
         def call(token: Tensor) -> Tensor:
             return F.embedding(token, weight)
 
-        return (weight,), lambda: lookup(self.twin, weight, token, padding, call)  # type: ignore[arg-type]
+        return (weight,), lambda twin: lookup(twin, weight, token, padding, call)  # type: ignore[arg-type]
 
     def rows(self, func: Any, args: Any, kwargs: Any) -> Any:
         weight, index = args
@@ -329,7 +338,7 @@ class _Known(TorchFunctionMode):
         def call(token: Tensor) -> Tensor:
             return F.embedding(token, weight)
 
-        return (weight,), lambda: lookup(self.twin, weight, token, None, call)  # type: ignore[arg-type]
+        return (weight,), lambda twin: lookup(twin, weight, token, None, call)  # type: ignore[arg-type]
 
     def norm(self, func: Any, args: Any, kwargs: Any) -> Any:
         layer = func is F.layer_norm
@@ -351,7 +360,39 @@ class _Known(TorchFunctionMode):
             return func(x, shape, value.detach(), *rest, eps)  # type: ignore[no-any-return]
 
         rule = (UNITS[func], shape, eps)
-        return (param, bias), lambda: scaled(self.twin, x, param, bias, value, call, rule)  # type: ignore[arg-type]
+        return (param, bias), lambda twin: scaled(twin, x, param, bias, value, call, rule)  # type: ignore[arg-type]
+
+
+class Borrowed(_Known):
+    """Finds uses of parameters by code outside the modules that hold them: a head by the embedding's weight, in the
+    model's own forward or in the loss.
+
+    Costs a call of Python an operation. So a model's first tape listens, and later ones only if there was any use.
+    """
+
+    def __init__(self, model: nn.Module, named: Iterable[tuple[str, nn.Parameter]], tape: Recorder) -> None:
+        super().__init__(dict(named), None, tape)
+        self._model = model
+
+    @classmethod
+    def needed(cls, model: nn.Module) -> bool:
+        """Whether it is unknown, or known, that the model borrows."""
+        return model not in _NO_BORROWERS
+
+    def learned(self) -> None:
+        """Forwards have been seen: listen no more if there was nothing to hear."""
+        if not self.served:
+            _NO_BORROWERS.add(self._model)
+
+    def _listens(self) -> bool:
+        return not self._tape.inside and super()._listens()
+
+    def _reporter(self, used: Sequence[str]) -> Twin | None:
+        owner = used[0].rpartition(".")[0]
+        return Twin(self._model.get_submodule(owner), owner, self._tape)
+
+
+_NO_BORROWERS: WeakSet[nn.Module] = WeakSet()
 
 
 def _arguments(names: Sequence[str], args: Any, kwargs: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from llm_bridge.scores.check import Call, Verification, Verifier
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
-from llm_bridge.scores.plan import twins_of
+from llm_bridge.scores.plan import Borrowed, twins_of
 from llm_bridge.scores.refusals import refuse_arrays, refuse_coefficient, refuse_graph, refuse_hooks, refuse_model
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
 from llm_bridge.scores.score_pass import ScorePass, Uses
@@ -125,6 +125,7 @@ class ScoreTape:
         self._patched: list[tuple[nn.Module, Any]] = []
         self._hooks: list[RemovableHandle] = []
         self._eager: Any = None
+        self._borrowed: Borrowed | None = None
         self._open = False
         self._forget()
 
@@ -150,6 +151,10 @@ class ScoreTape:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
         self._known = {p for p in self.model.parameters() if p.requires_grad}
+        sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        if self.method != "loop" and not sharded and Borrowed.needed(self.model):
+            self._borrowed = Borrowed(self.model, self._targets(), self)
+            self._borrowed.__enter__()
         self._hooks += self._shards.watch()
         self._hooks.append(self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True))
         self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
@@ -170,7 +175,11 @@ class ScoreTape:
             hook.remove()
         if self._eager is not None:
             self._eager.__exit__(None, None, None)
-        self._hooks, self._patched, self._eager = [], [], None
+        if self._borrowed is not None:
+            self._borrowed.__exit__(kind, value, trace)
+            if kind is None and self._called:
+                self._borrowed.learned()
+        self._hooks, self._patched, self._eager, self._borrowed = [], [], None, None
         self._open = False
         self._forget()
 

@@ -14,7 +14,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
-from tests.llm_bridge.test_hostile_second import SQUARE, D, Net, _lin, _p, _with, given, obedient, same, taped, truth
+from tests.llm_bridge.test_hostile_second import (
+    SQUARE,
+    VOCABULARY,
+    D,
+    Net,
+    _lin,
+    _p,
+    _with,
+    given,
+    obedient,
+    same,
+    taped,
+    truth,
+)
 from vcposim.errors import InputError
 
 BODIES = Callable[[], nn.Module]
@@ -74,6 +87,12 @@ def _filled(s: Any, x: Tensor) -> Tensor:
     return x + shared["rows"].sin() if shared else x
 
 
+def _frozen_cast(s: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        frozen = s.w.float()
+    return F.linear(x, frozen.to(x)) + x @ s.v
+
+
 def _once_prompted(s: Any, x: Tensor) -> Tensor:
     prompt = s.e(torch.arange(2)).unsqueeze(0).expand(len(x), -1, -1)
     return torch.cat([prompt, x], 1).cumsum(1)[:, 2:].sin()
@@ -104,6 +123,11 @@ EXACT: dict[str, BODIES] = {
     "vmap of a product": _with(lambda s, x: torch.func.vmap(lambda row: (row @ s.w).tanh())(x), w=(D, D)),
     "part of a matrix": _with(lambda s, x: F.linear(F.linear(x, s.w[:5]).sin(), s.w[1:].t()[:, :5]), w=(6, D)),
     "parametrized by factors": _merged,
+    "cast where no gradients go": _with(_frozen_cast, w=(D, D), v=(D, D)),
+    "a map and its weight turned": _with(lambda s, x: F.linear(s.a(x).sin(), s.a.weight.t()), a=_lin),
+    "a norm's scale borrowed": _with(
+        lambda s, x: s.n(x) + F.layer_norm(x.sin(), (D,), s.n.weight), n=lambda: nn.LayerNorm(D)
+    ),
 }
 EITHER: dict[str, BODIES] = {
     "part of a matrix, as long as the rows": _with(lambda s, x: F.linear(x, s.w[:D]).sin(), w=(D + 1, D)),
@@ -255,3 +279,42 @@ def test_books_that_a_module_keeps_are_a_plain_calls() -> None:
     model, *rest = given(Counting, SQUARE)
     taped(model, *rest, False, unknown="loop", verify="always")
     assert (model.body.load, model.body.calls, model.body.rows) == ([4], {"n": 1}, {4})
+
+
+class Borrower(nn.Module):
+    """A head that is the embedding's weight, its bias of its own; positions that are rows of another's weight."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.place, self.a, self.how = nn.Embedding(VOCABULARY, D), nn.Embedding(9, D), _lin(), how
+
+    def forward(self, token: Tensor) -> Tensor:
+        hidden = self.a(self.embed(token).cumsum(1).sin() + self.place.weight[: token.shape[1]])
+        if self.how == "hidden":
+            return hidden
+        weight = self.embed.weight
+        return F.linear(hidden, weight) if self.how == "linear" else hidden @ weight.t()
+
+
+@pytest.mark.parametrize("how", ["linear", "matmul", "hidden"])
+def test_borrowed_weights_take_no_loop(how: str) -> None:
+    """In the model's forward or in the loss, in the first pass and in later ones, after a rehearsal or without."""
+    _, token, mask, c = given(_lin, SQUARE)
+
+    def log_prob(model: Borrower) -> Tensor:
+        out = model(token)
+        logits = F.linear(out, model.embed.weight) if how == "hidden" else out
+        return F.pad(logits.log_softmax(-1)[:, :-1].gather(2, token[:, 1:, None]).squeeze(2), (1, 0))
+
+    model = Borrower(how).double()
+    params = list(model.parameters())
+    out = log_prob(model)
+    twin = (out, score_sq_norms_loop(out, mask, params), weighted_gradient_loop(out, mask, c, params), [])
+    for _ in range(2):
+        model.zero_grad()
+        with ScoreTape(model, verify="always") as tape:
+            again = log_prob(model)
+            norm = tape.score_sq_norms(again, mask)
+            tape.backward(c)
+        assert not tape.loops
+        assert not same((again, norm, [p.grad for p in params], []), twin)
