@@ -83,7 +83,7 @@ def settings(size: str) -> list[Setting]:
         for lag in (LAGS if full else (2,))
         for kind in (KINDS if full else tuple(KINDS)[:1])
         for step in KINDS[kind].step_sizes[0 if full else 2 :]
-        for seed in range(0, 8 if full else 2, 2)
+        for seed in range(100, 108 if full else 102, 2)  # step sizes were chosen on seed 1
     ]
 
 
