@@ -107,6 +107,9 @@ class Subject:
         got, want = tuple(np.shape(as_numpy(c))), tuple(batch.reward.shape)
         if got[: len(want)] != want or len(got) > len(want) + 1:
             raise Broken(f"coefficients of shape {got} for rewards of shape {want}")
+        ratios = tuple(batch.given_ratio.shape)
+        if len(got) == len(ratios) > len(want) and got != ratios:
+            raise Broken(f"coefficients of shape {got} for token ratios of shape {ratios}")
         return c
 
     @property

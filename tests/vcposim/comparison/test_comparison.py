@@ -142,7 +142,14 @@ def test_what_cannot_be_measured_says_why(whole: Folder) -> None:
         (["vcpo", "--json", "--html"], "not with --json"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["compare", *arguments]) == 2
     said = capsys.readouterr().err
     assert says in said
