@@ -318,8 +318,9 @@ def papers() -> str:
     """Every source: who stands on it, what was found, how to switch it on; and what could not be read."""
     out = [
         "# Papers\n",
-        "Every source of a formula, read at the source before it was written down (`vcposim.catalogue.references`); "
-        "BibTeX of an estimator: `vcposim cite NAME`; this page in a terminal: `vcposim cite --index`.\n",
+        "Every source of a formula (`vcposim.catalogue.references`), read there before it was written down, but for "
+        "what stands at the end of this page, where an entry's note says whom it follows instead. BibTeX of an "
+        "estimator: `vcposim cite NAME`; this page in a terminal: `vcposim cite --index`.\n",
     ]
     known, measured = {paper.key: paper for paper in index.papers()}, leaderboard.found()
     for key, one in sorted(SOURCES.items(), key=lambda item: (-item[1].year, item[1].title)):
