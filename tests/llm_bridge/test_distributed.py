@@ -121,6 +121,7 @@ def test_a_foreign_process_group_is_refused(ranks: list[dict[str, Any]]) -> None
         )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "is sharded; parameters=, unknown='loop' and method='loop'" in rank["taped in part"]["error"]

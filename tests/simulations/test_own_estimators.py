@@ -98,6 +98,7 @@ def test_a_file_that_changes_under_a_run_is_seen(folder: Path) -> None:
     assert EXPERIMENT.with_estimators(["newcomer.py:centered"]).settings("full")[0] != setting
 
 
+@pytest.mark.slow
 def test_a_run_with_estimators_is_kept_apart(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 CODE = "import sys; from tests.simulations import toy_experiment; sys.exit(toy_experiment.command())"
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_a_half_keeps_the_half(tmp_path: Path) -> None:
     import os
 

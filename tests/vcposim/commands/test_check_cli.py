@@ -116,6 +116,7 @@ def test_the_card_for_a_reader(folder: Path, capsys: pytest.CaptureFixture[str],
     assert (folder / "vcposim-check.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_claims_on_token_ratios_are_tried_and_what_cannot_be_tried_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -130,6 +131,7 @@ def test_claims_on_token_ratios_are_tried_and_what_cannot_be_tried_is_refused(
     assert {path.name for path in folder.iterdir()} == {"my_estimators.py", "broken.py", "lacks.py"}
 
 
+@pytest.mark.slow
 def test_an_estimator_that_fails_on_the_standard_problems_is_no_traceback(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
