@@ -610,6 +610,11 @@ class Product:
         """See `Surrogate`."""
         return tuple(dict.fromkeys(name for factor in self.factors for name in getattr(factor, "families", ())))
 
+    @property
+    def counts_heads(self) -> bool:
+        """See `Surrogate`: as soon as one of them does."""
+        return any(getattr(factor, "counts_heads", False) for factor in self.factors)
+
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n), or (..., n, t) as soon as one of them is."""
         product = advantage * 0 + 1

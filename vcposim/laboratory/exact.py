@@ -109,9 +109,8 @@ def reads_counts(estimator: Estimator) -> bool:
 
 def counts_heads(estimator: Estimator) -> bool:
     """Whether it counts tokens or responses one by one, so that no measure of 2/N can stand for two draws."""
-    factors = getattr(estimator.surrogate, "factors", (estimator.surrogate,))
     by_baseline = isinstance(estimator.baseline, str) and baseline(estimator.baseline).counts_heads
-    return by_baseline or any(getattr(factor, "counts_heads", False) for factor in factors)
+    return by_baseline or getattr(estimator.surrogate, "counts_heads", False)
 
 
 def sees_one_sample(estimator: Estimator) -> bool:
