@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-import pickle
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ def code() -> str:
 
 
 def cached(key: str, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it gave for this key with this code."""
+    """`make()`, or what it gave for this key with this code: JSON, of which tuples come back as lists."""
     path = FOLDER / hashlib.sha256(f"{code()} {key}".encode()).hexdigest()
     try:
-        return pickle.loads(path.read_bytes())
-    except (OSError, EOFError, pickle.UnpicklingError):
-        found = make()
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        text = json.dumps(make())
     FOLDER.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_bytes(pickle.dumps(found))
+    part.write_text(text)
     part.replace(path)
-    return found
+    return json.loads(text)

@@ -1,5 +1,6 @@
 """A page for every named estimator, and one for the papers."""
 
+import functools
 from html import escape
 from math import log10
 from typing import Any
@@ -234,12 +235,9 @@ def trained_with(name: str, entry: Entry) -> str:
     return "\n".join(out)
 
 
+@functools.cache
 def conformance() -> dict[str, list[tuple[str, ...]]]:
     """Entry -> the options of TRL and verl that are it, as the conformance page says."""
-    return cached("conformance", _conformance)
-
-
-def _conformance() -> dict[str, list[tuple[str, ...]]]:
     from _hooks.guides import ROOT
 
     out: dict[str, list[tuple[str, ...]]] = {}

@@ -63,8 +63,8 @@ def output(line: str) -> tuple[int, str]:
             raise RuntimeError(f"{line}: exit code {done.returncode}")
         return done.returncode, done.stdout
 
-    found: tuple[int, str] = cached(line, run)
-    return found
+    code, text = cached(line, run)
+    return code, text
 
 
 def help_of(name: str) -> str:

@@ -301,15 +301,15 @@ def command_figures() -> dict[str, bytes]:
     from _hooks.commands import terminal
     from vcposim.commands.main import main
 
-    def draw(name: str) -> bytes:
+    def draw(name: str) -> str:
         with terminal():
             if main(shlex.split(COMMAND_FIGURES[name][0])[1:]):
                 raise RuntimeError(f"{COMMAND_FIGURES[name][0]} failed")
-            return Path(f"{name}.png").read_bytes()
+            return base64.b64encode(Path(f"{name}.png").read_bytes()).decode()
 
     return {
-        f"findings/figures/{name}.png": cached(f"drawn {name} {COMMAND_FIGURES[name]}", lambda name=name: draw(name))
-        for name in COMMAND_FIGURES
+        f"findings/figures/{name}.png": base64.b64decode(cached(f"{name} {line}", lambda name=name: draw(name)))
+        for name, (line, _) in COMMAND_FIGURES.items()
     }
 
 
