@@ -272,6 +272,9 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
             raise InputError(f"{name}: is a TensorBoard event file, metrics and no rollouts; read it with --metrics")
         if head[257:262] == b"ustar":
             raise InputError(f"{name}: is a tar archive; unpack it and pass the folder")
+        control = sum(byte < 32 and byte not in b"\t\n\r" for byte in head)  # one may be damage, text has none
+        if control > len(head) / 20:
+            raise InputError(f"{name}: is binary, and no kind of file that is known; write JSON lines or Parquet")
         yield from _json(name, stream)
 
 

@@ -216,6 +216,8 @@ def test_torch_files_are_read_without_executing_them(tmp_path: Path) -> None:
     [
         (b"\x80\x04\x95", "a pickle"),
         (b"\xff\xfe{\x00", "UTF-16"),
+        (b"\x00\x01\x02", "binary"),
+        (bytes(range(256)) * 4, "binary"),
         (b"\x93NUMPY", "NumPy array"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"SQLite format 3\x00", "SQLite"),
