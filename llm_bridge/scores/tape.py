@@ -66,7 +66,8 @@ class ScoreTape:
     loop: class names of modules to loop over as a whole, such as a mixture of experts that sorts its rows.
     verify: "first" compares the first pass over a model, and then every hundredth, with plain autograd: one
     trajectory's norm and the gradient along a random direction; "always", "never". Of a sketch or a loop only the
-    gradient is verified. Ranks that share a model (FSDP2, `split`) verify in the same pass and stop together.
+    gradient is verified. Ranks that share a model (FSDP2, `split`) verify in the same pass and stop together; FSDP2
+    with reentrant checkpoints cannot, and is not verified.
 
     split: parameters of which each rank of `split_group` holds a part (tensor parallelism, experts by rank), all ranks
     running the same trajectories: their squares are summed over the group, a collective. Everything else is counted
