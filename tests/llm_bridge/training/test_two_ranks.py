@@ -75,10 +75,7 @@ def test_one_process_goes_on_from_the_state_of_two(seen: dict[str, Any]) -> None
 
 
 def test_the_command_line_on_two_ranks(tmp_path: Path) -> None:
-    """One process and two write the same records; two that stop and go on write the bytes of two that do not.
-
-    Sharded, which is the harder way; replicas are among the scenarios above. Each start costs ten seconds of imports.
-    """
+    """One process and two write the same records; two that stop and go on write the bytes of two that do not."""
     folder = tmp_path / "model"
     disable_progress_bar()
     tiny().save_pretrained(folder)
@@ -92,9 +89,10 @@ def test_the_command_line_on_two_ranks(tmp_path: Path) -> None:
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [{key: math.nan if x is None else x for key, x in json.loads(line).items()} for line in lines]
 
-    alone, whole = run("alone", 1, 4), run("whole", 2, 4, "--sharding", "fsdp2")
-    for mine, theirs in zip(whole, alone, strict=True):
-        assert mine == near(theirs, allow=ADAPTED, nan_ok=True)
+    alone, replicas, whole = run("alone", 1, 4), run("replicas", 2, 4), run("whole", 2, 4, "--sharding", "fsdp2")
+    for two in (replicas, whole):
+        for mine, theirs in zip(two, alone, strict=True):
+            assert mine == near(theirs, allow=ADAPTED, nan_ok=True)
     run("broken", 2, 2, "--sharding", "fsdp2")
     run("broken", 2, 4, "--resume")
     for file in ("whole.jsonl", "whole/metrics.jsonl"):
