@@ -444,7 +444,7 @@ BAD_FILES: dict[str, tuple[bytes, list[str]]] = {
     "cut_off": (GOOD[:-30], ["line 16", "cut off"]),
     "array": (b"[" + GOOD.replace(b"\n", b",") + b"{}]\n", ["line 1, item 17", "group", "missing"]),
     "not_object": (b"3\n", ["line 1", "number"]),
-    "binary": (bytes(range(256)), ["line 1"]),
+    "binary": (bytes(range(256)), ["is binary", "JSON lines or Parquet"]),
     "missing_columns": (
         everywhere("reward").replace(b'"log_prob"', b'"lp"').replace(b'"group"', b'"prompt_idx"'),
         ["line 1", "'log_prob', 'group' not found", "--column group=prompt_idx", "--column log_prob=NAME"],
