@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     if workers < 1:
         raise InputError(f"--workers: {workers} is less than 1; use 1 or more")
     shard = _shard(arguments.shard)
-    try:
-        import_module("vcposim.testing.report_card")
-    except ModuleNotFoundError as error:
-        if error.name != "hypothesis":
-            raise
-        raise InputError('compare: needs hypothesis; install it with pip install "vcposim[testing]"') from None
     from vcposim.catalogue.loading import estimator_named
     from vcposim.comparison import leaderboard
     from vcposim.comparison.design import REFERENCE, size_named

@@ -47,7 +47,7 @@ def reason(error: BaseException) -> str:
 
 def laws(name: str, setting: MeasureSetting) -> Measured:
     """Each law of the kit: `holds`, `broken`, `not claimed`, `not claimed: broken`, or `does not apply`; and why."""
-    import vcposim.testing.report_card as cards  # needs Hypothesis, which the rest does not
+    import vcposim.testing.report_card as cards  # Hypothesis is slow to import, and the rest does without
 
     convert, claims = "numpy", ()
     if ":" in name:
