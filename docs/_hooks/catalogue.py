@@ -1,6 +1,7 @@
 """A page for every named estimator, and one for the papers."""
 
 import functools
+from collections.abc import Sequence
 from html import escape
 from math import log10
 from typing import Any
@@ -19,6 +20,8 @@ from vcposim.catalogue.references import SOURCES, short
 from vcposim.commands.catalogue import as_json, name_of
 from vcposim.commands.figures import LEAST
 from vcposim.comparison import leaderboard
+from vcposim.comparison.design import COMMON, LAGS, SIZES
+from vcposim.comparison.result import MODES, ComparedEstimator, RegimeSummary, laws_of, staled
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD
 from vcposim.testing.report_card import beside_the_catalogue
@@ -184,9 +187,75 @@ def learned(name: str) -> str:
                                     f"{{ref}}`{experiment} <experiment-{experiment}>`",
                                 )
                             )
+    row = next((row for row in boarded() if row["name"] == name), None)
+    for mode, words in MODES.items() if row else ():
+        if mode in row["summary"]:
+            one = row["summary"][mode]
+            rows.append(
+                (
+                    plain(name),
+                    f"all regimes, {words}",
+                    spread(one["score"]),
+                    f"{ranks(one)}, {{ref}}`leaderboard <compared>`",
+                )
+            )
     if not rows:
-        return "Not among the methods of a committed learning experiment.\n"
+        return "Not among the methods of a committed learning experiment, and learned nowhere on the leaderboard.\n"
     return table(("as", "panel", "value [95%]", "experiment"), rows)
+
+
+@functools.cache
+def boarded() -> list[ComparedEstimator]:
+    return leaderboard.ranked()
+
+
+def spread(of: Sequence[float]) -> str:
+    value, low, high = of
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def ranks(one: RegimeSummary) -> str:
+    place, low, high = one["rank"]
+    return f"rank {place} [{low}, {high}] of {one['best_of']}"
+
+
+def compared() -> str:
+    """All entries in one table: what they learned, how far off they are, and which laws they break."""
+    board = leaderboard.read()
+    size = SIZES[board["size"]]
+    rows = []
+    for row in boarded():
+        own, common = row["summary"].get("own"), row["summary"].get("common")
+        broken = [law for law, word in laws_of(row["laws"]).items() if word == "broken"]
+        rows.append(
+            (
+                "{} [{}, {}]".format(*own["rank"]) if own else "—",
+                f"{{ref}}`{row['name']} <entry-{row['name']}>`",
+                spread(own["score"]) if own else plain(next(iter(row["not_judged"].values()), "—")),
+                spread(common["score"]) if common else "—",
+                *(number(staled(row, key)) for key in ("bias", "variance", "mse", "efficiency")),
+                ", ".join(broken) or "—",
+            )
+        )
+    regimes = [s.name for s in size.settings() if s.part == "learning"]
+    head = ("rank [95%]", "estimator", "at its own best step size", f"at step size {COMMON:g}")
+    return "\n".join(
+        [
+            "(compared)=\n# Estimators compared\n",
+            f"The leaderboard of {board['date']}, size {board['size']}: success probability averaged over training, "
+            f"the interquartile mean over {len(regimes)} regimes and their seeds, intervals and ranks by resampling "
+            f"seeds. Beside it, exactly, on strings of two tokens at lag {LAGS[-1]} with groups of four: |bias| / "
+            "|gradient|, variance and mean squared error / |gradient|², and descent efficiency D (negative where the "
+            "mean points downhill).\n",
+            "Small networks on string tasks: evidence about mechanisms, not about a language model. "
+            "Yours among them, only yours being run:\n",
+            fence("vcposim compare mine.py:mine", "sh"),
+            table((*head, "bias", "variance", "MSE", "D", "claimed laws it breaks"), rows),
+            "The regimes:\n",
+            *(f"- {plain(name)}" for name in regimes),
+            "",
+        ]
+    )
 
 
 def trained_with(name: str, entry: Entry) -> str:
@@ -359,6 +428,7 @@ def address(identifier: str) -> str:
 def pages() -> dict[str, str]:
     out = {f"reference/catalogue/{name}.md": page(name, entry) for name, entry in CATALOGUE.items()}
     out["reference/papers.md"] = papers()
+    out["findings/benchmarks/comparison.md"] = compared()
     parts = [
         "# Estimators\n",
         f"All {len(CATALOGUE)} named estimators. A coefficient multiplies ∇ log π(τ): gradient = Σ c ∇ log π. "

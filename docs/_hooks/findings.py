@@ -26,6 +26,7 @@ KINDS = {
     "transformer": "measured on transformers",
 }
 BENCHMARKS = {
+    "core": ("Exact and Monte Carlo moments", "simulations/bench/core.md"),
     "scores": ("Exact score norms on a CPU", "simulations/bench/scores.md"),
     "gpu": ("Exact score norms on a GPU", "simulations/bench/gpu.md"),
     "families": ("Model families", "simulations/bench/families.md"),
@@ -384,8 +385,8 @@ def pages() -> dict[str, str | bytes]:
             "# Benchmarks\n",
             "Committed records, as they were measured, goals that were missed included. Each page names its "
             "machine and the command that makes it.\n",
-            table(("page",), [(f"{{doc}}`{name}`",) for name in BENCHMARKS]),
-            "```{toctree}\n:hidden:\n" + "\n".join(BENCHMARKS) + "\n```\n",
+            table(("page",), [(f"{{doc}}`{name}`",) for name in ("comparison", *BENCHMARKS)]),
+            "```{toctree}\n:hidden:\n" + "\n".join(("comparison", *BENCHMARKS)) + "\n```\n",
         ]
     )
     out["findings/log.md"] = mirrored("simulations/LOG.md")

@@ -17,6 +17,7 @@ MIRRORED = {
     "simulations/LOG.md": "findings/log",
     "simulations/CLAIMS.md": "findings/claims/index",
     "proofs/README.md": "findings/theorems/index",
+    "simulations/bench/core.md": "findings/benchmarks/core",
     "simulations/bench/scores.md": "findings/benchmarks/scores",
     "simulations/bench/gpu.md": "findings/benchmarks/gpu",
     "simulations/bench/families.md": "findings/benchmarks/families",

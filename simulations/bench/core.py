@@ -1,6 +1,7 @@
 """How fast are exact and Monte Carlo moments, against plain vectorised NumPy in the same run?
 
-    python -m simulations.bench.core [--json] [--rounds N]
+    python -m simulations.bench.core [--json | --markdown] [--rounds N]
+    python -m simulations.bench.core --markdown > simulations/bench/core.md     # the page that is committed
 
 Every row is a ratio: the reference and ours take turns for `rounds` rounds, the ratio of CPU times is taken in each
 round, and the median is reported with the smallest and largest. References are what one would write first, with whole
@@ -286,10 +287,38 @@ def bench_memory() -> dict[str, float]:
     return peak
 
 
+def page(rows: list[Timing], memory: dict[str, float], rounds: int) -> str:
+    """The table as Markdown, with the machine and the versions that it is of."""
+    import datetime
+
+    from simulations.bench.score_records import processor
+
+    return "\n".join(
+        [
+            "# Exact and Monte Carlo moments: speed and memory\n",
+            f"`python -m simulations.bench.core --markdown`, {datetime.date.today()}, {processor()}, "
+            f"NumPy {np.__version__}. CPU milliseconds; `times as fast` is the reference's time over ours, taken in "
+            f"each of {rounds} rounds in which they take turns: the median, with the smallest and largest.\n",
+            "| what | reference | ours, ms | reference, ms | times as fast |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {row.what} | {row.reference} | {1e3 * row.seconds:.4g} | {1e3 * row.reference_seconds:.4g} | "
+                f"{row.ratio:.3g} ({row.ratio_low:.3g} to {row.ratio_high:.3g}) |"
+                for row in rows
+            ),
+            "\nPeak memory of Monte Carlo on the chain, two estimators in groups of 8, by trajectories: "
+            + ", ".join(f"{n}: {mb:.0f} MB" for n, mb in memory.items())
+            + ".",
+        ]
+    )
+
+
 def main() -> None:
     """Run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="one JSON object")
+    how.add_argument("--markdown", action="store_true", help="a page")
     parser.add_argument("--rounds", type=int, default=7, help="paired rounds per row (default 7)")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
@@ -298,6 +327,9 @@ def main() -> None:
     memory = bench_memory()
     if arguments.json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "peak_memory_mb": memory}))
+        return
+    if arguments.markdown:
+        print(page(rows, memory, arguments.rounds))
         return
     for row in rows:
         print(f"{row.what}\n    {1e3 * row.seconds:.4g} ms; {row.reference}: {1e3 * row.reference_seconds:.4g} ms")

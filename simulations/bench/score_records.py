@@ -18,11 +18,11 @@ JsonRow = dict[str, Any]
 
 def machine(device: torch.device) -> JsonRow:
     """What a number depends on besides the code: processor, library, day."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"machine": name, "torch": torch.__version__, "date": datetime.datetime.now().date().isoformat()}
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, family and model, vector width and caches, as far as the system tells.
 
     A hypervisor may hide the name; family and model still tell the generation.

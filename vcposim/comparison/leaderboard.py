@@ -33,7 +33,7 @@ from vcposim.comparison.design import (
     canonical,
 )
 from vcposim.comparison.measure import Measured
-from vcposim.comparison.result import LeaderboardHead, laws_of, staled, summarized
+from vcposim.comparison.result import ComparedEstimator, LeaderboardHead, by_rank, laws_of, staled, summarized
 from vcposim.comparison.run import SCHEMA, Folder, fingerprint
 from vcposim.comparison.workers import write_atomically
 from vcposim.errors import InputError
@@ -97,12 +97,17 @@ def standing(size: Size) -> dict[str, dict[str, Measured]]:
     }
 
 
+def ranked() -> list[ComparedEstimator]:
+    """Every entry as the leaderboard has it, ranked among each other, the best at its own best step size first."""
+    size = SIZES[read()["size"]]
+    return by_rank(summarized(standing(size), size))
+
+
 def found() -> dict[str, list[str]]:
     """What the leaderboard says of each entry, a sentence under the first of its sources, for the index of papers."""
     board = read()
-    size = SIZES[board["size"]]
     out: dict[str, list[str]] = {}
-    for row in summarized(standing(size), size):
+    for row in ranked():
         own, bias, efficiency = row["summary"].get("own"), staled(row, "bias"), staled(row, "efficiency")
         said = []
         if own:
