@@ -214,6 +214,11 @@ def spread(of: Sequence[float]) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def unbroken(text: str) -> str:
+    """On one line of a table's cell."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def ranks(one: RegimeSummary) -> str:
     place, low, high = one["rank"]
     return f"rank {place} [{low}, {high}] of {one['best_of']}"
@@ -226,17 +231,21 @@ def compared() -> str:
     rows = []
     for row in boarded():
         own, common = row["summary"].get("own"), row["summary"].get("common")
-        broken = [law for law, word in laws_of(row["laws"]).items() if word == "broken"]
         rows.append(
             (
-                "{} [{}, {}]".format(*own["rank"]) if own else "—",
+                unbroken("{} [{}, {}]".format(*own["rank"])) if own else "—",
                 f"{{ref}}`{row['name']} <entry-{row['name']}>`",
-                spread(own["score"]) if own else plain(next(iter(row["not_judged"].values()), "—")),
-                spread(common["score"]) if common else "—",
-                *(number(staled(row, key)) for key in ("bias", "variance", "mse", "efficiency")),
-                ", ".join(broken) or "—",
+                unbroken(spread(own["score"])) if own else plain(next(iter(row["not_judged"].values()), "—")),
+                unbroken(spread(common["score"])) if common else "—",
+                *(number(staled(row, key)) for key in ("bias", "mse", "efficiency")),
             )
         )
+    broken = [
+        f"{code(row['name'])} breaks {law}"
+        for row in boarded()
+        for law, word in laws_of(row["laws"]).items()
+        if word == "broken"
+    ]
     regimes = [s.name for s in size.settings() if s.part == "learning"]
     head = ("rank [95%]", "estimator", "at its own best step size", f"at step size {COMMON:g}")
     return "\n".join(
@@ -245,12 +254,13 @@ def compared() -> str:
             f"The leaderboard of {board['date']}, size {board['size']}: success probability averaged over training, "
             f"the interquartile mean over {len(regimes)} regimes and their seeds, intervals and ranks by resampling "
             f"seeds. Beside it, exactly, on strings of two tokens at lag {LAGS[-1]} with groups of four: |bias| / "
-            "|gradient|, variance and mean squared error / |gradient|², and descent efficiency D (negative where the "
-            "mean points downhill).\n",
+            "|gradient|, mean squared error / |gradient|², and descent efficiency D (negative where the mean points "
+            "downhill).\n",
             "Small networks on string tasks: evidence about mechanisms, not about a language model. "
             "Yours among them, only yours being run:\n",
             fence("vcposim compare mine.py:mine", "sh"),
-            table((*head, "bias", "variance", "MSE", "D", "claimed laws it breaks"), rows),
+            table((*head, "bias", "MSE", "D"), rows),
+            f"Laws that an entry claims and breaks: {'; '.join(broken) or 'none'}.\n",
             "The regimes:\n",
             *(f"- {plain(name)}" for name in regimes),
             "",

@@ -7,6 +7,8 @@ Words stay words; nothing is guessed about their meaning, so what cannot be type
 '\\min(w, 8) (R - \\text{mean})'
 >>> latex("w^(1/L) 1[|log r_t| <= 4e-4] per token")
 'w^{1/L} 𝟙[\\lvert \\log r_{t}\\rvert \\le 4\\cdot 10^{-4}]\\;\\text{per token}'
+>>> latex("m_t = min(r_1, ..., r_(t-1))")
+'m_{t} = \\min(r_{1}, ..., r_{t-1})'
 >>> clauses("r_t A, A = R - mean, per token")
 ['r_t A', 'A = R - mean', 'per token']
 """
@@ -16,11 +18,11 @@ import re
 GREEK = {name: f"\\{name}" for name in ("pi", "mu", "tau", "beta", "rho")} | {"lam": "\\lambda"}
 FUNCTIONS = {"exp": "\\exp", "log": "\\log", "sech": "\\operatorname{sech}", "sign": "\\operatorname{sign}"}
 BIG = {"sum": "\\sum", "prod": "\\prod", "mean": "\\operatorname{mean}", "max": "\\max", "min": "\\min"}
-SYMBOLS = frozenset("RwsabchnrtALSWBqeijyvg")
+SYMBOLS = frozenset("RwsabchnrtALSWBqeijyvgm")
 SIGNS = {"<=": " \\le ", ">=": " \\ge ", "<": " \\lt ", ">": " \\gt ", "1[": "𝟙[", "{": "\\{", "}": "\\}", "%": "\\%"}
 TOKEN = re.compile(
     r"\s+|1\[|\|\||\||<=|>=|\d+\.?\d*e-?\d+|\d+\.?\d*%?"
-    r"|[a-z]{2,}(?:-[a-z]+)+|[A-Za-z][A-Za-z0-9]*(?:_(?:\{[^}]*\}|[A-Za-z0-9_]+))?(?:'s?)?|\^\(|\^-?\w+|."
+    r"|[a-z]{2,}(?:-[a-z]+)+|[A-Za-z][A-Za-z0-9]*(?:_(?:\{[^}]*\}|\([^)]*\)|[A-Za-z0-9_]+))?(?:'s?)?|\^\(|\^-?\w+|."
 )
 
 
@@ -89,7 +91,7 @@ def name(token: str, before: list[str], after: list[str]) -> str | None:
     if not token[0].isalpha():
         return ""
     head, _, index = token.rstrip("'").partition("_")
-    index = index.strip("{}").replace("<=", "\\le ")
+    index = index.strip("{}()").replace("<=", "\\le ")
     following = next((x for x in after if not x.isspace()), "")
     if head in BIG and index:
         return f"{BIG[head]}_{{{index}}}"

@@ -208,13 +208,19 @@ def which_factor(found: dict[str, dict[str, dict[Any, Estimate | None]]]) -> Plo
 
 
 def by_level_figure(found: dict[str, dict[str, dict[Any, Estimate | None]]]) -> Plot:
-    """One panel a choice, one row a level."""
+    """One panel a choice, one row a level, one scale for all."""
+    ends = [
+        abs(end) for by in found.values() for levels in by.values() for e in levels.values() if e for end in e.interval
+    ]
+    limit = 1.1 * max([MARGIN, *ends])
     panels = []
     for name, by in found.items():
         rows = {f"{f.replace('_', ' ')} {x}": e for f, levels in by.items() for x, e in levels.items() if e is not None}
         part = of_intervals(name, list(rows), list(rows.values()), 0, line=False)
         part |= {"x": part["y"], "y": part["x"]}
-        panels.append(panel(name, "difference of values", "", [part], order=list(rows), xlim=[-1, 1], vlines=[0.0]))
+        panels.append(
+            panel(name, "difference of values", "", [part], order=list(rows), xlim=[-limit, limit], vlines=[0.0])
+        )
     return plot(*panels, width=4.6, height=5.2)
 
 
