@@ -33,8 +33,9 @@ from vcposim.replay import (
     to_json,
     verdict,
 )
+from vcposim.replay.as_json import metrics_json
 from vcposim.replay.containers import Progress, find_inputs
-from vcposim.replay.metrics import LoggedRun, find_metrics, metrics_json, metrics_summary, read_metrics
+from vcposim.replay.metrics import LoggedRun, find_metrics, metrics_summary, read_metrics
 from vcposim.replay.names import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES
 from vcposim.results import Interval

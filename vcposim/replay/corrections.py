@@ -111,7 +111,7 @@ def rank(
     rng = np.random.default_rng(seed)
     counts = np.stack([np.bincount(rng.integers(groups, size=groups), minlength=groups) for _ in range(resamples)])
     live = np.abs(batch.reward - _mean(batch)) > 0
-    live = (live[..., None] & (batch.token_mask > 0)) if token else live & (batch.measure > 0)
+    live = (live[..., None] & (batch.given("token_mask") > 0)) if token else live & (batch.measure > 0)
     rows: list[Correction] = []
     absent: dict[str, list[str]] = {}
     have = {"grouped", "length"} | {name for name in OF_TOKENS if getattr(batch, name) is not None}
@@ -165,12 +165,15 @@ def _whole(batch: Batch) -> Batch:
     if not batch.per_token:
         return batch
     total = np.sum(np.asarray(batch.log_ratio) * batch.token_mask, axis=-1)
-    return replace(batch, log_ratio=total, **NO_TOKENS)
+    return _of_trajectories(batch, total)
+
+
+def _of_trajectories(batch: Batch, log_ratio: Array) -> Batch:
+    return replace(batch, log_ratio=log_ratio, token_mask=None, log_prob=None, collision=None, anchor_log_ratio=None)
 
 
 OF_TOKENS = ("log_prob", "collision", "anchor_log_ratio")
 """optional fields of `Batch`, one number a token"""
-NO_TOKENS: dict[str, Any] = {"token_mask": None, **dict.fromkeys(OF_TOKENS)}
 
 COLUMN_OF = {
     "tokens": "log_prob and behavior_log_prob a token",
@@ -182,7 +185,7 @@ COLUMN_OF = {
 """what an estimator needs -> the column that would bring it"""
 
 
-def _batch(dump: Dump) -> tuple[Any, int]:
+def _batch(dump: Dump) -> tuple[Batch | None, int]:
     """The first groups that fit, padded: (g, n), or (g, n, t) where there are tokens."""
     order = np.argsort(dump.group, kind="stable")
     size = np.bincount(dump.group)
@@ -204,38 +207,46 @@ def _batch(dump: Dump) -> tuple[Any, int]:
     for k, g in enumerate(chosen):
         index[k, : size[g]] = order[starts[g] : starts[g] + size[g]]
         here[k, : size[g]] = 1
-    measure, unit = sample_measure(here)
-    fields: dict[str, Any] = {
-        "reward": dump.reward[index] * here,
-        "length": np.where(here > 0, dump.length[index], 0.0),
-        "scores": ScoreNorms(dump.score_sq_norm[index] * here / (dump.score_sq_norm.max() or 1.0)),
-        "measure": measure,
-        "unit": unit,
-        "grouped": True,
-    }
-    if dump.reference_log_ratio is not None:
-        fields["reference_log_ratio"] = np.where(here > 0, dump.reference_log_ratio[index], 0.0)
     if not len(chosen):
         return None, 0
+    measure, unit = sample_measure(here)
+    reference = dump.reference_log_ratio
+    batch = Batch(
+        reward=dump.reward[index] * here,
+        log_ratio=np.where(here > 0, dump.log_ratio[index], 0.0),
+        length=np.where(here > 0, dump.length[index], 0.0),
+        scores=ScoreNorms(dump.score_sq_norm[index] * here / (dump.score_sq_norm.max() or 1.0)),
+        measure=measure,
+        unit=unit,
+        grouped=True,
+        reference_log_ratio=None if reference is None else np.where(here > 0, reference[index], 0.0),
+    )
     if not whole or t == 0:
-        return Batch(log_ratio=np.where(here > 0, dump.log_ratio[index], 0.0), **fields), len(chosen)
-    padded: dict[str, Any] = {name: np.zeros((len(chosen), n, t)) for name in ("log_ratio", "log_prob", "token_mask")}
+        return batch, len(chosen)
     beside = dump.kept[0].beside
-    padded |= {"anchor_log_ratio": np.zeros((len(chosen), n, t))} if "anchor_log_prob" in beside else {}
-    padded |= {"collision": np.ones((len(chosen), n, t))} if "collision" in beside else {}
+    log_ratio, log_prob, mask = np.zeros((3, len(chosen), n, t))
+    anchor = np.zeros_like(mask) if "anchor_log_prob" in beside else None
+    collision = np.ones_like(mask) if "collision" in beside else None
     for k, g in enumerate(chosen):
         for j in range(size[g]):
             one = tokens[int(index[k, j])]
             cells = (k, j, slice(one.log_prob.size))
-            padded["log_ratio"][cells] = one.log_prob - one.behavior_log_prob
-            padded["log_prob"][cells], padded["token_mask"][cells] = one.log_prob, 1
-            if "anchor_log_prob" in beside:
-                padded["anchor_log_ratio"][cells] = one.log_prob - one.beside["anchor_log_prob"]
-            if "collision" in beside:
-                padded["collision"][cells] = one.beside["collision"]
-    if dump.layout == "log_ratio":  # the log-probabilities were set to the ratio over 0
-        del padded["log_prob"]
-    return Batch(**padded, **fields), len(chosen)
+            log_ratio[cells] = one.log_prob - one.behavior_log_prob
+            log_prob[cells], mask[cells] = one.log_prob, 1
+            if anchor is not None:
+                anchor[cells] = one.log_prob - one.beside["anchor_log_prob"]
+            if collision is not None:
+                collision[cells] = one.beside["collision"]
+    batch = replace(
+        batch,
+        log_ratio=log_ratio,
+        # of a file of ratios the log-probabilities were set to the ratio over 0
+        log_prob=None if dump.layout == "log_ratio" else log_prob,
+        token_mask=mask,
+        anchor_log_ratio=anchor,
+        collision=collision,
+    )
+    return batch, len(chosen)
 
 
 def _safe(batch: Batch) -> tuple[Batch, float]:
@@ -246,7 +257,7 @@ def _safe(batch: Batch) -> tuple[Batch, float]:
     top = float(total.max())
     top = top if math.isfinite(top) else 0.0
     flat = np.where(batch.measure > 0, total - top, 0.0)
-    return replace(batch, log_ratio=flat, **NO_TOKENS), top
+    return _of_trajectories(batch, flat), top
 
 
 def _on_cells(c: Array, batch: Batch) -> Array:

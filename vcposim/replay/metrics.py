@@ -142,13 +142,14 @@ NO_LIMIT = {
 class LoggedRun:
     """A run as its metrics tell it."""
 
-    steps: list[Any]
+    steps: list[float]
+    """whole numbers, or whatever numbers the log counts by"""
     gauges: list[Track]
     """those with a limit first"""
     keys: dict[str, Key]
     """gauge -> the key it was read from"""
     reward: Track | None
-    collapsed_at: Any = None
+    collapsed_at: float | None = None
     """the step from which the reward stays below half of its best, at least 20 steps to the end"""
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)
@@ -158,9 +159,9 @@ class LoggedRun:
         return next((one for name in names for one in self.gauges if one.name == name), None)
 
     @property
-    def first_alarms(self) -> dict[str, Any]:
+    def first_alarms(self) -> dict[str, float]:
         """gauge -> the first step at which it alarms."""
-        return {one.name: one.first_alarm for one in self.gauges if any(one.alarms)}
+        return {one.name: at for one in self.gauges if (at := one.first_alarm) is not None}
 
     @property
     def unjudged(self) -> dict[str, str]:
@@ -252,7 +253,7 @@ def read_metrics(
     values that are no numbers (`skip_bad` leaves these out and counts them).
     """
     files = list(files) or find_metrics(arguments, sure=True)
-    table: dict[Any, dict[str, float]] = {}
+    table: dict[float, dict[str, float]] = {}
     found = _Rows(run, skip_bad)
     for name in files:
         for place, record in _records(name, found):
@@ -279,7 +280,7 @@ class _Rows:
         self.skipped: dict[str, list[str]] = {}
         self.unnumbered = self.twice = self.stepless = 0
 
-    def take(self, name: str, place: str, record: Mapping[str, Any], table: dict[Any, dict[str, float]]) -> None:
+    def take(self, name: str, place: str, record: Mapping[str, Any], table: dict[float, dict[str, float]]) -> None:
         of, row = _row(record)
         columns = {run for key in row if _known(key) and " - " in key for run in [key.partition(" - ")[0]]}
         for one in columns or ({of} if of else set()):
@@ -466,7 +467,7 @@ def _limits() -> dict[str, Diagnostic]:
     return found | of_other_levels | {"max_leverage": leverage_diagnostic(0)}
 
 
-def _judged(table: Mapping[Any, Mapping[str, float]], keys: Mapping[str, tuple[Key, str]], found: _Rows) -> LoggedRun:
+def _judged(table: Mapping[float, Mapping[str, float]], keys: Mapping[str, tuple[Key, str]], found: _Rows) -> LoggedRun:
     steps = sorted(table)
     column = {gauge: [table[s].get(name, math.nan) for s in steps] for gauge, (_, name) in keys.items()}
     notes = [f"{gauge}: {key.key} of {key.framework} is {key.what}" for gauge, (key, _) in keys.items() if key.what]
@@ -551,26 +552,3 @@ def _course(one: Track | None) -> str:
     values = [(s, v) for s, v in zip(one.at, one.value, strict=True) if math.isfinite(v)]
     (a, first), (b, last) = values[0], values[-1]
     return f"{one.name.replace('_', ' ')} {first:.3g} at step {a}" + (f", {last:.3g} at step {b}" if a != b else "")
-
-
-def metrics_json(found: LoggedRun) -> dict[str, Any]:
-    """The machine-readable form; what does not exist (NaN, infinity) is None."""
-
-    def plain(one: Track) -> dict[str, Any]:
-        values = [v if math.isfinite(v) else None for v in one.value]
-        limit = None if one.limit is None else one.limit[0]
-        return {"step": one.at, "value": values, "limit": limit, "high_is_bad": one.high_is_bad, "alarms": one.alarms}
-
-    return {
-        "kind": "metrics",
-        "steps": found.steps,
-        "gauges": {one.name: plain(one) for one in found.gauges},
-        "reward": None if found.reward is None else plain(found.reward),
-        "collapsed_at": found.collapsed_at,
-        "keys": {gauge: key._asdict() for gauge, key in found.keys.items()},
-        "first_alarms": found.first_alarms,
-        "cannot_be_judged": found.unjudged,
-        "summary": metrics_summary(found),
-        "skipped": found.skipped,
-        "notes": found.notes,
-    }

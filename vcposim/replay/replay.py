@@ -165,12 +165,11 @@ def replay(
         raise InputError(f"bootstrap: {resamples} resamples cannot place a 95% interval; use 100 or more")
     if seed < 0:
         raise InputError(f"seed: {seed} is negative; use 0 or more")
-    limits: dict[str, Any] = {"cap": cap, "floor": floor} if weighting in LIMITED else {}
-    weigh = named_weighting(weighting, **limits)
+    weigh = named_weighting(weighting, cap=cap, floor=floor) if weighting in LIMITED else named_weighting(weighting)
     dump = _kept_groups(dump, min_group, notes)
     size = np.bincount(dump.group)
     diagnostics = _gauges(dump, cap)
-    kinds: dict[str, Any] = {}
+    table, rows, ranking = None, [], None
     if dump.has_group and dump.has_reward:
         table = tabulate(dump, size, names, weigh)
         ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
@@ -182,24 +181,25 @@ def replay(
         ]
         diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
         notes += _explanations(dump, size, table, rows, weigh)
-        kinds = {"informative": table.informative, "carrying": table.carrying, "rows": rows}
-        kinds |= {name: getattr(table, name) for name in ("mean_reward", "ess_fraction", "max_leverage")}
-        if corrections:
-            kinds["ranking"] = rank(dump, resamples, seed, asked)
+        ranking = rank(dump, resamples, seed, asked) if corrections else None
     else:
         if estimators:
             notes.append("estimators cannot be ranked: that takes groups and rewards")
-        nothing = np.full(size.size, math.nan)
-        kinds = {"informative": 0, "carrying": 0, "rows": []}
-        kinds |= dict.fromkeys(("mean_reward", "ess_fraction", "max_leverage"), nothing)
         if dump.norm_source != "score_sq_norm":
             notes.append(f"the dump has no score_sq_norm: {dump.norm_source} stands in for ||s||^2 everywhere")
+    unknown = np.full(size.size, math.nan)
     return Replay(
         n=dump.group.size,
         labels=dump.labels,
         size=size,
+        mean_reward=unknown if table is None else table.mean_reward,
+        ess_fraction=unknown if table is None else table.ess_fraction,
+        max_leverage=unknown if table is None else table.max_leverage,
+        informative=0 if table is None else table.informative,
+        carrying=0 if table is None else table.carrying,
         log_ratio=dump.log_ratio,
         diagnostics=diagnostics,
+        rows=rows,
         weighting=weigh,
         cap=cap,
         norm_source=dump.norm_source,
@@ -209,10 +209,10 @@ def replay(
         layout=dump.layout,
         findings=dump.findings,
         slices=_sliced(dump, by, cap),
+        ranking=ranking,
         skipped=dump.skipped,
         place=dump.place,
         lags=tuple(sorted(dump.slices["lag"][1], key=_ordered)) if "lag" in dump.slices else (),
-        **kinds,
     )
 
 
@@ -272,92 +272,6 @@ def _ordered(value: Any) -> tuple[int, float, str]:
         return (0, float(value), "")
     except (TypeError, ValueError, OverflowError):
         return (1, 0.0, str(value))
-
-
-def to_json(found: Replay) -> dict[str, Any]:
-    """The machine-readable form; what does not exist (NaN, infinity) is None."""
-    return {
-        "n": found.n,
-        "groups": len(found.labels),
-        "diagnostics": _levels(found.diagnostics),
-        "thresholds": {
-            name: {
-                "threshold": _number(one.threshold),
-                "high_is_bad": one.high_is_bad,
-                "required": _number(one.required),
-                "alarming": one.alarming,
-            }
-            for name, one in found.diagnostics.items()
-        },
-        "rows": [_row_json(row) for row in found.rows],
-        "per_group": {
-            "group": found.labels,
-            "n": found.size.tolist(),
-            "mean_reward": _numbers(found.mean_reward),
-            "ess_fraction": _numbers(found.ess_fraction),
-            "max_leverage": _numbers(found.max_leverage),
-        },
-        "weighting": {"treatment": found.weighting.treatment, "level": "sequence", "cap": found.weighting.cap},
-        "norm_source": found.norm_source,
-        "bootstrap": {"method": "percentile", "level": 0.95, "resamples": found.resamples, "seed": found.seed},
-        "layout": found.layout,
-        "summary": summary(found),
-        "findings": [one._asdict() for one in found.findings],
-        "slices": {name: [_slice_json(one) for one in slices] for name, slices in found.slices.items()},
-        "first_alarms": {name: first_alarms(slices) for name, slices in found.slices.items()},
-        "corrections": None if found.ranking is None else _ranking_json(found.ranking),
-        "skipped": found.skipped,
-        "notes": found.notes,
-    }
-
-
-def _levels(diagnostics: dict[str, Diagnostic]) -> dict[str, Any]:
-    values = {name: _number(one.value) for name, one in diagnostics.items()}
-    prefix = "ess_fraction_"
-    levels = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    return {"ess_fraction": levels, **{n: v for n, v in values.items() if not n.startswith(prefix)}}
-
-
-def _slice_json(one: Slice) -> dict[str, Any]:
-    return {
-        "value": one.value,
-        "n": one.n,
-        "groups": one.groups,
-        "mean_reward": _number(one.mean_reward),
-        "diagnostics": _levels(one.diagnostics),
-        "alarms": [name for name, gauge in one.diagnostics.items() if gauge.alarming],
-    }
-
-
-def _ranking_json(ranking: CorrectionRanking) -> dict[str, Any]:
-    rows = []
-    for row in ranking.rows:
-        numbers = {n: _number(v) for n, v in vars(row).items() if isinstance(v, float) and not isinstance(v, Interval)}
-        optional = {
-            n: None if v is None else _number(v) for n, v in vars(row).items() if n in ("changed", "held_out_ratio")
-        }
-        rows.append(
-            {"name": row.name, "risk": {k: _number(x) for k, x in row.risk._asdict().items()}, **numbers, **optional}
-        )
-    return {"groups": ranking.groups, "per_token": ranking.per_token, "rows": rows, "absent": ranking.absent}
-
-
-def _row_json(row: ReplayedBaseline) -> dict[str, Any]:
-    held_out = row.held_out_ratio
-    return {
-        "baseline": row.baseline,
-        "per_group": _numbers(row.per_group),
-        "second_moment_ratio": {key: _number(x) for key, x in row.second_moment_ratio._asdict().items()},
-        "held_out_ratio": None if held_out is None else {key: _number(x) for key, x in held_out._asdict().items()},
-    }
-
-
-def _number(x: float) -> float | None:
-    return float(x) if math.isfinite(x) else None
-
-
-def _numbers(x: Any) -> list[float | None]:
-    return [_number(value) for value in x.tolist()]
 
 
 def _known(baselines: Sequence[str], notes: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Gauges against what a run counts by: value and limit at each step (or lag, or task), and where each first alarms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def tracks(slices: Sequence[Slice]) -> list[Track]:
     return found
 
 
-def first_alarms(slices: Sequence[Slice]) -> dict[str, Any]:
+def first_alarms(slices: Sequence[Slice]) -> dict[str, Hashable]:
     """gauge -> the first value of a column, in its order, at which it alarms; gauges that never do are left out.
 
     What a slice is too small to tell (fewer samples than the gauge requires) is no alarm.

@@ -23,7 +23,8 @@ from tests.kit.statistical import assert_near, near
 from vcposim.commands.main import main
 from vcposim.errors import InputError
 from vcposim.replay import LoggedRun, read_metrics
-from vcposim.replay.metrics import KEYS, find_metrics, metrics_json, metrics_summary
+from vcposim.replay.as_json import metrics_json
+from vcposim.replay.metrics import KEYS, find_metrics, metrics_summary
 
 Row = dict[str, Any]
 

@@ -18,9 +18,9 @@ from vcposim.baselines import baseline
 from vcposim.commands.main import main
 from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
-from vcposim.replay import Dump, parse_columns, read_dump
+from vcposim.replay import Dump, parse_columns, read_dump, to_json
 from vcposim.replay.contributions import Interval, bootstrap_ratios
-from vcposim.replay.replay import DEFAULT_BASELINES, replay, to_json, verdict
+from vcposim.replay.replay import DEFAULT_BASELINES, replay, verdict
 
 Record = dict[str, Any]
 
