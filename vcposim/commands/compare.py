@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--workers: {workers} is less than 1; use 1 or more")
     shard = _shard(arguments.shard)
     try:
-        import_module("vcposim.testing.report_card")
+        trials = import_module("vcposim.testing.kit").trials
     except ModuleNotFoundError as error:
         if error.name != "hypothesis":
             raise
@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     named = tuple(dict.fromkeys(arguments.estimators or CATALOGUE))
     for name in named:
         estimator_named(name)  # what is no estimator is one line, before any work
+        trials(name)  # and so is a law that it cannot claim
     if arguments.alone and REFERENCE not in named:
         named = (*named, REFERENCE)
     standing = {} if arguments.alone or not arguments.estimators else leaderboard.standing(size)

@@ -100,7 +100,7 @@ class Subject:
             c = self.coefficients(batch)
         except InputError:
             raise  # a wrong question, not a wrong answer
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise Broken(f"it raised {told(error)}") from error
         if not hasattr(c, "shape"):
             raise Broken(f"it returned a {type(c).__name__}, not an array like batch.reward")
