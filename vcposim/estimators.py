@@ -180,15 +180,16 @@ class FunctionEstimator:
                 f"estimator: {self.name} returned a {type(c).__name__}; return an array like batch.reward, one "
                 "coefficient a sample, or one a token if it needs tokens"
             )
-        got, kind = tuple(c.shape), str(c.dtype)
+        got = tuple(c.shape)
         if got != want and not (got[:-1] == want and batch.per_token):
             raise InputError(
                 f"estimator: {self.name} returned coefficients of shape {got} for rewards {want}; return one a sample, "
                 "or one a token if it needs tokens"
             )
-        if "float16" in kind or not any(x in kind for x in ("float", "int", "bool", "object")):
+        if not real(c, batch):
             raise InputError(
-                f"estimator: {self.name} returned coefficients of dtype {kind}; return real numbers, of 32 bits or more"
+                f"estimator: {self.name} returned coefficients of dtype {c.dtype}; return real numbers, of 32 bits or "
+                "more"
             )
         return c
 
@@ -200,6 +201,13 @@ class FunctionEstimator:
     def require(self, group_size: int) -> None:
         """Refuse a group without samples."""
         require_group(group_size)
+
+
+def real(c: Array, batch: Batch) -> bool:
+    """Whether coefficients are real numbers of 32 bits or more; objects (fractions, say) only where rewards are."""
+    kind = str(c.dtype)
+    numbers = ("float", "int", "bool", *(["object"] if "object" in str(batch.reward.dtype) else []))
+    return "float16" not in kind and any(x in kind for x in numbers)
 
 
 def told(error: BaseException) -> str:
