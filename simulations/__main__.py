@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from simulations import claims, log
+from simulations import claims, log, papers
 from simulations.protocol import SIZES, Experiment, discover, select, settings_of
 from simulations.report import (
     Findings,
@@ -45,7 +45,9 @@ from simulations.runner import (
     write_atomically,
 )
 from simulations.summaries import Section, committed, dump, load_section, read
+from vcposim.catalogue import papers as index
 from vcposim.commands.logs import quiet_libraries
+from vcposim.comparison import leaderboard
 from vcposim.errors import InputError
 
 PROGRAM = "python -m simulations"
@@ -116,6 +118,10 @@ def parser() -> Parser:
     told.add_argument("--json", action="store_true", help="print a list of claims for machines")
     told.add_argument("--markdown", action="store_true", help="print the claims themselves, as simulations/CLAIMS.md")
 
+    commands.add_parser(
+        "papers", help="the index of papers as Markdown, with what claims and experiments found of each"
+    )
+
     keep = commands.add_parser("keep", help="copy the summary of a full run to simulations/results/, to be committed")
     keep.add_argument(
         "dirs",
@@ -155,6 +161,8 @@ def main(arguments: Sequence[str] | None = None, experiments: Mapping[str, Exper
             return report_command(options, known)
         if options.command == "claims":
             return claims_command(options, known)
+        if options.command == "papers":
+            return papers_command(known)
         if options.command == "keep":
             return keep_command(options, known)
         if options.command == "log":
@@ -433,6 +441,14 @@ def claims_command(options: argparse.Namespace, experiments: Mapping[str, Experi
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         show(claim_table(rows, console_of_results().width))
+    return 0
+
+
+def papers_command(experiments: Mapping[str, Experiment]) -> int:
+    """The index of `vcposim cite --index`, and the verdicts that name a paper or what stands on it."""
+    sections = list(committed(experiments).values())
+    verdicts = papers.found(claim_rows(sections, claims.proof_results()), sections)
+    print(index.markdown(papers.together(leaderboard.found(), verdicts)))
     return 0
 
 

@@ -25,7 +25,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     letter: unknown name 'ab'; did you mean 'bz', 'by' or 'bx'? (15 are known)
     """
     options = sorted(known)
+    if not options:
+        return InputError(f"{kind}: unknown name {name!r}; there are none")
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    near = near or [x for x in options if x.lower() == name.lower()]
     hint = f"did you mean {either(near)}? " if near else ""
     if len(options) <= FEW:
         return InputError(f"{kind}: unknown name {name!r}; {hint}known: {', '.join(options)}")

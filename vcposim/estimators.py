@@ -11,9 +11,11 @@ Nothing else in the project knows what an estimator is. NumPy multiplies `c` wit
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePath
+from reprlib import repr as shortened
+from typing import Any
 
 from vcposim.arrays import (
     LINEAR,
@@ -171,22 +173,23 @@ class FunctionEstimator:
             c = self.function(batch)
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in it would end whatever called it, without a word
             raise InputError(f"estimator: {self.name} raises {told(error)}, on rewards of shape {want}") from error
         if not hasattr(c, "shape"):
             raise InputError(
                 f"estimator: {self.name} returned a {type(c).__name__}; return an array like batch.reward, one "
                 "coefficient a sample, or one a token if it needs tokens"
             )
-        got, kind = tuple(c.shape), str(c.dtype)
+        got = tuple(c.shape)
         if got != want and not (got[:-1] == want and batch.per_token):
             raise InputError(
                 f"estimator: {self.name} returned coefficients of shape {got} for rewards {want}; return one a sample, "
                 "or one a token if it needs tokens"
             )
-        if "float16" in kind or not any(x in kind for x in ("float", "int", "bool", "object")):
+        if not real(c, batch):
             raise InputError(
-                f"estimator: {self.name} returned coefficients of dtype {kind}; return real numbers, of 32 bits or more"
+                f"estimator: {self.name} returned coefficients of dtype {c.dtype}; return real numbers, of 32 bits or "
+                "more"
             )
         return c
 
@@ -200,7 +203,14 @@ class FunctionEstimator:
         require_group(group_size)
 
 
-def told(error: Exception) -> str:
+def real(c: Array, batch: Batch) -> bool:
+    """Whether coefficients are real numbers of 32 bits or more; objects (fractions, say) only where rewards are."""
+    kind = str(c.dtype)
+    numbers = ("float", "int", "bool", *(["object"] if "object" in str(batch.reward.dtype) else []))
+    return "float16" not in kind and any(x in kind for x in numbers)
+
+
+def told(error: BaseException) -> str:
     """What a stranger's function raised as one line, and where it did."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours, which called it
     where = f" (line {frames[-1].lineno} of {PurePath(frames[-1].filename).name})" if frames else ""
@@ -235,15 +245,29 @@ def estimator_of(given: AnyEstimator) -> Resolved:
     if isinstance(given, type):
         try:
             made = given()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"estimator: {given.__name__}() raises {told(error)}; pass an instance of it") from error
         return estimator_of(made)
     if not callable(given):
-        raise InputError(f"estimator: {given!r} is no Estimator and no function of a Batch")
-    needs = getattr(given, "needs", ())
-    return FunctionEstimator(
-        given, frozenset([needs] if isinstance(needs, str) else needs), bool(getattr(given, "exchangeable", False))
-    )
+        if callable(getattr(given, "coefficients", None)):
+            raise InputError(
+                f"estimator: {type(given).__name__} has coefficients and is no vcposim.Estimator; derive it from that, "
+                "or pass its method, as in mine.coefficients"
+            )
+        raise InputError(f"estimator: {shortened(given)} is no Estimator and no function of a Batch")
+    return FunctionEstimator(given, names_on(given, "needs"), bool(getattr(given, "exchangeable", False)))
+
+
+def names_on(function: Any, what: str) -> frozenset[str]:
+    """The names that a function says of itself in an attribute, as one string or several; none without it.
+
+    Raises `InputError` for anything else.
+    """
+    said = getattr(function, what, ())
+    names = [said] if isinstance(said, str) else said
+    if not isinstance(names, Iterable) or not all(isinstance(x, str) for x in names):
+        raise InputError(f"{what}: {said!r} is no name and no tuple of names; write it as {what} = ('one', 'two')")
+    return frozenset(names)
 
 
 def of_trajectories(batch: Batch) -> Batch:

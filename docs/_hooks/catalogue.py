@@ -11,8 +11,12 @@ from _hooks.formula import clauses, latex
 from _hooks.text import fence, number, plain, table
 from llm_bridge.adapters.rows import require
 from llm_bridge.training.gradient import token_coefficients
+from simulations import claims
 from simulations.methods import METHODS
+from simulations.papers import found as verdicts
+from simulations.papers import together
 from simulations.protocol import discover
+from simulations.report import claim_rows
 from simulations.summaries import committed
 from vcposim.catalogue import CATALOGUE, FAMILIES, Entry
 from vcposim.catalogue import papers as index
@@ -397,9 +401,12 @@ def papers() -> str:
         "# Papers\n",
         "Every source of a formula (`vcposim.catalogue.references`), read there before it was written down, but for "
         "what stands at the end of this page, where an entry's note says whom it follows instead. BibTeX of an "
-        "estimator: `vcposim cite NAME`; this page in a terminal: `vcposim cite --index`.\n",
+        "estimator: `vcposim cite NAME`; this page in a terminal: `python -m simulations papers`; "
+        "without a checkout, and the verdicts of claims and experiments, `vcposim cite --index`.\n",
     ]
-    known, measured = {paper.key: paper for paper in index.papers()}, leaderboard.found()
+    known = {paper.key: paper for paper in index.papers()}
+    runs = list(committed(discover()).values())
+    measured = together(leaderboard.found(), verdicts(claim_rows(runs, claims.proof_results()), runs))
     for key, one in sorted(SOURCES.items(), key=lambda item: (-item[1].year, item[1].title)):
         where = address(one.id)
         authors = ", ".join(" ".join(reversed(a.split(", "))) if ", " in a else a.strip("{}") for a in one.authors[:6])

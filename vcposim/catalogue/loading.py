@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as shortened
 from types import ModuleType
 from typing import Any
 
@@ -35,10 +36,12 @@ def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy"
     without needing `grouped`.
     """
     if ":" not in name:
+        if name.endswith(".py"):
+            raise InputError(f"estimator: {name} is a file and names none of its functions; write {name}:function")
         return entry(name).estimator
     found = load(name)
     if not callable(found) and not hasattr(found, "coefficients"):
-        raise InputError(f"estimator: {name} is {found!r}, no Estimator and no function of a Batch")
+        raise InputError(f"estimator: {name} is {shortened(found)}, no Estimator and no function of a Batch")
     estimator = estimator_of(found)
     if not isinstance(estimator, FunctionEstimator):
         return estimator
@@ -246,7 +249,7 @@ def _module(place: str) -> ModuleType:
                 "write path/to/file.py:function for a file elsewhere"
             ) from None
         raise InputError(f"estimator: {place} cannot be imported, it misses {error.name!r}; install that") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"estimator: {place} cannot be imported, {told(error)}") from error
 
 

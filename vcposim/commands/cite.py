@@ -18,7 +18,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--index",
         action="store_true",
-        help="instead, all papers as Markdown: their estimators, what was found, how to switch them on",
+        help="instead, all papers as Markdown: their estimators, what was found, how to switch them on (in a checkout, "
+        "python -m simulations papers adds the verdicts of claims and experiments)",
     )
 
 

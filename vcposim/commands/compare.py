@@ -71,11 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
     from vcposim.comparison.design import REFERENCE, size_named
     from vcposim.comparison.run import Folder, sweep
     from vcposim.comparison.workers import cluster_executor, local_executor
+    from vcposim.testing.kit import trials
 
     size = size_named(arguments.size)
     named = tuple(dict.fromkeys(arguments.estimators or CATALOGUE))
     for name in named:
         estimator_named(name)  # what is no estimator is one line, before any work
+        trials(name)  # and so is a law that it cannot claim
     if arguments.alone and REFERENCE not in named:
         named = (*named, REFERENCE)
     standing = {} if arguments.alone or not arguments.estimators else leaderboard.standing(size)

@@ -92,16 +92,13 @@ def laws(name: str, setting: LawsSetting) -> MeasuredLaws:
     """Each law of the kit: `holds`, `broken`, `not claimed`, `not claimed: broken`, or `does not apply`; and why."""
     import vcposim.testing.report_card as cards  # Hypothesis is slow to import, and the rest does without
 
-    convert, claims = "numpy", ()
+    convert = "numpy"
     if ":" in name:
         estimator = estimator_named(name)
         if isinstance(estimator, FunctionEstimator):
             inside = estimator.function
             convert = inside.library if isinstance(inside, InLibrary) else "numpy"
-            inside = inside.function if isinstance(inside, InLibrary) else inside
-            claims = getattr(inside, "claims", ())
-            claims = (claims,) if isinstance(claims, str) else tuple(claims)
-    found = cards.findings(cards.trials(name, claims, examples=setting.examples, convert=convert))
+    found = cards.findings(cards.trials(name, examples=setting.examples, convert=convert))
     words, saw = {}, {}
     for one in found:
         words[one.law] = "broken" if one.status == cards.VIOLATED else one.status

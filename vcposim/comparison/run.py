@@ -14,7 +14,6 @@ a run that was killed, resumed, computed by any number of workers, or in shards 
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import re
@@ -23,11 +22,13 @@ from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict
 
 from vcposim import __version__
 from vcposim.catalogue import CATALOGUE, entry
+from vcposim.catalogue.loading import source_of
 from vcposim.comparison.design import REFERENCE, MeasureSetting, Size, canonical, digest
 from vcposim.comparison.measure import Measured, measured
 from vcposim.comparison.workers import interrupts_held, write_atomically
@@ -191,11 +192,8 @@ def fingerprint(name: str) -> str:
     """A hash of what an estimator is: the entry's own data, or the bytes of the file that its function is in."""
     if name in CATALOGUE:
         return digest(re.sub(r" at 0x[0-9a-f]+", "", repr(entry(name).estimator)))
-    place = name.rpartition(":")[0]
-    if not place.endswith(".py"):
-        spec = importlib.util.find_spec(place) if place else None
-        place = spec.origin if spec and spec.origin else ""
-    return digest(Path(place).read_text()) if place and Path(place).is_file() else digest(name)
+    source = source_of(name)
+    return sha256(source.read_bytes()).hexdigest() if source is not None and source.is_file() else digest(name)
 
 
 def source_hash() -> str:

@@ -41,7 +41,7 @@ from hypothesis.errors import Flaky
 from vcposim.catalogue import Unbiased, entry
 from vcposim.catalogue.loading import load
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import Estimator, estimator_of
+from vcposim.estimators import Estimator, estimator_of, names_on
 from vcposim.testing.laws import LAWS, Broken, Coefficients, Law, Subject
 from vcposim.testing.strategies import (
     Arms,
@@ -170,9 +170,10 @@ def trials(
 ) -> list[Trial]:
     """Every law of `LAWS`, with what it is to this estimator: claimed, not claimed, or not applicable.
 
-    `claims` are names of `LAWS`, `without` the universal laws it does not claim (say `padding`, if it takes full groups
-    only). `host` claims `lag_zero`, `dominates` claims `dominance`, a catalogue name claims what its entry says and not
-    what it `breaks`, and every `Estimator` claims `one_token`, and `levels` unless it reads token ratios.
+    `claims` are names of `LAWS`, beside those that a function names itself, `mine.claims = ("unbiased",)`; `without`
+    the universal laws it does not claim (say `padding`, if it takes full groups only). `host` claims `lag_zero`,
+    `dominates` claims `dominance`, a catalogue name claims what its entry says and not what it `breaks`, and every
+    `Estimator` claims `one_token`, and `levels` unless it reads token ratios.
     `needs` are the optional fields of `Batch` that a function reads (`tokens` for token ratios, `grouped` if it spans
     prompts); an `Estimator` knows its own. `convert` makes the arrays it works on, as in `convert=torch.tensor`, or
     names their library, as in `convert="torch"`. A law is tried on `examples` cases.
@@ -181,7 +182,7 @@ def trials(
     a claim that nobody looked at is not kept.
     """
     subject, known = subject_of(estimator, needs, host, dominates, convert)
-    asked = set(claims)
+    asked = set(claims) | names_on(_resolved(estimator), "claims")
     named = isinstance(estimator, str) and ":" not in estimator
     claimed, dropped = known | asked, set(without) | set(entry(estimator).breaks if named else ())  # type: ignore[arg-type]
     for name in sorted((claimed | dropped) - LAWS.keys()):

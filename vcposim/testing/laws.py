@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vcposim.batch import Batch
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, told
+from vcposim.estimators import Estimator, real, told
 from vcposim.testing.strategies import (
     NUMPY,
     Arms,
@@ -89,7 +89,8 @@ class Subject:
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Its coefficients in NumPy: (..., n), or (..., n, t); a wrong shape, and an exception, break every law."""
-        return as_numpy(self.raw(batch))
+        c = as_numpy(self.raw(batch))
+        return c * 1.0 if c.dtype == bool else c
 
     def raw(self, batch: Batch) -> Any:
         """Its coefficients in its own library.
@@ -100,13 +101,15 @@ class Subject:
             c = self.coefficients(batch)
         except InputError:
             raise  # a wrong question, not a wrong answer
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise Broken(f"it raised {told(error)}") from error
         if not hasattr(c, "shape"):
             raise Broken(f"it returned a {type(c).__name__}, not an array like batch.reward")
         got, want = tuple(np.shape(as_numpy(c))), tuple(batch.reward.shape)
         if got[: len(want)] != want or len(got) > len(want) + 1:
             raise Broken(f"coefficients of shape {got} for rewards of shape {want}")
+        if not real(c, batch):
+            raise Broken(f"coefficients of dtype {c.dtype}, which are no real numbers of 32 bits or more")
         ratios = tuple(batch.given_ratio.shape)
         if len(got) == len(ratios) > len(want) and got != ratios:
             raise Broken(f"coefficients of shape {got} for token ratios of shape {ratios}")

@@ -53,7 +53,11 @@ class Halved(Estimator):
     def coefficients(self, batch):
         return super().coefficients(batch) / 2
 
-halved, constant = Halved(), 3
+class Alike:
+    def coefficients(self, batch):
+        return batch.reward
+
+halved, constant, alike = Halved(), 3, Alike()
 
 def wrong(batch):
     return batch.reward.sum()
@@ -61,6 +65,13 @@ def wrong(batch):
 def misspelled(batch):
     return batch.reward
 misspelled.needs = ("token",)
+
+def numbered(batch):
+    return batch.reward
+numbered.needs = 3
+
+def leaves(batch):
+    raise SystemExit(0)
 """
 
 TARGET, BEHAVIOR, REWARD = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5]), np.array([1.0, 0.0, 0.5])
@@ -69,6 +80,8 @@ TARGET, BEHAVIOR, REWARD = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5]),
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "newcomer.py").write_text(FILE)
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)")
+    (tmp_path / "leer.py").touch()
     bandit = {"kind": "bandit", "target": TARGET.tolist(), "behavior": BEHAVIOR.tolist(), "reward": REWARD.tolist()}
     (tmp_path / "p.json").write_text(json.dumps(bandit))
     monkeypatch.chdir(tmp_path)
@@ -124,6 +137,7 @@ def test_what_a_function_needs_is_written_beside_it_or_given(folder: Path):
     assert estimator_named("newcomer.py:unlikely", ["log_prob"]).needs == {"log_prob"}
     assert estimator_named("vcpo", ["log_prob"]) == entry("vcpo").estimator
     assert isinstance(estimator_named("newcomer.py:halved"), Estimator)
+    assert estimator_named("newcomer.py:alike.coefficients").needs == frozenset()
 
 
 def test_a_torch_function_says_on_numpy_arrays_what_it_says_on_its_own(folder: Path):
@@ -142,6 +156,16 @@ def test_a_torch_function_says_on_numpy_arrays_what_it_says_on_its_own(folder: P
         ("--estimator newcomer.py:constant", "estimator: newcomer.py:constant is 3, no Estimator and no function"),
         ("--estimator newcomer.py:wrong", "newcomer.py:wrong does not answer a small batch: on numpy arrays "),
         ("--estimator newcomer.py:misspelled", "needs: unknown name 'token'; did you mean 'tokens'"),
+        ("--estimator newcomer.py:numbered", "needs: 3 is no name and no tuple of names; write it as needs = ('one',"),
+        ("--estimator newcomer.py:leaves", "on numpy arrays leaves raises SystemExit: 0 (line "),
+        ("--estimator leaving.py:soft", "leaving.py cannot be imported, SystemExit: 0 (line 1 of leaving.py)"),
+        (
+            "--estimator newcomer.py:alike",
+            "Alike has coefficients and is no vcposim.Estimator; derive it from that, or",
+        ),
+        ("--estimator newcomer.py", "newcomer.py is a file and names none of its functions; write newcomer.py:fun"),
+        ("--estimator VCPO", "unknown name 'VCPO'; did you mean 'vcpo'?"),
+        ("--estimator leer.py:soft", "leer.py: unknown name 'soft'; there are none"),
         ("--estimator newcomer.py:Estimator2", "newcomer.py: unknown name 'Estimator2'"),
         (
             "--estimator newcomer.py:soft --needs tokens",

@@ -39,6 +39,9 @@ def only_small(batch):
 def total(batch):
     return batch.reward.sum()
 
+def as_objects(batch):
+    return batch.reward.astype(object)
+
 def as_a_list(batch):
     return batch.reward.tolist()
 
@@ -184,6 +187,7 @@ def test_torch_functions_are_found_out(folder: Path, capsys: pytest.CaptureFixtu
         ("my_estimators.py:np.pi", "is no Estimator, catalogue name or function of a Batch"),
         ("my_estimators.py:total", "given numpy arrays, coefficients of shape () for rewards of shape (2,)"),
         ("my_estimators.py:per_token", "given numpy arrays, it raised TypeError: "),
+        ("my_estimators.py:as_objects", "given numpy arrays, coefficients of dtype object, which are no real numbers"),
         ("my_estimators.py:as_a_list", "given numpy arrays, it returned a list, not an array like batch.reward"),
         ("nofile.py:f", "estimator: there is no file nofile.py; give its path from "),
         ("no_such_module:f", "estimator: no module 'no_such_module' in "),

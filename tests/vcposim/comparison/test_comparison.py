@@ -267,10 +267,19 @@ def test_a_word_for_many(words: list[str], over: str, says: str) -> None:
     assert verdict(words, over=over) == says
 
 
-def test_a_function_says_what_it_claims(tmp_path: Path) -> None:
+def test_a_function_says_what_it_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "claiming.py"
     file.write_text("def plain(batch):\n    return batch.reward\n\n\nplain.claims = ('unbiased', 'reward_scale')\n")
     found = measured(f"{file}:plain", LawsSetting())
     assert found["laws"]["unbiased"] == "broken"  # it has no ratios
     assert found["laws"]["reward_scale"] == "holds"
     assert found["laws"]["shift"] == "not claimed: broken"
+    assert main(["check", f"{file}:plain", "--examples", "5", "--json"]) == 1  # the same claims, by the other command
+    assert {"unbiased"} == {
+        one["law"] for one in json.loads(capsys.readouterr().out)["laws"] if one["status"] == "violated"
+    }
+    for claims, says in (("'unbiasedd'", "claims: unknown name 'unbiasedd'"), ("7", "claims: 7 is no name")):
+        file.write_text(f"def plain(batch):\n    return batch.reward\n\n\nplain.claims = {claims}\n")
+        for command in ("check", "compare"):
+            assert main([command, f"{file}:plain"]) == 2  # before any work
+            assert says in capsys.readouterr().err

@@ -435,6 +435,7 @@ class Partial:
         (lambda: exact.moments(bandit(0, 3), lambda b: [1.0] * 3, 3), "<lambda> returned a list; return an array like"),
         (lambda: exact.moments(bandit(0, 3), lambda b: b.reward + 1j, 3), "coefficients of dtype complex128; return"),
         (lambda: exact.moments(bandit(0, 3), lambda b: b.reward.astype(str), 3), "coefficients of dtype <U32; return"),
+        (lambda: exact.moments(bandit(0, 3), lambda b: b.reward.astype(object), 3), "coefficients of dtype object; r"),
         (lambda: exact.moments(bandit(0, 3), lambda b: b.reward.astype("f2"), 3), "dtype float16; return real numbers"),
         (
             lambda: exact.moments(bandit(0, 3), by_std, 2),
