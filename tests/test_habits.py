@@ -161,9 +161,6 @@ BOUNDARIES = {
 
 STILL_OPEN = {
     "vcposim/replay/": 50,
-    "vcposim/comparison/": 32,
-    "simulations/questions/": 10,
-    "llm_bridge/scores/": 2,
 }
 """rooms with more than that -> how many there are; this may only fall"""
 

@@ -207,7 +207,7 @@ def declared(extra: str | None = None) -> set[str]:
 
 @pytest.mark.parametrize("package", ["vcposim", "simulations"])
 def test_the_numeric_core_needs_its_base_dependencies_only(package: str):
-    allowed = declared() | set(sys.stdlib_module_names) | {"vcposim", "simulations"}
+    allowed = declared() - {"hypothesis"} | set(sys.stdlib_module_names) | {"vcposim", "simulations"}
     for module, path in modules(ROOT, package):
         if module.startswith("simulations.bench"):
             continue  # compares with what else there is

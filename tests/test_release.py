@@ -1,6 +1,6 @@
 """What is released works alone: the wheel, in a fresh environment, away from any checkout.
 
-Needs the package registries and some minutes, so it is asked for (extra `release`):
+Needs the package registries and a minute, so it is asked for (extra `release`), as the gate does:
 
     VCPOSIM_RELEASE=1 python -m pytest tests/test_release.py
 """
@@ -87,9 +87,10 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(dist: Path
         ("vcposim variance --no-figure", "Moments of the gradient estimate"),
         ("vcposim variance --estimator vcpo gspo --figure one.png", "figure: one.png"),
         ("vcposim replay --sample --no-figure", "Staleness:"),
-        ("vcposim compare vcpo --size tiny --alone", "2 estimators ranked"),
-        ("vcposim advise --lag 16 --prompts 16", "Nearest place measured"),
+        ("vcposim compare vcpo --size tiny --alone", "page: "),
+        ("vcposim advise --lag 16 --prompts 16", "Evidence: "),
         ("vcposim catalogue vcpo", "coefficient"),
+        ("vcposim check sequence_is --examples 5 --no-figure", "holds"),
         ("vcposim cite vcpo", "@misc{vcpo"),
         ("python -m vcposim --version", "vcposim "),
     ],
@@ -99,22 +100,7 @@ def test_a_wheel_alone_runs(installed: Path, tmp_path: Path, line: str, says: st
     assert says in ran(installed / program, *words, cwd=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("line", "remedy"),
-    [
-        ("vcposim check vcpo --no-figure", "vcposim[testing]"),
-        ("python -m llm_bridge.train --task addition", "vcposim[torch]"),
-    ],
-)
-def test_what_a_wheel_alone_cannot_do_ends_in_how(installed: Path, tmp_path: Path, line: str, remedy: str) -> None:
-    program, *words = line.split()
-    done = run(installed / program, *words, cwd=tmp_path)
+def test_what_a_wheel_alone_cannot_do_ends_in_how(installed: Path, tmp_path: Path) -> None:
+    done = run(installed / "python", "-m", "llm_bridge.train", "--task", "addition", cwd=tmp_path)
     assert done.returncode != 0
-    assert remedy in done.stdout.strip().splitlines()[-1]
-
-
-def test_check_runs_with_the_extra_it_asks_for(installed: Path, dist: Path, tmp_path: Path) -> None:
-    wheel = next(dist.glob("*.whl"))
-    ran(installed / "python", "-m", "pip", "install", "--quiet", f"{wheel}[testing]", cwd=tmp_path)
-    said = ran(installed / "vcposim", "check", "sequence_is", "--examples", "5", "--no-figure", cwd=tmp_path)
-    assert "holds" in said
+    assert "vcposim[torch]" in done.stdout.strip().splitlines()[-1]

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.inner import autocast_state, differentiable, graph_nodes, is_opaque, rehearsal, untraced
+from llm_bridge.scores.inner import (
+    Autocast,
+    autocast_state,
+    differentiable,
+    graph_nodes,
+    is_opaque,
+    rehearsal,
+    untraced,
+)
 from llm_bridge.scores.layers import Recorder
 from llm_bridge.scores.loop import Objective, weighted_gradient_loop
 from llm_bridge.scores.norms import square_sum
@@ -50,7 +58,7 @@ class Call:
     args: Any
     kwargs: Any
     out: Sequence[Tensor]
-    cast: Mapping[str, Any]
+    cast: Autocast
 
     @classmethod
     def of(cls, device: torch.device, args: Any, kwargs: Any, out: Any) -> "Call":

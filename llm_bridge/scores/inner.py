@@ -9,7 +9,7 @@ Such a run, like every other that a plain call of the model would not make, leav
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,14 @@ from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from vcposim.errors import InputError
 
 
-def autocast_state(device: torch.device) -> dict[str, Any]:
+class Autocast(TypedDict):
+    """What torch.autocast(device.type, ...) is told."""
+
+    dtype: torch.dtype
+    enabled: bool
+
+
+def autocast_state(device: torch.device) -> Autocast:
     """What torch.autocast(device.type, ...) is to be told for the state of now."""
     kind = device.type
     return {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}

@@ -14,7 +14,7 @@ GSPO's band is PPO's, 0.2: its own is for thousands of tokens. Runs of a setting
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -40,7 +40,18 @@ KINDS = {
     "thought of 64": LongTask("running_sum", (("steps", 64), ("modulus", 5)), 65, (0.0001, 0.0003, 0.001)),
     "tool use": LongTask("calculator", (("terms", 8), ("digits", 1)), 64, (0.00003, 0.0001, 0.0003)),
 }
-SIZE: dict[str, Any] = {"hidden": 32, "layers": 2, "heads": 2, "length": 144}
+
+
+class PolicySize(TypedDict):
+    """How large a policy of characters is; `length` is that of a whole trajectory at most."""
+
+    hidden: int
+    layers: int
+    heads: int
+    length: int
+
+
+SIZE: PolicySize = {"hidden": 32, "layers": 2, "heads": 2, "length": 144}
 """of the policy: 28,320 parameters; `length` is that of a whole trajectory at most, prompt and replies included"""
 BASE_RATE = 0.4
 RIVALS = {

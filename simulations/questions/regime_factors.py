@@ -16,7 +16,7 @@ of right tokens. Values are E[R], exact, less the lowest reward, averaged over t
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from simulations.drawing import Plot, of_intervals, panel, plot, series
 from simulations.methods import Method, at_own_best, outcome, own_methods, run_of, trace
@@ -27,26 +27,40 @@ from simulations.stats import DIFFERENCE, Estimate, of_seeds
 from vcposim.learning.lags import Lag
 from vcposim.learning.tasks import LearningTask, many_prompts
 
-FACTORS = ("prompts", "lag", "length", "targets", "base_rate", "rewards", "group_size", "optimizer", "clip_norm")
-DESIGN: tuple[tuple[Any, ...], ...] = (
-    (1, 0, 32, 1, 0.02, "0/1", 4, "adam", 1.0),
-    (1, 4, 8, 3, 0.17, "-1/0", 8, "adam", 0.0),
-    (1, 16, 128, 1, 0.5, "1/2", 16, "adam", 1.0),
-    (1, 64, 8, 1, 0.17, "graded", 8, "sgd", 1.0),
-    (4, 0, 8, 3, 0.5, "-1/0", 16, "adam", 1.0),
-    (4, 4, 128, 1, 0.17, "1/2", 4, "sgd", 0.0),
-    (4, 16, 8, 1, 0.02, "graded", 8, "adam", 0.0),
-    (4, 64, 32, 1, 0.5, "0/1", 8, "adam", 1.0),
-    (16, 0, 8, 1, 0.17, "graded", 4, "adam", 0.0),
-    (16, 4, 8, 3, 0.5, "0/1", 8, "adam", 1.0),
-    (16, 16, 32, 1, 0.17, "-1/0", 8, "adam", 1.0),
-    (16, 64, 8, 3, 0.02, "1/2", 16, "adam", 1.0),
-    (64, 0, 8, 1, 0.5, "1/2", 8, "sgd", 1.0),
-    (64, 4, 8, 1, 0.02, "graded", 16, "adam", 1.0),
-    (64, 16, 8, 3, 0.17, "0/1", 4, "adam", 1.0),
-    (64, 64, 8, 1, 0.5, "-1/0", 8, "adam", 0.0),
+
+class FactorCell(NamedTuple):
+    """A level of every factor; a clip norm of 0 is none; three targets share all but their last two tokens."""
+
+    prompts: int
+    lag: int
+    length: int
+    targets: int
+    base_rate: float
+    rewards: str
+    group_size: int
+    optimizer: str
+    clip_norm: float
+
+
+FACTORS = FactorCell._fields
+DESIGN = (
+    FactorCell(1, 0, 32, 1, 0.02, "0/1", 4, "adam", 1.0),
+    FactorCell(1, 4, 8, 3, 0.17, "-1/0", 8, "adam", 0.0),
+    FactorCell(1, 16, 128, 1, 0.5, "1/2", 16, "adam", 1.0),
+    FactorCell(1, 64, 8, 1, 0.17, "graded", 8, "sgd", 1.0),
+    FactorCell(4, 0, 8, 3, 0.5, "-1/0", 16, "adam", 1.0),
+    FactorCell(4, 4, 128, 1, 0.17, "1/2", 4, "sgd", 0.0),
+    FactorCell(4, 16, 8, 1, 0.02, "graded", 8, "adam", 0.0),
+    FactorCell(4, 64, 32, 1, 0.5, "0/1", 8, "adam", 1.0),
+    FactorCell(16, 0, 8, 1, 0.17, "graded", 4, "adam", 0.0),
+    FactorCell(16, 4, 8, 3, 0.5, "0/1", 8, "adam", 1.0),
+    FactorCell(16, 16, 32, 1, 0.17, "-1/0", 8, "adam", 1.0),
+    FactorCell(16, 64, 8, 3, 0.02, "1/2", 16, "adam", 1.0),
+    FactorCell(64, 0, 8, 1, 0.5, "1/2", 8, "sgd", 1.0),
+    FactorCell(64, 4, 8, 1, 0.02, "graded", 16, "adam", 1.0),
+    FactorCell(64, 16, 8, 3, 0.17, "0/1", 4, "adam", 1.0),
+    FactorCell(64, 64, 8, 1, 0.5, "-1/0", 8, "adam", 0.0),
 )
-"""a level of every factor for each cell; a clip norm of 0 is none; three targets share all but their last two tokens"""
 LOWEST = {"0/1": 0.0, "-1/0": -1.0, "1/2": 1.0, "graded": 0.0}
 METHODS: dict[str, Method] = {
     "mean": MAP["mean / no ratio / full step"],
@@ -65,18 +79,13 @@ MARGIN = 0.02
 """the difference of values that matters"""
 
 
-def cells() -> list[dict[str, Any]]:
-    """The cells of the design by the names of their factors."""
-    return [dict(zip(FACTORS, levels, strict=True)) for levels in DESIGN]
-
-
 def settings(size: str) -> list[Setting]:
     """Cells x blocks of seeds x step sizes, about 45 minutes of one core; reduced: two short cells."""
     full = size == "full"
-    some = cells() if full else [c for c in cells() if c["length"] == 8 and c["prompts"] <= 4 and c["lag"] in (4, 16)]
+    some = DESIGN if full else [c for c in DESIGN if c.length == 8 and c.prompts <= 4 and c.lag in (4, 16)]
     blocks = [list(range(first, first + 8)) for first in (400, 408)] if full else [[0, 1]]
     return [
-        {**cell, "step_size": step, "seeds": seeds, "updates": 120 if full else 30}
+        {**cell._asdict(), "step_size": step, "seeds": seeds, "updates": 120 if full else 30}
         for cell in some
         for seeds in blocks
         for step in (STEP_SIZES if full else (0.02, 0.08))
@@ -111,30 +120,32 @@ def run(setting: Setting) -> list[Record]:
     return out
 
 
-Differences = list[tuple[dict[str, Any], dict[Any, float]]]
+Differences = list[tuple[FactorCell, dict[Any, float]]]
 """cell, and its difference by seed"""
 
 
 def differences(records: list[Record], first: str, second: str) -> Differences:
     """First minus second in each cell, by seed, both at their own best step size."""
     found: Differences = []
-    for cell in {tuple(r[name] for name in FACTORS): None for r in records}:
-        own = [r for r in records if tuple(r[name] for name in FACTORS) == cell]
+    by_cell: dict[FactorCell, list[Record]] = {}
+    for r in records:
+        by_cell.setdefault(FactorCell(*(r[name] for name in FACTORS)), []).append(r)
+    for cell, own in by_cell.items():
         a, b = ({r["seed"]: r["average"] for r in at_own_best(own, name)} for name in (first, second))
-        found.append((dict(zip(FACTORS, cell, strict=True)), {s: a[s] - b[s] for s in a if s in b}))
+        found.append((cell, {s: a[s] - b[s] for s in a if s in b}))
     return found
 
 
 def effects(found: Differences) -> dict[str, dict[Any, Estimate | None]]:
     """factor -> level -> the difference there, mean over its cells; the unit of its interval is the seed."""
 
-    def at(keep: Callable[[dict[str, Any]], bool]) -> Estimate | None:
+    def at(keep: Callable[[FactorCell], bool]) -> Estimate | None:
         return of_seeds(
             ((s, x) for cell, by_seed in found if keep(cell) for s, x in by_seed.items()), bounds=DIFFERENCE
         )
 
-    levels = {f: sorted({cell[f] for cell, _ in found}, key=str if f == "rewards" else None) for f in FACTORS}
-    return {f: {x: at(lambda cell, f=f, x=x: cell[f] == x) for x in known} for f, known in levels.items()}  # type: ignore[misc]
+    levels = {f: sorted({getattr(cell, f) for cell, _ in found}, key=str if f == "rewards" else None) for f in FACTORS}
+    return {f: {x: at(lambda cell, f=f, x=x: getattr(cell, f) == x) for x in known} for f, known in levels.items()}  # type: ignore[misc]
 
 
 def moved(by_level: dict[Any, Estimate | None]) -> float:

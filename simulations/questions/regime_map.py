@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from vcposim.learning.step_rules import Control
 from vcposim.learning.tasks import LearningTask, many_prompts
 from vcposim.surrogates import Clip, Reject
 from vcposim.weights import Weighting
+
+if TYPE_CHECKING:
+    from vcposim.commands.advise import MapCell, MeasuredMethod
 
 CAP = 8.0
 BASELINES = {
@@ -73,23 +76,37 @@ METHODS |= {
 VCPO = "OPOB / TIS / ESS step"
 
 STEP_SIZES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-CORE = {"prompts": 16, "lag": 16, "length": 8, "base_rate": 0.17, "low": 0.0, "group_size": 8, "optimizer": "adam"}
-CELLS: tuple[dict[str, Any], ...] = (
-    {},
-    {"lag": 64},
-    {"prompts": 4, "lag": 64},
-    {"prompts": 1, "lag": 64},
-    {"low": -1.0},
-    {"base_rate": 0.02},
-    {"low": 1.0},
-    {"prompts": 4},
-    {"prompts": 1},
-    {"length": 32},
-    {"base_rate": 0.5},
-    {"prompts": 64},
-    {"group_size": 4},
-    {"optimizer": "sgd"},
-    {"prompts": 64, "lag": 64},
+
+
+class RegimeCell(NamedTuple):
+    """Where the methods learn; as written, the core. `low` is the reward of a wrong string."""
+
+    prompts: int = 16
+    lag: int = 16
+    length: int = 8
+    base_rate: float = 0.17
+    low: float = 0.0
+    group_size: int = 8
+    optimizer: str = "adam"
+
+
+CORE = RegimeCell()
+CELLS = (
+    RegimeCell(),
+    RegimeCell(lag=64),
+    RegimeCell(prompts=4, lag=64),
+    RegimeCell(prompts=1, lag=64),
+    RegimeCell(low=-1.0),
+    RegimeCell(base_rate=0.02),
+    RegimeCell(low=1.0),
+    RegimeCell(prompts=4),
+    RegimeCell(prompts=1),
+    RegimeCell(length=32),
+    RegimeCell(base_rate=0.5),
+    RegimeCell(prompts=64),
+    RegimeCell(group_size=4),
+    RegimeCell(optimizer="sgd"),
+    RegimeCell(prompts=64, lag=64),
 )
 """what each cell changes of the core"""
 
@@ -97,11 +114,11 @@ CELLS: tuple[dict[str, Any], ...] = (
 def settings(size: str) -> list[Setting]:
     """Cells x blocks of seeds x step sizes; a cell is complete before the next begins."""
     full = size == "full"
-    cells = CELLS if full else ({"prompts": 4}, {"prompts": 4, "low": -1.0})
+    cells = CELLS if full else (RegimeCell(prompts=4), RegimeCell(prompts=4, low=-1.0))
     blocks = [list(range(first, first + 8)) for first in (100, 108)] if full else [[0, 1], [2, 3]]
     sizes = STEP_SIZES if full else (0.02, 0.08)
     return [
-        {**CORE, **cell, "step_size": step, "seeds": seeds, "updates": 160 if full else 60}
+        {**cell._asdict(), "step_size": step, "seeds": seeds, "updates": 160 if full else 60}
         for cell in cells
         for seeds in blocks
         for step in sizes
@@ -129,7 +146,7 @@ def run(setting: Setting) -> list[Record]:
     runs = [run_of(methods[name], Lag(setting["lag"]), seed=seed, **options) for name, seed in keys]
     found = trace(place(setting), runs, setting["updates"], groups=groups, group_size=setting["group_size"])
     found["value"] = found["value"] - setting["low"]
-    cell = {key: setting[key] for key in CORE}
+    cell = {key: setting[key] for key in RegimeCell._fields}
     out = []
     for i, (name, seed) in enumerate(keys):
         o = outcome(found, i)
@@ -147,20 +164,20 @@ def cells_of(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records of each cell, by what it changes of the core."""
     found: dict[str, list[Record]] = {}
     for r in records:
-        found.setdefault(name_of({key: r[key] for key in CORE}), []).append(r)
+        found.setdefault(name_of(RegimeCell(*(r[key] for key in RegimeCell._fields))), []).append(r)
     return found
 
 
-def name_of(cell: dict[str, Any]) -> str:
+def name_of(cell: RegimeCell) -> str:
     """A cell in words: prompts and lag, and what else differs from the core."""
     others = [
-        f"{key.replace('_', ' ')} {cell[key]:g}"
+        f"{key.replace('_', ' ')} {getattr(cell, key):g}"
         for key in ("length", "base_rate", "group_size")
-        if cell[key] != CORE[key]
+        if getattr(cell, key) != getattr(CORE, key)
     ]
-    others += [f"rewards {cell['low']:g}/{cell['low'] + 1:g}"] if cell["low"] else []
-    others += [cell["optimizer"]] if cell["optimizer"] != CORE["optimizer"] else []
-    return ", ".join([f"{cell['prompts']} prompt{'s' * (cell['prompts'] > 1)}, lag {cell['lag']}", *others])
+    others += [f"rewards {cell.low:g}/{cell.low + 1:g}"] if cell.low else []
+    others += [cell.optimizer] if cell.optimizer != CORE.optimizer else []
+    return ", ".join([f"{cell.prompts} prompt{'s' * (cell.prompts > 1)}, lag {cell.lag}", *others])
 
 
 def best_in(records: list[Record]) -> list[Record]:
@@ -242,12 +259,12 @@ def figure(best: dict[str, list[Record]]) -> Plot:
     return plot(*panels, width=5.0, height=3.2)
 
 
-def summary(records: list[Record]) -> list[dict[str, Any]]:
+def summary(records: list[Record]) -> "list[MapCell]":
     """What `vcposim advise` reads: for each cell and method, values by seed at own best, by step size, and losses."""
     out = []
     for own in cells_of(records).values():
         sizes, seeds = (sorted({r[key] for r in own}) for key in ("step_size", "seed"))
-        methods = {}
+        methods: dict[str, MeasuredMethod] = {}
         for method in dict.fromkeys(r["method"] for r in own):
             mine = chosen(own, method=method)
             best = {r["seed"]: r for r in at_own_best(own, method)}
@@ -259,7 +276,9 @@ def summary(records: list[Record]) -> list[dict[str, Any]]:
                 "by_step": [round(float(np.mean([r["average"] for r in by_step[e]])), 3) for e in sizes],
                 "lost": [sum(r["collapse"] is not None for r in by_step[e]) for e in sizes],
             }
-        out.append({**{key: own[0][key] for key in CORE}, "step_sizes": sizes, "seeds": len(seeds), "methods": methods})
+        cell = RegimeCell(*(own[0][key] for key in RegimeCell._fields))
+        measured = {"step_sizes": sizes, "seeds": len(seeds), "methods": methods}
+        out.append(cast("MapCell", cell._asdict() | measured))
     return out
 
 

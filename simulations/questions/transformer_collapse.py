@@ -13,7 +13,7 @@ their mean as a constant, and the schedule of a run with another seed.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -88,11 +88,20 @@ def run(setting: Setting) -> list[Record]:
     return [record, *others]
 
 
-def learned(setting: Setting, name: str, **step: Any) -> tuple[list[float], list[Record]]:
+class StepSettings(TypedDict, total=False):
+    """The settings of a trainer's step rule."""
+
+    step_rule: str
+    step_value: float
+    step_schedule: tuple[float, ...]
+
+
+def learned(setting: Setting, name: str, **step: Unpack[StepSettings]) -> tuple[list[float], list[Record]]:
     """Held-out success rates, and the trainer's records, of a method by name; `step` replaces its step rule."""
     from llm_bridge.training import TrainConfig, Trainer
 
     method, (task, tokens) = COMPARED.get(name) or Method(name), TASKS[setting["kind"]]
+    rule: StepSettings = {"step_rule": method.control.rule, **step}
     trainer = Trainer(
         TrainConfig(
             task=task,
@@ -105,7 +114,7 @@ def learned(setting: Setting, name: str, **step: Any) -> tuple[list[float], list
             updates=setting["updates"],
             extend=False,
             seed=setting["seed"],
-            **{"step_rule": method.control.rule, **step},
+            **rule,
         )
     )
     value, seen = [trainer.evaluate(setting["held_out"])["success_rate"]], []
@@ -120,15 +129,15 @@ def _multipliers(setting: Setting) -> list[float]:
     return [record["step_scale"] for record in learned(setting, "VCPO")[1]]
 
 
-def _constant(setting: Setting) -> dict[str, Any]:
+def _constant(setting: Setting) -> StepSettings:
     return {"step_rule": "constant", "step_value": float(matched_constant(np.array(_multipliers(setting))))}
 
 
-def _replay(setting: Setting) -> dict[str, Any]:
-    return {"step_rule": "replay", "step_schedule": _multipliers({**setting, "seed": setting["seed"] + 1})}
+def _replay(setting: Setting) -> StepSettings:
+    return {"step_rule": "replay", "step_schedule": tuple(_multipliers({**setting, "seed": setting["seed"] + 1}))}
 
 
-CONTROLS: dict[str, Callable[[Setting], dict[str, Any]]] = {
+CONTROLS: dict[str, Callable[[Setting], StepSettings]] = {
     "VCPO, matched constant": _constant,
     "VCPO, replayed schedule": _replay,
 }

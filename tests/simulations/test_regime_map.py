@@ -19,8 +19,8 @@ def world(value: Any) -> list[dict[str, Any]]:
                 v = value(method, step, seed) + 1e-3 * ((len(method) * 7 + seed * 3) % 5)
                 numbers = {"final": v, "average": v, "ess": 0.5, "scale": 1.0, "start": 0.1}
                 lost = 50 if v < 0.1 else None
-                record = {**regime_map.CORE, "method": method, "step_size": step, "seed": seed, "collapse": lost}
-                out.append({**record, **numbers})
+                record = {"method": method, "step_size": step, "seed": seed, "collapse": lost}
+                out.append({**regime_map.CORE._asdict(), **record, **numbers})
     return out
 
 
@@ -147,7 +147,7 @@ def test_choose_and_test_share_neither_tasks_nor_seeds() -> None:
 
 def test_the_design_covers_every_level_and_lets_no_two_factors_go_together() -> None:
     """All pairs of prompts and lag; no factor's level tells another's: else their effects could not be told apart."""
-    cells = regime_factors.cells()
+    cells = [c._asdict() for c in regime_factors.DESIGN]
     levels = {f: {c[f] for c in cells} for f in regime_factors.FACTORS}
     assert levels["prompts"] == {1, 4, 16, 64}
     assert levels["length"] == {8, 32, 128}
@@ -166,7 +166,9 @@ def test_the_factor_that_was_planted_is_found() -> None:
         gain = 0.3 if method == "n2" and cell["prompts"] >= 16 else 0.0
         return {**cell, "method": method, "step_size": 0.1, "seed": seed, "average": 0.5 + gain + 1e-3 * seed}
 
-    records = [record(c, m, s) for c in regime_factors.cells() for m in regime_factors.METHODS for s in range(6)]
+    records = [
+        record(c._asdict(), m, s) for c in regime_factors.DESIGN for m in regime_factors.METHODS for s in range(6)
+    ]
     found = regime_factors.effects(regime_factors.differences(records, *regime_factors.CONTRASTS["n^2 over the mean"]))
     assert regime_factors.moved(found["prompts"]) == near(0.3)
     assert all(regime_factors.moved(found[f]) < 0.25 for f in regime_factors.FACTORS if f != "prompts")

@@ -55,7 +55,7 @@ def test_controls_take_the_multipliers_of_a_run_of_vcpo(monkeypatch: pytest.Monk
         ("VCPO", 2, {}),
         ("VCPO", 2, {"step_rule": "constant", "step_value": 0.75}),
         ("VCPO", 3, {}),
-        ("VCPO", 2, {"step_rule": "replay", "step_schedule": [1, 0.5]}),
+        ("VCPO", 2, {"step_rule": "replay", "step_schedule": (1, 0.5)}),
     ]
 
 

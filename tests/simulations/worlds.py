@@ -111,13 +111,13 @@ def factors_world(mode: str, key: str) -> Records:
         "noise": (0.5,) * 5,
     }[mode]
     rng, records = rng_of(mode, 4), []
-    for cell in regime_factors.cells():
+    for cell in regime_factors.DESIGN:
         for name, level in zip(regime_factors.METHODS, levels, strict=True):
             for step, off in ((0.01, 0.1), (0.02, 0.0)):
                 for seed in range(12):
                     value = rng.random() if mode == "noise" else level - off + 0.001 * rng.normal()
                     row = {"method": name, "step_size": step, "seed": seed, "average": value, "ess": 0.5}
-                    records.append({**cell, **row, "collapse": None, "start": 0.1})
+                    records.append({**cell._asdict(), **row, "collapse": None, "start": 0.1})
     return records
 
 
@@ -180,7 +180,9 @@ def regime_world(mode: str, key: str) -> Records:
             for seed in SEEDS:
                 value = rng.random() if mode == "noise" else levels[mode][kind] + 0.001 * rng.normal()
                 row = {"method": method, "step_size": step, "seed": seed, "average": value, "final": value}
-                records.append({**regime_map.CORE, **row, "ess": 0.5, "scale": 1.0, "start": 0.1, "collapse": None})
+                records.append(
+                    {**regime_map.CORE._asdict(), **row, "ess": 0.5, "scale": 1.0, "start": 0.1, "collapse": None}
+                )
     return records
 
 

@@ -70,12 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--examples: {arguments.examples} tries nothing; use 1 or more")
     if arguments.workers < 1:
         raise InputError(f"--workers: {arguments.workers} is less than 1; use 1 or more")
-    try:
-        import vcposim.testing.report_card as cards
-    except ModuleNotFoundError as error:
-        if error.name != "hypothesis":
-            raise
-        raise InputError('check: needs hypothesis; install it with pip install "vcposim[testing]"') from None
+    import vcposim.testing.report_card as cards
+
     if arguments.catalogue:
         for option in ("claims", "without", "needs", "host", "dominates"):
             if getattr(arguments, option):

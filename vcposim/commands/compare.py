@@ -1,16 +1,14 @@
 """`vcposim compare`: your estimators measured like the catalogue's, and beside them."""
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vcposim.catalogue import CATALOGUE
 from vcposim.commands.completion import complete_with
@@ -19,7 +17,7 @@ from vcposim.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vcposim.comparison.result import MeasuredByName
+    from vcposim.comparison.result import ComparedEstimator, ComparisonReport, MeasuredByName
     from vcposim.comparison.run import Folder
 
 SIZES = ("tiny", "quick", "full")
@@ -68,12 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     if workers < 1:
         raise InputError(f"--workers: {workers} is less than 1; use 1 or more")
     shard = _shard(arguments.shard)
-    try:
-        import_module("vcposim.testing.report_card")
-    except ModuleNotFoundError as error:
-        if error.name != "hypothesis":
-            raise
-        raise InputError('compare: needs hypothesis; install it with pip install "vcposim[testing]"') from None
     from vcposim.catalogue.loading import estimator_named
     from vcposim.comparison import leaderboard
     from vcposim.comparison.design import REFERENCE, size_named
@@ -123,18 +115,18 @@ def _finished(folder: "Folder", standing: "MeasuredByName", printed: str) -> int
     from vcposim.comparison.design import REFERENCE, canonical
     from vcposim.comparison.measure import cost
     from vcposim.comparison.page import page
-    from vcposim.comparison.result import comparison
+    from vcposim.comparison.result import comparison, report_json
     from vcposim.comparison.workers import write_atomically
 
     records = folder.records()
     if standing:
         witness = folder.witness_unit()
         leaderboard.require_same_source(
-            records[REFERENCE][witness.setting["name"]], standing[REFERENCE][witness.setting["name"]]
+            records[REFERENCE][witness.setting.name], standing[REFERENCE][witness.setting.name]
         )
     named = {name: records[name] for name in folder.estimators}
     result = comparison(folder, named, standing, leaderboard.read() if standing else None)
-    text = json.dumps(result, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+    text = report_json(result)
     write_atomically(folder.path / "comparison.json", text.encode())
     html = page(result)
     write_atomically(folder.path / "comparison.html", html.encode())
@@ -152,7 +144,7 @@ def _finished(folder: "Folder", standing: "MeasuredByName", printed: str) -> int
     return 0
 
 
-def _print(result: dict[str, Any], costs: dict[str, float | None], path: Path) -> None:
+def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Path) -> None:
     """A table of at most 80 columns, then one line for each word and for whatever was not judged."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -206,12 +198,12 @@ def _print(result: dict[str, Any], costs: dict[str, float | None], path: Path) -
     console.print(f"page: {path / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
-def standing_beside(result: dict[str, Any]) -> bool:
+def standing_beside(result: "ComparisonReport") -> bool:
     """Whether there are others than those asked for."""
     return any(not row["named"] for row in result["estimators"])
 
 
-def _print_words(console: "Console", row: dict[str, Any], result: dict[str, Any]) -> None:
+def _print_words(console: "Console", row: "ComparedEstimator", result: "ComparisonReport") -> None:
     """A word for each claim, and what it rests on."""
     from rich.table import Table
     from rich.text import Text

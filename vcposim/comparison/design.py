@@ -4,7 +4,7 @@ A **size** is a grid. The smaller sizes are parts of the full one, cell by cell:
 step size and seed and on nobody beside it (`vcposim.learning.learner`), so one leaderboard serves every size, and
 what is compared is paired by seed.
 
-A **setting** is plain data, all that a measurement depends on beside the estimator; its hash guards the leaderboard.
+A **setting** is all that a measurement depends on beside the estimator; the hash of its JSON guards the leaderboard.
 
 *Problems over lag* are small enough to list every batch of four draws: strings of one token out of four, which are the
 arms of a bandit, and of two tokens out of two. Each was learned by sixteen exact gradient steps; the learner is the
@@ -14,12 +14,11 @@ last version, the sampler an older one.
 string of L tokens of its own, from samples that lag by k updates. Every regime but the core changes one thing of it.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from json import dumps
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,8 +36,6 @@ VERSION = 1
 """of what is measured: raise it with anything below that changes a number, and make the leaderboard anew"""
 REFERENCE = "dr_grpo"
 """the group mean without ratios: what every estimator is compared with"""
-
-MeasureSetting = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,44 @@ LAGS = (0, 1, 4, 16)
 
 
 @dataclass(frozen=True)
+class LearningSetting:
+    """Learning in one regime, at each step size with each seed."""
+
+    part: Literal["learning"] = field(default="learning", init=False)
+    name: str
+    regime: LearningRegime
+    step_sizes: tuple[float, ...]
+    seeds: tuple[int, ...]
+    updates: int = UPDATES
+    groups: int = GROUPS
+    group_size: int = GROUP_SIZE
+    base_rate: float = BASE_RATE
+
+
+@dataclass(frozen=True)
+class MomentsSetting:
+    """Exact moments of the mean of a group on each problem: its title -> environment and lag."""
+
+    part: Literal["moments"] = field(default="moments", init=False)
+    name: str = field(default="moments", init=False)
+    problems: dict[str, tuple[str, int]]
+    steps: int = STEPS
+    group_size: int = PROBLEM_GROUP_SIZE
+
+
+@dataclass(frozen=True)
+class LawsSetting:
+    """The laws of the kit, each tried on so many examples."""
+
+    part: Literal["laws"] = field(default="laws", init=False)
+    name: str = "laws"
+    examples: int = 5
+
+
+MeasureSetting = LearningSetting | MomentsSetting | LawsSetting
+
+
+@dataclass(frozen=True)
 class Size:
     """How much is measured. `step_sizes` hold `COMMON`; `seeds` is even, as each half chooses for the other."""
 
@@ -107,31 +142,19 @@ class Size:
     def settings(self) -> list[MeasureSetting]:
         """One for laws, one for exact moments, one for each regime: the costliest first."""
         learning = [
-            {
-                "part": "learning",
-                "name": regime.name,
-                "regime": asdict(regime),
-                "step_sizes": list(self.step_sizes),
-                "seeds": list(range(self.seeds)),
-                "updates": UPDATES,
-                "groups": GROUPS,
-                "group_size": GROUP_SIZE,
-                "base_rate": BASE_RATE,
-            }
-            for regime in self.regimes
+            LearningSetting(regime.name, regime, self.step_sizes, tuple(range(self.seeds))) for regime in self.regimes
         ]
-        moments = {
-            "part": "moments",
-            "name": "moments",
-            "problems": {f"{name}, lag {lag}": [name, lag] for name in ENVIRONMENTS for lag in self.lags},
-            "steps": STEPS,
-            "group_size": PROBLEM_GROUP_SIZE,
-        }
-        return [*learning[::-1], {"part": "laws", "name": "laws", "examples": 5}, moments]
+        moments = MomentsSetting({f"{name}, lag {lag}": (name, lag) for name in ENVIRONMENTS for lag in self.lags})
+        return [*learning[::-1], LawsSetting(), moments]
+
+    def learning(self) -> list[LearningSetting]:
+        """Those of the settings in which something learns, the cheapest first."""
+        return [s for s in self.settings() if isinstance(s, LearningSetting)][::-1]
 
     def digest(self) -> str:
         """SHA-256 of all that decides its numbers."""
-        return digest({"version": VERSION, "common": COMMON, "reference": REFERENCE, "settings": self.settings()})
+        settings = [asdict(setting) for setting in self.settings()]
+        return digest({"version": VERSION, "common": COMMON, "reference": REFERENCE, "settings": settings})
 
 
 SIZES = {
@@ -190,8 +213,3 @@ class Fitted(TwoLayer):
         if key not in known:
             known[key] = super().parameters(logit)
         return known[key]
-
-
-def regime_of(setting: Mapping[str, Any]) -> LearningRegime:
-    """The regime of a setting of learning."""
-    return LearningRegime(**setting["regime"])

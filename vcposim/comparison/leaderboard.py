@@ -13,17 +13,27 @@ Of several DIRs, of one size and one set of settings, a later one replaces or ad
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from vcposim.catalogue import CATALOGUE
-from vcposim.comparison.design import LAGS, REFERENCE, SIZES, MeasureSetting, Size, canonical
+from vcposim.comparison.design import (
+    LAGS,
+    REFERENCE,
+    SIZES,
+    LearningSetting,
+    MeasureSetting,
+    MomentsSetting,
+    Size,
+    canonical,
+)
 from vcposim.comparison.measure import Measured
-from vcposim.comparison.result import staled, summarized
+from vcposim.comparison.result import LeaderboardHead, laws_of, staled, summarized
 from vcposim.comparison.run import SCHEMA, Folder, fingerprint
 from vcposim.comparison.workers import write_atomically
 from vcposim.errors import InputError
@@ -33,13 +43,30 @@ SAME_WITHIN = 0.02
 """mean difference of values that another processor's rounding may make of chaotic training"""
 
 
+class StandingEntry(TypedDict):
+    """An entry of the catalogue as it was (a hash of its data) and what was measured of it, by name of the setting."""
+
+    fingerprint: str
+    records: dict[str, Measured]
+
+
+class Leaderboard(LeaderboardHead):
+    """The file: when and from what it was made, and its estimators."""
+
+    schema: str
+    settings_sha256: str
+    packages: dict[str, str | None]
+    python: str
+    estimators: dict[str, StandingEntry]
+
+
 @cache
-def read() -> dict[str, Any]:
+def read() -> Leaderboard:
     """The leaderboard that comes with this version; `InputError` if it is of other settings than this version's."""
     file = files("vcposim.comparison").joinpath(FILE)
     if not file.is_file():
         raise InputError("leaderboard: none comes with this version; name every estimator to compare, and pass --alone")
-    found: dict[str, Any] = json.loads(file.read_text())
+    found: Leaderboard = json.loads(file.read_text())
     size = SIZES.get(found.get("size", ""))
     if found.get("schema") != SCHEMA or size is None or found.get("settings_sha256") != size.digest():
         raise InputError(
@@ -56,15 +83,15 @@ def standing(size: Size) -> dict[str, dict[str, Measured]]:
     """
     board = read()
     made = SIZES[board["size"]]
-    kept = {setting["name"]: setting for setting in made.settings()}
+    kept = {setting.name: setting for setting in made.settings()}
     for setting in size.settings():
-        if setting["name"] not in kept or not _within(setting, kept[setting["name"]]):
+        if setting.name not in kept or not _within(setting, kept[setting.name]):
             raise InputError(
                 f"--size: the leaderboard of {board['date']} was made at size {made.name}; use that, or name every "
                 "estimator you want compared and pass --alone"
             )
     return {
-        name: {s["name"]: _part(row["records"][s["name"]], s, kept[s["name"]]) for s in size.settings()}
+        name: {s.name: _part(row["records"][s.name], s, kept[s.name]) for s in size.settings()}
         for name, row in board["estimators"].items()
         if name in CATALOGUE and row["fingerprint"] == fingerprint(name)
     }
@@ -83,7 +110,7 @@ def found() -> dict[str, list[str]]:
             said.append(f"{score:.3f} at its own best step size, rank {rank} [{low}, {high}] of {own['best_of']}")
         if bias is not None and efficiency is not None:
             said.append(f"on strings at lag {LAGS[-1]} bias {bias:.2g} |g|, D {efficiency:.2g}")
-        if broken := [law for law, word in row["laws"].get("laws", {}).items() if word == "broken"]:
+        if broken := [law for law, word in laws_of(row["laws"]).items() if word == "broken"]:
             said.append(f"breaks {', '.join(broken)}")
         if said:
             key = CATALOGUE[row["name"]].references[0]
@@ -92,27 +119,30 @@ def found() -> dict[str, list[str]]:
 
 
 def _within(asked: MeasureSetting, made: MeasureSetting) -> bool:
-    grid = ("step_sizes", "seeds", "problems")
-    same = all(asked[key] == made[key] for key in asked if key not in grid)
-    return same and all(set(asked[key]) <= set(made[key]) for key in grid if key in asked)
+    if isinstance(asked, LearningSetting) and isinstance(made, LearningSetting):
+        grid = set(asked.step_sizes) <= set(made.step_sizes) and set(asked.seeds) <= set(made.seeds)
+        return grid and replace(asked, step_sizes=made.step_sizes, seeds=made.seeds) == made
+    if isinstance(asked, MomentsSetting) and isinstance(made, MomentsSetting):
+        return asked.problems.keys() <= made.problems.keys() and replace(asked, problems=made.problems) == made
+    return asked == made
 
 
 def _part(record: Measured, asked: MeasureSetting, made: MeasureSetting) -> Measured:
     """The cells of a record that a smaller grid has."""
-    if "moments" in record:
-        return {"moments": {name: record["moments"][name] for name in asked["problems"]}}
-    if "average" not in record:
-        return record
-    steps = [made["step_sizes"].index(x) for x in asked["step_sizes"]]
-    seeds = [made["seeds"].index(x) for x in asked["seeds"]]
-    average = [[record["average"][i][j] for j in seeds] for i in steps]
-    lost = [[record["lost"][i][j] for j in seeds] for i in steps]
-    return {"average": average, "lost": lost}
+    if "moments" in record and isinstance(asked, MomentsSetting):
+        return {"moments": {name: record["moments"][name] for name in asked.problems}}
+    if "average" in record and isinstance(asked, LearningSetting) and isinstance(made, LearningSetting):
+        steps = [made.step_sizes.index(x) for x in asked.step_sizes]
+        seeds = [made.seeds.index(x) for x in asked.seeds]
+        average = [[record["average"][i][j] for j in seeds] for i in steps]
+        lost = [[record["lost"][i][j] for j in seeds] for i in steps]
+        return {"average": average, "lost": lost}
+    return record
 
 
 def require_same_source(anew: Measured, before: Measured) -> None:
     """Refuse a leaderboard if the group mean, run again, comes to other values than it says."""
-    now, then = np.array(anew.get("average", np.nan)), np.array(before["average"])
+    now, then = (np.array(record.get("average", np.nan)) for record in (anew, before))
     gap = float(np.mean(np.abs(now - then))) if now.shape == then.shape else float("nan")
     if not gap <= SAME_WITHIN:
         raise InputError(
@@ -148,7 +178,7 @@ def write(date: str, folders: Sequence[Path]) -> Path:
 
 def short(records: dict[str, Measured]) -> dict[str, Measured]:
     """Records without the words of counterexamples, which `vcposim check` finds again."""
-    return {name: {k: v for k, v in record.items() if k != "saw"} for name, record in records.items()}
+    return {name: {"laws": record["laws"]} if "laws" in record else record for name, record in records.items()}
 
 
 if __name__ == "__main__":

@@ -7,12 +7,21 @@ order, and again. What cannot be measured is a record too: `not_judged` says why
 import math
 import time
 from dataclasses import replace
-from typing import Any
+from typing import NotRequired, TypedDict, final
 
 import numpy as np
 
 from vcposim.catalogue.loading import InLibrary, estimator_named
-from vcposim.comparison.design import REFERENCE, REGIMES, MeasureSetting, place, problem, regime_of
+from vcposim.comparison.design import (
+    REFERENCE,
+    REGIMES,
+    LawsSetting,
+    LearningSetting,
+    MeasureSetting,
+    MomentsSetting,
+    place,
+    problem,
+)
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, FunctionEstimator, Resolved
 from vcposim.laboratory import exact
@@ -24,17 +33,51 @@ from vcposim.learning.run_records import Run
 from vcposim.moments import Moments
 from vcposim.problems.rollouts import Problem
 
-Measured = dict[str, Any]
-
 MOMENTS = ("bias", "variance", "mse", "cosine", "efficiency")
 """of the mean over a group: |bias| / |g|, variance and MSE over |g|^2, cosine, and descent efficiency D"""
+
+
+@final
+class NotJudged(TypedDict):
+    """Why something could not be measured."""
+
+    not_judged: str
+
+
+@final
+class MeasuredLaws(TypedDict):
+    """Law -> what became of it, and what was seen where it is broken."""
+
+    laws: dict[str, str]
+    saw: NotRequired[dict[str, str]]
+
+
+@final
+class MeasuredMoments(TypedDict):
+    """Problem -> `MOMENTS` there, or why there are none."""
+
+    moments: dict[str, dict[str, float] | str]
+
+
+@final
+class MeasuredLearning(TypedDict):
+    """By step size and seed: success probability averaged over training, and 1 for a run that was lost."""
+
+    average: list[list[float]]
+    lost: list[list[int]]
+
+
+Measured = MeasuredLaws | MeasuredMoments | MeasuredLearning | NotJudged
+"""what is kept of one measurement, as JSON"""
 
 
 def measured(name: str, setting: MeasureSetting) -> Measured:
     """What a setting says of an estimator: plain numbers, or `not_judged` with the reason."""
     try:
         with np.errstate(all="ignore"):
-            return MEASURES[setting["part"]](name, setting)
+            if isinstance(setting, LearningSetting):
+                return learning(name, setting)
+            return moments(name, setting) if isinstance(setting, MomentsSetting) else laws(name, setting)
     except Exception as error:  # whatever a stranger's function raises is about that function alone
         return {"not_judged": reason(error)}
 
@@ -45,9 +88,9 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, InputError) else f"it raises {type(error).__name__}: {text}"
 
 
-def laws(name: str, setting: MeasureSetting) -> Measured:
+def laws(name: str, setting: LawsSetting) -> MeasuredLaws:
     """Each law of the kit: `holds`, `broken`, `not claimed`, `not claimed: broken`, or `does not apply`; and why."""
-    import vcposim.testing.report_card as cards  # needs Hypothesis, which the rest does not
+    import vcposim.testing.report_card as cards  # Hypothesis is slow to import, and the rest does without
 
     convert, claims = "numpy", ()
     if ":" in name:
@@ -58,7 +101,7 @@ def laws(name: str, setting: MeasureSetting) -> Measured:
             inside = inside.function if isinstance(inside, InLibrary) else inside
             claims = getattr(inside, "claims", ())
             claims = (claims,) if isinstance(claims, str) else tuple(claims)
-    found = cards.findings(cards.trials(name, claims, examples=setting["examples"], convert=convert))
+    found = cards.findings(cards.trials(name, claims, examples=setting.examples, convert=convert))
     words, saw = {}, {}
     for one in found:
         words[one.law] = "broken" if one.status == cards.VIOLATED else one.status
@@ -70,13 +113,13 @@ def laws(name: str, setting: MeasureSetting) -> Measured:
     return {"laws": words, "saw": saw}
 
 
-def moments(name: str, setting: MeasureSetting) -> Measured:
+def moments(name: str, setting: MomentsSetting) -> MeasuredMoments | NotJudged:
     """`MOMENTS` on each problem, or why there are none there."""
     estimator = estimator_named(name)
-    out: dict[str, Any] = {}
-    for title, (environment, lag) in setting["problems"].items():
+    out: dict[str, dict[str, float] | str] = {}
+    for title, (environment, lag) in setting.problems.items():
         try:
-            out[title] = numbers(moments_on(problem(environment, lag), estimator, setting["group_size"]))
+            out[title] = numbers(moments_on(problem(environment, lag), estimator, setting.group_size))
         except Exception as error:
             out[title] = reason(error)
     why = [x for x in out.values() if isinstance(x, str)]
@@ -115,17 +158,17 @@ def numbers(found: Moments) -> dict[str, float]:
     return {key: float(f"{value:.9g}") for key, value in values.items()}
 
 
-def learning(name: str, setting: MeasureSetting) -> Measured:
+def learning(name: str, setting: LearningSetting) -> MeasuredLearning:
     """The success probability averaged over training, (step size, seed), and which runs were lost (see `collapse`).
 
     Raises `InputError` where the learner leaves the range of floats.
     """
-    estimator, regime = estimator_named(name), regime_of(setting)
-    steps, seeds = setting["step_sizes"], setting["seeds"]
-    task, family = place(regime.prompts, regime.length, regime.low, setting["base_rate"])
+    estimator, regime = estimator_named(name), setting.regime
+    steps, seeds = setting.step_sizes, setting.seeds
+    task, family = place(regime.prompts, regime.length, regime.low, setting.base_rate)
     runs = [Run(estimator, seed=seed, lag=Lag(regime.lag), step_size=step) for step in steps for seed in seeds]
-    learner = Learner(task, runs, groups=setting["groups"], group_size=setting["group_size"], family=family)
-    value = np.stack([record.value for record in learner.updates(setting["updates"])]) - regime.low
+    learner = Learner(task, runs, groups=setting.groups, group_size=setting.group_size, family=family)
+    value = np.stack([record.value for record in learner.updates(setting.updates)]) - regime.low
     lost = collapse_step(value) != NOT_COLLAPSED
     if not np.all(np.isfinite(value)):
         raise InputError("value: not finite; the learner left the range of floats")
@@ -135,10 +178,6 @@ def learning(name: str, setting: MeasureSetting) -> Measured:
         "average": [[round(float(v), 4) for v in row] for row in value.mean(axis=0).reshape(shape)],
         "lost": lost.reshape(shape).astype(int).tolist(),
     }
-
-
-MEASURES = {"laws": laws, "moments": moments, "learning": learning}
-"""part of a setting -> how it is measured"""
 
 
 def cost(name: str, *, updates: int = 10, repeats: int = 3) -> float | None:

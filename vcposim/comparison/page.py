@@ -5,14 +5,26 @@ It needs nothing but itself. Equal comparisons give equal bytes; CPU times, whic
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from vcposim.comparison.design import ENVIRONMENTS, LAGS
-from vcposim.comparison.result import MODES, because, by_rank, counted, staled, unjudged
+from vcposim.comparison.design import ENVIRONMENTS, LAGS, PROBLEM_GROUP_SIZE, LearningSetting
+from vcposim.comparison.result import (
+    MODES,
+    ComparedEstimator,
+    ComparisonReport,
+    RegimeSummary,
+    because,
+    by_rank,
+    counted,
+    moments_of,
+    staled,
+    unjudged,
+    values_of,
+)
 from vcposim.pages.parts import document
 from vcposim.pages.plots import COLORS
 
@@ -30,7 +42,7 @@ METRICS = {
 }
 
 
-def page(result: Mapping[str, Any]) -> str:
+def page(result: ComparisonReport) -> str:
     """The comparison as HTML."""
     rows = by_rank(result["estimators"])
     named = [row for row in rows if row["named"]]
@@ -63,7 +75,7 @@ def page(result: Mapping[str, Any]) -> str:
     if board and result["reference"] not in shown:
         shown[-1] = result["reference"]
     data = {
-        "rows": [_plotted(row, result["regimes"]) for row in rows],
+        "rows": [_drawn(row, result["regimes"]) for row in rows],
         "at": result["profile_at"],
         "regimes": result["regimes"],
         "lags": list(LAGS),
@@ -91,25 +103,39 @@ def _colors() -> str:
     return f"{rules('light')}\n@media (prefers-color-scheme: dark) {{ {rules('dark')} }}\n"
 
 
-def _plotted(row: Mapping[str, Any], regimes: Sequence[str]) -> dict[str, Any]:
+class DrawnLearning(TypedDict):
+    """What the figures draw of learning: a profile, and mean, smallest and largest seed by regime."""
+
+    profile: list[float] | None
+    regimes: list[list[float] | None]
+
+
+class DrawnEstimator(TypedDict):
     """What the figures draw of an estimator."""
-    out: dict[str, Any] = {"name": row["name"], "moments": row["moments"].get("moments", {})}
-    for mode in MODES:
-        out[mode] = {
-            "profile": row["summary"].get(mode, {}).get("profile"),
-            "regimes": [
-                None if (x := row["learning"][r].get(mode)) is None else [round(float(np.mean(x)), 4), min(x), max(x)]
-                for r in regimes
-            ],
+
+    name: str
+    moments: dict[str, dict[str, float] | str]
+    own: DrawnLearning
+    common: DrawnLearning
+
+
+def _drawn(row: ComparedEstimator, regimes: Sequence[str]) -> DrawnEstimator:
+    def learning(mode: str) -> DrawnLearning:
+        values = [values_of(row["learning"][r], mode) for r in regimes]
+        return {
+            "profile": row["summary"][mode]["profile"] if mode in row["summary"] else None,
+            "regimes": [None if x is None else [round(float(np.mean(x)), 4), min(x), max(x)] for x in values],
         }
-    return out
+
+    moments = moments_of(row["moments"])
+    return {"name": row["name"], "moments": moments, "own": learning("own"), "common": learning("common")}
 
 
 def _badge(word: str) -> str:
     return f'<span class="badge {word.replace(" ", "-")}">{word}</span>'
 
 
-def _asked(named: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
+def _asked(named: Sequence[ComparedEstimator], result: ComparisonReport) -> str:
     """Those asked for: a word for every claim, and what it rests on."""
     cards = []
     for row in named:
@@ -121,9 +147,9 @@ def _asked(named: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str
                 f"<li>{_badge(row['words'][claim])} {escape(statement)}{escape(because(row, claim))}"
                 f"{_comparisons(row, claim)}</li>"
             )
-        rank = row["summary"].get("own", {}).get("rank")
-        best_of = row["summary"].get("own", {}).get("best_of")
-        place = f"rank {rank[0]} [{rank[1]}, {rank[2]}] of {best_of}" if rank else "no rank: not judged everywhere"
+        place = "no rank: not judged everywhere"
+        if own := row["summary"].get("own"):
+            place = "rank {} [{}, {}] of {}".format(*own["rank"], own["best_of"])
         cards.append(
             f"<article><h3>{escape(row['name'])}</h3><p>{place} at its own best step size</p>"
             f"<ul>{''.join(lines)}</ul></article>\n"
@@ -131,9 +157,11 @@ def _asked(named: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str
     return f'<section id="asked"><h2>Asked for</h2>\n<div class="cards">{"".join(cards)}</div></section>\n'
 
 
-def _comparisons(row: Mapping[str, Any], claim: str) -> str:
-    known = row.get("comparisons", {}).get(claim)
-    if not known or not any("difference" in c for c in known.values()):
+def _comparisons(row: ComparedEstimator, claim: str) -> str:
+    if claim not in MODES or "comparisons" not in row:
+        return ""
+    known = row["comparisons"][claim]
+    if not any("difference" in c for c in known.values()):
         return ""
     lines = []
     for regime, c in known.items():
@@ -147,7 +175,7 @@ def _comparisons(row: Mapping[str, Any], claim: str) -> str:
     )
 
 
-def _ranking(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
+def _ranking(rows: Sequence[ComparedEstimator], result: ComparisonReport) -> str:
     """The table that is sorted and searched; sorted as it comes by rank at the own best step size."""
     heads = (
         ("show", "in the figures"),
@@ -176,15 +204,15 @@ def _ranking(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> st
     )
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: ComparedEstimator) -> str:
     own, common, laws = row["summary"].get("own"), row["summary"].get("common"), counted(row["laws"])
-    lost = [x["lost"] for x in row["learning"].values() if "lost" in x and "runs" in x]
-    runs = sum(x.get("runs", 0) for x in row["learning"].values())
+    learned = [x for x in row["learning"].values() if "own" in x]
+    lost, runs = sum(x["lost"] for x in learned), sum(x["runs"] for x in learned)
 
     def cell(value: float | None, text: str) -> str:
         return f'<td data-value="{"" if value is None else f"{value:.6g}"}">{text}</td>'
 
-    def score(found: Mapping[str, Any] | None) -> str:
+    def score(found: RegimeSummary | None) -> str:
         if found is None:
             return cell(None, "not judged")
         value, low, high = found["score"]
@@ -203,7 +231,7 @@ def _line(row: Mapping[str, Any]) -> str:
         f'aria-label="show {name}"></td>'
         + cell(rank[0] if rank else None, f"{rank[0]} <small>[{rank[1]}, {rank[2]}]</small>" if rank else "-")
         + f'<th scope="row">{name}</th>{score(own)}{score(common)}'
-        + cell(sum(lost) if runs else None, f"{sum(lost)} of {runs}" if runs else "-")
+        + cell(lost if runs else None, f"{lost} of {runs}" if runs else "-")
         + cell(laws["kept"] / max(laws["tried"], 1), f"{laws['kept']}/{laws['tried']}{'!' * bool(laws['broken'])}")
         + cell(bias, _short(bias))
         + cell(efficiency, _short(efficiency))
@@ -215,7 +243,7 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{0 if abs(value) < 1e-9 else value:.3g}"
 
 
-def _figures(result: Mapping[str, Any]) -> str:
+def _figures(result: ComparisonReport) -> str:
     modes = "".join(f'<option value="{mode}">{words}</option>' for mode, words in MODES.items())
     metrics = "".join(f'<option value="{key}">{escape(words)}</option>' for key, words in METRICS.items())
     problems = "".join(f'<option value="{name}">{name}</option>' for name in reversed(ENVIRONMENTS))
@@ -230,11 +258,11 @@ def _figures(result: Mapping[str, Any]) -> str:
         f'<form aria-label="Figures of moments"><label>Exact, on <select id="problem">{problems}</select></label>'
         f'<label>show <select id="metric">{metrics}</select></label></form>'
         '<figure><div class="wide" id="lags" tabindex="0"></div><figcaption>Exact moments of the mean of a group of '
-        f"{result['settings'][-1]['group_size']} over lag, by listing every batch.</figcaption></figure></section>\n"
+        f"{PROBLEM_GROUP_SIZE} over lag, by listing every batch.</figcaption></figure></section>\n"
     )
 
 
-def _not_judged(rows: Sequence[Mapping[str, Any]]) -> str:
+def _not_judged(rows: Sequence[ComparedEstimator]) -> str:
     items = "".join(
         f"<li><b>{escape(row['name'])}</b>, {escape(parts)}: {escape(reason)}</li>"
         for row in rows
@@ -244,12 +272,12 @@ def _not_judged(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<section id="unjudged"><h2>Not judged</h2>\n{text}</section>\n'
 
 
-def _method(result: Mapping[str, Any]) -> str:
-    learning = next(s for s in result["settings"] if s["part"] == "learning")
+def _method(result: ComparisonReport) -> str:
+    learning = next(s for s in result["settings"] if isinstance(s, LearningSetting))
     facts = {
-        "Learning": f"{len(result['regimes'])} regimes, step sizes {', '.join(f'{x:g}' for x in learning['step_sizes'])}, "
-        f"{len(learning['seeds'])} seeds, {learning['updates']} updates of {learning['groups']} groups of "
-        f"{learning['group_size']}, Adam, a network of two layers; the value is the exact success probability averaged "
+        "Learning": f"{len(result['regimes'])} regimes, step sizes {', '.join(f'{x:g}' for x in learning.step_sizes)}, "
+        f"{len(learning.seeds)} seeds, {learning.updates} updates of {learning.groups} groups of "
+        f"{learning.group_size}, Adam, a network of two layers; the value is the exact success probability averaged "
         "over training. Each half of the seeds is judged at the step size that the other half chose.",
         "Score": "interquartile mean over regimes and seeds (Agarwal et al. 2021, arXiv 2108.13264); ranks and intervals "
         "resample seeds, the same for every estimator.",

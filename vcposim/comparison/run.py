@@ -18,13 +18,13 @@ import importlib.util
 import json
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vcposim import __version__
 from vcposim.catalogue import CATALOGUE, entry
@@ -48,6 +48,24 @@ NOT_COMPUTING = ("commands", "pages", "replay", "pipeline")
 """rooms that no measurement passes through"""
 
 
+class RunSource(TypedDict):
+    """What a run is computed by."""
+
+    schema: str
+    size: str
+    settings_sha256: str
+    vcposim: str
+    source_sha256: str
+    packages: dict[str, str | None]
+    python: str
+
+
+class RunIdentity(RunSource):
+    """What determines the records of a run, as provenance.json has it: estimators with their hashes too."""
+
+    estimators: dict[str, str]
+
+
 @dataclass(frozen=True)
 class WorkUnit:
     """One measurement of one estimator."""
@@ -63,7 +81,7 @@ class WorkUnit:
             safe = re.sub(r"[^A-Za-z0-9_.]+", "-", text)
             return safe if safe == text else f"{safe}-{digest(text)[:8]}"
 
-        return f"{plain(self.estimator)}/{plain(self.setting['name'])}"
+        return f"{plain(self.estimator)}/{plain(self.setting.name)}"
 
 
 @dataclass(frozen=True)
@@ -93,11 +111,11 @@ class Folder:
 
     def witness_unit(self) -> WorkUnit:
         """The group mean in the cheapest regime."""
-        return WorkUnit(REFERENCE, next(s for s in reversed(self.settings) if s["part"] == "learning"))
+        return WorkUnit(REFERENCE, self.size.learning()[0])
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What determines the records; two runs that agree here end in the same bytes."""
+    def identity(self) -> RunIdentity:
+        """Two runs that agree here end in the same bytes."""
         return {
             "schema": SCHEMA,
             "size": self.size.name,
@@ -126,8 +144,9 @@ class Folder:
             known = json.loads(file.read_bytes())
         except ValueError as error:
             raise InputError(f"{file}: cannot be read ({error}); choose another --out") from None
+        now: Mapping[str, object] = self.identity
         for key, words in SAME.items():
-            if known.get(key) != self.identity[key]:
+            if known.get(key) != now[key]:
                 raise InputError(
                     f"--out: {self.path} holds a comparison of {words}; choose another --out, or delete that folder"
                 )
@@ -152,7 +171,7 @@ class Folder:
         return known
 
     def _seal(self, unit: WorkUnit, line: str) -> str:
-        return digest(canonical([unit.estimator, unit.setting, line]))
+        return digest(canonical([unit.estimator, asdict(unit.setting), line]))
 
     def missing(self) -> list[WorkUnit]:
         """Units without a sound record."""
@@ -164,7 +183,7 @@ class Folder:
         for unit in self.units:
             record = self.record(unit)
             assert record is not None
-            found.setdefault(unit.estimator, {})[unit.setting["name"]] = record
+            found.setdefault(unit.estimator, {})[unit.setting.name] = record
         return found
 
 

@@ -1,4 +1,4 @@
-"""The laws an estimator must obey, for yours too (extra `testing`): `laws_of` for pytest, report cards for people."""
+"""The laws an estimator must obey, for yours too: `laws_of` for pytest, report cards for people."""
 
 from vcposim.testing.kit import (
     LAWS,

@@ -1,12 +1,12 @@
 """A comparison is the same however it was computed, and says no more than seeds can bear."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from simulations.methods import at_own_best
 from tests.kit.statistical import assert_near
 from vcposim.commands.main import main
 from vcposim.comparison import leaderboard
-from vcposim.comparison.design import REFERENCE, SIZES
+from vcposim.comparison.design import REFERENCE, SIZES, LawsSetting
 from vcposim.comparison.measure import measured
 from vcposim.comparison.page import page
-from vcposim.comparison.result import comparison
+from vcposim.comparison.result import comparison, report_json
 from vcposim.comparison.run import Folder, fingerprint, sweep
 from vcposim.comparison.statistics import LEVEL, difference, holm, own_best, profile, ranking, verdict
 from vcposim.errors import InputError
@@ -57,7 +57,7 @@ def test_four_shards_give_the_same_bytes(tmp_path: Path, whole: Folder) -> None:
     assert owed[0] > owed[1] > owed[2] > owed[3] == 0
     assert contents(folder.path) == contents(whole.path)
     found = [comparison(f, f.records(), {}, None) for f in (folder, whole)]
-    assert json.dumps(found[0]) == json.dumps(found[1])
+    assert report_json(found[0]) == report_json(found[1])
     assert page(found[0]) == page(found[1])
 
 
@@ -105,16 +105,14 @@ def test_killed_interrupted_and_resumed_is_the_same(tmp_path: Path, whole: Folde
     found, want = contents(out), contents(whole.path)
     assert {name: found[name] for name in want} == want
     again = comparison(whole, whole.records(), {}, None)
-    assert json.loads(found["comparison.json"]) == json.loads(json.dumps(again))
+    assert found["comparison.json"].decode() == report_json(again)
     assert found["comparison.html"].decode() == page(again)
 
 
 @pytest.mark.parametrize("name", ["vcpo", "gspo"])
 def test_a_smaller_size_is_a_part_of_a_larger(name: str) -> None:
-    small = next(s for s in TINY.settings() if s["part"] == "learning")
-    large = next(s for s in SIZES["full"].settings() if s["name"] == small["name"])
-    large |= {"updates": 12}
-    small |= {"updates": 12}
+    small = replace(TINY.learning()[0], updates=12)
+    large = replace(next(s for s in SIZES["full"].learning() if s.name == small.name), updates=12)
     assert leaderboard._within(small, large)
     assert leaderboard._part(measured(name, large), small, large) == measured(name, small)
 
@@ -185,11 +183,11 @@ def test_the_leaderboard_is_of_these_settings_and_this_source() -> None:
     assert board["settings_sha256"] == SIZES[board["size"]].digest()
     unit = Folder(Path("nowhere"), (), TINY, witness=True).witness_unit()
     anew = measured(REFERENCE, unit.setting)
-    leaderboard.require_same_source(anew, standing[REFERENCE][unit.setting["name"]])
+    leaderboard.require_same_source(anew, standing[REFERENCE][unit.setting.name])
     wrong = {"average": (np.array(anew["average"]) - 0.05).tolist()}
     for broken in (wrong, {"not_judged": "it fails"}):
         with pytest.raises(InputError, match="not paired"):
-            leaderboard.require_same_source(broken, standing[REFERENCE][unit.setting["name"]])
+            leaderboard.require_same_source(broken, standing[REFERENCE][unit.setting.name])
 
 
 def test_a_leaderboard_of_other_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +270,7 @@ def test_a_word_for_many(words: list[str], over: str, says: str) -> None:
 def test_a_function_says_what_it_claims(tmp_path: Path) -> None:
     file = tmp_path / "claiming.py"
     file.write_text("def plain(batch):\n    return batch.reward\n\n\nplain.claims = ('unbiased', 'reward_scale')\n")
-    found = measured(f"{file}:plain", {"part": "laws", "name": "laws", "examples": 5})
+    found = measured(f"{file}:plain", LawsSetting())
     assert found["laws"]["unbiased"] == "broken"  # it has no ratios
     assert found["laws"]["reward_scale"] == "holds"
     assert found["laws"]["shift"] == "not claimed: broken"
