@@ -107,7 +107,7 @@ def _symbolic(report: Report) -> None:
     for result in report.results:
         if result.claim.symbolic:
             outcome = result.outcomes["symbolic"] = run_symbolic(result.claim)
-            if cvc5 is not None:
+            if cvc5 is not None and outcome.passed:  # a claim that has failed needs no second opinion
                 cvc5.ask(outcome.obligations)
     if cvc5 is not None:
         _compare(report, cvc5.answers())
@@ -119,7 +119,7 @@ def _compare(report: Report, answers: dict[str, str]) -> None:
     refuted = {text for text, answer in answers.items() if answer == "sat"}
     for result in report.results:
         symbolic = result.outcomes.get("symbolic")
-        if symbolic and any(answers[text] == "unknown" for text in symbolic.obligations):
+        if symbolic and any(answers.get(text) == "unknown" for text in symbolic.obligations):
             report.undecided.append(result.claim.name)
         if symbolic and symbolic.obligations & refuted:
             result.outcomes["symbolic"] = LayerOutcome(False, "cvc5 contradicts z3 on an obligation")

@@ -92,10 +92,12 @@ class SecondOpinion:
             thread.start()
 
     def _work(self) -> None:
-        worker = _Worker()
+        worker = None  # until there is a question
         while (text := self.questions.get()) is not None:
+            worker = worker or _Worker()
             self.said[text] = worker.opinion(text)
-        worker.stop()
+        if worker is not None:
+            worker.stop()
 
     def ask(self, texts: Iterable[str]) -> None:
         """Put the obligations that are new in the queue."""

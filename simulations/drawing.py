@@ -3,6 +3,7 @@
 A plot is a plain dict, so that a summary of a run holds all that its figures show and they are drawn again without it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,12 @@ def draw(what: Plot, mode: str = "light") -> Figure:
         if len(handles) > 1:  # below all panels, where it hides nothing
             figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
     return figure
+
+
+def darkened(svg: str) -> str:
+    """A light picture of `draw` in the colors of a dark page: the same picture that drawing it again would give."""
+    to = dict(zip((*COLORS["light"], PAPER["light"]), (*COLORS["dark"], PAPER["dark"]), strict=True))
+    return re.sub("#[0-9a-f]{6}", lambda found: to.get(found[0], found[0]), svg)
 
 
 def _log_ticks(axis: Axis) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap, norm, t
+from scipy.special import ndtri, stdtr, stdtrit
 
 from vcposim.comparison.statistics import LEVEL
 from vcposim.comparison.statistics import holm as holm
@@ -74,7 +74,7 @@ class Estimate:
         """95%, within the bounds."""
         if self.exact:
             return Interval(value=self.value, low=self.value, high=self.value)
-        half = float(t.ppf(1 - LEVEL / 2, self.df)) * self.error
+        half = float(stdtrit(self.df, 1 - LEVEL / 2)) * self.error
         at = self.onto(self.value)
         return Interval(value=self.value, low=self.back(at - half), high=self.back(at + half))
 
@@ -85,7 +85,7 @@ class Estimate:
 
     def p(self, boundary: float) -> float:
         """Two-sided p-value of "the truth is the boundary"."""
-        return 2 * float(t.sf(abs(self.distance(boundary)), self.df))
+        return 2 * float(stdtr(self.df, -abs(self.distance(boundary))))
 
     def needed(self, boundary: float) -> int | None:
         """Seeds that would decide on which side of the boundary it lies with probability 0.8, if the estimate stays.
@@ -95,14 +95,14 @@ class Estimate:
         gap = abs(self.onto(self.value) - self.onto(boundary))
         if self.exact or gap == 0:
             return None if gap == 0 else self.seeds
-        return max(3, math.ceil(self.seeds * ((norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)) * self.error / gap) ** 2))
+        return max(3, math.ceil(self.seeds * ((ndtri(1 - LEVEL / 2) + ndtri(POWER)) * self.error / gap) ** 2))
 
     def power(self, boundary: float, truth: float) -> float:
         """Probability that so many seeds exclude the boundary if the truth is `truth` (uncorrected 5%)."""
         if self.exact:
             return 1.0
         gap = abs(self.onto(truth) - self.onto(boundary)) / self.error
-        return float(t.sf(t.ppf(1 - LEVEL / 2, self.df) - gap, self.df))
+        return float(stdtr(self.df, gap - stdtrit(self.df, 1 - LEVEL / 2)))
 
     def __str__(self) -> str:
         return f"{self.value:.3g}" if self.exact else str(self.interval)
@@ -206,6 +206,8 @@ def improvement(first: Iterable[float], second: Iterable[float]) -> float:
 
 def median_interval(values: Iterable[float], seed: int = 0) -> Interval:
     """Median and its 95% percentile-bootstrap interval; of fewer than three repeats, the range."""
+    from scipy.stats import bootstrap  # here because it takes a second to load, in every process that computes
+
     x = np.asarray(list(values), dtype=float)
     if x.size < 3 or np.ptp(x) == 0:
         return Interval(value=float(np.median(x)), low=float(x.min()), high=float(x.max()))

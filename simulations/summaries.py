@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.claims import RESULTS
-from simulations.drawing import draw
+from simulations.drawing import darkened, draw
 from simulations.methods import standing
 from simulations.protocol import OWN, Analysis, Experiment, Record, Verdict, digest, one_line, plain, source_hash
 from simulations.runner import RunFolder, read_provenance
@@ -120,27 +120,51 @@ def figures_of(analysis: Analysis, records: list[Record]) -> list[dict[str, Any]
 
 def image(drawn: Any) -> str:
     """A matplotlib figure as a data URI: vector if small, pixels if not; equal figures give equal bytes."""
+    vector = svg(drawn)
+    if len(vector) <= VECTOR_LIMIT:
+        return _uri("svg+xml", vector)
+    drawn.set_layout_engine("none")  # it is laid out
+    return _uri("png", png(drawn))
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def svg(drawn: Any) -> bytes:
+    """A matplotlib figure as a vector."""
     import io
 
     import matplotlib as mpl
+
+    file = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "vcposim", "svg.fonttype": "none"}):
+        drawn.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return file.getvalue()
+
+
+def png(drawn: Any) -> bytes:
+    """A matplotlib figure in pixels of few colors: lines and letters need no more."""
+    import io
+
     from PIL import Image
 
-    svg, png = io.BytesIO(), io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "vcposim", "svg.fonttype": "none"}):
-        drawn.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
-    if svg.tell() <= VECTOR_LIMIT:
-        return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
-    drawn.savefig(png, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-    few = io.BytesIO()  # lines and letters need few colors
-    Image.open(png).convert("RGB").quantize(64).save(few, format="png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(few.getvalue()).decode()}"
+    file, few = io.BytesIO(), io.BytesIO()
+    drawn.savefig(file, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+    Image.open(file).convert("RGB").quantize(64).save(few, format="png", optimize=True)
+    return few.getvalue()
 
 
 def pictures(figure: Mapping[str, Any]) -> tuple[str, str]:
-    """The figure on light and on dark paper."""
+    """The figure on light and on dark paper: the same lines of a vector in other colors, pixels drawn twice."""
     if "image" in figure:
         return figure["image"], figure["image"]
-    return image(draw(figure["plot"], "light")), image(draw(figure["plot"], "dark"))
+    light = draw(figure["plot"], "light")
+    vector = svg(light)
+    if len(vector) <= VECTOR_LIMIT:
+        return _uri("svg+xml", vector), _uri("svg+xml", darkened(vector.decode()).encode())
+    light.set_layout_engine("none")  # it is laid out
+    return _uri("png", png(light)), _uri("png", png(draw(figure["plot"], "dark")))
 
 
 def against_full(section: Section, full: Section | None) -> Section:

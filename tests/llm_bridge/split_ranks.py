@@ -1,10 +1,9 @@
 """What two ranks do that share trajectories and split parameters, for `test_split_ranks.py`.
 
-Run by `torchrun --nproc_per_node 2 -m tests.llm_bridge.split_ranks OUTPUT`. The ranks hold halves of an MLP (columns,
-then rows), of its bias, and of four experts; embedding, router, norm and head are whole on both.
+The ranks hold halves of an MLP (columns, then rows), of its bias, and of four experts; embedding, router, norm and
+head are whole on both.
 """
 
-import sys
 from functools import partialmethod
 from typing import Any
 from unittest import mock
@@ -127,7 +126,7 @@ def wrong_on_one(rank: int, ranks: int) -> str:
     return "no error"
 
 
-def main() -> None:
+def main(output: str) -> None:
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     seen: dict[str, Any] = {"ddp": ddp_inside_out(rank)}
@@ -140,9 +139,5 @@ def main() -> None:
         seen[name] = update(model, split=model.split(), **options)
     seen["wrong"] = wrong_on_one(rank, ranks)
     seen["forgotten"] = update(Net(rank, ranks).double())
-    torch.save(seen, f"{sys.argv[1]}.{rank}")
+    torch.save(seen, f"{output}.{rank}")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

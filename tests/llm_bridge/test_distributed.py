@@ -1,13 +1,10 @@
-"""Two gloo ranks under torchrun do what one process does, to 1e-8; and group sums merge like the kernel's batch.
+"""Two gloo ranks do what one process does, to 1e-8; and group sums merge like the kernel's batch.
 
 `two_ranks.py` runs once, makes one update per scenario on both ranks, and is compared here with the same update in this
 process, where no distributed code runs. Its two mutants must fail the same comparison.
 """
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +17,7 @@ from llm_bridge.distributed import gather_batch, nothing_like, split_group_coeff
 from llm_bridge.groups import Groups  # noqa: E402
 from llm_bridge.loss import mean_coefficient  # noqa: E402
 from llm_bridge.moments import LOG_A, group_sums, part_sums, split_coefficient, split_measure  # noqa: E402
+from tests.kit.ranks import together  # noqa: E402
 from tests.kit.statistical import SINGLE, SUMMED, assert_near, near  # noqa: E402
 from tests.llm_bridge import two_ranks  # noqa: E402
 from vcposim.batch import Batch, ScoreNorms, sample_measure  # noqa: E402
@@ -35,17 +33,7 @@ from vcposim.weights import Weighting  # noqa: E402
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw, by scenario."""
     output = tmp_path_factory.mktemp("ranks") / "seen.pt"
-    root = Path(__file__).parents[2]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "--module", two_ranks.__name__, str(output)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    together(output.parent, two_ranks.main, str(output))
     return torch.load(output, weights_only=True)
 
 

@@ -1,14 +1,12 @@
 """Two ranks that split parameters and share trajectories: local squares add up to the norms of one process."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from llm_bridge import ScoreTape
+from tests.kit.ranks import together
 from tests.kit.statistical import assert_near
 from tests.llm_bridge import split_ranks
 from vcposim.errors import InputError
@@ -18,16 +16,7 @@ from vcposim.errors import InputError
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw."""
     output = tmp_path_factory.mktemp("split") / "seen"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "--module", split_ranks.__name__, str(output)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    together(output.parent, split_ranks.main, str(output))
     return [torch.load(f"{output}.{rank}", weights_only=True) for rank in range(2)]
 
 

@@ -1,13 +1,10 @@
 """What two ranks do, for `test_distributed.py`.
 
-Run by `torchrun --nproc_per_node 2 -m tests.llm_bridge.two_ranks OUTPUT`.
-
 Eight trajectories of three prompts are dealt to the ranks in several ways, most of which tear prompts apart. Every
 scenario makes one update; rank 0 saves what each rank saw. `single` is the same update in one process, with the kernel
 on the whole batch and no distributed code at all.
 """
 
-import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -319,7 +316,3 @@ def main(output: str) -> None:
             torch.save(every, output)
     finally:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,14 +1,16 @@
 """The report as a reader has it: in a browser, on wide and narrow, light and dark screens."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simulations import claims
+from simulations.drawing import darkened, draw
 from simulations.protocol import discover
 from simulations.report import gathered, page
-from simulations.summaries import committed
+from simulations.summaries import committed, svg
 from tests.kit.browser import FORMS, complaints, opened
 
 pytestmark = pytest.mark.slow
@@ -83,6 +85,21 @@ def test_every_figure_can_be_explored(browser: Any, report: Path, scheme: str) -
         if live.locator("input").count():
             live.locator("input").set_checked(True)
     assert said == []
+
+
+def test_a_darkened_picture_is_the_one_drawn_dark() -> None:
+    """Up to the names of what is drawn twice, which are hashes of its colors too."""
+    plot = committed(["collapse_prediction"])["collapse_prediction"].figures[0]["plot"]
+
+    def lines(vector: str) -> str:
+        names: dict[str, str] = {}
+        return re.sub(
+            r"\b[a-z]?[0-9a-f]{10,}\b", lambda found: names.setdefault(found[0], f"name {len(names)}"), vector
+        )
+
+    light, dark = (svg(draw(plot, mode)).decode() for mode in ("light", "dark"))
+    assert lines(darkened(light)) == lines(dark)
+    assert lines(light) != lines(dark)
 
 
 def test_figures_have_a_light_and_a_dark_form(browser: Any, report: Path) -> None:

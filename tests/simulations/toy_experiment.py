@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from simulations.__main__ import main
 from simulations.protocol import Analysis, Experiment, Figure, Record, Setting, Verdict
 
 
@@ -72,4 +71,6 @@ EXPERIMENTS = {
 
 def command() -> int:
     """The command line on these experiments, for a process of its own."""
+    from simulations.__main__ import main  # which workers do not need
+
     return main(experiments=EXPERIMENTS)

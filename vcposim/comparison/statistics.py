@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.special import stdtr, stdtrit
 
 from vcposim.arrays import Array
 from vcposim.results import Interval
@@ -85,6 +85,8 @@ def ranking(values: Array) -> RankedScores:
     A bootstrap is too narrow by (n - 1) / n, so replicates are spread about the score by sqrt(n / (n - 1)). Ties share
     the better rank.
     """
+    from scipy.stats import rankdata  # here because it takes a second to load, in every process that measures
+
     estimators, _, seeds = values.shape
     draws = resampled_seeds(seeds)
     score = interquartile_mean(values.reshape(estimators, -1))
@@ -140,5 +142,5 @@ def difference(first: Array, second: Array, boundary: float) -> Difference:
         return Difference(mean, -1.0, 1.0, 1.0)
     if error < 1e-12:
         return Difference(mean, mean, mean, None)
-    half = float(t.ppf(1 - LEVEL / 2, n - 1)) * error
-    return Difference(mean, mean - half, mean + half, 2 * float(t.sf(abs(mean - boundary) / error, n - 1)))
+    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * error
+    return Difference(mean, mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean - boundary) / error)))

@@ -1,9 +1,10 @@
-"""Two gloo ranks under torchrun train as one process does (float64): replicas and FSDP2, with norms and without."""
+"""Two gloo ranks train as one process does (float64): replicas and FSDP2, with norms and without."""
 
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,29 @@ pytest.importorskip("accelerate")
 
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
+from llm_bridge import train  # noqa: E402
 from llm_bridge.training.sharding import weights  # noqa: E402
+from tests.kit.ranks import together  # noqa: E402
 from tests.kit.statistical import ADAPTED, near  # noqa: E402
 from tests.llm_bridge.training import two_ranks  # noqa: E402
 from tests.llm_bridge.training.toys import tiny, trainer  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
 
+SHARDED = ("--sharding", "fsdp2")
+
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("ranks") / "seen.pt"
-    launch(2, two_ranks.__name__, output)
+    together(output.parent, two_ranks.main, str(output))
     return torch.load(output, weights_only=True)
 
 
-def launch(ranks: int, module: str, *words: Any) -> str:
-    """What `torchrun -m module` with these words says on standard error."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+def torchrun(*words: str) -> str:
+    """What the training command says on standard error, in two processes that `torchrun` starts."""
     done = subprocess.run(
-        [sys.executable, *start, "-m", module, *map(str, words)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+         "llm_bridge.train", *words],
         cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -74,27 +79,37 @@ def test_one_process_goes_on_from_the_state_of_two(seen: dict[str, Any]) -> None
     check_same(two_ranks.outcome(resumed), expected | {"records": expected["records"][1:]})
 
 
-def test_the_command_line_on_two_ranks(tmp_path: Path) -> None:
-    """One process and two write the same records; two that stop and go on write the bytes of two that do not."""
+def test_the_command_line_on_two_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One process and two write the same records; two that stop and go on write the bytes of two that do not.
+
+    The replicas start as users start them, with torchrun; the others as `tests/kit/ranks.py` starts ranks.
+    """
     folder = tmp_path / "model"
     disable_progress_bar()
     tiny().save_pretrained(folder)
     small = ["--model", folder, "--groups", 2, "--group-size", 3, "--max-new-tokens", 3, "--evaluate-problems", 4]
-    words = [*small, "--lag", 2, "--dtype", "float64", "--step-rule", "ess"]
+    setting = [*small, "--lag", 2, "--dtype", "float64", "--step-rule", "ess"]
 
-    def run(name: str, ranks: int, updates: int, *more: Any) -> list[dict[str, Any]]:
+    def run(start: Callable[..., str], name: str, updates: int, *more: Any) -> list[dict[str, Any]]:
         files = ["--output", tmp_path / name, "--dump", tmp_path / f"{name}.jsonl"]
-        said = launch(ranks, "llm_bridge.train", *words, "--updates", updates, *files, *more)
+        said = start(*map(str, [*setting, "--updates", updates, *files, *more]))
         assert said.count("everything is in") == 1  # one rank speaks
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [{key: math.nan if x is None else x for key, x in json.loads(line).items()} for line in lines]
 
-    alone, replicas, whole = run("alone", 1, 4), run("replicas", 2, 4), run("whole", 2, 4, "--sharding", "fsdp2")
+    def here(*words: str) -> str:
+        assert train.main(words) == 0
+        return capsys.readouterr().err
+
+    def ranks(*words: str) -> str:
+        return "".join(together(tmp_path, two_ranks.command, *words))
+
+    alone, replicas, whole = run(here, "alone", 4), run(torchrun, "replicas", 4), run(ranks, "whole", 4, *SHARDED)
     for two in (replicas, whole):
         for mine, theirs in zip(two, alone, strict=True):
             assert mine == near(theirs, allow=ADAPTED, nan_ok=True)
-    run("broken", 2, 2, "--sharding", "fsdp2")
-    run("broken", 2, 4, "--resume")
+    run(ranks, "broken", 2, *SHARDED)
+    run(ranks, "broken", 4, "--resume")
     for file in ("whole.jsonl", "whole/metrics.jsonl"):
         assert (tmp_path / file.replace("whole", "broken")).read_bytes() == (tmp_path / file).read_bytes()
 

@@ -1,7 +1,7 @@
 """What two ranks do, for `test_two_ranks.py`.
 
-Run by `torchrun --nproc_per_node 2 -m tests.llm_bridge.training.two_ranks OUTPUT`. Every scenario trains for a few
-updates in float64; rank 0 saves parameters and records of both ranks, and the state from which one process goes on.
+Every scenario trains for a few updates in float64; rank 0 saves parameters and records of both ranks, and the state
+from which one process goes on.
 """
 
 import sys
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from llm_bridge import train
 from llm_bridge.training import Trainer
 from llm_bridge.training.sharding import weights
 from tests.llm_bridge.training.toys import trainer
@@ -47,5 +48,6 @@ def main(output: str) -> None:
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+def command(*words: str) -> None:
+    """`python -m llm_bridge.train`, as a rank."""
+    sys.exit(train.main(words))
