@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from simulations.verdicts import WITNESSES, JudgedComparison, Verdict, shown
 from vcposim.errors import InputError
@@ -323,9 +323,21 @@ def comparison(v: Verdict | None) -> JudgedComparison:
     return v.comparisons[v.decided_by] if v is not None and v.decided_by is not None else {}
 
 
-def table(verdicts: Sequence[tuple[str, Verdict]], proofs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+class ClaimRow(TypedDict):
+    """A claim as `claims --json` prints it: `number` decides it, `interval` is its low and high end."""
+
+    claim: str
+    statement: str
+    verdict: str
+    number: str
+    interval: list[float] | None
+    witnesses: list[dict[str, Any]]
+    decided_by: str | None
+
+
+def table(verdicts: Sequence[tuple[str, Verdict]], proofs: Mapping[str, dict[str, Any]]) -> list[ClaimRow]:
     """One row a claim, in the order of `CLAIMS`, with its witnesses as plain data."""
-    rows = []
+    rows: list[ClaimRow] = []
     for claim in CLAIMS:
         found = witnesses(claim, verdicts, proofs)
         word = combined(found)

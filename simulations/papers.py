@@ -11,9 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
 
-from simulations.claims import BY_ID
+from simulations.claims import BY_ID, ClaimRow
 from simulations.methods import FULL_STEP, METHODS
 from simulations.summaries import Section
 from simulations.verdicts import JudgedComparison, Verdict, shown
@@ -22,7 +21,7 @@ from vcposim.catalogue.references import SOURCES
 from vcposim.comparison.statistics import WORDS
 
 
-def found(rows: Iterable[Mapping[str, Any]], sections: Iterable[Section]) -> dict[str, list[str]]:
+def found(rows: Iterable[ClaimRow], sections: Iterable[Section]) -> dict[str, list[str]]:
     """Key of a source -> sentences: from its claims, `rows` of `claims.table`, then from the methods of experiments."""
     out: dict[str, list[str]] = {}
     for row in rows:

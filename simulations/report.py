@@ -125,7 +125,7 @@ def standing_table(section: Section) -> Table:
     return table
 
 
-def claim_rows(sections: Sequence[Section], proofs: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def claim_rows(sections: Sequence[Section], proofs: Mapping[str, dict[str, Any]]) -> list[claims.ClaimRow]:
     """One row a claim, as `python -m simulations claims --json` prints them."""
     return claims.table([(s.id, v) for s in sections if not s.estimators for v in s.verdicts], proofs)
 

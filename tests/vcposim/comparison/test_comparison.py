@@ -1,5 +1,6 @@
 """A comparison is the same however it was computed, and says no more than seeds can bear."""
 
+import json
 import os
 import signal
 import subprocess
