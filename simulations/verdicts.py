@@ -205,11 +205,15 @@ def _verdict(q: Question, adjusted: dict[tuple[str, int], float]) -> Verdict:
         distance = judged[i]["distance"]
         return math.inf if distance is None else abs(distance)
 
+    def same_runs(i: int) -> bool:
+        """Nothing varies and nothing differs: two names for one thing, as with and without ratios at lag 0."""
+        return judged[i]["distance"] is None and judged[i]["value"] == q.rule.reference
+
     # the number shown: what is least certain of what holds, what is most certain of what fails
     if word == "holds":
         decisive = min(by_word["holds"], key=certainty)
     elif word in ("fails", "holds if"):
-        decisive = max(by_word["fails"], key=certainty)
+        decisive = max(by_word["fails"], key=lambda i: (not same_runs(i), certainty(i)))
     else:
         decisive = min(by_word["undecided"] or known, key=certainty)
     condition = ""

@@ -181,6 +181,14 @@ def test_words_follow_the_rule(values: list[tuple[float, float]], over: str, wor
     assert mirrored.verdict == word
 
 
+def test_two_names_for_one_thing_are_not_the_number_shown() -> None:
+    """At lag 0 a ratio is 1: surely no difference, and no news where others fail too."""
+    same, worse, proved = (0.0, 0.0), (-0.3, 0.02), (-0.1, 0.0)
+    assert asked(same, worse, over="where").decided_by == 1
+    assert asked(worse, same, proved, over="where").decided_by == 2
+    assert asked(same, over="where").decided_by == 0
+
+
 def test_undecided_says_how_many_seeds_would_decide() -> None:
     found = asked((0.2, 0.08))
     assert found.verdict == "undecided"
