@@ -91,6 +91,7 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(dist: Path
         ("vcposim advise --lag 16 --prompts 16", "Evidence: "),
         ("vcposim catalogue vcpo", "coefficient"),
         ("vcposim check sequence_is --examples 5 --no-figure", "holds"),
+        ("vcposim --help", "a checkout of the repository"),
         ("vcposim cite vcpo", "@misc{vcpo"),
         ("python -m vcposim --version", "vcposim "),
     ],

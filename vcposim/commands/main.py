@@ -93,7 +93,9 @@ def parser() -> argparse.ArgumentParser:
         prog="vcposim",
         formatter_class=HelpText,
         description="Prove, measure and check off-policy policy-gradient estimators.",
-        epilog="vcposim COMMAND --help says what a command takes.",
+        epilog="vcposim COMMAND --help says what a command takes. Training of transformers: python -m llm_bridge.train "
+        "(extra llm). Experiments, claims and proofs come with a checkout of the repository, not with the package: "
+        "there, python -m simulations and python -m proofs.",
     )
     top.add_argument("--version", action="version", version=f"vcposim {__version__}")
     choices = top.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Subcommand)
