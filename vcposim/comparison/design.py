@@ -12,6 +12,9 @@ last version, the sampler an older one.
 
 *Regimes of learning* are `vcposim.learning.tasks.many_prompts`: one network learns P prompts at once, each with a
 string of L tokens of its own, from samples that lag by k updates. Every regime but the core changes one thing of it.
+
+*Transformers* are there if one asks for them (`with_transformers`): a character Llama of two layers, warmed up to
+a known success rate, learns a task of `llm_bridge.tasks` from rollouts that lag by 16 updates.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -89,6 +92,11 @@ ENVIRONMENTS: dict[str, tuple[TokenChain, TabularSoftmax, float]] = {
 """name -> environment, the policy that begins, and its step size"""
 STEPS, PROBLEM_GROUP_SIZE = 16, 4
 LAGS = (0, 1, 4, 16)
+TRANSFORMER_TASKS = {"addition": 5, "shortest_path": 8, "calculator": 24}
+"""one of each kind -> the policy's own tokens in a trajectory, at most; the last in the full form alone"""
+TRANSFORMER_LAG = 16
+TRANSFORMER_COMMON = 0.0006
+"""the step size of Adam at which everybody's transformers are trained"""
 
 
 @dataclass(frozen=True)
@@ -126,26 +134,57 @@ class LawsSetting:
     examples: int = 5
 
 
-MeasureSetting = LearningSetting | MomentsSetting | LawsSetting
+@dataclass(frozen=True)
+class TransformerSetting:
+    """A small transformer learns a task, at each step size with each seed.
+
+    `tokens` are the policy's own in a trajectory, at most; success is measured on `held_out` problems before the first
+    and after each `every`-th update; the network has `layers` of width `hidden` and reads `length` characters.
+    """
+
+    part: Literal["transformers"] = field(default="transformers", init=False)
+    name: str
+    task: str
+    tokens: int
+    step_sizes: tuple[float, ...]
+    seeds: tuple[int, ...]
+    updates: int
+    lag: int = TRANSFORMER_LAG
+    every: int = 8
+    held_out: int = 128
+    groups: int = 8
+    group_size: int = 8
+    base_rate: float = 0.3
+    hidden: int = 32
+    layers: int = 2
+    heads: int = 2
+    length: int = 64
+
+
+MeasureSetting = LearningSetting | MomentsSetting | LawsSetting | TransformerSetting
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `step_sizes` hold `COMMON`; `seeds` is even, as each half chooses for the other."""
+    """How much is measured. `step_sizes` hold `COMMON`; `seeds` is even, as each half chooses for the other.
+
+    `transformers` are trained too: none but by `with_transformers`.
+    """
 
     name: str
     lags: tuple[int, ...]
     regimes: tuple[LearningRegime, ...]
     step_sizes: tuple[float, ...]
     seeds: int
+    transformers: tuple[TransformerSetting, ...] = ()
 
     def settings(self) -> list[MeasureSetting]:
-        """One for laws, one for exact moments, one for each regime: the costliest first."""
+        """One for laws, one for exact moments, one for each regime and transformer: the costliest first."""
         learning = [
             LearningSetting(regime.name, regime, self.step_sizes, tuple(range(self.seeds))) for regime in self.regimes
         ]
         moments = MomentsSetting({f"{name}, lag {lag}": (name, lag) for name in ENVIRONMENTS for lag in self.lags})
-        return [*learning[::-1], LawsSetting(), moments]
+        return [*self.transformers[::-1], *learning[::-1], LawsSetting(), moments]
 
     def learning(self) -> list[LearningSetting]:
         """Those of the settings in which something learns, the cheapest first."""
@@ -166,6 +205,12 @@ SIZES = {
     )
 }
 """each a part of the next; the first shows what a comparison looks like and settles nothing"""
+TRANSFORMER_FORMS: dict[str, tuple[int, int, tuple[float, ...], int]] = {
+    "tiny": (1, 2, (TRANSFORMER_COMMON,), 24),
+    "quick": (2, 4, (TRANSFORMER_COMMON,), 64),
+    "full": (3, 8, (TRANSFORMER_COMMON / 2, TRANSFORMER_COMMON), 96),
+}
+"""size -> how many tasks, how many seeds, step sizes, updates"""
 
 
 def size_named(name: str) -> Size:
@@ -173,6 +218,16 @@ def size_named(name: str) -> Size:
     if name not in SIZES:
         raise unknown_name("--size", name, SIZES)
     return SIZES[name]
+
+
+def with_transformers(size: Size) -> Size:
+    """The size with transformers trained as well."""
+    tasks, seeds, step_sizes, updates = TRANSFORMER_FORMS[size.name]
+    trained = [
+        TransformerSetting(f"{task}, lag {TRANSFORMER_LAG}", task, tokens, step_sizes, tuple(range(seeds)), updates)
+        for task, tokens in list(TRANSFORMER_TASKS.items())[:tasks]
+    ]
+    return replace(size, transformers=tuple(trained))
 
 
 def digest(value: Any) -> str:

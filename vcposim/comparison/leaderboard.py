@@ -79,10 +79,10 @@ def read() -> Leaderboard:
 def standing(size: Size) -> dict[str, dict[str, Measured]]:
     """Estimator -> setting -> record, as if run at this size: what the leaderboard has of entries as they are now.
 
-    Raises `InputError` if the leaderboard was made at a smaller size.
+    Transformers are not on it. Raises `InputError` if the leaderboard was made at a smaller size.
     """
     board = read()
-    made = SIZES[board["size"]]
+    made, size = SIZES[board["size"]], replace(size, transformers=())
     kept = {setting.name: setting for setting in made.settings()}
     for setting in size.settings():
         if setting.name not in kept or not _within(setting, kept[setting.name]):
