@@ -20,6 +20,7 @@ from llm_bridge.models import load_model
 from llm_bridge.models.language_model import LanguageModel
 from llm_bridge.models.warmup import Recipe
 from llm_bridge.tasks import load_task
+from llm_bridge.tasks.base import Task
 from llm_bridge.training import TrainConfig, Trainer
 from llm_bridge.training.lockstep import NOT_READ, LockStep
 from vcposim.arrays import Array
@@ -32,18 +33,22 @@ LASTING = 2
 RECIPE = Recipe(every=100, lessons=4096, batch=32, checks=256)
 
 
-def trained(name: str, setting: TransformerSetting) -> MeasuredTraining:
+def trained(
+    name: str, setting: TransformerSetting, *, task: Task | None = None, lm: LanguageModel | None = None
+) -> MeasuredTraining:
     """Success rate on held-out problems averaged over training, and which runs were lost, by step size and seed.
 
-    Raises `InputError` for an estimator that transformers cannot be trained with.
+    `task` and `lm` stand in for what the setting names. Raises `InputError` for an estimator that transformers cannot
+    be trained with.
     """
     with one_thread():
-        lm = policy(setting)
+        lm = policy(setting) if lm is None else lm
         runs = [config(name, setting, step, seed) for step in setting.step_sizes for seed in setting.seeds]
         if runs[0].resolved().needs & NOT_READ:
-            rate, refused = (np.stack(x, axis=1) for x in zip(*(alone(one, lm, setting) for one in runs), strict=True))
+            each = [alone(one, lm, setting, task) for one in runs]
+            rate, refused = (np.stack(x, axis=1) for x in zip(*each, strict=True))
         else:
-            rate, refused = together(runs, lm, setting)
+            rate, refused = together(runs, lm, setting, task)
     shape = (len(setting.step_sizes), len(setting.seeds))
     lost = collapse_step(rate, stay=LASTING) != NOT_COLLAPSED
     return {
@@ -71,9 +76,11 @@ def config(name: str, setting: TransformerSetting, step_size: float, seed: int) 
     )
 
 
-def together(runs: Sequence[TrainConfig], lm: LanguageModel, setting: TransformerSetting) -> tuple[Array, Array]:
+def together(
+    runs: Sequence[TrainConfig], lm: LanguageModel, setting: TransformerSetting, task: Task | None = None
+) -> tuple[Array, Array]:
     """Success rates (evaluation, run), and which updates were refused (update, run): no finite gradient."""
-    steps = LockStep(runs, lm=lm)
+    steps = LockStep(runs, lm=lm, task=task)
     rate, refused = [steps.evaluate(setting.held_out)], []
     for record in steps.updates():
         refused.append(~np.isfinite(record["gradient_norm"]))
@@ -82,9 +89,11 @@ def together(runs: Sequence[TrainConfig], lm: LanguageModel, setting: Transforme
     return np.stack(rate), np.stack(refused)
 
 
-def alone(run: TrainConfig, lm: LanguageModel, setting: TransformerSetting) -> tuple[Array, Array]:
+def alone(
+    run: TrainConfig, lm: LanguageModel, setting: TransformerSetting, task: Task | None = None
+) -> tuple[Array, Array]:
     """The same of one run, by `Trainer`: (evaluation,), (update,)."""
-    trainer = Trainer(run, lm=deepcopy(lm), accelerator=Accelerator(cpu=True))
+    trainer = Trainer(run, lm=deepcopy(lm), task=task, accelerator=Accelerator(cpu=True))
     rate, refused = [trainer.evaluate(setting.held_out)["success_rate"]], []
     for record in trainer.updates():
         refused.append(not np.isfinite(record["gradient_norm"]))

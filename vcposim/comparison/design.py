@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from json import dumps
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -158,7 +158,7 @@ class TransformerSetting:
     hidden: int = 32
     layers: int = 2
     heads: int = 2
-    length: int = 64
+    length: int = 128
 
 
 MeasureSetting = LearningSetting | MomentsSetting | LawsSetting | TransformerSetting
@@ -205,12 +205,23 @@ SIZES = {
     )
 }
 """each a part of the next; the first shows what a comparison looks like and settles nothing"""
-TRANSFORMER_FORMS: dict[str, tuple[int, int, tuple[float, ...], int]] = {
-    "tiny": (1, 2, (TRANSFORMER_COMMON,), 24),
-    "quick": (2, 4, (TRANSFORMER_COMMON,), 64),
-    "full": (3, 8, (TRANSFORMER_COMMON / 2, TRANSFORMER_COMMON), 96),
+
+
+class TransformerForm(NamedTuple):
+    """How much is trained at a size: the first `tasks` of `TRANSFORMER_TASKS`; a base rate of 0: no warm-up."""
+
+    tasks: int
+    seeds: int
+    step_sizes: tuple[float, ...]
+    updates: int
+    base_rate: float = 0.3
+
+
+TRANSFORMER_FORMS = {
+    "tiny": TransformerForm(1, 2, (TRANSFORMER_COMMON,), 16, base_rate=0.0),
+    "quick": TransformerForm(2, 4, (TRANSFORMER_COMMON,), 64),
+    "full": TransformerForm(3, 8, (TRANSFORMER_COMMON / 2, TRANSFORMER_COMMON), 96),
 }
-"""size -> how many tasks, how many seeds, step sizes, updates"""
 
 
 def size_named(name: str) -> Size:
@@ -222,10 +233,18 @@ def size_named(name: str) -> Size:
 
 def with_transformers(size: Size) -> Size:
     """The size with transformers trained as well."""
-    tasks, seeds, step_sizes, updates = TRANSFORMER_FORMS[size.name]
+    form = TRANSFORMER_FORMS[size.name]
     trained = [
-        TransformerSetting(f"{task}, lag {TRANSFORMER_LAG}", task, tokens, step_sizes, tuple(range(seeds)), updates)
-        for task, tokens in list(TRANSFORMER_TASKS.items())[:tasks]
+        TransformerSetting(
+            name=f"{task}, lag {TRANSFORMER_LAG}",
+            task=task,
+            tokens=TRANSFORMER_TASKS[task],
+            step_sizes=form.step_sizes,
+            seeds=tuple(range(form.seeds)),
+            updates=form.updates,
+            base_rate=form.base_rate,
+        )
+        for task in list(TRANSFORMER_TASKS)[: form.tasks]
     ]
     return replace(size, transformers=tuple(trained))
 
