@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers.utils.logging import disable_progress_bar
 
 from llm_bridge.models import load_model
 from llm_bridge.models.language_model import LanguageModel
@@ -112,6 +113,7 @@ def prepare(settings: Sequence[TransformerSetting]) -> None:
 @cache
 def policy(setting: TransformerSetting) -> LanguageModel:
     """The policy that the runs of a setting begin from; none changes it."""
+    disable_progress_bar()  # of the library that writes weights; the command has one of its own
     return load_model(
         "char",
         task=load_task(setting.task),
