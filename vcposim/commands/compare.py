@@ -202,7 +202,7 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
         style="dim",
         highlight=False,
     )
-    _print_transformers(console, rows)
+    _print_transformers(console, rows, result)
     if result["size"] != "full":
         console.print(f"Size {result['size']}: few seeds; what they do not decide reads undecided.", style="dim")
     named = [r for r in rows if r["named"]]
@@ -215,12 +215,14 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
     console.print(f"page: {path / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_transformers(console: "Console", rows: "Sequence[ComparedEstimator]") -> None:
+def _print_transformers(console: "Console", rows: "Sequence[ComparedEstimator]", result: "ComparisonReport") -> None:
     """A line for each estimator and task, where transformers were asked for."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    from vcposim.comparison.result import trained_rows
+    from vcposim.comparison.design import TRANSFORMER_LAG, TransformerSetting
+    from vcposim.comparison.result import brief, trained_rows
 
     found = trained_rows(rows)
     if not found:
@@ -228,15 +230,28 @@ def _print_transformers(console: "Console", rows: "Sequence[ComparedEstimator]")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("transformers", overflow="fold", min_width=12)
     table.add_column("task", no_wrap=True)
-    for heading in ("success", "lost", "difference [95%]", ""):
+    for heading in ("success", "lost", "difference [95%]"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", min_width=len("not judged"), no_wrap=True)
+    last = ""
     for one in found:
         apart = "" if one.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one.difference)
-        if one.value is None:
-            table.add_row(one.estimator, one.task, "-", "-", apart, one.word)
-        else:
-            table.add_row(one.estimator, one.task, f"{one.value:.3f}", f"{one.lost}/{one.runs}", apart, one.word)
+        judged = ("-", "-") if one.value is None else (f"{one.value:.3f}", f"{one.lost}/{one.runs}")
+        word = Text(one.word, style=WORD_STYLE.get(one.word, ""))
+        table.add_row(Text(one.estimator if one.estimator != last else ""), brief(one.task), *judged, apart, word)
+        last = one.estimator
     console.print(table)
+    for one in found:
+        if one.refused:
+            text = f"{one.estimator}: {one.refused} updates on {brief(one.task)} had no finite gradient; none was made"
+            console.print(text, markup=False, highlight=False)
+    seeds = next(len(s.seeds) for s in result["settings"] if isinstance(s, TransformerSetting))
+    console.print(
+        f"transformers: success on held-out problems averaged over training, lag {TRANSFORMER_LAG}, {seeds} seeds; "
+        f"the difference is from {result['reference']}, paired by seed.",
+        style="dim",
+        highlight=False,
+    )
 
 
 def standing_beside(result: "ComparisonReport") -> bool:

@@ -356,7 +356,7 @@ article li { margin: .35rem 0; font-size: .9rem; overflow-wrap: anywhere }
 .sort { border: 0; padding: 0; background: none; font-weight: 600; text-decoration: underline dotted }
 .sort[aria-sort] { text-decoration: underline }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.5rem }
-#legend span { margin-right: 1rem; white-space: nowrap } #legend i { display: inline-block; width: 1.4rem; height: 0;
+#legend span { margin-right: 1rem; overflow-wrap: anywhere } #legend i { display: inline-block; width: 1.4rem; height: 0;
   border-top: 3px solid; margin-right: .3rem; vertical-align: .25rem }
 .chart text { fill: var(--ink); font-size: 11px } .chart .axis { stroke: var(--mute) } .chart .grid { stroke: var(--line) }
 .chart .mark { stroke: currentColor; fill: none; stroke-width: 2 } .chart .dot { fill: currentColor; stroke: none }

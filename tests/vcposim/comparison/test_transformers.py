@@ -146,7 +146,7 @@ def test_the_command_goes_on_where_it_was_killed(tmp_path: Path, whole: Folder) 
     *table, last = done.stdout.splitlines()
     assert max(map(len, table)) <= 80
     assert last.startswith("page: ")
-    assert done.stdout.count("addition, lag 16") >= 2  # its, and the group mean's
+    assert sum("addition" in line for line in table) >= 2  # its, and the group mean's
     records = {whole.file(unit).relative_to(whole.path).as_posix() for unit in whole.units[1:]}
     mine, want = contents(out), contents(whole.path)
     assert {name: mine[name] for name in records} == {name: want[name] for name in records}
