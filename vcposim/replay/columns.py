@@ -55,6 +55,8 @@ class Columns:
         """all that is read of a record"""
         self.used: set[str] = set()
         """names a columnar file has to deliver"""
+        self.watched: frozenset[str] = frozenset()
+        """names that a later record may not bring in, for the first one had none of that name"""
         self.reward_rule = "one"
         self.other_length: str | None = None
         self.slice_columns: dict[str, tuple[str, bool]] = {}
@@ -170,7 +172,8 @@ class Columns:
             *self.by,
             *(c for c, _ in self.slice_columns.values()),
         }
-        self.used = {name for path in self.paths for name in (path, path.split(".")[0])}
+        self.watched = frozenset(n for f in FIELDS if f not in refused for n in (f, *OTHER_NAMES.get(f, ()))) - {*names}
+        self.used = {name for path in self.paths for name in (path, path.split(".")[0])} | self.watched
         for name in ("group", "reward"):
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
                 like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]

@@ -1,4 +1,4 @@
-"""One record -> the numbers of one trajectory, or what is wrong with it.
+"""One record -> the numbers of one trajectory, or what is wrong with it; many rows of a columnar file at once.
 
 What a value means where it could be argued: log_prob = -inf is weight 0 (the learner never says that); an empty
 response has weight 1, an empty product, and no gradient; a null mask is all tokens. Everything else that cannot be is
@@ -8,7 +8,8 @@ one error with file, place, field, value and remedy.
 import contextlib
 import math
 import struct
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,9 +18,9 @@ import numpy as np
 import orjson
 
 from vcposim.replay.columns import MISSING, Columns, bare
-from vcposim.replay.containers import BadRecord, kind
+from vcposim.replay.containers import BadRecord, Block, Lists, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import ABSENT, BESIDE, LISTS, MEANINGFUL, REMOVED
+from vcposim.replay.names import ABSENT, BESIDE, LISTS, REMOVED, TRAJECTORY
 
 ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
@@ -47,13 +48,76 @@ class Numbers(NamedTuple):
     """NaN where there are tokens: their sums are taken together with those of other records"""
     length: float
     norm: float
-    trajectory: Hashable | None
-    marks: dict[str, Any]
-    """slice -> its value"""
-    reference_log_ratio: float
-    tokens: TokenLists | None
+    reference: float
+    """log pi(tau) - log reference(tau), nats; NaN without one"""
     mixed: bool
     """whether several versions of the policy generated it"""
+    marks: dict[str, Hashable]
+    """slice -> its value"""
+    tokens: TokenLists | None
+
+
+TOLD = ("label", "reward", "log_ratio", "length", "norm", "reference", "mixed")
+EACH = ("place", *TOLD, "size", "beside")
+
+
+@dataclass
+class Rows:
+    """Records of one file after each other, as `Numbers` has them: k entries in every list of `EACH` and of `marks`.
+
+    Without lists of tokens, `size` (how many each row has), `beside`, `learner` and `sampler` stay empty.
+    """
+
+    file: str
+    place: list[str] = field(default_factory=list)
+    label: list[Hashable] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    log_ratio: list[float] = field(default_factory=list)
+    length: list[float] = field(default_factory=list)
+    norm: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    mixed: list[bool] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    beside: list[dict[str, np.ndarray]] = field(default_factory=list)
+    marks: dict[str, list[Hashable]] = field(default_factory=dict)
+    learner: list[np.ndarray] = field(default_factory=list)
+    """the tokens of all rows after each other, in pieces that need not be those of the rows"""
+    sampler: list[np.ndarray] = field(default_factory=list)
+
+    def append(self, place: str, one: Numbers) -> None:
+        """One row more."""
+        self.place.append(place)
+        for name in TOLD:
+            getattr(self, name).append(getattr(one, name))
+        for name, value in one.marks.items():
+            self.marks.setdefault(name, []).append(value)
+        if one.tokens is not None:
+            self.size.append(one.tokens.log_prob.size)
+            self.beside.append(one.tokens.beside)
+            self.learner.append(one.tokens.log_prob)
+            self.sampler.append(one.tokens.behavior_log_prob)
+
+    def extend(self, other: "Rows") -> None:
+        """All rows of another one."""
+        for name in (*EACH, "learner", "sampler"):
+            getattr(self, name).extend(getattr(other, name))
+        for name, values in other.marks.items():
+            self.marks.setdefault(name, []).extend(values)
+
+    def only(self, rows: Sequence[int]) -> "Rows":
+        """Some of the rows."""
+        ends = np.cumsum(self.size)
+        tokens = [slice(ends[i] - self.size[i], ends[i]) for i in rows]
+        learner, sampler = np.concatenate(self.learner), np.concatenate(self.sampler)
+        part = Rows(self.file, learner=[learner[x] for x in tokens], sampler=[sampler[x] for x in tokens])
+        for name in EACH:
+            getattr(part, name).extend(getattr(self, name)[i] for i in rows)
+        part.marks = {name: [values[i] for i in rows] for name, values in self.marks.items()}
+        return part
+
+
+class NotPlain(Exception):
+    """A block holds something that has to be looked at record by record."""
 
 
 LISTED = (list, np.ndarray)
@@ -71,9 +135,10 @@ class RecordReader:
     def __init__(self, columns: Columns):
         self.columns = columns
         self.records = 0
-        self.first_names: frozenset[str] | None = None
         self.kinds: tuple[bool, ...] | None = None
         self.left_out = self.null_masks = self.masked_tokens = 0
+        self.listed = 0
+        """tokens of the records read, masked ones among them"""
         self.mixed = False
         self.said: set[str] = set()
 
@@ -89,13 +154,7 @@ class RecordReader:
         self.records += 1
         self.mixed = False
         mapping = self.columns.mapping
-        if self.first_names is None:
-            self.first_names = frozenset(record)
-        elif not self.first_names.issuperset(record):
-            for name in MEANINGFUL.intersection(record) - self.first_names:
-                raise self._bad(
-                    name, "here", "but not in the first record; write it in all of them or in none", "a new field"
-                )
+        self._see_nothing_new(record)
         if "sample_mask" in mapping:
             flag = self._get(record, "sample_mask")
             flag = flag[0] if isinstance(flag, list) and len(flag) == 1 else flag
@@ -115,11 +174,103 @@ class RecordReader:
                 raise self._bad(
                     source, norm, "is negative; it is a squared norm, dump it again or leave it out", "a negative norm"
                 )
-        trajectory = self._get(record, "trajectory") if "trajectory" in mapping else None
-        if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
-            trajectory = ("row", self.records) if trajectory is None else _key(trajectory)
         marks = {name: self._mark(record, name, column) for name, (column, _) in self.columns.slice_columns.items()}
-        return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens, self.mixed)
+        if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
+            trajectory = self._get(record, "trajectory")
+            marks[TRAJECTORY] = ("row", self.records) if trajectory is None else _key(trajectory)
+        return Numbers(label, reward, log_ratio, length, norm, reference, self.mixed, marks, tokens)
+
+    def read_block(self, block: Block) -> Rows | None:
+        """The numbers of many rows, the same that `read` finds in each; None where one of them is not plain.
+
+        Plain are numbers, strings and lists of numbers in which nothing is wrong, one of each a trajectory; what is
+        wrong, or may be, is for `read` to say.
+        """
+        try:
+            return self._plain_rows(block)
+        except NotPlain:
+            return None
+
+    def _plain_rows(self, block: Block) -> Rows:
+        columns, mapping, n = self.columns, self.columns.mapping, block.rows
+        if columns.watched.intersection(block.columns) or {"sample_mask", *BESIDE}.intersection(mapping):
+            raise NotPlain
+        nothing = [math.nan] * n
+        rows = Rows(block.path, reference=nothing, mixed=[False] * n)
+        rows.place = [f"row {k}" for k in range(block.first, block.first + n)]
+        rows.label = self._plain_labels(block)
+        rows.reward = _numbers(block, mapping["reward"]).tolist() if "reward" in mapping else nothing
+        rows.norm = nothing
+        if columns.norm_source != "length":
+            norm = _numbers(block, mapping[columns.norm_source])
+            if norm.min() < 0:
+                raise NotPlain
+            rows.norm = norm.tolist()
+        rows.marks = {name: _names(block, column) for name, (column, _) in columns.slice_columns.items()}
+        if "trajectory" in mapping:
+            rows.marks[TRAJECTORY] = _names(block, mapping["trajectory"])
+        names = ("log_ratio",) if "log_ratio" in mapping else ("log_prob", "behavior_log_prob")
+        if self.kinds == (False,) * len(names):
+            rows.log_ratio, rows.length = self._plain_sums(block, names)
+        elif self.kinds == (True,) * len(names):
+            rows.log_ratio = nothing
+            self._take_plain_tokens(block, names, rows)
+        else:
+            raise NotPlain
+        self.records += n
+        return rows
+
+    def _plain_sums(self, block: Block, names: Sequence[str]) -> tuple[list[float], list[float]]:
+        """Log-ratios and lengths."""
+        first, *other = (_numbers(block, self.columns.mapping[name]) for name in names)
+        length = _numbers(block, self.columns.mapping["length"])
+        if length.min() < 1 or (other and max(first.max(), other[0].max()) > ROUNDING):
+            raise NotPlain
+        return (first - other[0] if other else first).tolist(), length.tolist()
+
+    def _take_plain_tokens(self, block: Block, names: Sequence[str], rows: Rows) -> None:
+        columns, mapping = self.columns, self.columns.mapping
+        lists = [_lists(block, mapping[name]) for name in names]
+        size = counted = lists[0].size
+        tokens = [one.flat for one in lists]
+        if any(x.dtype.kind not in "fiu" for x in tokens) or not np.array_equal(size, lists[-1].size):
+            raise NotPlain
+        if "mask" in mapping:
+            mask = _lists(block, mapping["mask"])
+            keep = mask.flat == 1
+            if not np.array_equal(mask.size, size) or not np.all(keep | (mask.flat == 0)):
+                raise NotPlain
+            counted = np.diff(np.concatenate([[0], np.cumsum(keep)])[mask.ends - mask.ends[0]])
+            tokens = [x[keep] for x in tokens]
+        else:
+            said = [mapping["length"]] if "length" in mapping else []
+            said += [columns.other_length] if columns.other_length in block.columns else []
+            if any(np.any(_numbers(block, column) != size) for column in said):
+                raise NotPlain
+        rows.size, rows.length = counted.tolist(), counted.tolist()
+        rows.beside = [{}] * block.rows
+        rows.learner = [tokens[0]]
+        rows.sampler = [tokens[1] if len(tokens) == 2 else np.zeros(tokens[0].size)]
+        self.listed += int(size.sum())
+        self.masked_tokens += int(size.sum() - counted.sum())
+
+    def _plain_labels(self, block: Block) -> list[Hashable]:
+        """What `_label` says of each row."""
+        columns, row = self.columns, range(self.records, self.records + block.rows)
+        if columns.group_size is not None:
+            return [k // columns.group_size for k in row]
+        names = columns.group_columns or [columns.mapping[name] for name in ("group",) if name in columns.mapping]
+        if not names:
+            return [k + 1 for k in row]
+        if not columns.group_columns and columns.layout is not None and columns.layout.group_suffixes:
+            raise NotPlain
+        parts = [_names(block, name) for name in names]
+        return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+
+    def _see_nothing_new(self, names: Iterable[str]) -> None:
+        for name in self.columns.watched.intersection(names):
+            remedy = "is here, but not in the first record; write it in all of them or in none"
+            raise self._bad(name, MISSING, remedy, "a new field")
 
     def check(self, learner: np.ndarray, sampler: np.ndarray) -> float:
         """The largest magnitude there is, nats.
@@ -290,6 +441,7 @@ class RecordReader:
             for name, v in zip(names, values, strict=True)
         ]
         counted = size if keep is None else int(keep.sum())
+        self.listed += size
         self.masked_tokens += size - counted
         if stated is not None and keep is None and counted != stated:
             raise self._bad(
@@ -463,6 +615,7 @@ class RecordReader:
                     "trajectory a record, its tokens in one list",
                     "lists in a list",
                 )
+        self._see_nothing_new(record)
         if n > 1:
             self._say(f"a record holds columns of several rollouts ({n} in the first)")
         columns = {}
@@ -492,6 +645,34 @@ class RecordReader:
             if isinstance(value, list) and value and all(isinstance(turn, list | np.ndarray) for turn in value):
                 joined[self.columns.mapping[name]] = [x for turn in value for x in turn]
         return joined
+
+
+def _lists(block: Block, name: str) -> Lists:
+    column = block.columns.get(name)
+    if not isinstance(column, Lists):
+        raise NotPlain
+    return column
+
+
+def _numbers(block: Block, name: str) -> np.ndarray:
+    """A column of finite numbers, as doubles."""
+    column = block.columns.get(name)
+    if not isinstance(column, np.ndarray) or column.dtype.kind not in "fiu":
+        raise NotPlain
+    found = column.astype(np.float64)
+    if not np.all(np.abs(found) <= LARGEST):
+        raise NotPlain
+    return found
+
+
+def _names(block: Block, name: str) -> list[Hashable]:
+    """A column of whole numbers or strings."""
+    column = block.columns.get(name)
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iu":
+        return column.tolist()  # type: ignore[no-any-return]
+    if not isinstance(column, list) or not all(type(x) is str for x in column):
+        raise NotPlain
+    return column
 
 
 def _listed(value: Any) -> Any:
