@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.errors import InputError
-from vcposim.replay.containers import BadRecord, broken, one_line
+from vcposim.replay.items import BadRecord, broken, one_line
 from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
 from vcposim.replay.metrics import is_log
 from vcposim.replay.names import (

@@ -29,17 +29,17 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
 
 from vcposim.errors import InputError
+from vcposim.replay.columnar import arrow, parquet
+from vcposim.replay.items import Block, Item, Wanted, broken, kind, one_line
 
 VALUE_LIMIT = 128 << 20
 """bytes of the largest single JSON value that is held in memory"""
-BATCH_BYTES = 4 << 20
-"""bytes of columnar data that are turned into records at a time"""
 CHUNK = 1 << 20
 DTYPES = [getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
 
@@ -64,76 +64,6 @@ UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF", "pass the rollouts themselves"),
 )
 """first bytes, what they begin, and the way out"""
-
-
-class Item(NamedTuple):
-    """One record, or what is wrong in its place."""
-
-    path: str
-    place: str
-    """line, row or item, as a reader counts them"""
-    record: dict[str, Any] | InputError
-
-
-class Lists(NamedTuple):
-    """A column of k lists of numbers, none of them null."""
-
-    values: np.ndarray
-    ends: np.ndarray
-    """(k + 1,) list i is values[ends[i] : ends[i + 1]]"""
-
-    @property
-    def flat(self) -> np.ndarray:
-        """The numbers of all lists after each other."""
-        return self.values[self.ends[0] : self.ends[-1]]
-
-    @property
-    def size(self) -> np.ndarray:
-        """(k,) how many numbers each list has."""
-        return self.ends[1:] - self.ends[:-1]
-
-
-Column = Lists | np.ndarray | list[Any]
-"""of a columnar file: lists of numbers, numbers without a null, or whatever else as Python values"""
-
-
-class Block(NamedTuple):
-    """Rows of a columnar file after each other, column by column."""
-
-    path: str
-    first: int
-    """number of its first row, as a reader counts them"""
-    rows: int
-    columns: dict[str, Column]
-
-    def part(self, start: int, stop: int) -> "Block":
-        """The rows from `start` up to `stop`, counted from 0 in this block."""
-        part = {
-            name: Lists(x.values, x.ends[start : stop + 1]) if isinstance(x, Lists) else x[start:stop]
-            for name, x in self.columns.items()
-        }
-        return Block(self.path, self.first + start, stop - start, part)
-
-    def items(self) -> Iterator[Item]:
-        """Its rows one by one; a list of numbers is a view of its column."""
-        columns = []
-        for x in self.columns.values():
-            if isinstance(x, Lists):
-                columns.append([x.values[a:b] for a, b in itertools.pairwise(x.ends.tolist())])
-            else:
-                columns.append(x.tolist() if isinstance(x, np.ndarray) else x)
-        for k in range(self.rows):
-            record = {name: column[k] for name, column in zip(self.columns, columns, strict=True)}
-            yield Item(self.path, f"row {self.first + k}", record)
-
-
-@dataclass
-class Wanted:
-    """The columns a columnar file has to deliver; None until the reader has seen the first record and decides."""
-
-    names: set[str] | None = None
-    seen: set[tuple[Any, Any]] = field(default_factory=set)
-    """(step, sample) already read, where ranks write the same samples"""
 
 
 @dataclass
@@ -324,11 +254,11 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
             raise InputError(f"{name}: compressed twice; unpack it once")
         yield from _records(name, unpacked, wanted, progress, packed=True)
     elif head.startswith(b"PAR1"):
-        yield from _parquet(name, _seekable(name, stream, packed), wanted)
+        yield from parquet(name, _seekable(name, stream, packed), wanted)
     elif head.startswith(b"ARROW1"):
-        yield from _arrow(name, _seekable(name, stream, packed), wanted, stream=False)
+        yield from arrow(name, _seekable(name, stream, packed), wanted, stream=False)
     elif head.startswith(b"\xff\xff\xff\xff"):
-        yield from _arrow(name, stream, wanted, stream=True)
+        yield from arrow(name, stream, wanted, stream=True)
     elif head.startswith(b"PK\x03\x04"):
         yield from _torch(name, _seekable(name, stream, packed), wanted)
     else:
@@ -543,101 +473,6 @@ def _values(name: str, buffer: bytes, stream: Any, line: int) -> Iterator[tuple[
     gap_is_clean(len(buffer))
 
 
-# --------------------------------------------------------------------------------------------------------- columnar
-
-
-def _parquet(name: str, source: Any, wanted: Wanted) -> Iterator[Block]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # read page by page: a row group may be as large as the file
-        with pq.ParquetFile(source, pre_buffer=False, buffer_size=CHUNK, page_checksum_verification=True) as file:
-            meta = file.metadata
-            size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)) / max(meta.num_rows, 1)
-            rows = int(min(max(BATCH_BYTES / max(size, 1), 1), 8192))
-            seen = 0
-            if wanted.names is None and meta.num_rows:
-                for batch in file.iter_batches(batch_size=1):
-                    yield _block(name, batch, 0)
-                    break
-                seen = 1
-            columns = None if wanted.names is None else [c for c in file.schema_arrow.names if c in wanted.names]
-            skip, at = seen, 0
-            for batch in file.iter_batches(batch_size=rows, columns=columns):
-                batch, skipped = batch.slice(skip), min(skip, batch.num_rows)
-                at, skip = at + skipped, skip - skipped
-                if batch.num_rows:
-                    yield _block(name, batch, at)
-                at += batch.num_rows
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise InputError(f"{name}: not a readable Parquet file ({one_line(error)}); dump it again") from None
-
-
-def _arrow(name: str, source: Any, wanted: Wanted, *, stream: bool) -> Iterator[Block]:
-    import pyarrow as pa
-
-    try:
-        if stream:
-            with pa.ipc.open_stream(source) as reader:
-                yield from _batches(name, reader, wanted)
-        else:
-            with (
-                pa.memory_map(source) if isinstance(source, str) else pa.PythonFile(source, mode="r") as file,
-                pa.ipc.open_file(file) as reader,
-            ):
-                yield from _batches(name, (reader.get_batch(i) for i in range(reader.num_record_batches)), wanted)
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"{name}: not a readable Arrow file ({one_line(error)}); dump it again") from None
-
-
-def _batches(name: str, batches: Any, wanted: Wanted) -> Iterator[Block]:
-    at = 0
-    for batch in batches:
-        batch.validate(full=True)
-        step = int(min(max(BATCH_BYTES * batch.num_rows / max(batch.nbytes, 1), 1), 8192))
-        done = 0
-        while done < batch.num_rows:
-            part = batch.slice(done, 1 if wanted.names is None else step)
-            if wanted.names is not None:
-                part = part.select([c for c in part.schema.names if c in wanted.names])
-            rows = part.num_rows
-            yield _block(name, part, at + done)
-            done += rows
-        at += batch.num_rows
-
-
-def _block(name: str, batch: Any, at: int) -> Block:
-    """The rows of a record batch, of which `at` came before."""
-    columns = {column: _column(batch.column(i)) for i, column in enumerate(batch.schema.names)}
-    return Block(name, at + 1, batch.num_rows, columns)
-
-
-def _column(array: Any) -> Column:
-    import pyarrow as pa
-
-    t = array.type
-    if _number(t) and not array.null_count:
-        return array.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-    if (pa.types.is_list(t) or pa.types.is_large_list(t)) and _number(t.value_type) and not array.values.null_count:
-        lists = Lists(array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy())
-        if not array.null_count:
-            return lists
-        pairs = zip(itertools.pairwise(lists.ends.tolist()), array.is_valid().to_pylist(), strict=True)
-        return [lists.values[a:b] if here else None for (a, b), here in pairs]
-    return array.to_pylist()  # type: ignore[no-any-return]
-
-
-def _number(t: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_floating(t) or pa.types.is_integer(t) or pa.types.is_boolean(t))
-
-
 # ------------------------------------------------------------------------------------------------------------ torch
 
 
@@ -755,30 +590,3 @@ def _unfolded(name: str, value: Any, wanted: Wanted) -> Iterator[tuple[str, Any]
         yield "columns", value
     else:
         raise InputError(f"{name}: a PyTorch file of a {type(value).__name__}; save a list or a dict of rollouts")
-
-
-# ------------------------------------------------------------------------------------------------------------ words
-
-
-class BadRecord(InputError):
-    """Something wrong with one record; `reason` says what without its value, for counting."""
-
-    reason = ""
-
-
-def broken(message: str, reason: str) -> BadRecord:
-    """A `BadRecord` with its reason."""
-    error = BadRecord(message)
-    error.reason = reason
-    return error
-
-
-def kind(value: Any) -> str:
-    """What JSON calls it."""
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "list" if hasattr(value, "__len__") else "number")
-
-
-def one_line(text: Any) -> str:
-    """Without line breaks."""
-    return " ".join(str(text).split())

@@ -1,10 +1,11 @@
 """Files of rollouts -> a `Dump`: containers give records, records give numbers, and what is left is grouped.
 
-    containers   any file -> records, in bounded memory
+    items        what files give: records, or blocks of rows in columns
+    containers   any file -> its items, in bounded memory; Parquet and Arrow in `columnar`
     names        fields, and what frameworks call them
     layouts      what whole frameworks write
     columns      which column of this file is which field
-    records      one record -> the numbers of one trajectory, or what is wrong with it
+    records      one record -> the numbers of one trajectory, or what is wrong with it; `blocks` many at once
     checks       what tokens and weights say about how the data were made
     grouping     rows of one trajectory, prompts at several steps, lags
 
@@ -22,22 +23,13 @@ import numpy as np
 
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
+from vcposim.replay.blocks import read_block
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
-from vcposim.replay.containers import (
-    BadRecord,
-    Block,
-    Item,
-    Lists,
-    Progress,
-    Wanted,
-    broken,
-    find_inputs,
-    kind,
-    read_items,
-)
+from vcposim.replay.containers import Progress, find_inputs, read_items
 from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
+from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted, broken, kind
 from vcposim.replay.names import FIELDS
 from vcposim.replay.records import RecordReader, Rows
 
@@ -143,7 +135,7 @@ class _Reader:
         at = 0
         while at < block.rows:
             part = block.part(at, self._until_flush(block, at))
-            rows = self.record.read_block(part) if self.columns.mapping and self.under is None else None
+            rows = read_block(self.record, part) if self.columns.mapping and self.under is None else None
             if rows is None:
                 for item in part.items():
                     self.take(item)

@@ -1,4 +1,4 @@
-"""One record -> the numbers of one trajectory, or what is wrong with it; many rows of a columnar file at once.
+"""One record -> the numbers of one trajectory, or what is wrong with it.
 
 What a value means where it could be argued: log_prob = -inf is weight 0 (the learner never says that); an empty
 response has weight 1, an empty product, and no gradient; a null mask is all tokens. Everything else that cannot be is
@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from vcposim.replay.columns import MISSING, Columns, bare
-from vcposim.replay.containers import BadRecord, Block, Lists, kind
+from vcposim.replay.items import BadRecord, kind
 from vcposim.replay.layouts import look_up
 from vcposim.replay.names import ABSENT, BESIDE, LISTS, REMOVED, TRAJECTORY
 
@@ -116,10 +116,6 @@ class Rows:
         return part
 
 
-class NotPlain(Exception):
-    """A block holds something that has to be looked at record by record."""
-
-
 LISTED = (list, np.ndarray)
 
 
@@ -179,93 +175,6 @@ class RecordReader:
             trajectory = self._get(record, "trajectory")
             marks[TRAJECTORY] = ("row", self.records) if trajectory is None else _key(trajectory)
         return Numbers(label, reward, log_ratio, length, norm, reference, self.mixed, marks, tokens)
-
-    def read_block(self, block: Block) -> Rows | None:
-        """The numbers of many rows, the same that `read` finds in each; None where one of them is not plain.
-
-        Plain are numbers, strings and lists of numbers in which nothing is wrong, one of each a trajectory; what is
-        wrong, or may be, is for `read` to say.
-        """
-        try:
-            return self._plain_rows(block)
-        except NotPlain:
-            return None
-
-    def _plain_rows(self, block: Block) -> Rows:
-        columns, mapping, n = self.columns, self.columns.mapping, block.rows
-        if columns.watched.intersection(block.columns) or {"sample_mask", *BESIDE}.intersection(mapping):
-            raise NotPlain
-        nothing = [math.nan] * n
-        rows = Rows(block.path, reference=nothing, mixed=[False] * n)
-        rows.place = [f"row {k}" for k in range(block.first, block.first + n)]
-        rows.label = self._plain_labels(block)
-        rows.reward = _numbers(block, mapping["reward"]).tolist() if "reward" in mapping else nothing
-        rows.norm = nothing
-        if columns.norm_source != "length":
-            norm = _numbers(block, mapping[columns.norm_source])
-            if norm.min() < 0:
-                raise NotPlain
-            rows.norm = norm.tolist()
-        rows.marks = {name: _names(block, column) for name, (column, _) in columns.slice_columns.items()}
-        if "trajectory" in mapping:
-            rows.marks[TRAJECTORY] = _names(block, mapping["trajectory"])
-        names = ("log_ratio",) if "log_ratio" in mapping else ("log_prob", "behavior_log_prob")
-        if self.kinds == (False,) * len(names):
-            rows.log_ratio, rows.length = self._plain_sums(block, names)
-        elif self.kinds == (True,) * len(names):
-            rows.log_ratio = nothing
-            self._take_plain_tokens(block, names, rows)
-        else:
-            raise NotPlain
-        self.records += n
-        return rows
-
-    def _plain_sums(self, block: Block, names: Sequence[str]) -> tuple[list[float], list[float]]:
-        """Log-ratios and lengths."""
-        first, *other = (_numbers(block, self.columns.mapping[name]) for name in names)
-        length = _numbers(block, self.columns.mapping["length"])
-        if length.min() < 1 or (other and max(first.max(), other[0].max()) > ROUNDING):
-            raise NotPlain
-        return (first - other[0] if other else first).tolist(), length.tolist()
-
-    def _take_plain_tokens(self, block: Block, names: Sequence[str], rows: Rows) -> None:
-        columns, mapping = self.columns, self.columns.mapping
-        lists = [_lists(block, mapping[name]) for name in names]
-        size = counted = lists[0].size
-        tokens = [one.flat for one in lists]
-        if any(x.dtype.kind not in "fiu" for x in tokens) or not np.array_equal(size, lists[-1].size):
-            raise NotPlain
-        if "mask" in mapping:
-            mask = _lists(block, mapping["mask"])
-            keep = mask.flat == 1
-            if not np.array_equal(mask.size, size) or not np.all(keep | (mask.flat == 0)):
-                raise NotPlain
-            counted = np.diff(np.concatenate([[0], np.cumsum(keep)])[mask.ends - mask.ends[0]])
-            tokens = [x[keep] for x in tokens]
-        else:
-            said = [mapping["length"]] if "length" in mapping else []
-            said += [columns.other_length] if columns.other_length in block.columns else []
-            if any(np.any(_numbers(block, column) != size) for column in said):
-                raise NotPlain
-        rows.size, rows.length = counted.tolist(), counted.tolist()
-        rows.beside = [{}] * block.rows
-        rows.learner = [tokens[0]]
-        rows.sampler = [tokens[1] if len(tokens) == 2 else np.zeros(tokens[0].size)]
-        self.listed += int(size.sum())
-        self.masked_tokens += int(size.sum() - counted.sum())
-
-    def _plain_labels(self, block: Block) -> list[Hashable]:
-        """What `_label` says of each row."""
-        columns, row = self.columns, range(self.records, self.records + block.rows)
-        if columns.group_size is not None:
-            return [k // columns.group_size for k in row]
-        names = columns.group_columns or [columns.mapping[name] for name in ("group",) if name in columns.mapping]
-        if not names:
-            return [k + 1 for k in row]
-        if not columns.group_columns and columns.layout is not None and columns.layout.group_suffixes:
-            raise NotPlain
-        parts = [_names(block, name) for name in names]
-        return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
     def _see_nothing_new(self, names: Iterable[str]) -> None:
         for name in self.columns.watched.intersection(names):
@@ -645,34 +554,6 @@ class RecordReader:
             if isinstance(value, list) and value and all(isinstance(turn, list | np.ndarray) for turn in value):
                 joined[self.columns.mapping[name]] = [x for turn in value for x in turn]
         return joined
-
-
-def _lists(block: Block, name: str) -> Lists:
-    column = block.columns.get(name)
-    if not isinstance(column, Lists):
-        raise NotPlain
-    return column
-
-
-def _numbers(block: Block, name: str) -> np.ndarray:
-    """A column of finite numbers, as doubles."""
-    column = block.columns.get(name)
-    if not isinstance(column, np.ndarray) or column.dtype.kind not in "fiu":
-        raise NotPlain
-    found = column.astype(np.float64)
-    if not np.all(np.abs(found) <= LARGEST):
-        raise NotPlain
-    return found
-
-
-def _names(block: Block, name: str) -> list[Hashable]:
-    """A column of whole numbers or strings."""
-    column = block.columns.get(name)
-    if isinstance(column, np.ndarray) and column.dtype.kind in "iu":
-        return column.tolist()  # type: ignore[no-any-return]
-    if not isinstance(column, list) or not all(type(x) is str for x in column):
-        raise NotPlain
-    return column
 
 
 def _listed(value: Any) -> Any:

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from tests.vcposim.replay.fixtures import CONTAINERS, FIXTURES, Record, batch, mask_of
 from vcposim.errors import InputError
-from vcposim.replay import Dump, containers, read_dump, reading
-from vcposim.replay.records import RecordReader
+from vcposim.replay import Dump, columnar, read_dump, reading
+from vcposim.replay.blocks import read_block
+from vcposim.replay.items import Block
+from vcposim.replay.records import RecordReader, Rows
 
 COLUMNAR = ["parquet", "arrow stream", "arrow file", "dataset folder"]
 
@@ -26,7 +28,7 @@ COLUMNAR = ["parquet", "arrow stream", "arrow file", "dataset folder"]
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows are many blocks, and many pieces of each."""
-    monkeypatch.setattr(containers, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(columnar, "BATCH_BYTES", 3000)
     monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 100)
     monkeypatch.setattr(reading, "ROWS_AT_ONCE", 9)
 
@@ -34,18 +36,17 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def by_block_and_by_row(path: Path, **options: Any) -> tuple[Dump | str, Dump | str, int]:
     """What either reading says, errors in their words; and how many rows the first took by the block."""
     taken = 0
-    read_block = RecordReader.read_block
 
-    def counting(self: RecordReader, block: Any) -> Any:
+    def counting(reader: RecordReader, block: Block) -> Rows | None:
         nonlocal taken
-        rows = read_block(self, block)
+        rows = read_block(reader, block)
         taken += 0 if rows is None else block.rows
         return rows
 
     answers: list[Dump | str] = []
-    for method in (counting, lambda self, block: None):
+    for read in (counting, lambda reader, block: None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RecordReader, "read_block", method)
+            patch.setattr(reading, "read_block", read)
             try:
                 answers.append(read_dump(path, **options))
             except InputError as error:
