@@ -6,7 +6,7 @@ would change the answer is used and said, or named.
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,12 @@ class Columns:
         known = column if column == name else f"{column} ({name})"
         told = "" if value is MISSING else f"{shown(value)} "
         return broken(f"{self.where}: {known}: {told}{remedy}", f"{name}: {reason}")
+
+    def see_nothing_new(self, names: Iterable[str]) -> None:
+        """Raises `BadRecord` for a record that brings in a column which would have changed how the first was read."""
+        for name in self.watched.intersection(names):
+            remedy = "is here, but not in the first record; write it in all of them or in none"
+            raise self.bad(name, MISSING, remedy, "a new field")
 
     def decide(self, record: Mapping[str, Any]) -> None:
         """Map every field that the first record has.

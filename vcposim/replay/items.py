@@ -9,6 +9,9 @@ import numpy as np
 
 from vcposim.errors import InputError
 
+LISTED = (list, np.ndarray)
+"""what a list of numbers comes as: JSON's own, or a view of a column"""
+
 
 class Item(NamedTuple):
     """One record, or what is wrong in its place."""

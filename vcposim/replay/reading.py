@@ -4,6 +4,7 @@
     containers   any file -> its items, in bounded memory; Parquet and Arrow in `columnar`
     names        fields, and what frameworks call them
     layouts      what whole frameworks write
+    unfolding    what a record holds: one rollout, several, or columns of them
     columns      which column of this file is which field
     records      one record -> the numbers of one trajectory, or what is wrong with it; `blocks` many at once
     checks       what tokens and weights say about how the data were made
@@ -14,7 +15,7 @@ Token lists are summed as they come and leave a handful of numbers a trajectory.
 
 import array
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from vcposim.replay.columns import Columns
 from vcposim.replay.containers import Progress, find_inputs, read_items
 from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
-from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted, broken, kind
+from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted
 from vcposim.replay.names import FIELDS
 from vcposim.replay.records import RecordReader, Rows
+from vcposim.replay.unfolding import Unfolding
 
 FILE = "file"
 """what `group` and `by` call the file that a record stands in, where it has no column of that name"""
@@ -103,7 +105,7 @@ class _Reader:
 
     def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool):
         self.path, self.columns, self.several, self.skip_bad = path, columns, several, skip_bad
-        self.record = RecordReader(columns)
+        self.unfolding, self.record = Unfolding(columns, skip_bad), RecordReader(columns)
         self.wanted = Wanted()
         self.code: dict[Hashable, int] = {}
         numbers = ("group", "reward", "log_ratio", "length", "norm", "reference")
@@ -119,13 +121,9 @@ class _Reader:
         self.kept_tokens = 0
         self.skipped: dict[str, list[str]] = {}
         self.empty = self.no_weight = self.mixed = 0
-        self.undecided: InputError | None = None
-        """why the first records named no columns, where broken records are left out"""
         self.by_file = FILE in (*columns.group_columns, *columns.by)
         self.in_file = array.array("q")
         self.files: dict[str, int] = {}
-        self.under: str | None = None
-        """the name under which records hold their rollouts"""
 
     def take_block(self, block: Block) -> None:
         """Rows of a columnar file: those that are plain many at once, any others one by one."""
@@ -135,7 +133,7 @@ class _Reader:
         at = 0
         while at < block.rows:
             part = block.part(at, self._until_flush(block, at))
-            rows = read_block(self.record, part) if self.columns.mapping and self.under is None else None
+            rows = read_block(self.record, part) if self.unfolding.plain else None
             if rows is None:
                 for item in part.items():
                     self.take(item)
@@ -164,9 +162,7 @@ class _Reader:
                 raise item.record
             if self.by_file:
                 item.record.setdefault(FILE, item.path)
-            if not self.columns.mapping and self.under is None:
-                self.under = self.columns.wrapping(item.record)
-            for k, record in enumerate(self._rollouts(item.record)):
+            for k, record in enumerate(self.unfolding.rollouts(item.record)):
                 if record is not item.record:
                     self._at(item.path, f"{item.place}, rollout {k + 1}")
                 try:
@@ -178,36 +174,7 @@ class _Reader:
                     self._skip(error)
         except BadRecord as error:
             self._skip(error)
-
-    def _rollouts(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-        """The record itself; or what it wraps, with the plain values beside it; each batch in columns unfolded."""
-        if self.under is None and self.columns.mapping:
-            return self.record.unfolded(record)
-        parts: Sequence[Any] = (record,)
-        if self.under is not None:
-            inside = record.get(self.under)
-            shared = {k: v for k, v in record.items() if not isinstance(v, list | dict)}
-            several = inside if isinstance(inside, list) else [inside]
-            parts = [{**shared, **x} if isinstance(x, dict) else x for x in several]
-        return self._unfolded(parts)
-
-    def _unfolded(self, parts: Sequence[Any]) -> Iterable[Mapping[str, Any]]:
-        for part in parts:
-            if not isinstance(part, dict):
-                where = f"{self.columns.where}: {self.under}"
-                raise broken(f"{where}: {kind(part)}, where others hold rollouts", "no rollouts")
-            if not self.columns.mapping:
-                try:
-                    self.columns.decide(part)
-                except BadRecord:
-                    raise
-                except InputError as error:
-                    if not self.skip_bad or self.undecided is not None:
-                        raise
-                    self.undecided = error
-                    raise broken(str(error), "no rollout") from None
-                self.wanted.names = None if self.under is not None else self.columns.used
-            yield from self.record.unfolded(part)
+        self.wanted.names = self.columns.used if self.unfolding.plain else None
 
     def _at(self, file: str, place: str) -> None:
         self.columns.file, self.columns.place = file, place
@@ -309,8 +276,8 @@ class _Reader:
         self._flush()
         if not self.number["reward"]:
             bad = sum(map(len, self.skipped.values()))
-            if self.undecided is not None:
-                raise self.undecided
+            if self.unfolding.undecided is not None:
+                raise self.unfolding.undecided
             why = f"all {bad} records are broken ({'; '.join(self.skipped)})" if bad else "empty file"
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
         columns, records = self.columns, self.record.records

@@ -8,7 +8,7 @@ one error with file, place, field, value and remedy.
 import contextlib
 import math
 import struct
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -18,9 +18,9 @@ import numpy as np
 import orjson
 
 from vcposim.replay.columns import MISSING, Columns, bare
-from vcposim.replay.items import BadRecord, kind
+from vcposim.replay.items import LISTED, BadRecord, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import ABSENT, BESIDE, LISTS, REMOVED, TRAJECTORY
+from vcposim.replay.names import ABSENT, LISTS, REMOVED, TRAJECTORY
 
 ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
@@ -116,9 +116,6 @@ class Rows:
         return part
 
 
-LISTED = (list, np.ndarray)
-
-
 @lru_cache(maxsize=4096)
 def _doubles(count: int) -> struct.Struct:
     """Packs that many Python numbers into doubles: twice as fast as an array of them."""
@@ -136,7 +133,6 @@ class RecordReader:
         self.listed = 0
         """tokens of the records read, masked ones among them"""
         self.mixed = False
-        self.said: set[str] = set()
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
         return self.columns.bad(name, value, remedy, reason)
@@ -150,7 +146,7 @@ class RecordReader:
         self.records += 1
         self.mixed = False
         mapping = self.columns.mapping
-        self._see_nothing_new(record)
+        self.columns.see_nothing_new(record)
         if "sample_mask" in mapping:
             flag = self._get(record, "sample_mask")
             flag = flag[0] if isinstance(flag, list) and len(flag) == 1 else flag
@@ -175,11 +171,6 @@ class RecordReader:
             trajectory = self._get(record, "trajectory")
             marks[TRAJECTORY] = ("row", self.records) if trajectory is None else _key(trajectory)
         return Numbers(label, reward, log_ratio, length, norm, reference, self.mixed, marks, tokens)
-
-    def _see_nothing_new(self, names: Iterable[str]) -> None:
-        for name in self.columns.watched.intersection(names):
-            remedy = "is here, but not in the first record; write it in all of them or in none"
-            raise self._bad(name, MISSING, remedy, "a new field")
 
     def check(self, learner: np.ndarray, sampler: np.ndarray) -> float:
         """The largest magnitude there is, nats.
@@ -489,75 +480,6 @@ class RecordReader:
         if name in self.columns.mapping and not (value is None or isinstance(value, str) or _counts(value)):
             raise self._bad(name, value, "is no count of the run; dump a number or a string", "no count")
         return _key(value)
-
-    def unfolded(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-        """The record itself, or its rollouts if it is a batch in columns: every field a list over the same rollouts.
-
-        Lists of lists are such a batch if there is a reward (without rewards: a group) each; with a single reward they
-        are the turns of one trajectory.
-
-        Raises `InputError` for lists of different lengths.
-        """
-        tokens: Any = self.columns.value(record, "log_prob" if "log_prob" in self.columns.mapping else "log_ratio")
-        if not isinstance(tokens, LISTED) or not len(tokens):
-            return (record,)
-        nested = isinstance(tokens[0], LISTED)
-        reward: Any = self.columns.value(record, "reward") if "reward" in self.columns.mapping else MISSING
-        if not nested and not isinstance(reward, LISTED):
-            return (record,)
-        reward = _listed(reward)
-        anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
-        named = isinstance(anchor, list) and all(isinstance(x, int | float | str) for x in anchor)
-        flat = named and isinstance(reward, list) and len(anchor) == len(reward) == len(tokens)
-        if not nested and not flat:
-            return (record,)
-        n = len(tokens)
-        if nested and n > 1 and not isinstance(reward if reward is not MISSING else anchor, list):
-            if reward is not MISSING:
-                self._say("the log-probabilities are lists in a list beside one reward: turns of a trajectory, joined")
-                return (self._joined(record),)
-            if anchor is not MISSING and not isinstance(anchor, Mapping):
-                raise self._bad(
-                    "log_prob" if "log_prob" in self.columns.mapping else "log_ratio",
-                    f"{n} lists",
-                    "in one record of one group without rewards: turns of a trajectory, or trajectories? write one "
-                    "trajectory a record, its tokens in one list",
-                    "lists in a list",
-                )
-        self._see_nothing_new(record)
-        if n > 1:
-            self._say(f"a record holds columns of several rollouts ({n} in the first)")
-        columns = {}
-        for name in self.columns.paths:
-            try:
-                value = _listed(look_up(record, name))
-            except KeyError:
-                continue
-            if isinstance(value, list) and len(value) != n:
-                raise self._bad(
-                    name, f"a list of {len(value)}", f"where the log-probabilities are of {n} rollouts", "columns"
-                )
-            columns[name] = value if isinstance(value, list) else [value] * n
-        return [{name: column[k] for name, column in columns.items()} for k in range(n)]
-
-    def _say(self, note: str) -> None:
-        kind, _, _ = note.partition(" (")
-        if kind not in self.said:
-            self.said.add(kind)
-            self.columns.notes.append(note)
-
-    def _joined(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The record with the turns of its token lists after each other."""
-        joined = dict(record)
-        for name in {"log_prob", "behavior_log_prob", "log_ratio", "mask", *BESIDE} & set(self.columns.mapping):
-            value = self.columns.value(record, name)
-            if isinstance(value, list) and value and all(isinstance(turn, list | np.ndarray) for turn in value):
-                joined[self.columns.mapping[name]] = [x for turn in value for x in turn]
-        return joined
-
-
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _key(value: Any) -> Hashable:
