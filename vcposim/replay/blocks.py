@@ -85,26 +85,26 @@ def _add_tokens(reader: RecordReader, block: Block, names: Sequence[str], rows: 
     lists = [_lists(block, mapping[name]) for name in names]
     size = counted = lists[0].size
     tokens = [one.flat for one in lists]
-    if any(x.dtype.kind not in "fiu" for x in tokens) or not np.array_equal(size, lists[-1].size):
+    if not {x.dtype.kind for x in tokens} <= set("fiu") or (size != lists[-1].size).any():
         raise NotPlain
     if "mask" in mapping:
         mask = _lists(block, mapping["mask"])
         keep = mask.flat == 1
-        if not np.array_equal(mask.size, size) or not np.all(keep | (mask.flat == 0)):
+        if (mask.size != size).any() or not (keep | (mask.flat == 0)).all():
             raise NotPlain
         counted = np.diff(np.concatenate([[0], np.cumsum(keep)])[mask.ends - mask.ends[0]])
         tokens = [x[keep] for x in tokens]
     else:
         said = [mapping["length"]] if "length" in mapping else []
         said += [columns.other_length] if columns.other_length in block.columns else []
-        if any(np.any(_numbers(block, column) != size) for column in said):
+        if any((_numbers(block, column) != size).any() for column in said):
             raise NotPlain
     rows.size, rows.length = counted.tolist(), counted.tolist()
     rows.beside = [{}] * block.rows
     rows.learner = [tokens[0]]
     rows.sampler = [tokens[1] if len(tokens) == 2 else np.zeros(tokens[0].size)]
-    reader.listed += int(size.sum())
-    reader.masked_tokens += int(size.sum() - counted.sum())
+    reader.listed += lists[0].flat.size
+    reader.masked_tokens += lists[0].flat.size - tokens[0].size
 
 
 def _lists(block: Block, name: str) -> Lists:
@@ -120,7 +120,7 @@ def _numbers(block: Block, name: str) -> np.ndarray:
     if not isinstance(column, np.ndarray) or column.dtype.kind not in "fiu":
         raise NotPlain
     found = column.astype(np.float64)
-    if not np.all(np.abs(found) <= LARGEST):
+    if not (np.abs(found) <= LARGEST).all():
         raise NotPlain
     return found
 

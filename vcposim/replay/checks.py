@@ -28,7 +28,7 @@ SAMPLED, SAMPLES = 1024, 32
 """tokens of a piece of the file that are looked at one by one, about; in so many pieces of each file"""
 MOST_FILES = 32
 """files that are looked at by themselves: one worker or rank of many may have written its own wrong"""
-ALL_OF, ONE_OF = 64, 16
+ALL_OF, ONE_OF = 32, 16
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
@@ -213,10 +213,11 @@ def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _aligned(p: np.ndarray, q: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """The moments of each list at each of `ALIGNMENTS`: (3, 6, lists)."""
     last = ends - 1
-    x, y, xx, yy, xy = (np.add.reduceat(values, starts) for values in (p, q, p * p, q * q, p * q))
+    product = np.empty(p.size)
+    x, y = np.add.reduceat(p, starts), np.add.reduceat(q, starts)
+    xx, yy, xy = (np.add.reduceat(np.multiply(a, b, out=product), starts) for a, b in ((p, p), (q, q), (p, q)))
     found = np.empty((len(ALIGNMENTS), 6, ends.size))
     found[0] = ends - starts, x, y, xx, yy, xy
-    product = np.empty(p.size)
     for k, (a, b, sums) in enumerate(((p, q, (x, y, xx, yy)), (q, p, (y, x, yy, xx))), 1):
         np.multiply(a[1:], b[:-1], out=product[:-1])
         product[last] = 0.0  # its neighbour is of the next list

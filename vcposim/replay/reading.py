@@ -37,7 +37,7 @@ from vcposim.replay.unfolding import Unfolding
 
 FILE = "file"
 """what `group` and `by` call the file that a record stands in, where it has no column of that name"""
-TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 15, 1 << 10
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 16, 1 << 10
 """tokens that are looked at together, few enough to stay in the cache; rows, where they have few tokens or none"""
 KEPT_BYTES = 16 << 20
 IN_RANGE = 100.0
@@ -236,15 +236,15 @@ class _Reader:
         if learner.size:
             real = np.flatnonzero(sizes)
             starts = (ends - sizes)[real]
-            log_ratio[real] = np.add.reduceat(learner, starts) - np.add.reduceat(sampler, starts)
-            with np.errstate(invalid="ignore"):
-                d = learner - sampler
-            if largest < IN_RANGE:
-                scale[real], w = 0.0, np.exp(d)
-            else:
+            d = learner - sampler
+            log_ratio[real] = np.add.reduceat(d, starts)
+            scale[real] = 0.0
+            if largest >= IN_RANGE:
                 scale[real] = np.maximum.reduceat(d, starts)
-                w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
-            total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
+                d -= np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real])
+            w = np.exp(d, out=d)  # in place, as the square: one array more and all of them leave the cache
+            total[real] = np.add.reduceat(w, starts)
+            square[real] = np.add.reduceat(np.square(w, out=w), starts)
             if "log_ratio" not in self.columns.mapping:
                 self.statistics.add(learner, sampler, ends[real], first + real, largest, Path(rows.file).name)
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
