@@ -5,6 +5,7 @@ Until the reader has seen one record and decided, a block is one row with all of
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vcposim.errors import InputError
@@ -37,7 +38,7 @@ def parquet(name: str, source: Any, wanted: Wanted) -> Iterator[Block]:
                 seen = 1
             columns = None if wanted.names is None else [c for c in file.schema_arrow.names if c in wanted.names]
             skip, at = seen, 0
-            for batch in file.iter_batches(batch_size=rows, columns=columns):
+            for batch in _ahead(file.iter_batches(batch_size=rows, columns=columns)):
                 batch, skipped = batch.slice(skip), min(skip, batch.num_rows)
                 at, skip = at + skipped, skip - skipped
                 if batch.num_rows:
@@ -47,6 +48,15 @@ def parquet(name: str, source: Any, wanted: Wanted) -> Iterator[Block]:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InputError(f"{name}: not a readable Parquet file ({one_line(error)}); dump it again") from None
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same, each read while the one before is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def arrow(name: str, source: Any, wanted: Wanted, *, stream: bool) -> Iterator[Block]:

@@ -431,7 +431,7 @@ class RecordReader:
             return np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
         # packing takes false for 0: look at what stands where it found a 0
         zero = x == 0 if keep is None else (x == 0) & keep
-        if zero.any() and bool in set(map(type, map(value.__getitem__, np.flatnonzero(zero).tolist()))):
+        if zero.any() and bool in set(map(type, map(value.__getitem__, zero.nonzero()[0].tolist()))):
             raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
         return x if keep is None else x[keep]
 
