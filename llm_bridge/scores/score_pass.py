@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from llm_bridge.scores.calibration import Workspace, fastest, take
 from llm_bridge.scores.chunks import Piece, Place, gathered
 from llm_bridge.scores.inner import Differs, Inner
-from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
+from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.norms import embedding_sq_norms, head_at_token, square_sum, sum_dtype, tied_cross_term
 from llm_bridge.scores.routes import Route
 from vcposim.errors import InputError
@@ -328,8 +328,7 @@ class ScorePass:
             return False
         if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
             raise InputError(
-                f"{name}: its parameters are used twice in one forward; give use_reentrant=False to "
-                f"checkpointing, or {WHOLE_LOOP}"
+                f"{name}: its parameters are used twice in one forward; give use_reentrant=False to checkpointing"
             )
         self._seen.add((kind, param))
         return True
