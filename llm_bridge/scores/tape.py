@@ -137,7 +137,7 @@ class ScoreTape:
         way = (self.norm, self.method == "loop", self.unknown, self._whole)
         self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards, way)
         self._uses, self._known = Uses(), set[Any]()
-        self._called, self._rows, self._parts = False, list[int](), 0
+        self._called, self._rows, self._parts, self._counting = False, list[int](), 0, True
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
         self._shape: tuple[int, ...] = ()
@@ -220,7 +220,7 @@ class ScoreTape:
             )
         refuse_arrays(log_prob, mask, token_weight)
         refuse_hooks(self.model)
-        with torch.enable_grad(), self._untouched():
+        with torch.enable_grad(), self._uncounted(), self._untouched():
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             reentrant = refuse_graph(log_prob, self.advice)
@@ -289,7 +289,7 @@ class ScoreTape:
         if self._finish is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
         refuse_coefficient(coefficient, self._shape)
-        with torch.no_grad():
+        with torch.no_grad(), self._uncounted():
             self._finish(coefficient.detach())
         self._finish = None
 
@@ -302,13 +302,13 @@ class ScoreTape:
     def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
         """Count a use of a parameter in a forward, and the tokens it embeds, or the rows of a module looped over."""
         self._called = True
-        if self.running is not None:  # a checkpointed forward runs again during the backward
+        if not self._counting:  # a checkpointed forward runs again during a backward
             return None
         return self._uses.add(kind, weight, token, rows)
 
     def place(self) -> Place | None:
         """When the call under way is made: in which of the model's, and after how many of its parts."""
-        if self.running is not None:
+        if not self._counting:
             return None
         self._parts += 1
         return Place(len(self._rows), self._parts)
@@ -346,13 +346,22 @@ class ScoreTape:
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self.batch = tuple(found[0].shape[:2]) if found else ()
-        if self.running is None and torch.is_grad_enabled():
+        if self._counting and torch.is_grad_enabled():
             self._rows.append(self.batch[0] if found else 1)
 
     def _note_call(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         """Keep a call that a check will want to repeat."""
-        if self.running is None and not self.inside and torch.is_grad_enabled() and self._watch.due:
+        if self._counting and not self.inside and torch.is_grad_enabled() and self._watch.due:
             self._watch.calls.append(Call.of(self.generator.device, args, kwargs, out))
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """No call in here is one of the forward's: checkpoints run theirs again in every backward."""
+        self._counting = False
+        try:
+            yield
+        finally:
+            self._counting = True
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
