@@ -24,6 +24,11 @@ def refuse_model(model: nn.Module, method: str, second_backward: bool) -> None:
                 f"ScoreTape: {place} is wrapped in {type(module).__name__}, whose hooks would miss the gradient; "
                 "unwrap it (model.module) and call sum_gradients"
             )
+        if isinstance(module, torch.jit.ScriptModule) and method != "loop" and any(True for _ in module.parameters()):
+            raise InputError(
+                f"ScoreTape: {name or 'the model'} is scripted or traced by torch.jit, whose parts nobody sees; take "
+                f"the module it was made from, or {WHOLE_LOOP}"
+            )
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward without backward leaves the root's parameters whole
         _refuse_embedding(name, module, method)
@@ -78,6 +83,8 @@ def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -
         raise InputError("ScoreTape: torch.inference_mode() allows no backward; take norms outside it")
     if log_prob.dim() != 2:
         raise InputError(f"log_prob: shape {tuple(log_prob.shape)}; give (row, time)")
+    if not len(log_prob):
+        raise InputError("log_prob: has no rows; give one that is masked throughout, of norm 0, with coefficient 0")
     if not log_prob.requires_grad:
         raise InputError("log_prob: carries no gradient; compute it inside the `with`, outside torch.no_grad()")
     for name, array in (("mask", mask), ("token_weight", token_weight)):
