@@ -41,7 +41,7 @@ class Pass(Protocol):
         """One use of a weight matrix in a product, or of its transpose: the pair whose product is the gradient."""
 
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
-        """One use of a bias or a scale: `grad` has its gradient a position, (rows, *param.shape)."""
+        """One use of a bias or a scale: `grad` (rows, *param) has its gradient a position."""
 
     def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
         """One look-up: `grad` (..., width) belongs to row `token` of the weight, that of `padding` to none."""
@@ -67,7 +67,7 @@ class Recorder(Protocol):
         """Whether a parameter's score is on the tape."""
 
     def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None:
-        """Notes in the forward that a parameter is used, by what kind of map, and an embedding with which tokens."""
+        """Notes in the forward that a parameter is used, by what kind of map, and an embedding's `token` (...)."""
 
     def looped(self, name: str) -> None:
         """Notes that this module costs a loop over trajectories."""
@@ -198,7 +198,7 @@ class Matrix(Twin):
 
 
 def matrix(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Tensor, call: Any, transposed: bool = False) -> Tensor:
-    """`call`(x), reported as a linear map by `value`, laid out as the weight is."""
+    """`call`(x), reported as a linear map by `value`, laid out as the weight is: x (..., into) -> (..., out)."""
     dtype = autocast_dtype(x)
     x = x if dtype is None else x.to(dtype)
     twin.tape.uses("matrix", weight)
@@ -256,7 +256,7 @@ class Lookup(Twin):
 
 
 def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Callable[[Tensor], Tensor]) -> Tensor:
-    """`call`(token), reported as an embedding."""
+    """`call`(token), reported as an embedding: token (...) -> (..., width)."""
 
     def each(token: Tensor) -> Tensor:
         twin.tape.uses("embedding", weight, token)
@@ -292,7 +292,7 @@ class Shared(Tensor):
 
     @staticmethod
     def of(plain: Tensor, wide: Callable[[], Tensor], lead: tuple[int, int]) -> "Shared":
-        """From the look-up itself, a function that makes it for all rows, and (row, time)."""
+        """From the look-up itself, `plain` (..., time, width), what makes it for all rows, and (row, time)."""
         shared: Shared = plain.as_subclass(Shared)  # type: ignore[assignment]
         shared.plain, shared.wide, shared.lead = plain, cache(wide), lead
         return shared
@@ -392,7 +392,7 @@ class _Scaled(torch.autograd.Function):
 
 
 def per_position(each: Tensor | None, param: Tensor, twin: Twin) -> Tensor | None:
-    """Hand a parameter's gradients at every position (..., its shape) to the pass; without one, their sum."""
+    """Hand a parameter's gradients at every position, `each` (..., *param), to the pass; without one, their sum."""
     if each is None:
         return None
     running = twin.tape.running
@@ -423,7 +423,7 @@ class Unit(Twin):
 
 
 def scaled(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Any, call: Any, rule: Any) -> Tensor:
-    """`call`(x), reported as a scale and a shift of a unit."""
+    """`call`(x), reported as a scale and a shift of a unit: x (...) -> (...)."""
     for param in (weight, bias):
         if param is not None and param.requires_grad:
             twin.tape.uses("vector", param)

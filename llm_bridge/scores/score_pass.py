@@ -26,7 +26,7 @@ class Uses:
     token: dict[nn.Parameter, Tensor] = field(default_factory=dict)
 
     def add(self, kind: str, param: nn.Parameter, token: Tensor | None) -> None:
-        """Count a use, and note the tokens it embeds, which a tied head needs early."""
+        """Count a use, and note the `token` (...) it embeds, which a tied head needs early."""
         self.kind.setdefault(param, []).append(kind)
         if token is not None:
             self.token[param] = token
@@ -86,7 +86,7 @@ class ScorePass:
 
     @torch.no_grad()
     def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
-        """A bias or scale: its gradient per position (row, time, ..., its size)."""
+        """A bias or scale: `grad` (row, time, ..., size), one a position."""
         if not self._wants(param):
             return
         self._whole(grad)
@@ -100,7 +100,7 @@ class ScorePass:
 
     @torch.no_grad()
     def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
-        """An embedding: its tokens (row, time) and output gradients (row, time, d).
+        """An embedding: `token` (row, time) and output gradients `grad` (row, time, d).
 
         Raises `InputError` if its head saw other tokens: another forward ran before the norms.
         """

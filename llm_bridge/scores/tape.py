@@ -279,7 +279,7 @@ class ScoreTape:
         return norms
 
     def backward(self, coefficient: Tensor) -> None:
-        """Add -sum_i c_i grad log pi(tau_i) to p.grad; c (n,), detached; (row, time) after `per_token` norms.
+        """Add -sum_i c_i grad log pi(tau_i) to p.grad: detached `coefficient` (n,), or (row, time) after `per_token`.
 
         Raises InputError before any norms, for a wrong shape or a number that is not finite (then p.grad is
         untouched).
@@ -298,7 +298,7 @@ class ScoreTape:
         return param in self._known or param in self._shards.stored
 
     def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None:
-        """Count a use of a parameter in a forward, and the tokens it embeds."""
+        """Count a use of a parameter in a forward, and the `token` (...) it embeds."""
         self._called = True
         if self.running is None:  # a checkpointed forward runs again during the backward
             self._uses.add(kind, weight, token)
