@@ -201,7 +201,7 @@ class FunctionEstimator:
 
 
 def real(c: Array, batch: Batch) -> bool:
-    """Whether coefficients are real numbers of 32 bits or more; objects (fractions, say) only where rewards are."""
+    """Whether c is of real numbers, 32 bits or more: same -> bool. Objects (fractions, say) only where rewards are."""
     kind = str(c.dtype)
     numbers = ("float", "int", "bool", *(["object"] if "object" in str(batch.reward.dtype) else []))
     return "float16" not in kind and any(x in kind for x in numbers)
