@@ -121,7 +121,7 @@ def _first_met(total: Tensor, out: Sequence[Tensor]) -> list[Tensor]:
 
 
 def ordinary(out: Tensor, seed: Tensor, params: Sequence[Tensor], reentrant: bool) -> list[Tensor | None]:
-    """Plain gradients of sum(seed out); the graph survives and p.grad is left alone.
+    """Plain gradients of sum(seed out), same -> list; the graph survives and p.grad is left alone.
 
     Reentrant checkpointing admits only a backward into p.grad, which is put aside meanwhile.
     """
@@ -192,7 +192,7 @@ class Verifier:
         return self.verify == "always" or (self.verify == "first" and (self.number - 1) % EVERY == 0)
 
     def coarsest(self, log_prob: Tensor) -> torch.dtype:
-        """The type with the largest steps among those that a gradient of this pass can have come in."""
+        """The type with the largest steps among those that a gradient of `log_prob` (row, time) can have come in."""
         cast = {call.cast["dtype"] for call in self.calls if call.cast["enabled"]}
         kinds = {log_prob.dtype, *cast, *(p.dtype for p in self.model.parameters() if p.requires_grad)}
         return max(kinds, key=lambda kind: torch.finfo(kind).eps)

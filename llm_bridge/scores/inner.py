@@ -296,7 +296,7 @@ def apart(x: Any) -> Any:
 
 
 def first_tensor(args: Any, kwargs: Any) -> Tensor | None:
-    """What a module is taken to act on: its first tensor, (row, time, ...) or flat."""
+    """What a module is taken to act on, its first tensor, which is (row, time, ...) or flat: -> (...)."""
     return next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
 
 

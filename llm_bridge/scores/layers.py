@@ -235,7 +235,7 @@ class Matrix(Twin):
 
 
 def matrix(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Tensor, call: Any, transposed: bool = False) -> Tensor:
-    """`call`(x), reported as a linear map by `value`, laid out as the weight is."""
+    """`call`(x), reported as a linear map by `value`, laid out as the weight is: x (..., into) -> (..., out)."""
     dtype = autocast_dtype(x)
     x = x if dtype is None else x.to(dtype)
     twin.tape.uses("matrix", weight)
@@ -297,7 +297,7 @@ class Lookup(Twin):
 
 
 def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Callable[[Tensor], Tensor]) -> Tensor:
-    """`call`(token), reported as an embedding."""
+    """`call`(token), reported as an embedding: token (...) -> (..., width)."""
 
     def each(token: Tensor) -> Tensor:
         twin.tape.uses("embedding", weight, token)
@@ -467,7 +467,7 @@ class Unit(Twin):
 
 
 def scaled(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Any, call: Any, rule: Any) -> Tensor:
-    """`call`(x), reported as a scale and a shift of a unit."""
+    """`call`(x), reported as a scale and a shift of a unit: x (...) -> (...)."""
     for param in (weight, bias):
         if param is not None and param.requires_grad:
             twin.tape.uses("vector", param)

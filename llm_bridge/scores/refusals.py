@@ -78,7 +78,7 @@ def _refuse_shard(name: str, p: DTensor, model: nn.Module, second_backward: bool
 
 
 def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:
-    """Raise InputError where shapes disagree or log_prob has no graph."""
+    """Raise InputError where shapes disagree or `log_prob` (row, time) has no graph."""
     if torch.is_inference_mode_enabled():
         raise InputError("ScoreTape: torch.inference_mode() allows no backward; take norms outside it")
     if log_prob.dim() != 2:
@@ -93,7 +93,7 @@ def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -
 
 
 def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise InputError for coefficients of another shape, or not finite."""
+    """Raise InputError for a `coefficient` (...) of another shape, or not finite."""
     if tuple(coefficient.shape) != shape:
         one = "token (the norms were taken with per_token)" if len(shape) == 2 else "trajectory"
         remedy = "" if len(shape) == 2 else "; for one per token, take the norms with per_token=True"
@@ -109,7 +109,10 @@ def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def refuse_graph(log_prob: Tensor, advise: Callable[[str], str]) -> bool:
-    """Raise InputError for a compiled graph, or one that a loop has cut; whether reentrant checkpoints lie in it."""
+    """Raise InputError for a compiled graph of `log_prob` (row, time), or one that a loop has cut.
+
+    Returns whether reentrant checkpoints lie in it.
+    """
     nodes = graph_nodes([log_prob])
     cut = next((name for node in nodes if (name := cut_by(node)) is not None), None)
     if cut is not None:

@@ -281,7 +281,7 @@ class ScoreTape:
         return norms
 
     def backward(self, coefficient: Tensor) -> None:
-        """Add -sum_i c_i grad log pi(tau_i) to p.grad; c (n,), detached; (row, time) after `per_token` norms.
+        """Add -sum_i c_i grad log pi(tau_i) to p.grad: detached `coefficient` (n,), or (row, time) after `per_token`.
 
         Raises InputError before any norms, for a wrong shape or a number that is not finite (then p.grad is
         untouched).
