@@ -32,7 +32,7 @@ class Uses:
     rows: dict[nn.Parameter, list[int]] = field(default_factory=dict)
 
     def add(self, kind: str, param: nn.Parameter, token: Tensor | None, rows: int | None) -> int:
-        """Count a use, and note the `token` (...) it embeds, which a tied head needs early, or the rows that are looped.
+        """Count a use, and note the `token` (...) it embeds, which a tied head needs early, or the rows looped over.
 
         Returns how many there were before.
         """
