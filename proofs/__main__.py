@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m proofs", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", action="append", metavar="T", help="a family (T2) or a claim (T2.gap); repeatable")
     parser.add_argument("--layer", action="append", choices=check.LAYERS, help="run this layer only; repeatable")
-    parser.add_argument("--coq", action="store_true", help="fail where coqc is missing, instead of skipping layer 3")
+    parser.add_argument("--coq", action="store_true", help="fail where layer 3 cannot run, instead of skipping it")
     parser.add_argument("--no-coq", action="store_true", help="leave out layer 3")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--readme", action="store_true", help="rewrite proofs/README.md from the claims")

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from proofs.claims import LayerOutcome, all_claims
@@ -19,7 +20,7 @@ from proofs.claims import LayerOutcome, all_claims
 FOLDER = Path(__file__).parent / "coq"
 FILES = ("Vcposim", "Shipped", "Audit")
 PACKAGES = "coq libcoq-mathcomp-algebra libcoq-mathcomp-algebra-tactics"
-MISSING = f"layer 3 skipped: no coqc here (Debian: apt-get install {PACKAGES})"
+LIBRARIES = "From mathcomp Require Import all_ssreflect all_algebra ring."
 CLOSED = "Closed under the global context"
 
 
@@ -65,7 +66,7 @@ class Compilation:
         if self.error:
             return CoqOutcome(error=self.error)
         if self.process is None or self.folder is None:
-            return CoqOutcome(skipped=MISSING)
+            return CoqOutcome(skipped=f"layer 3 skipped: {missing()} (Debian: apt-get install {PACKAGES})")
         output, _ = self.process.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.process.returncode:
@@ -73,9 +74,20 @@ class Compilation:
         return CoqOutcome(dict.fromkeys(self.lemmas, _audited(output)))
 
 
-def start() -> Compilation:
-    """Start compiling, if Coq is installed."""
+@cache
+def missing() -> str:
+    """What layer 3 needs and this machine lacks; empty if nothing: Coq often comes without its libraries."""
     if shutil.which("coqc") is None:
+        return "no coqc here"
+    with tempfile.TemporaryDirectory(prefix="vcposim-coq-") as folder:
+        (Path(folder) / "Probe.v").write_text(LIBRARIES)
+        found = subprocess.run(["coqc", "-w", "none", "Probe.v"], cwd=folder, capture_output=True, check=False)
+    return "coqc here lacks mathcomp (ssreflect, algebra, algebra-tactics)" if found.returncode else ""
+
+
+def start() -> Compilation:
+    """Start compiling, if Coq and its libraries are installed."""
+    if missing():
         return Compilation(None)
     from proofs.coq_export import shipped_file
 

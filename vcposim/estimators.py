@@ -80,7 +80,8 @@ class Estimator:
         """c_i = w_i (R_i - b) / normalizer: (..., n), or (..., n, t) if weight, surrogate or baseline is per token."""
         batch = self._penalized(batch)
         weight = self.weighting(batch)
-        advantage = self._advantage(batch, weight)
+        b = self._baseline(batch, weight)
+        advantage = NORMALIZERS[self.normalizer](over_tokens(batch.reward, b) - b, batch, self.epsilon)
         factor = weight.value if self.surrogate is None else self.surrogate(batch, advantage)
         c = over_tokens(factor, advantage) * over_tokens(advantage, factor)
         if isinstance(self.surrogate, Penalized):
@@ -116,10 +117,6 @@ class Estimator:
         else:
             value = baseline(self.baseline)(Evidence(batch, weight))
         return value + self.baseline_shift if self.baseline_shift else value
-
-    def _advantage(self, batch: Batch, weight: Weight) -> Array:
-        b = self._baseline(batch, weight)
-        return NORMALIZERS[self.normalizer](over_tokens(batch.reward, b) - b, batch, self.epsilon)
 
     def leverage(self, batch: Batch) -> Array:
         """h_i, sample i's share of the OPOB weight w_i^2 ||s_i||^2: (..., n) in [0, 1]."""
@@ -211,7 +208,7 @@ class FunctionEstimator:
 
 
 def real(c: Array, batch: Batch) -> bool:
-    """Whether coefficients are real numbers of 32 bits or more; objects (fractions, say) only where rewards are."""
+    """Whether c is of real numbers, 32 bits or more: same -> bool. Objects (fractions, say) only where rewards are."""
     kind = str(c.dtype)
     numbers = ("float", "int", "bool", *(["object"] if "object" in str(batch.reward.dtype) else []))
     return "float16" not in kind and any(x in kind for x in numbers)

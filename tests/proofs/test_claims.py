@@ -5,6 +5,7 @@ from __future__ import annotations
 import cProfile
 import importlib
 import inspect
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proofs import readme
+from proofs import coq_layer, readme
 from proofs.claims import Claim, all_claims, run_exact, run_symbolic, select, sensible
 
 pytestmark = pytest.mark.slow
@@ -108,3 +109,18 @@ def test_readme_names_files_that_exist() -> None:
     folder = Path(readme.__file__).parent
     for family in {c.family for c in CLAIMS}:
         assert list(folder.glob(f"t{int(family[1:]):02d}_*.py")), family
+
+
+def test_coq_without_its_libraries_is_told_from_a_proof_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "coqc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "coqc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    coq_layer.missing.cache_clear()
+    try:
+        outcome = coq_layer.start().finish()
+    finally:
+        coq_layer.missing.cache_clear()
+    assert outcome.error == ""
+    assert "lacks mathcomp" in outcome.skipped

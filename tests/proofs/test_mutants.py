@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from proofs.coq_layer import missing
+
 pytest.importorskip("z3", reason="layer 2 needs z3-solver (extra 'proofs')")
 
 pytestmark = pytest.mark.slow
@@ -184,7 +186,7 @@ def verdict(mutant: Mutant, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.skipif(shutil.which("coqc") is None, reason="layer 3 needs coqc")
+@pytest.mark.skipif(bool(missing()), reason=f"layer 3: {missing()}")
 def test_coq_notices_a_changed_formula(tmp_path: Path) -> None:
     """Coq compares the shipped OPOB, as it stands, with the definition that its theorems are about."""
     forgets_the_weight = Mutant(

@@ -6,7 +6,8 @@
     folders and globs of all of these, in natural order: step_2 before step_10
 
 An input is opened once and read forwards. What it is, is decided by its first bytes, never by its name; what it is not
-is said by name. A record is a dict; a broken one comes as an `InputError` in its place, for the reader to count.
+is said by name. A record is a dict; a broken one comes as an `InputError` in its place, for the reader to count. Rows
+of a columnar file come as a `Block` of columns, for a reader that can take many at once.
 
 The parser is orjson: 177 MB/s on lists of floats, against 38 (json), 41 (pyarrow.json), 44 (duckdb) and 85 (polars,
 which infers one type a column and would turn a stray string into a null); `simulations/bench/rollouts.py` measures it.
@@ -28,17 +29,17 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
 
 from vcposim.errors import InputError
+from vcposim.replay.columnar import arrow, parquet
+from vcposim.replay.items import Block, Item, Wanted, broken, kind, one_line
 
 VALUE_LIMIT = 128 << 20
 """bytes of the largest single JSON value that is held in memory"""
-BATCH_BYTES = 4 << 20
-"""bytes of columnar data that are turned into records at a time"""
 CHUNK = 1 << 20
 DTYPES = [getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
 
@@ -65,24 +66,6 @@ UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
 """first bytes, what they begin, and the way out"""
 
 
-class Item(NamedTuple):
-    """One record, or what is wrong in its place."""
-
-    path: str
-    place: str
-    """line, row or item, as a reader counts them"""
-    record: dict[str, Any] | InputError
-
-
-@dataclass
-class Wanted:
-    """The columns a columnar file has to deliver; None until the reader has seen the first record and decides."""
-
-    names: set[str] | None = None
-    seen: set[tuple[Any, Any]] = field(default_factory=set)
-    """(step, sample) already read, where ranks write the same samples"""
-
-
 @dataclass
 class Progress:
     """Bytes and records so far, on a terminal's stderr at most once a second; silent otherwise."""
@@ -96,10 +79,10 @@ class Progress:
     _next: float = field(default_factory=lambda: time.monotonic() + 1)
     _drawn: bool = False
 
-    def tick(self) -> None:
-        """One more record."""
-        self.records += 1
-        if self.shown and not self.records % 64 and time.monotonic() > self._next:
+    def tick(self, count: int = 1) -> None:
+        """So many more records."""
+        self.records += count
+        if self.shown and (count > 1 or not self.records % 64) and time.monotonic() > self._next:
             if self.position is not None:
                 with contextlib.suppress(ValueError):  # it was closed
                     self.bytes = self.position()
@@ -188,17 +171,33 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item]:
+def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item | Block]:
     """All records of the files, in order; a record learns `step` from `STEP_IN_NAME` if it says none itself."""
     progress.total = sum(Path(f).stat().st_size for f in files if f != "-" and Path(f).is_file())
     for name in files:
-        steps = STEP_IN_NAME.findall(name)
+        steps = [int(step) for step in STEP_IN_NAME.findall(name)]
         with _opened(name) as raw:
-            for place, record in _records(name, raw, wanted, progress):
-                if steps and isinstance(record, dict) and "step" not in record:
-                    record["step"] = int(steps[-1])
+            for one in _records(name, raw, wanted, progress):
+                if isinstance(one, Block):
+                    if steps:
+                        one.columns.setdefault("step", np.full(one.rows, steps[-1]))
+                    progress.tick(one.rows)
+                    yield one
+                    continue
+                place, record = one
+                if steps and isinstance(record, dict):
+                    record.setdefault("step", steps[-1])
                 progress.tick()
                 yield Item(name, place, record)
+
+
+def read_records(name: str) -> Iterator[Item]:
+    """The records of one file, one by one."""
+    for one in read_items([name], Wanted(), Progress(shown=False)):
+        if isinstance(one, Block):
+            yield from one.items()
+        else:
+            yield one
 
 
 @contextlib.contextmanager
@@ -255,11 +254,11 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
             raise InputError(f"{name}: compressed twice; unpack it once")
         yield from _records(name, unpacked, wanted, progress, packed=True)
     elif head.startswith(b"PAR1"):
-        yield from _parquet(name, _seekable(name, stream, packed), wanted)
+        yield from parquet(name, _seekable(name, stream, packed), wanted)
     elif head.startswith(b"ARROW1"):
-        yield from _arrow(name, _seekable(name, stream, packed), wanted, stream=False)
+        yield from arrow(name, _seekable(name, stream, packed), wanted, stream=False)
     elif head.startswith(b"\xff\xff\xff\xff"):
-        yield from _arrow(name, stream, wanted, stream=True)
+        yield from arrow(name, stream, wanted, stream=True)
     elif head.startswith(b"PK\x03\x04"):
         yield from _torch(name, _seekable(name, stream, packed), wanted)
     else:
@@ -474,98 +473,6 @@ def _values(name: str, buffer: bytes, stream: Any, line: int) -> Iterator[tuple[
     gap_is_clean(len(buffer))
 
 
-# --------------------------------------------------------------------------------------------------------- columnar
-
-
-def _parquet(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # read page by page: a row group may be as large as the file
-        with pq.ParquetFile(source, pre_buffer=False, buffer_size=CHUNK, page_checksum_verification=True) as file:
-            meta = file.metadata
-            size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)) / max(meta.num_rows, 1)
-            rows = int(min(max(BATCH_BYTES / max(size, 1), 1), 8192))
-            seen = 0
-            if wanted.names is None and meta.num_rows:
-                for batch in file.iter_batches(batch_size=1):
-                    yield from _rows(batch, 0)
-                    break
-                seen = 1
-            columns = None if wanted.names is None else [c for c in file.schema_arrow.names if c in wanted.names]
-            skip, at = seen, 0
-            for batch in file.iter_batches(batch_size=rows, columns=columns):
-                batch, skipped = batch.slice(skip), min(skip, batch.num_rows)
-                at, skip = at + skipped, skip - skipped
-                yield from _rows(batch, at)
-                at += batch.num_rows
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise InputError(f"{name}: not a readable Parquet file ({one_line(error)}); dump it again") from None
-
-
-def _arrow(name: str, source: Any, wanted: Wanted, *, stream: bool) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-
-    try:
-        if stream:
-            with pa.ipc.open_stream(source) as reader:
-                yield from _batches(reader, wanted)
-        else:
-            with (
-                pa.memory_map(source) if isinstance(source, str) else pa.PythonFile(source, mode="r") as file,
-                pa.ipc.open_file(file) as reader,
-            ):
-                yield from _batches((reader.get_batch(i) for i in range(reader.num_record_batches)), wanted)
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"{name}: not a readable Arrow file ({one_line(error)}); dump it again") from None
-
-
-def _batches(batches: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
-    at = 0
-    for batch in batches:
-        batch.validate(full=True)
-        step = int(min(max(BATCH_BYTES * batch.num_rows / max(batch.nbytes, 1), 1), 8192))
-        done = 0
-        while done < batch.num_rows:
-            part = batch.slice(done, 1 if wanted.names is None else step)
-            if wanted.names is not None:
-                part = part.select([c for c in part.schema.names if c in wanted.names])
-            rows = part.num_rows
-            yield from _rows(part, at + done)
-            done += rows
-        at += batch.num_rows
-
-
-def _rows(batch: Any, at: int) -> Iterator[tuple[str, Any]]:
-    names = batch.schema.names
-    columns = [_column(batch.column(i)) for i in range(len(names))]
-    for k, values in enumerate(zip(*columns, strict=True), at + 1):
-        yield f"row {k}", dict(zip(names, values, strict=True))
-
-
-def _column(array: Any) -> Any:
-    """Lists of numbers as views of one NumPy array, everything else as Python values."""
-    import pyarrow as pa
-
-    t = array.type
-    if (pa.types.is_list(t) or pa.types.is_large_list(t)) and _number(t.value_type) and not array.values.null_count:
-        values, ends = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy().tolist()
-        present = array.is_valid().to_pylist() if array.null_count else itertools.repeat(True)
-        return [values[a:b] if here else None for a, b, here in zip(ends, ends[1:], present, strict=False)]
-    return array.to_pylist()
-
-
-def _number(t: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_floating(t) or pa.types.is_integer(t) or pa.types.is_boolean(t))
-
-
 # ------------------------------------------------------------------------------------------------------------ torch
 
 
@@ -683,30 +590,3 @@ def _unfolded(name: str, value: Any, wanted: Wanted) -> Iterator[tuple[str, Any]
         yield "columns", value
     else:
         raise InputError(f"{name}: a PyTorch file of a {type(value).__name__}; save a list or a dict of rollouts")
-
-
-# ------------------------------------------------------------------------------------------------------------ words
-
-
-class BadRecord(InputError):
-    """Something wrong with one record; `reason` says what without its value, for counting."""
-
-    reason = ""
-
-
-def broken(message: str, reason: str) -> BadRecord:
-    """A `BadRecord` with its reason."""
-    error = BadRecord(message)
-    error.reason = reason
-    return error
-
-
-def kind(value: Any) -> str:
-    """What JSON calls it."""
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "list" if hasattr(value, "__len__") else "number")
-
-
-def one_line(text: Any) -> str:
-    """Without line breaks."""
-    return " ".join(str(text).split())

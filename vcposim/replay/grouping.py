@@ -10,10 +10,7 @@ from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError
 from vcposim.replay.columns import Columns
 from vcposim.replay.dumps import Dump, Tokens
-from vcposim.replay.names import ABSENT, SESSIONS
-
-TRAJECTORY = " trajectory"
-"""slice that says which rows are one trajectory; no column has such a name"""
+from vcposim.replay.names import ABSENT, SESSIONS, TRAJECTORY
 
 
 def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
