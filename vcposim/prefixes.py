@@ -32,6 +32,8 @@ class PrefixClip:
     adds the dual clip. Infinite bounds leave R_t A: per-decision importance sampling of an advantage given by the
     prefix (Precup, Sutton and Singh 2000). With the reward of a whole response it is biased: what follows t is not
     weighted. `mean`: R_t^(1/t) in place of R_t, the release's other mode, whose spread falls with t.
+
+    Raises `InputError` for a negative bound, or a power that is not finite.
     """
 
     low: float = math.inf
@@ -44,7 +46,7 @@ class PrefixClip:
     def __post_init__(self) -> None:
         require_not_negative(low=self.low, high=self.high, dual=self.dual)
         if not -math.inf < self.power < math.inf:
-            raise InputError(f"power: {self.power} is no finite number; 0.5 widens the bounds as the spread of log R_t")
+            raise InputError(f"power: {self.power} is not finite; 0.5 widens the bounds as the spread of log R_t")
 
     @property
     def families(self) -> tuple[str, ...]:
