@@ -265,10 +265,15 @@ class RecordReader:
             value = float(value) if isinstance(value, Decimal) else value.item()
         if (isinstance(value, bool) and not boolean) or not isinstance(value, int | float):
             what, how = kind(value), "dump it as a number"
-            inner = [k for k, x in value.items() if isinstance(x, float)] if isinstance(value, dict) else []
-            if inner:
+            parts = value if isinstance(value, dict) else {}
+            inner = [k for k, x in parts.items() if isinstance(x, float)]
+            if inner and all(str(k).isdigit() for k in parts):
+                how = "write a list of its numbers, in the order of the tokens"
+            elif inner:
                 column = self.columns.mapping.get(name, name)
                 how = f"name its part, as in --column {name}={column}.*.{inner[0]}"
+            elif any(isinstance(x, dict) for x in parts.values()):
+                how = "write the sampled token's number alone (of vLLM's: logprobs[t][token_id].logprob)"
             article = "an" if what[0] in "aeio" else "a"
             remedy = f"is {article} {what}, not a number; {how}"
             raise self._bad(name, value, remedy, f"{article} {what}")
