@@ -344,6 +344,11 @@ class _Reader:
             if 0 < none.size < codes.size:
                 at = _first([dump.place[i] for i in none])
                 notes.append(f"{name} is null in {none.size} of {codes.size} trajectories ({at}): they stand apart")
+        codes, known = dump.slices.get("lag", (np.zeros(0, int), []))
+        ahead = np.flatnonzero(np.isin(codes, [k for k, x in enumerate(known) if isinstance(x, int | float) and x < 0]))
+        if ahead.size:
+            at = _first([dump.place[i] for i in ahead])
+            notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
         copies = _copies(dump)
         if copies.size > 0.02 * dump.group.size:
             at = _first([dump.place[i] for i in copies])
@@ -378,6 +383,13 @@ class _Reader:
             notes.append(
                 f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
                 f"{len(twice) - 1} more; write one kind"
+            )
+        once: dict[str, str] = {}
+        alike = [name for name in sorted(texts) if once.setdefault(name.strip(), name) != name]
+        if alike:
+            notes.append(
+                f"groups {once[alike[0].strip()]!r} and {alike[0]!r} are two here and differ in spaces alone, as do "
+                f"{len(alike) - 1} more; strip them where they are written"
             )
         if len(self.files) > 1 and "step" not in self.slices:
             pairs = np.unique(dump.group * len(self.files) + np.array(self.in_file))

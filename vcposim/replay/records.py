@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from vcposim.replay.columns import MISSING, Columns, bare
+from vcposim.replay.columns import MISSING, Columns, bare, shown
 from vcposim.replay.items import LISTED, BadRecord, kind
 from vcposim.replay.layouts import look_up
 from vcposim.replay.names import ABSENT, LISTS, REMOVED, TRAJECTORY
@@ -318,6 +318,8 @@ class RecordReader:
             )
         lists = [v for v in values if isinstance(v, LISTED)]
         stated = self._scalar("length", self._get(record, "length")) if "length" in self.columns.mapping else None
+        if stated is not None and stated != int(stated):
+            raise self._bad("length", stated, "is no whole number of tokens", "no whole number")
         if not lists:
             if stated is None:
                 raise self._bad("length", None, "is missing, and there is no list of tokens to count", "is missing")
@@ -406,8 +408,13 @@ class RecordReader:
             return np.ones(length, dtype=bool)
         mask = bare(mask)
         if not isinstance(mask, list | np.ndarray) or len(mask) != length:
+            count = f"{len(mask)} entries" if isinstance(mask, LISTED) else shown(mask)
             raise self._bad(
-                "mask", mask, f"does not match the {length} tokens of the log-probabilities", "mask of another length"
+                "mask",
+                MISSING,
+                f"{count}: does not match the {length} tokens of the log-probabilities; cut a mask over prompt and "
+                f"response to the tokens listed, or ignore it with --column mask={ABSENT}",
+                "mask of another length",
             )
         flags: np.ndarray
         if isinstance(mask, np.ndarray):
