@@ -106,7 +106,7 @@ def merged_others(sums: AnySums, process_group: ProcessGroup = None) -> AnySums 
 def split_group_coefficient(
     estimator: Estimator, batch: Batch, group: Tensor, groups: int, process_group: ProcessGroup = None
 ) -> Tensor:
-    """c_i measure_i of this rank's rows (n,), prompt groups split over ranks in any way: ready for `surrogate`.
+    """c_i measure_i of this rank's rows, prompt groups split over ranks in any way, ready for `surrogate`: (n,).
 
     `group` is the index of each row's prompt among the `groups` of the whole batch. Exchanges six numbers a group.
 
@@ -141,7 +141,7 @@ class Gathered:
 def gather_batch(batch: Batch, group: Tensor, process_group: ProcessGroup = None) -> Gathered:
     """Every rank's rows in one batch on every rank: any estimator of the kernel then runs as on a single process.
 
-    `batch` has flat rows (n,) with trajectory norms or none, `group` their prompts' ids. Exchanges a few numbers a
+    `batch` has flat rows with trajectory norms or none, `group` (n,) their prompts' ids. Exchanges a few numbers a
     trajectory (with token ratios: a few a token; `trajectory_batch(level="sequence")` keeps it small).
 
     Raises `InputError` for dense scores, which are as large as gradients, or a batch that already has group axes.

@@ -97,8 +97,9 @@ class RolloutDump:
         anchor_log_prob: torch.Tensor | None = None,
         reference_log_prob: torch.Tensor | None = None,
     ) -> None:
-        """One batch: `group`, `reward`, `version`, `score_sq_norm` (n,), or one number for all; tokens (n, t), `mask` 1
-        for the policy's own.
+        """One batch: of each trajectory (n,) `group`, `reward`, `version` and `score_sq_norm`, or one number for all.
+
+        Of each token `log_prob` (n, t) and its like; `mask` (n, t) is 1 for the policy's own.
 
         Raises `InputError` for arrays whose shapes do not fit.
         """

@@ -32,7 +32,7 @@ class Groups:
 
     @classmethod
     def of(cls, group: Tensor) -> Self:
-        """From the integer id of each row's group, (n,); samples keep the order of their rows.
+        """From the integer id of each row's `group` (n,); samples keep the order of their rows.
 
         Raises `InputError` unless ids are a non-empty vector of integers.
         """

@@ -25,7 +25,7 @@ class HasTokens(Protocol):
 
     @property
     def token(self) -> Tensor:
-        """Token ids, (row, time)."""
+        """Token ids: (row, time)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TokenBatch:
 
 
 def token_log_prob(model: nn.Module, batch: HasTokens) -> Tensor:
-    """log pi(token_j | token_<j), shape (row, time), at least float32; 0 where nothing predicts the token.
+    """log pi(token_j | token_<j), at least float32; 0 where nothing predicts the token: (row, time).
 
     Raises InputError when the batch is both packed and padded, or its arrays disagree in shape.
     """
@@ -47,7 +47,7 @@ def token_log_prob(model: nn.Module, batch: HasTokens) -> Tensor:
 
 
 def next_token_logits(model: nn.Module, batch: HasTokens, first: int = 0) -> Tensor:
-    """Logits (row, time - first, vocabulary) from column `first` on; entry j is the distribution of token j + 1.
+    """Logits from column `first` on: (row, columns, V); entry j is the distribution of token j + 1.
 
     Raises `InputError` for a batch that has both an attention mask and segments.
     """
@@ -110,7 +110,7 @@ def chunked_log_prob(
 
 
 def segment_of(cu_seqlens: Tensor, length: int | None = None) -> Tensor:
-    """Segment ids (1, length) of one packed row from its cumulative lengths (0, l_1, l_1 + l_2, ...).
+    """Segment ids of one packed row from its cumulative lengths 0, l_1, l_1 + l_2, ...: (m,) -> (1, length).
 
     Raises `InputError` for lengths beyond the row.
 
@@ -128,7 +128,7 @@ def segment_of(cu_seqlens: Tensor, length: int | None = None) -> Tensor:
 
 
 def segment_position(segment: Tensor) -> Tensor:
-    """Position of each token inside its own run of equal segment ids, (row, time).
+    """Position of each token inside its own run of equal segment ids: (row, time) -> (row, time).
 
     >>> segment_position(torch.tensor([[0, 0, 1, 1, 1, -1]])).tolist()
     [[0, 1, 0, 1, 2, 0]]
@@ -139,7 +139,7 @@ def segment_position(segment: Tensor) -> Tensor:
 
 
 def block_diagonal_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask (row, 1, time, time): 0 where a token may look, the dtype's lowest number elsewhere."""
+    """Additive attention mask, 0 where a token may look, else the lowest: (row, time) -> (row, 1, time, time)."""
     same = segment[:, :, None] == segment[:, None, :]
     visible = same & torch.ones_like(same[0]).tril()
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]

@@ -249,11 +249,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Ten
 
 
 def next_of(row: OpenTrajectory, uniform: np.ndarray) -> float:
-    """The number that chooses a trajectory's next own token; any, if there is none."""
+    """The number of `uniform` (t,) that chooses a trajectory's next own token; any, if there is none."""
     return float(uniform[min(len(row.own), len(uniform) - 1)])
 
 
 def columns(rows: Sequence[OpenTrajectory], start: int, stop: int, pad: int) -> Tensor:
-    """Columns start <= j < stop of the token matrix, (n, stop - start), padded on the right."""
+    """Columns start <= j < stop of the token matrix, padded on the right: (n, columns)."""
     cut = [row.ids[start:stop] for row in rows]
     return torch.tensor([ids + [pad] * (stop - start - len(ids)) for ids in cut], dtype=torch.long)

@@ -93,7 +93,7 @@ class Decoder:
         torch._foreach_copy_(self._targets, self._sources)
 
     def run(self, token: Tensor, position: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Hidden states (n, t, d) of tokens (n, t) at positions (n, t); `attend(layer, q, k, v)` does the rest."""
+        """Hidden states of tokens at positions: (n, t), (n, t) -> (n, t, d); `attend(layer, q, k, v)` does the rest."""
         n, t = token.shape
         x = F.embedding(token, self.embedding)
         angle = position[..., None].float() * self.inv_freq.float()
@@ -111,7 +111,7 @@ class Decoder:
         return x
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., vocabulary)"""
+        """Logits of hidden states: (..., d) -> (..., V)."""
         return F.linear(self._rms(x, self.norm), self.head)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:

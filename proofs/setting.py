@@ -36,7 +36,7 @@ def contribution(batch: Batch, coefficient: Array) -> Array:
 
 
 def coefficients(batch: Batch, baseline: Any, **options: Any) -> Array:
-    """c_i of the shipped `Estimator` with that baseline: a name, or a number (rational or symbolic)."""
+    """c_i of the shipped `Estimator` with that baseline, a name or a number (rational or symbolic): (..., n)."""
     return estimator(baseline, **options).coefficients(batch)
 
 
@@ -146,13 +146,13 @@ def rational(rng: random.Random, size: int = 9) -> Fraction:
 
 
 def rational_array(rng: random.Random, *shape: int) -> np.ndarray[Any, Any]:
-    """Small rationals of either sign, in an object array."""
+    """Small rationals of either sign, in an object array of the shape asked for: -> (...)."""
     flat = np.array([rational(rng) for _ in range(math.prod(shape))], dtype=object)
     return flat.reshape(shape)
 
 
 def simplex(rng: random.Random, n: int, size: int = 9) -> np.ndarray[Any, Any]:
-    """A probability vector with positive rational entries."""
+    """A probability vector with positive rational entries: (n,)."""
     raw = np.array([Fraction(rng.randint(1, size)) for _ in range(n)], dtype=object)
     return raw / raw.sum()
 
@@ -174,7 +174,7 @@ class RationalProblem:
 
     @property
     def gradient(self) -> np.ndarray[Any, Any]:
-        """The exact policy gradient E_pi[R s]."""
+        """The exact policy gradient E_pi[R s]: (p,)."""
         return ((self.pi * self.reward)[:, None] * self.score).sum(axis=0)
 
     def on_policy(self) -> RationalProblem:
@@ -187,12 +187,12 @@ class RationalProblem:
         return self._batch(np.arange(len(self.mu)), **{**fields, **changes})
 
     def batches(self, size: int) -> tuple[Batch, np.ndarray[Any, Any]]:
-        """All K^size ordered batches (K^size, size), and the probability of each."""
+        """All m = K^size ordered batches (m, size), and the probability of each: (m,)."""
         draws = np.array(list(itertools.product(range(len(self.mu)), repeat=size)))
         return self._batch(draws), self.mu[draws].prod(axis=1)
 
     def counted_batches(self, size: int) -> tuple[Batch, np.ndarray[Any, Any]]:
-        """The same expectation from the distinct batches: outcome k drawn n_k times, with multinomial probability."""
+        """The same expectation from the distinct batches, outcome k drawn n_k times, multinomial: (m,)."""
         counts = np.array(list(_compositions(size, len(self.mu))), dtype=object)
         ways = np.array([math.factorial(size) // math.prod(map(math.factorial, row)) for row in counts], dtype=object)
         mass = ways * np.prod(self.mu**counts, axis=1)

@@ -42,7 +42,7 @@ from vcposim.batch import Batch
 
 
 def length_weight(batch: Batch) -> Array:
-    """v = w / L."""
+    """v = w / L: (..., n)."""
     return batch.ratio * safe_divide(batch.reward * 0 + 1, batch.token_length(), 0)
 
 

@@ -74,7 +74,7 @@ def mean_update(p: RationalProblem, baseline: Any) -> np.ndarray[Any, Any]:
 
 
 def covariance(p: RationalProblem, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
-    """Cov_mu(x, y)."""
+    """Cov_mu(x, y): (K,) -> number."""
     return (p.mu * x * y).sum() - (p.mu * x).sum() * (p.mu * y).sum()
 
 
@@ -93,7 +93,8 @@ def tilted(
 ) -> RationalProblem:
     """A prompt of one parameter theta, pi proportional to mu 2^(theta feature), whose sampler is at 0, learner at step.
 
-    Features are integers, so that everything is rational; the score is with respect to theta ln 2.
+    `mu`, `reward` and `feature` are (K,) -> problem. Features are integers, so that everything is rational; the score
+    is with respect to theta ln 2.
     """
     pi = mu * np.array([Fraction(2) ** int(step * f) for f in feature], dtype=object)
     pi = pi / pi.sum()
@@ -144,13 +145,13 @@ def overshoot_exact() -> str:
 
 
 def softmax(mu: np.ndarray[Any, Any], pi: np.ndarray[Any, Any], reward: np.ndarray[Any, Any]) -> RationalProblem:
-    """One logit a token: s_iv = 1[i = v] - pi_v."""
+    """One logit a token, s_iv = 1[i = v] - pi_v: (K,) -> problem."""
     one = np.array([[Fraction(int(i == v)) for v in range(len(mu))] for i in range(len(mu))], dtype=object)
     return RationalProblem(mu, pi, reward, one - pi[None], pi * 0 + 1)
 
 
 def resting(push: np.ndarray[Any, Any], gap: Fraction) -> tuple[np.ndarray[Any, Any], Fraction]:
-    """pi* = max(push - tau, 0) / gap with sum 1, and tau: its support are the largest pushes."""
+    """pi* = max(push - tau, 0) / gap with sum 1, and tau: its support are the largest pushes, `push` (K,)."""
     ordered = sorted(push, reverse=True)
     for k in range(1, len(push) + 1):
         tau = (sum(ordered[:k]) - gap) / k

@@ -34,7 +34,7 @@ def stale_bandit(rng: np.random.Generator, policy: str, arms: int, chi2: float) 
 
 
 def stale(environment: BanditEnvironment, target: TabularSoftmax, direction: Array, chi2: float) -> TabularSoftmax:
-    """The policy at that divergence behind the target."""
+    """The policy at that divergence behind the target, along `direction` (K,)."""
     unit = direction / np.linalg.norm(direction)
     return drifted_to(target, unit, lambda behavior: environment.divergence(target, behavior), chi2)
 
@@ -56,7 +56,7 @@ def trained(
 def reinforce(
     rng: np.random.Generator, environment: BanditEnvironment, policy: TabularSoftmax, group_size: int
 ) -> Array:
-    """One on-policy estimate with the group mean: sum_k (n_k / N) (R_k - mean) s_k."""
+    """One on-policy estimate with the group mean: sum_k (n_k / N) (R_k - mean) s_k: (K,)."""
     share = rng.multinomial(group_size, np.exp(policy.log_prob[0])) / group_size
     reward = environment.reward[0]
     return policy.combine((share * (reward - share @ reward))[None])

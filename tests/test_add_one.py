@@ -201,7 +201,9 @@ def world(mode, key):
     return [{"seed": seed, "value": value + (seed - 3.5) / (10 if mode == "noise" else 1000)} for seed in range(8)]
 
 
-EXPERIMENT = Experiment("toy_question", "Is it big?", ("C1",), settings, run, analyse, world=world)
+EXPERIMENT = Experiment(
+    "toy_question", "Is it big?", ("C1",), settings, run, analyse, world=world, no_estimators="draws no gradient"
+)
 """
 
 
@@ -211,6 +213,7 @@ def test_an_experiment_is_found_run_and_judged(tmp_path: Path, monkeypatch: pyte
     try:
         found = discover()
         assert list(found) == ["toy_question"]
+        assert not found["toy_question"].takes_estimators  # and says why, as every experiment that takes none
         worlds = {mode: worlds_of(found)["toy_question"](mode, "") for mode in ("true", "opposite", "noise")}
         (verdict,) = found["toy_question"].analyse(records_in_process(found["toy_question"], "reduced")).verdicts
         assert verdict.verdict == "holds"

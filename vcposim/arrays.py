@@ -130,7 +130,7 @@ def saturating_exp(log_x: Array) -> Array:
 
 
 def require_weights(name: str, log_weight: Array) -> None:
-    """Refuse log-weights that are no log-weights, at the entry points that users call (not inside formulas).
+    """Refuse `log_weight` (...) that are none, at the entry points that users call (not inside formulas).
 
     Raises `InputError` on an empty array, on NaN, or on +inf (the behavior policy gave probability zero to something
     that was sampled). -inf is a weight of zero and is fine.

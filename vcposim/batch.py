@@ -149,9 +149,6 @@ class Batch:
             raise InputError("unit: give the mass of one draw along with measure (1/n for draws, 0 for a population)")
         for name in ("reward", "ratio" if self.log_ratio is None else "log_ratio"):
             require_precision(name, getattr(self, name))
-        self._check_shapes()
-
-    def _check_shapes(self) -> None:
         want, shape = tuple(self.reward.shape), tuple(self.given_ratio.shape)
         for name in ("length", "measure", "reference_log_ratio"):
             array = getattr(self, name)
@@ -196,7 +193,7 @@ class Batch:
         raise InputError("length: this needs the number of tokens of each trajectory; pass length")
 
     def given(self, name: str) -> Array:
-        """An optional field, (..., n) or (..., n, t) as `Batch` says.
+        """An optional field: (..., n) or (..., n, t) or (..., 1), as `Batch` says.
 
         Raises `InputError` if it is not there.
         """
@@ -245,7 +242,7 @@ _MISSING = {
 
 
 def require_precision(name: str, x: Array) -> None:
-    """Refuse floats of less than 32 bits with an `InputError`; exact numbers pass."""
+    """Refuse floats `x` (...) of less than 32 bits with an `InputError`; exact numbers pass."""
     xp = namespace(x)
     if xp.isdtype(x.dtype, "real floating") and xp.finfo(x.dtype).bits < 32:
         raise InputError(f"{name}: {x.dtype} has too few digits for a mean or a spread; widen it to float32 first")

@@ -42,7 +42,10 @@ class EssCap:
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n, t)."""
         x = log_ratio_at(batch, "token", self)
-        return namespace(x).minimum(weight_of(x, batch), self._least_ess(batch, x))
+        xp, ess = namespace(x), self._ess(batch, x)
+        if self.anchored:
+            ess = xp.minimum(ess, self._ess(batch, batch.given("anchor_log_ratio")))
+        return xp.minimum(weight_of(x, batch), ess)
 
     def penalty(self, batch: Batch, advantage: Array) -> Array:
         """What is added to the coefficient, -(1 - ESS)(1 - q/pi): (..., n, t)."""
@@ -58,12 +61,6 @@ class EssCap:
             q_over_pi = weight_of(-bounded(x), batch)
         near = (q_over_pi >= math.exp(-10)) & (q_over_pi <= math.exp(10))
         return -(1 - ess) * (1 - only(near | (q_over_pi != q_over_pi), q_over_pi))
-
-    def _least_ess(self, batch: Batch, x: Array) -> Array:
-        ess = self._ess(batch, x)
-        if self.anchored:
-            ess = namespace(x).minimum(ess, self._ess(batch, batch.given("anchor_log_ratio")))
-        return ess
 
     def _ess(self, batch: Batch, x: Array) -> Array:
         """In [0, 1], (..., 1, 1), or (..., 1, 1, 1) for the whole batch."""

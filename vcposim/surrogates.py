@@ -654,7 +654,7 @@ def weight_of(log_weight: Array, batch: Batch) -> Array:
 
 
 def ratio_at(batch: Batch, level: str) -> tuple[Array, Scale]:
-    """The batch's ratios at a level, (..., n) or (..., n, t) for `token`, and the scale they are written on."""
+    """The batch's ratios at a level: (..., n) or (..., n, t) for `token`; and the scale they are written on."""
     scale = LOG if batch.ratio is None else LINEAR
     return at_level(batch, level, scale), scale
 

@@ -105,14 +105,6 @@ class Weighting:
             raise unknown_name("level", self.level, LEVELS)
         if self.level == "token" and self.of_group:
             raise InputError(f"level: {self.treatment!r} compares trajectories; use level 'sequence' or 'geometric'")
-        self._check_limits()
-
-    @property
-    def of_group(self) -> bool:
-        """Whether the weight of a trajectory depends on the others of its group."""
-        return self.smooth is not None or TREATMENTS[self.treatment].of_group
-
-    def _check_limits(self) -> None:
         treatment = TREATMENTS.get(self.treatment, Treatment(importance))
         for name, example in (("cap", 8), ("floor", 0.5)):
             value = getattr(self, name)
@@ -127,28 +119,31 @@ class Weighting:
         if self.floor is not None and self.cap is not None and self.floor > self.cap:
             raise InputError(f"floor: {self.floor} is above cap {self.cap}; swap them")
 
+    @property
+    def of_group(self) -> bool:
+        """Whether the weight of a trajectory depends on the others of its group."""
+        return self.smooth is not None or TREATMENTS[self.treatment].of_group
+
     def __call__(self, batch: Batch) -> Weight:
         """The weights of `batch` (gradients never flow through them)."""
         scale = LOG if batch.ratio is None else LINEAR
         x = at_level(batch, self.level, scale)
         measure = batch.measure if x.ndim == batch.reward.ndim else batch.measure[..., None]
-        treated = self._treat(x, scale, measure)
+        if self.smooth is None:
+            limits = {"cap": self.cap, "floor": self.floor}
+            given = {name: limit for name, limit in limits.items() if limit is not None}
+            treatment = TREATMENTS[self.treatment]
+            if treatment.of_group:
+                given["measure"] = measure
+            treated = treatment.function(x, scale, **given)
+        elif scale is LOG:
+            treated = self.smooth(x, measure)
+        else:
+            raise InputError(f"weighting: {self.treatment!r} needs floats; pass log_ratio instead of ratio")
         value = scale.value(treated, measure)
         if x.ndim > batch.reward.ndim and batch.token_mask is not None:
             value = value * batch.token_mask
         return Weight(value, _relative(treated, value, scale, batch))
-
-    def _treat(self, x: Array, scale: Scale, measure: Array) -> Array:
-        if self.smooth is not None:
-            if scale is not LOG:
-                raise InputError(f"weighting: {self.treatment!r} needs floats; pass log_ratio instead of ratio")
-            return self.smooth(x, measure)
-        limits = {"cap": self.cap, "floor": self.floor}
-        given = {name: limit for name, limit in limits.items() if limit is not None}
-        treatment = TREATMENTS[self.treatment]
-        if treatment.of_group:
-            given["measure"] = measure
-        return treatment.function(x, scale, **given)
 
 
 def mixture_log_ratio(log_ratio: Array, share: Array) -> Array:

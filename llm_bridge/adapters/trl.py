@@ -360,7 +360,7 @@ class AroundTheStep(TrainerCallback):
 
 
 def completed(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
-    """Prompt and completion in one row, which of it is real, and the completion's length: (n, p + t), (n, p + t), t."""
+    """Prompt and completion in one row, which of it is real, and its length: -> (n, time), (n, time), (1,)."""
     token = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     return token, attention, inputs["completion_ids"].shape[1]

@@ -120,7 +120,7 @@ def advantage(
 
 
 def rows(reward: Tensor, mask: Tensor, estimator: Resolved, norm: str | None, config: Any) -> Batch:
-    """The kernel's record of verl's batch, flat rows.
+    """The kernel's record of verl's batch, flat rows: `reward` and `mask` (n, t).
 
     Raises `InputError` in bypass mode, and for what `field` does not find.
     """
@@ -142,7 +142,7 @@ def rows(reward: Tensor, mask: Tensor, estimator: Resolved, norm: str | None, co
 
 
 def sq_norm(batch: Batch, norm: str) -> Tensor:
-    """||s_i||^2 (n,), or what stands for it."""
+    """||s_i||^2, or what stands for it: (n,)."""
     if norm == "given":
         return field("score_sq_norm", "put the squared score norms (n,) there, or use /length or /logit").float()
     if norm == "length":

@@ -185,7 +185,7 @@ class LanguageModel:
         return self
 
     def next_logits(self, token: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """Logits (n, V) after the tokens (n, t) that follow those in the cache, and the cache with them."""
+        """Logits after the `token` (n, t) that follow those in the cache, (n, V), and the cache with them."""
         cache = DynamicCache(config=self.model.config) if cache is None else cache
         named = {self._cache_argument: cache}
         output = self.model(input_ids=token.to(self.model.device), use_cache=True, logits_to_keep=1, **named)

@@ -143,7 +143,7 @@ def demonstrations(lm: LanguageModel, task: Task, lessons: int) -> TokenBatch:
 
 
 def rows(batch: TokenBatch, row: Tensor) -> TokenBatch:
-    """Some rows of a batch, as wide as the longest of them."""
+    """Some rows of a batch, `row` (k,) indices, as wide as the longest of them."""
     assert batch.attention_mask is not None
     width = int(batch.attention_mask[row].sum(1).max())
     return TokenBatch(*(x[row, :width] for x in (batch.token, batch.mask, batch.attention_mask)))

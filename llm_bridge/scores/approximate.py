@@ -58,7 +58,7 @@ def norm_layers(model: nn.Module) -> list[nn.Parameter]:
 
 
 def norm_error(estimate: Tensor, exact: Tensor) -> dict[str, float]:
-    """How an estimate of squared norms (n,) differs from the exact ones.
+    """How an `estimate` (n,) of squared norms differs from the `exact` (n,) ones.
 
     `scale`: the factor that fits best in log space; `relative_sd`: rms of estimate / (scale exact) - 1;
     `correlation`: Pearson's, of the logs.

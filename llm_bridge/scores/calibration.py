@@ -48,10 +48,10 @@ class Workspace:
 def take(
     choice: Choice, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, route: Route, work: Workspace
 ) -> Tensor:
-    """Norms of left^T right, one a trajectory, by `choice`: block with entries, batch with 0, or gram or sketch with
-    sums in WHOLE or RUNS.
+    """Squared norms of left^T right, one a trajectory: (N, out), (N, into) -> (n,).
 
-    The route gets the instantiated blocks or, where there are none, the operands.
+    By `choice`: block with entries, batch with 0, or gram or sketch with sums in WHOLE or RUNS. The route gets the
+    instantiated blocks or, where there are none, the operands.
     """
     method, how = choice
     if method in ("block", "batch"):
@@ -71,7 +71,7 @@ def take(
 
 
 def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Route) -> Choice:
-    """The choice for this layer and a route that asks for so many sums, in so many runs."""
+    """The choice for a layer, `left` (rows, out) and `right` (rows, into), and a route that asks for so many sums."""
     rows, cols = left.shape[1], right.shape[1]
     limit = 1 << (22 if left.device.type == "cpu" else 26)
     fits = layout.owner is None and layout.n * rows * cols <= limit

@@ -46,7 +46,7 @@ class Layout:
         given: tuple[int, ...] = (),
         advise: Callable[[str], str] = _whole_loop,
     ) -> "Layout":
-        """Layout of (row, time) log-probabilities; `segment` holds trajectory ids 0..n-1, each one run, -1 padding.
+        """Layout of `log_prob` (row, time); `segment` (row, time) holds ids 0..n-1, each one run, -1 padding.
 
         Raises `InputError` for segments of another shape.
         """
@@ -62,13 +62,13 @@ class Layout:
         return cls(len(run), tuple(log_prob.shape), run, owner, advise=advise)
 
     def flatten(self, name: str, x: Tensor) -> Tensor:
-        """(row, time, ..., feature) as rows (N, feature); refuses what does not tell trajectories apart."""
+        """Rows of features: x (..., feature) -> (N, feature); refuses what does not tell trajectories apart."""
         if not self.tells(x):
             raise self.mixed(name, x)
         return x.reshape(-1, x.shape[-1])
 
     def mixed(self, name: str, x: Tensor) -> InputError:
-        """What to say of a module whose array x has no rows for each trajectory."""
+        """What to say of a module whose array `x` (...) has no rows for each trajectory."""
         expected = f"{self.lead}" if self.owner is not None else f"({self.n}, time)"
         return InputError(
             f"{name}: sees shape {tuple(x.shape)}, not {expected} and features, so trajectories are mixed; "
@@ -76,7 +76,7 @@ class Layout:
         )
 
     def tells(self, x: Tensor) -> bool:
-        """Whether x is (row, time, ...), or the same with row, time and perhaps heads in one axis; anything for one."""
+        """Whether `x` (...) is (row, time, ...), or has row, time and perhaps heads in one axis; anything for one."""
         if self.n == 1 and self.owner is None:
             return x.dim() >= 1
         tokens = (rows * steps for rows, steps in (self.lead, self.given or self.lead))
@@ -86,7 +86,7 @@ class Layout:
         return flat or (x.dim() >= 2 and x.shape[0] == self.n)
 
     def part(self, x: Tensor, i: int) -> Tensor:
-        """Trajectory i's rows of any array of a padded batch, the whole of one that has no rows for each."""
+        """Trajectory i's rows of an array of a padded batch, the whole of one without such: (...) -> (*part)."""
         if self.owner is not None or x.dim() == 0 or x.shape[0] % self.n:
             return x
         rows = x.shape[0] // self.n
@@ -100,7 +100,7 @@ class Layout:
         return self.per_row(value.to(x.dtype), rows).view(*lead, *[1] * (x.dim() - len(lead)))
 
     def kept(self, rows: int, keep: Tensor) -> "Layout":
-        """The layout of x[keep], x of `rows` rows, `keep` ascending: a trajectory's rows stay side by side."""
+        """The layout of x[keep], x of `rows` rows, `keep` (k,) ascending: a trajectory's rows stay side by side."""
         bounds = torch.tensor(self.bounds(rows), device=keep.device)
         run = tuple((start, stop) for start, stop in torch.searchsorted(keep, bounds).tolist())
         each = len(keep) // self.n
@@ -118,7 +118,7 @@ class Layout:
         return [(start * each, stop * each) for start, stop in self.run]
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
-        """Views of the rows of each trajectory, n of (steps, d)."""
+        """Views of the rows of each trajectory, n of (steps, *row): `x` (N, *row)."""
         if self.owner is None:
             return x.unflatten(0, (self.n, -1)).unbind(0)
         return [x[start:stop] for start, stop in self.bounds(x.shape[0])]
@@ -152,7 +152,7 @@ class Operands:
 
     @classmethod
     def of(cls, layout: Layout, name: str, grad: Tensor, x: Tensor) -> "Operands":
-        """From (row, time, ..., d). Rows without output gradient (prompts, padding) are left out if they are many."""
+        """From `grad` (..., out) and `x` (..., into). Rows without output gradient (prompts, padding) go if many."""
         grad, x = layout.flatten(name, grad), layout.flatten(name, x)
         keep = live_rows(grad)
         if keep is None:
@@ -161,7 +161,7 @@ class Operands:
 
     @classmethod
     def kept(cls, grad: Tensor, x: Tensor, keep: Tensor) -> "Operands":
-        """The rows `keep` of (N, d) arrays, nobody asking whose they are."""
+        """The rows `keep` (k,) of `grad` (N, out) and `x` (N, into), nobody asking whose they are."""
         layout = Layout(1, (1, len(keep)))
         return cls(grad.index_select(0, keep), x.index_select(0, keep), layout, keep, len(grad))
 
@@ -171,7 +171,7 @@ class Operands:
 
 
 def live_rows(grad: Tensor) -> Tensor | None:
-    """Indices of the rows (N, d) that are not all zero; None if nearly all are live, or none.
+    """Indices of the rows of `grad` (N, d) that are not all zero; None if nearly all are live, or none.
 
     Always None on an accelerator, where the question would stall the queue of launches.
     """

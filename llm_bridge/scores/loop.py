@@ -23,11 +23,11 @@ class Objective(NamedTuple):
     segment: Tensor | None = None
 
     def tokens(self) -> Tensor:
-        """mask_t weight_t log_prob_t (row, time)."""
+        """mask_t weight_t log_prob_t: (row, time)."""
         return weighted(self.log_prob, self.mask, self.token_weight)
 
     def trajectories(self) -> Tensor:
-        """Its sum over each trajectory (n,)."""
+        """Its sum over each trajectory: (n,)."""
         return trajectory_sums(*self)
 
 
@@ -74,7 +74,10 @@ def weighted_gradient_loop(
     token_weight: Tensor | None = None,
     segment: Tensor | None = None,
 ) -> list[Tensor]:
-    """-sum_i c_i grad log pi(tau_i), one array per parameter, summed a trajectory at a time."""
+    """-sum_i c_i grad log pi(tau_i), one array per parameter, summed a trajectory at a time.
+
+    `log_prob` (row, time), `mask` (row, time), `coefficient` (n,).
+    """
     total = trajectory_sums(log_prob, mask, token_weight, segment)
     gradient = [torch.zeros_like(p) for p in parameters]
     for value, c in zip(total, coefficient.tolist(), strict=True):

@@ -39,7 +39,7 @@ class Sink:
                 total.zero_()
 
     def add(self, i: int, target: Sequence[Tensor], block: Tensor) -> None:
-        """Add trajectory i's block to `target`, the part of each buffer that it covers; i must come in order."""
+        """Add trajectory i's `block` (rows, cols) to `target`, the part of each buffer it covers; i comes in order."""
         for k, factor, first in self.plan[i]:
             if first:
                 torch.mul(block, factor, out=target[k])
@@ -47,14 +47,14 @@ class Sink:
                 target[k].add_(block, alpha=factor)
 
     def set(self, block: Tensor) -> None:
-        """All blocks (n, rows, cols) at once."""
+        """All at once: `block` (n, rows, cols)."""
         total = self.factor.to(block.device, block.dtype) @ block.flatten(1)
         for buffer, row in zip(self.buffer, total, strict=True):
             buffer.copy_(row.view_as(buffer))
 
 
 def sink_plan(factor: Tensor) -> list[list[Step]]:
-    """For each trajectory the sums it enters: (sum, factor, whether it is that sum's first).
+    """For each trajectory of `factor` (m, n) the sums it enters: (sum, factor, whether it is that sum's first).
 
     >>> sink_plan(torch.tensor([[2.0, 0.0, 3.0], [0.0, 4.0, 5.0]]))
     [[(0, 2.0, True)], [(1, 4.0, True)], [(0, 3.0, False), (1, 5.0, False)]]
@@ -71,7 +71,7 @@ class Scratch:
         self._array: dict[torch.dtype, Tensor] = {}
 
     def take(self, size: int, like: Tensor) -> Tensor:
-        """(size,) uninitialized numbers, valid until the next call."""
+        """Uninitialized numbers, valid until the next call: (size,)."""
         array = self._array.get(like.dtype)
         if array is None or array.numel() < size:
             array = self._array[like.dtype] = like.new_empty(size)
@@ -175,7 +175,7 @@ class Recent:
         self._last: list[tuple[Tensor, Tensor]] = []
 
     def of(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """function(x), remembered for the `keep` most recently used x."""
+        """function(x), remembered for the `keep` most recently used x: x (...) -> (*any)."""
         same = (x.data_ptr(), x.shape, x.stride(), x.dtype)
         for i, (y, _) in enumerate(self._last):
             if (y.data_ptr(), y.shape, y.stride(), y.dtype) == same:
@@ -250,7 +250,7 @@ def head_at_token(left: Sequence[Tensor], token: Sequence[Tensor]) -> list[Tenso
 
 
 def tied_cross_term(at_token: Sequence[Tensor], hidden: Sequence[Tensor], grad: Sequence[Tensor]) -> Tensor:
-    """<g_embedding, g_head> (n,) of a weight used as both: sum_st left_s[token_t] <hidden_s, grad_t>."""
+    """<g_embedding, g_head> of a weight used as both, sum_st left_s[token_t] <hidden_s, grad_t>: (n,)."""
     kind = sum_dtype(torch.promote_types(hidden[0].dtype, grad[0].dtype))
     return torch.stack(
         [

@@ -24,6 +24,11 @@ def refuse_model(model: nn.Module, method: str, second_backward: bool) -> None:
                 f"ScoreTape: {place} is wrapped in {type(module).__name__}, whose hooks would miss the gradient; "
                 "unwrap it (model.module) and call sum_gradients"
             )
+        if isinstance(module, torch.jit.ScriptModule) and method != "loop" and any(True for _ in module.parameters()):
+            raise InputError(
+                f"ScoreTape: {name or 'the model'} is scripted or traced by torch.jit, whose parts nobody sees; take "
+                f"the module it was made from, or {WHOLE_LOOP}"
+            )
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward without backward leaves the root's parameters whole
         _refuse_embedding(name, module, method)
@@ -73,11 +78,13 @@ def _refuse_shard(name: str, p: DTensor, model: nn.Module, second_backward: bool
 
 
 def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:
-    """Raise InputError where shapes disagree or log_prob has no graph."""
+    """Raise InputError where shapes disagree or `log_prob` (row, time) has no graph."""
     if torch.is_inference_mode_enabled():
         raise InputError("ScoreTape: torch.inference_mode() allows no backward; take norms outside it")
     if log_prob.dim() != 2:
         raise InputError(f"log_prob: shape {tuple(log_prob.shape)}; give (row, time)")
+    if not len(log_prob):
+        raise InputError("log_prob: has no rows; give one that is masked throughout, of norm 0, with coefficient 0")
     if not log_prob.requires_grad:
         raise InputError("log_prob: carries no gradient; compute it inside the `with`, outside torch.no_grad()")
     for name, array in (("mask", mask), ("token_weight", token_weight)):
@@ -86,7 +93,7 @@ def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -
 
 
 def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise InputError for coefficients of another shape, or not finite."""
+    """Raise InputError for a `coefficient` (...) of another shape, or not finite."""
     if tuple(coefficient.shape) != shape:
         one = "token (the norms were taken with per_token)" if len(shape) == 2 else "trajectory"
         remedy = "" if len(shape) == 2 else "; for one per token, take the norms with per_token=True"
@@ -102,7 +109,10 @@ def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def refuse_graph(log_prob: Tensor, advise: Callable[[str], str]) -> bool:
-    """Raise InputError for a compiled graph, or one that a loop has cut; whether reentrant checkpoints lie in it."""
+    """Raise InputError for a compiled graph of `log_prob` (row, time), or one that a loop has cut.
+
+    Returns whether reentrant checkpoints lie in it.
+    """
     nodes = graph_nodes([log_prob])
     cut = next((name for node in nodes if (name := cut_by(node)) is not None), None)
     if cut is not None:

@@ -34,7 +34,7 @@ from vcposim.errors import InputError
 
 
 def add_grad(param: nn.Parameter, grad: Tensor) -> None:
-    """p.grad += grad, in the parameter's dtype; takes the array itself where there was none.
+    """p.grad += `grad` (...), in the parameter's dtype and shape; takes the array itself where there was none.
 
     A sharded parameter (DTensor, FSDP2) gets its shard of the sum of all ranks' grads: a collective.
     """
@@ -66,7 +66,7 @@ class Route:
         self.layout = layout
 
     def weighed(self, tokens: Tensor) -> Tensor:
-        """The objective (row, time) whose backward is run, of weighted log-probabilities."""
+        """The objective whose backward is run, of weighted log-probabilities: (row, time) -> (row, time)."""
         tokens = tokens * self.scale
         if self.fold is None:
             return tokens
@@ -74,7 +74,7 @@ class Route:
         return tokens * self.layout.per_row(fold, tokens.numel()).view_as(tokens)
 
     def unweighed(self, squares: Tensor) -> Tensor:
-        """Squares (n,) as they are without those factors."""
+        """Squares as they are without those factors: (n,) -> (n,)."""
         squares = squares / self.scale**2
         return squares if self.fold is None else squares / self.fold.to(squares.device).square().to(squares.dtype)
 
@@ -83,22 +83,22 @@ class Route:
         return None
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
-        """Keep or add up left^T right of a weight whose blocks have not gone into a sink; `whole`: in one product.
+        """Keep or add up left^T right of a weight without blocks in a sink: `left` (N, out), `right` (N, into).
 
         `layout` says whose the rows of this weight's operands are.
         """
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
-        """Keep the per-trajectory gradients (n, d) of a bias or scale."""
+        """Keep the per-trajectory gradients `grad` (n, d) of a bias or scale."""
 
     def embedding(self, param: nn.Parameter, token: Tensor, grad: Tensor) -> None:
-        """Keep the output gradients (N, d) of the embedding of `token` (N,)."""
+        """Keep the output gradients `grad` (N, d) of the embedding of `token` (N,)."""
 
     def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
         """Keep the graph of a module that was looped over: `weighted`(c) is sum_i c_i (its gradients of i)."""
 
     def finish(self, coefficient: Tensor) -> None:
-        """Add -sum_i c_i (gradient of trajectory i) to p.grad."""
+        """Add -sum_i c_i (gradient of trajectory i) to p.grad: `coefficient` (n,), or (row, time) by tokens."""
         raise NotImplementedError
 
 
@@ -117,7 +117,7 @@ class Again(Route):
         self._each, self._params = each, params
 
     def finish(self, coefficient: Tensor) -> None:
-        """Runs that backward; `params` None means every leaf of the graph."""
+        """Runs that backward with `coefficient` (n,) or (row, time); `params` None means every leaf of the graph."""
         torch.autograd.backward(self._each, -coefficient.to(self._each.dtype), inputs=self._params)
 
 
@@ -132,15 +132,15 @@ class Kept(Route):
         self._local: list[tuple[Sequence[nn.Parameter], Callable[[Tensor], list[Tensor | None]]]] = []
 
     def give(self, param: nn.Parameter, grad: Tensor) -> None:
-        """Add to the gradient of the parameter that the optimizer holds: a shard, where `param` was gathered."""
+        """Add `grad` (...) to the gradient of the optimizer's parameter: a shard, where `param` was gathered."""
         add_grad(self._stored.get(param, param), grad)
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
-        """Keeps it."""
+        """Keeps `grad` (n, d)."""
         self._vector.append((param, grad))
 
     def embedding(self, param: nn.Parameter, token: Tensor, grad: Tensor) -> None:
-        """Keeps it."""
+        """Keeps `token` (N,) and `grad` (N, d)."""
         self._embedding.append((param, token, grad))
 
     def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
@@ -148,7 +148,7 @@ class Kept(Route):
         self._local.append((params, weighted))
 
     def finish(self, coefficient: Tensor) -> None:
-        """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept."""
+        """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept: `coefficient` (n,)."""
         coefficient = coefficient / self.scale
         if self.fold is not None:
             coefficient = coefficient / self.fold.to(coefficient)
@@ -176,11 +176,11 @@ class General(Kept):
         self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout]] = []
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
-        """Keeps the operands: left (rows, out), right (rows, in)."""
+        """Keeps the operands: `left` (N, out), `right` (N, into)."""
         self._matrix.append((param, left, right, layout))
 
     def finish(self, coefficient: Tensor) -> None:
-        """Adds -sum_i c_i s_i of every matrix to its `.grad`, given the coefficients (n,), and drops the operands."""
+        """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops the operands."""
         scaled = Recent(1)  # an input that several maps read is scaled once
         spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         while self._matrix:
@@ -213,7 +213,7 @@ class Line:
 
     @classmethod
     def of(cls, known: Tensor, slope: Tensor, n: int) -> "Line":
-        """From u (n,) and v (n,) or (groups, n), in float64 on the host.
+        """From u, `known` (n,), and v, `slope` (n,) or (groups, n), in float64 on the host.
 
         Raises `InputError` for arrays of another shape.
         """
@@ -232,7 +232,7 @@ class Line:
         return cls(known, slope, basis, *_folded(basis), (first, second))
 
     def unknown(self, coefficient: Tensor) -> Tensor:
-        """a (groups,) of the given c; Raises InputError when c is not on the line, beyond its dtype's rounding."""
+        """a of the given c: (n,) -> (groups,). Raises InputError when c is off the line, beyond its dtype's steps."""
         c = coefficient.detach().to("cpu", torch.float64)
         a = torch.linalg.lstsq(self.slope.t(), (c - self.known)[:, None], driver="gelsd").solution[:, 0]
         off = (c - self.known - a @ self.slope).abs()
@@ -247,7 +247,7 @@ class Line:
         return a
 
     def share(self, a: Tensor) -> list[float]:
-        """Factors (m,) of the basis rows that give c at a."""
+        """Factors of the m basis rows that give c at `a` (groups,)."""
         if self.anchor is None:
             return [1.0, *a.tolist()]
         first, second = self.anchor
@@ -276,7 +276,7 @@ class Affine(Kept):
         return Sink(total, self._factor, self._plan)
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
-        """Adds left (rows, out) and right (rows, in) to the line's sums at once, and keeps neither."""
+        """Adds `left` (N, out) and `right` (N, into) to the line's sums at once, and keeps neither."""
         bounds = layout.bounds(left.shape[0])
         runs = [_runs(row, bounds) for row in self._factor.tolist()]
         if left.dtype == param.dtype and all(len(run) == 1 for run in runs):
@@ -293,7 +293,7 @@ class Affine(Kept):
                 _sum_runs(left, right, run, each)
 
     def finish(self, coefficient: Tensor) -> None:
-        """Combines the line's sums into `.grad`, given coefficients (n,) on the line."""
+        """Combines the line's sums into `.grad`, given `coefficient` (n,) on the line."""
         share = [s / self.scale for s in self.line.share(self.line.unknown(coefficient))]
         while self._sum:
             param, total = self._sum.pop()

@@ -67,12 +67,12 @@ class Shards:
 
 
 def whole(grad: Tensor | None) -> Tensor | None:
-    """A gradient put together from all ranks' shards, a collective; one that is no shard as it is."""
+    """A gradient put together from all ranks' shards, a collective; no shard as it is: (...) -> (*whole)."""
     return grad.full_tensor() if isinstance(grad, DTensor) else grad
 
 
 def summed(x: Tensor, groups: Sequence[dist.ProcessGroup | None]) -> Tensor:
-    """x summed over the ranks of each group in turn, in place."""
+    """x summed over the ranks of each group in turn, in place: same -> same."""
     for group in groups:
         dist.all_reduce(x, group=group)
     return x

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
 from llm_bridge.scores.check import Call, Verification, Verifier
+from llm_bridge.scores.chunks import Place
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
@@ -133,9 +134,10 @@ class ScoreTape:
     def _forget(self) -> None:
         """What is known of forwards, and of a pass that a gradient is to follow."""
         self._shards = Shards(self.model)
-        self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards)
+        way = (self.norm, self.method == "loop", self.unknown, self._whole)
+        self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards, way)
         self._uses, self._known = Uses(), set[Any]()
-        self._called = False
+        self._called, self._rows, self._parts, self._counting = False, list[int](), 0, True
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
         self._shape: tuple[int, ...] = ()
@@ -218,7 +220,7 @@ class ScoreTape:
             )
         refuse_arrays(log_prob, mask, token_weight)
         refuse_hooks(self.model)
-        with torch.enable_grad(), self._untouched():
+        with torch.enable_grad(), self._uncounted(), self._untouched():
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             reentrant = refuse_graph(log_prob, self.advice)
@@ -279,7 +281,7 @@ class ScoreTape:
         return norms
 
     def backward(self, coefficient: Tensor) -> None:
-        """Add -sum_i c_i grad log pi(tau_i) to p.grad; c (n,), detached; (row, time) after `per_token` norms.
+        """Add -sum_i c_i grad log pi(tau_i) to p.grad: detached `coefficient` (n,), or (row, time) after `per_token`.
 
         Raises InputError before any norms, for a wrong shape or a number that is not finite (then p.grad is
         untouched).
@@ -287,7 +289,7 @@ class ScoreTape:
         if self._finish is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
         refuse_coefficient(coefficient, self._shape)
-        with torch.no_grad():
+        with torch.no_grad(), self._uncounted():
             self._finish(coefficient.detach())
         self._finish = None
 
@@ -297,11 +299,19 @@ class ScoreTape:
         """Whether this is a trainable parameter of the model, or stands in for one; functional_call's are not."""
         return param in self._known or param in self._shards.stored
 
-    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None:
-        """Count a use of a parameter in a forward, and the tokens it embeds."""
+    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
+        """Count a use of a parameter in a forward, the `token` (...) it embeds, and the rows of one looped over."""
         self._called = True
-        if self.running is None:  # a checkpointed forward runs again during the backward
-            self._uses.add(kind, weight, token)
+        if not self._counting:  # a checkpointed forward runs again during a backward
+            return None
+        return self._uses.add(kind, weight, token, rows)
+
+    def place(self) -> Place | None:
+        """When the call under way is made: in which of the model's, and after how many of its parts."""
+        if not self._counting:
+            return None
+        self._parts += 1
+        return Place(len(self._rows), self._parts)
 
     def looped(self, name: str) -> None:
         """Remember that this module was looped over."""
@@ -336,11 +346,22 @@ class ScoreTape:
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self.batch = tuple(found[0].shape[:2]) if found else ()
+        if self._counting and torch.is_grad_enabled():
+            self._rows.append(self.batch[0] if found else 1)
 
     def _note_call(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         """Keep a call that a check will want to repeat."""
-        if self.running is None and not self.inside and torch.is_grad_enabled() and self._watch.due:
+        if self._counting and not self.inside and torch.is_grad_enabled() and self._watch.due:
             self._watch.calls.append(Call.of(self.generator.device, args, kwargs, out))
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """No call in here is one of the forward's: checkpoints run theirs again in every backward."""
+        self._counting = False
+        try:
+            yield
+        finally:
+            self._counting = True
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
@@ -386,7 +407,8 @@ class ScoreTape:
         method = "sketch" if self.norm == "sketch" else self.method
         work = Workspace(self.columns, self.generator)
         self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
-        strays = [p.register_hook(self._stray(name)) for name, p in named]
+        score.chunked = len(self._rows) > 1 and sum(self._rows) == of.log_prob.shape[0]
+        strays = [p.register_hook(self._stray(name, p)) for name, p in named]
         again = isinstance(route, Again) or (checked and isinstance(route, Kept))
         try:
             objective = route.weighed(of.tokens()).sum()
@@ -397,11 +419,11 @@ class ScoreTape:
                 score.flush()
             return score
         finally:
-            self.running, self._uses = None, Uses()
+            self.running, self._uses, self._rows = None, Uses(), []
             for handle in strays:
                 handle.remove()
 
-    def _stray(self, name: str) -> Callable[[Tensor | None], None]:
+    def _stray(self, name: str, param: nn.Parameter) -> Callable[[Tensor | None], None]:
         """A hook that fires when autograd brings a gradient past the tape: the parameter was used elsewhere."""
 
         def hook(grad: Tensor | None) -> None:
@@ -409,6 +431,10 @@ class ScoreTape:
                 return
             if grad is not None and not self._called:
                 raise InputError("log_prob: its forward ran outside the `with`; run the model inside it")
+            if grad is not None and not self.holds(param):
+                raise InputError(
+                    f"{name}: put into the model, or made to require gradients, while the tape was open; open it after"
+                )
             if grad is not None:
                 raise InputError(
                     f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "

@@ -106,7 +106,7 @@ class GradientMaker:
         return torch.stack(out)
 
     def log_prob(self, model: nn.Module, rollouts: Rollouts) -> Tensor:
-        """(n, t) log pi of each token, nats."""
+        """log pi of each token, nats: (n, t)."""
         logits = policy_logits(model, rollouts, self.config.temperature, first_read(rollouts))
         return policy_log_prob(logits, rollouts)
 

@@ -72,7 +72,7 @@ class Stack:
         self.inv_freq = model.model.rotary_emb.inv_freq.float()
 
     def weights(self, theta: Tensor) -> dict[str, Tensor]:
-        """Views of some rows of `theta`, (run, *shape) by name."""
+        """Views of some rows of `theta` (run, p), (run, *shape) by name."""
         parts = theta.split([shape.numel() for shape in self.shapes.values()], 1)
         return {name: part.unflatten(1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
@@ -122,7 +122,7 @@ class Forward:
         return self._norm("model.norm.weight", x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(run, n, t, vocabulary)"""
+        """Logits of hidden states: (run, n, t, d) -> (run, n, t, V)."""
         return self._product("lm_head.weight", hidden)
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
@@ -158,7 +158,7 @@ class Forward:
 
 
 def sq_norms(taps: Sequence[Tap], gradients: Sequence[Tensor]) -> Tensor:
-    """Squared norms (run, n) of the gradients of each trajectory, from those of the outputs."""
+    """Squared norms of the gradients of each trajectory, from those of the outputs: (run, n)."""
     total = torch.zeros(taps[0].x.shape[:2], dtype=torch.float64)
     for tap, g in zip(taps, gradients, strict=True):
         each = g.mT @ tap.x if tap.product else (g * tap.x).sum(2)
@@ -228,7 +228,7 @@ class LockStep:
 
     @property
     def theta(self) -> Tensor:
-        """The weights of all runs, (run, p)."""
+        """The weights of all runs: (run, p)."""
         return self.stack.theta
 
     def updates(self, count: int | None = None) -> Iterator[dict[str, Array]]:

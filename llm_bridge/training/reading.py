@@ -53,13 +53,13 @@ def first_read(rollouts: Rollouts) -> int:
 
 
 def policy_logits(model: nn.Module, rollouts: Rollouts, temperature: float, first: int = 0) -> Tensor:
-    """Logits (n, t - first, vocabulary) of the tempered policy; entry j is the distribution of token j + 1."""
+    """Logits of the tempered policy from column `first` on: (n, columns, V); j is the distribution of token j + 1."""
     logits = next_token_logits(model, rollouts, first)
     return logits if temperature == 1 else logits / temperature
 
 
 def policy_log_prob(logits: Tensor, rollouts: Rollouts) -> Tensor:
-    """(n, t) log pi of each token, nats, from the logits of the last columns; 0 before them."""
+    """log pi of each token, nats, from the logits of the last columns: (n, columns, V) -> (n, t); 0 before them."""
     first = rollouts.token.shape[1] - logits.shape[1]
     return F.pad(log_prob_of(logits, rollouts.token[:, first:]), (first, 0))
 
@@ -68,8 +68,10 @@ def policy_log_prob(logits: Tensor, rollouts: Rollouts) -> Tensor:
 def read(
     logits: Tensor, log_prob: Tensor, rollouts: Rollouts, *, proxy: bool = False, score_sq_norm: Tensor | None = None
 ) -> Reading:
-    """Everything that is read off the logits of the last columns, in at least float32; `proxy` also asks for the logit
-    proxy."""
+    """Everything that is read off the `logits` (n, columns, V) of the last columns, in at least float32.
+
+    `log_prob` (n, t), `score_sq_norm` (n,); `proxy` also asks for the logit proxy.
+    """
     rows = max(1, AT_ONCE // logits[0].numel())
     first = rollouts.token.shape[1] - logits.shape[1]
     spread = [_spread(part) for part in logits.detach().split(rows)]

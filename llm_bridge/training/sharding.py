@@ -31,13 +31,13 @@ def sharded(model: nn.Module) -> nn.Module:
 
 
 def whole(x: Tensor) -> Tensor:
-    """The tensor as a whole, detached; a collective if it is sharded."""
+    """The tensor as a whole, detached: (...) -> (*whole); a collective if it is sharded."""
     x = x.detach()
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def like(x: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor on the pattern's device, sharded as the pattern is (scalars stay as they are)."""
+    """A whole tensor on the pattern's device, sharded as the pattern is (scalars stay): (...), (*pattern) -> (...)."""
     if isinstance(pattern, DTensor) and x.dim():
         return distribute_tensor(x.to(pattern.device), pattern.device_mesh, pattern.placements)
     return x.to(pattern.device) if x.dim() else x.clone()

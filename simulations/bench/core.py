@@ -75,7 +75,7 @@ def paired(what: str, ours: Callable[[], Any], reference: str, theirs: Callable[
 
 
 def bandit_arrays(arms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Target, behavior, reward of a random bandit."""
+    """Target, behavior, reward of a random bandit: -> (arms,), (arms,), (arms,)."""
     rng = np.random.default_rng(0)
     logit = rng.normal(size=arms)
     target, behavior = np.exp(logit), np.exp(logit + 0.3 * rng.normal(size=arms))
@@ -83,7 +83,7 @@ def bandit_arrays(arms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def plain_bandit(target: np.ndarray, behavior: np.ndarray, reward: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean and variance of w R s in O(arms), written out for this one estimator."""
+    """Mean (arms,) and variance of w R s in O(arms), written out for this one estimator: (arms,) -> moments."""
     c = target / behavior * reward
     mean = behavior * c - target * np.sum(behavior * c)
     square = np.sum(behavior * c * c * (1 - 2 * target + np.sum(target * target)))
@@ -135,11 +135,11 @@ class PlainChain:
         self.size = states * vocabulary
 
     def compare(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sampling by comparing u with every entry of its row: states (T, n), tokens (T, n), final (n,)."""
+        """Sampling by comparing u with every entry of its row, states, tokens and final: -> (t, n), (t, n), (n,)."""
         return self._sample(n, lambda t, s: np.sum(rng.random(n)[:, None] > self.cumulative[t][s], axis=1))
 
     def search(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sampling by binary search in the stacked rows."""
+        """Sampling by binary search in the stacked rows: -> (t, n), (t, n), (n,)."""
         width = self.to.shape[2]
         return self._sample(n, lambda t, s: np.searchsorted(self.stacked[t], s + rng.random(n)) - width * s)
 
@@ -155,7 +155,7 @@ class PlainChain:
         return np.stack(states), np.stack(tokens), state
 
     def moments(self, draw: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, float]:
-        """Mean and variance of w R s."""
+        """Mean (T, S, V) and variance of w R s: -> moments."""
         state, token, final = draw
         t = np.arange(len(state))[:, None]
         c = np.exp(np.sum(self.log_ratio[t, state, token], axis=0)) * self.reward[final]

@@ -194,13 +194,13 @@ def tiny(kind: Any, own: dict[str, Any], without: Sequence[str], besides: dict[s
 
 
 def tokens() -> Tensor:
-    """Rows that differ in length of repetition, hence in norm."""
+    """Rows that differ in length of repetition, hence in norm: (row, time)."""
     token = torch.randint(3, VOCABULARY, (ROWS, STEPS), generator=torch.Generator().manual_seed(1))
     return torch.stack([row[torch.arange(STEPS) % (2 + 2 * i)] for i, row in enumerate(token)])
 
 
 def log_probs(model: nn.Module, token: Tensor, **how: Any) -> Tensor:
-    """The plain call: no positions, no mask of padding."""
+    """The plain call, no positions, no mask of padding: (row, time) -> (row, time)."""
     logits = model(input_ids=token, **how).logits
     return log_prob_of(logits, token)
 

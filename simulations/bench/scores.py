@@ -129,7 +129,7 @@ def make_case(name: str, setting: ModelSetting | None = None, ragged: bool = Fal
 
 
 def opob_baseline(sq_norm: Tensor, case: Workload) -> Tensor:
-    """b = sum w^2 s R / sum w^2 s, s the squared norms (n,)."""
+    """b = sum w^2 s R / sum w^2 s, s the squared norms: (n,) -> ()."""
     share = case.weight.square() * sq_norm.to(case.weight.dtype)
     return (share * case.reward).sum() / share.sum()
 
@@ -158,27 +158,27 @@ def _taped(case: Workload, affine: bool, **options: object) -> Tensor:
 
 
 def affine(case: Workload) -> Tensor:
-    """Exact, coefficients on a line: two sums."""
+    """Squared norms, exact, coefficients on a line: (n,). Two sums."""
     return _taped(case, True)
 
 
 def general(case: Workload) -> Tensor:
-    """Exact, any coefficients: deferred weight gradients."""
+    """Squared norms, exact, any coefficients: (n,). Weight gradients are deferred."""
     return _taped(case, False)
 
 
 def sketch(case: Workload) -> Tensor:
-    """Unbiased norms from 16 random signings, exact gradient of any coefficients: operands are kept."""
+    """Squared norms from 16 random signings, unbiased: (n,). Exact gradient of any coefficients: operands are kept."""
     return _taped(case, False, norm="sketch")
 
 
 def sketch_affine(case: Workload) -> Tensor:
-    """The same with coefficients on a line: two sums instead of operands."""
+    """The same with coefficients on a line: (n,). Two sums instead of operands."""
     return _taped(case, True, norm="sketch")
 
 
 def two_backward_ghost(case: Workload) -> Tensor:
-    """Gram norms in a first backward, the weighted gradient in a second."""
+    """Gram norms in a first backward, the weighted gradient in a second: (n,)."""
     return _taped(case, False, method="gram", parameters=list(case.model.parameters()))
 
 
@@ -201,7 +201,7 @@ def loop_sums(case: Workload) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 
 
 def loop_two_buffers(case: Workload) -> Tensor:
-    """Micro-batch of one, reward-weighted and unweighted sums kept apart: the reference implementation's way."""
+    """Micro-batch of one, reward-weighted and unweighted sums kept apart, as the reference code does: (n,)."""
     norm, rewarded, score = loop_sums(case)
     torch._foreach_add_(rewarded, score, alpha=-float(opob_baseline(norm, case)))
     for p, grad in zip(case.model.parameters(), torch._foreach_neg(rewarded), strict=True):
@@ -210,7 +210,7 @@ def loop_two_buffers(case: Workload) -> Tensor:
 
 
 def vmap(case: Workload) -> Tensor:
-    """All per-trajectory gradients at once by torch.func."""
+    """Squared norms of all per-trajectory gradients at once, by torch.func: (n,)."""
     if case.weight.device.type == "cpu" and sum(p.numel() for p in case.model.parameters()) > 2e7:
         raise NotImplementedError("n gradients of this model do not fit")
     params = {name: p.detach() for name, p in case.model.named_parameters()}
@@ -232,7 +232,7 @@ def vmap(case: Workload) -> Tensor:
 
 
 def opacus(case: Workload) -> Tensor:
-    """Fast ghost clipping's norms, then a second backward."""
+    """Fast ghost clipping's norms, then a second backward: (n,)."""
     from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
 
     for p in case.model.parameters():

@@ -97,7 +97,7 @@ def run(setting: Setting) -> list[Record]:
 
 
 def usable_khat(khat: Array) -> Array:
-    """k-hat as a score: no tail at all is safest, no estimate or a tail beyond float range most dangerous."""
+    """k-hat as a score, same -> same: no tail is safest, no estimate or a tail beyond float range most dangerous."""
     return np.clip(np.nan_to_num(khat, nan=5.0, posinf=5.0, neginf=-5.0), -5.0, 5.0)
 
 

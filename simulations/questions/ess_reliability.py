@@ -133,7 +133,7 @@ KNOWN = {
 
 
 def arithmetic_record(name: str, log_weight: Array) -> Record:
-    """The step that each implementation takes (exponent 1/2, reference 1), beside the right one."""
+    """The step each implementation takes (exponent 1/2, reference 1) of `log_weight` (n,), beside the right one."""
     right = math.sqrt(KNOWN[name]) if name in KNOWN else 0.0
     steps = {"reference": reference_step(log_weight), "shipped": shipped_step(log_weight)}
     record: Record = {"kind": "arithmetic", "case": name, "right": right}
@@ -143,7 +143,10 @@ def arithmetic_record(name: str, log_weight: Array) -> Record:
 
 
 def reference_step(log_weight: Array) -> float:
-    """The step of VCPO's reference code by reading: float32, absolute epsilon 1e-8, Python's min(1.0, nan) = 1.0."""
+    """The step of VCPO's reference code by reading, of `log_weight` (n,).
+
+    float32, absolute epsilon 1e-8, Python's min(1.0, nan) = 1.0.
+    """
     with np.errstate(all="ignore"):
         weight = np.exp(log_weight.astype(np.float32))
         rho = float(weight.sum() ** 2 / ((weight**2).sum() + np.float32(1e-8)) / weight.size)
@@ -151,7 +154,7 @@ def reference_step(log_weight: Array) -> float:
 
 
 def shipped_step(log_weight: Array) -> float:
-    """Ours: what cannot be weighed moves nothing."""
+    """Our step of `log_weight` (n,): what cannot be weighed moves nothing."""
     try:
         fraction = ess_fraction(log_weight.astype(np.float32))
     except InputError:

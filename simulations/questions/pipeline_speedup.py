@@ -144,7 +144,7 @@ def throughput(setting: Setting) -> tuple[Option, Option]:
 
 
 def lag_share(option: Option) -> Array:
-    """P(lag = j) over all its seeds."""
+    """P(lag = j) over all its seeds: (lags,)."""
     longest = max(outcome.lag_share.size for outcome in option.outcomes)
     padded = [np.pad(outcome.lag_share, (0, longest - outcome.lag_share.size)) for outcome in option.outcomes]
     return np.asarray(np.mean(padded, axis=0))

@@ -84,7 +84,7 @@ def lag_record(
 
 
 def top_share(weight: Array, fraction: float = 0.01) -> float:
-    """Share of the heaviest `fraction` of samples in the total weight."""
+    """Share of the heaviest `fraction` of samples in the total weight: `weight` (n,)."""
     count = max(1, round(fraction * weight.size))
     return float(np.sort(weight)[-count:].sum() / weight.sum())
 

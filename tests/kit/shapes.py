@@ -5,7 +5,8 @@
 Before the arrow stands one shape for each array argument, in order; one alone speaks for all of them; a name before a
 shape, as in `unit (..., 1)`, says whose it is. `same` is any shapes that broadcast together. Without an arrow,
 `: (..., n)` is the shape of what is returned; several in that sentence are alternatives, as are `(n,) or (n, t)`. A
-word after the arrow is a result that is no array.
+word after the arrow is a result that is no array. Where no arrow says what is given, an argument that stands right
+before a shape, as in "the heaviest of `weight` (n,)", has it.
 
 In a shape, `...` and `*row` are any axes, which broadcast between arguments and come out whole; a name is one size for
 the whole call; a number is itself. A `Batch` among the arguments fixes `...`, n and (with token ratios) t. What has no
@@ -33,6 +34,7 @@ _EITHER = rf"{_SHAPE}(?:,? or {_SHAPE})*"
 _GIVEN = rf"(?:same|(?:`?\w+`? )?{_EITHER}(?:,? (?:and )?(?:`?\w+`? )?{_EITHER})*)"
 _ARROW = re.compile(rf"(?:({_GIVEN}) )?-> (same|{_EITHER}(?:, {_EITHER})*|[a-z]+)")
 _RESULT = re.compile(rf":\s({_SHAPE}(?:{_SHAPE}|[^.:])*)")
+_BESIDE = re.compile(rf"\b(\w+)`? ({_EITHER})")
 _NAMED = re.compile(rf"(?:`?(\w+)`? )?({_EITHER})")
 
 Shape = tuple[str, ...]
@@ -60,36 +62,44 @@ def shapes(text: str) -> list[Shape]:
     ]
 
 
-def array_parameters(function: Callable[..., Any]) -> list[str]:
-    """Parameters annotated as arrays, in order."""
-    return [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if re.search(r"\b(Array|array|Tensor|ndarray)\b", str(parameter.annotation))
-        and not re.search(r"Callable|Mapping|Sequence|list|dict|tuple", str(parameter.annotation))
-    ]
+def is_array(annotation: str) -> bool:
+    """Whether a parameter annotated so is one array."""
+    return bool(
+        re.search(r"\b(Array|array|Tensor|ndarray)\b", annotation)
+        and not re.search(r"Callable|Mapping|Sequence|list|dict|tuple", annotation)
+    )
 
 
 def signature_of(function: Callable[..., Any]) -> Signature | None:
     """What a docstring says of shapes; None if nothing. `WrongShape` if it does not fit the arguments."""
-    text = " ".join(re.sub(r"\n\s*(>>>|Raises)[\s\S]*", "", function.__doc__ or "").split())
-    arrays = array_parameters(function)
+    parameters = inspect.signature(function).parameters.items()
+    arrays = [name for name, parameter in parameters if is_array(str(parameter.annotation))]
+    return stated(function.__doc__ or "", arrays, function.__qualname__)
+
+
+def stated(docstring: str, arrays: list[str], function: str) -> Signature | None:
+    """`signature_of`, of a function's docstring and the names of its array parameters."""
+    text = " ".join(re.sub(r"\n\s*(>>>|Raises)[\s\S]*", "", docstring).split())
     arrow = _ARROW.search(text)
+    given: dict[str, list[Shape] | None] = {
+        name: shapes(either) for name, either in _BESIDE.findall(text) if name in arrays
+    }
     if arrow is None:
         result = _RESULT.search(text)
-        return None if result is None else Signature({}, [shapes(result[1])])
-    given: dict[str, list[Shape] | None] = {}
+        if result is None:
+            return Signature(given, [[]]) if given else None
+        return Signature(given, [shapes(result[1])])
     if arrow[1] == "same":
         given = dict.fromkeys(arrays)
     elif arrow[1]:
-        stated = [(name, shapes(either)) for name, either in _NAMED.findall(arrow[1])]
-        given = {name: either for name, either in stated if name in arrays}
-        unnamed = [either for name, either in stated if name not in arrays]
+        before = [(name, shapes(either)) for name, either in _NAMED.findall(arrow[1])]
+        given = {name: either for name, either in before if name in arrays}
+        unnamed = [either for name, either in before if name not in arrays]
         rest = [name for name in arrays if name not in given]
         if len(unnamed) == 1:
             unnamed = unnamed * len(rest)
         if unnamed and len(unnamed) != len(rest):
-            raise WrongShape(f"{function.__qualname__}: {len(unnamed)} shapes for the arguments {rest}")
+            raise WrongShape(f"{function}: {len(unnamed)} shapes for the arguments {rest}")
         given |= dict(zip(rest, unnamed, strict=False))
     if arrow[2] == "same":
         return Signature(given, None)
@@ -271,9 +281,8 @@ class _Loader(importlib.abc.Loader):
 
 ROOMS = (
     *("vcposim.laboratory", "vcposim.problems", "vcposim.gauges", "vcposim.learning"),
-    *("vcposim.pipeline", "vcposim.testing", "vcposim.comparison"),
-    *("llm_bridge.loss", "llm_bridge.control", "llm_bridge.ratios", "llm_bridge.moments"),
-    *("llm_bridge.scores.norms", "llm_bridge.scores.loop", "llm_bridge.scores.approximate"),
+    *("vcposim.pipeline", "vcposim.testing", "vcposim.comparison", "vcposim.replay"),
+    *("llm_bridge", "simulations", "proofs"),
 )
 """packages and modules whose docstrings are checked, beside the formulas on top of vcposim"""
 

@@ -1,8 +1,8 @@
 """The check of docstrings' shapes rejects what it must, takes every kind of array, and leaves no formula out."""
 
+import ast
 import doctest
-import importlib
-import inspect
+import re
 import types
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kit.shapes import WrongShape, array_parameters, checked, shape_of, signature_of
+from tests.kit.shapes import WrongShape, checked, is_array, shape_of, signature_of, stated
 from vcposim import baselines
 from vcposim.arrays import Array, expectation
 from vcposim.batch import Batch
@@ -51,6 +51,11 @@ def of_batch(batch: Batch) -> Array:
     return batch.given_ratio
 
 
+def beside(weight: Array) -> float:
+    """The share of the heaviest of `weight` (n,)."""
+    return float(weight.max() / weight.sum())
+
+
 def with_docstring(function: Callable[..., Any], doc: str) -> Any:
     twin = types.FunctionType(function.__code__, function.__globals__, function.__name__)
     twin.__annotations__, twin.__doc__ = function.__annotations__, doc
@@ -73,6 +78,7 @@ RIGHT: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (parts, (A,)),
     (of_batch, (Batch(reward=A, log_ratio=B),)),
     (of_batch, (Batch(reward=A, log_ratio=np.ones((3, 4, 5))),)),
+    (beside, (np.ones(4),)),
 ]
 
 
@@ -103,6 +109,7 @@ def test_torch_passes_through_the_same_docstring() -> None:
         (either, "x: x (n,), like (n,) -> (n,).", (np.ones(3), np.ones((3, 5))), "like has shape"),
         (parts, "Both: (..., n) -> (..., 1), (..., 1).", (A,), "returns shape"),
         (parts, "Both: (..., n) -> (..., 1).", (A,), None),  # a tuple has no shape: the coverage test asks for both
+        (beside, "The heaviest of `weight` (n, t).", (np.ones(4),), "weight has shape"),
         (of_batch, "c: (..., n).", (Batch(reward=A, log_ratio=np.ones((3, 4, 5))),), "returns shape"),
         (of_batch, "c: (..., 1), or (..., n, t) at token level.", (Batch(reward=A, log_ratio=B),), "returns shape"),
     ],
@@ -136,55 +143,85 @@ def test_doctests_of_checked_functions_are_still_found() -> None:
     assert any(test.name.endswith("sum_of_others") and test.examples for test in doctest.DocTestFinder().find(arrays))
 
 
-FORMULAS = sorted(
-    f"vcposim.{path.stem}" for path in (ROOT / "vcposim").glob("*.py") if path.stem not in ("__init__", "__main__")
-)
-TORCH = ["llm_bridge.loss", "llm_bridge.control", "llm_bridge.ratios", "llm_bridge.moments"]
-IN_ROOMS = [
-    *("vcposim.laboratory.exact", "vcposim.laboratory.monte_carlo", "vcposim.comparison.statistics"),
-    *("vcposim.pipeline.lengths", "vcposim.pipeline.plan", "vcposim.pipeline.simulator"),
-    *("vcposim.testing.laws", "vcposim.testing.strategies"),
-]
+PACKAGES = ("vcposim", "llm_bridge", "simulations", "proofs")
 WITHOUT_SHAPES = {
-    "vcposim.arrays.namespace": "any arrays, and no array comes out",
-    "vcposim.arrays.require_weights": "any shape, and nothing comes out",
-    "vcposim.batch.require_precision": "any shape, and nothing comes out",
-    "vcposim.testing.strategies.Arms.all_batches": "K^n batches, which is no name of a size",
-    "vcposim.testing.strategies.Strings.all_batches": "the same",
-    "vcposim.batch.Batch.given": "the field's own shape, which `Batch` checks",
-    "vcposim.batch.Batch.given_ratio": "its own shape, which `Batch` checks after reading it",
-    "vcposim.batch.ScoreNorms.combine": "always refuses",
-    "vcposim.surrogates.ratio_at": "the shape of `at_level`, and a scale",
-    "vcposim.control.ess_rule": "makes a rule, and no array comes out",
+    "vcposim/batch.py: Batch.given_ratio": "its own shape, which `Batch` checks after reading it",
+    "vcposim/batch.py: ScoreNorms.combine": "always refuses",
+    "llm_bridge/adapters/verl.py: field": "a tensor of another library, by name",
+    "llm_bridge/scores/layers.py: autocast_dtype": "asks for a type",
+    "llm_bridge/scores/layers.py: is_plain": "asks for a class",
+    "llm_bridge/scores/layers.py: core_of": "says a shape",
+    "llm_bridge/scores/layers.py: Matrix.taped": "the layer's own forward",
+    "llm_bridge/scores/layers.py: Lookup.taped": "the same",
+    "llm_bridge/scores/layers.py: Unit.taped": "the same",
 }
 """function -> why its docstring states no shapes"""
 
 
-def functions(module: str) -> Iterator[Callable[..., Any]]:
-    """The public functions, methods and properties that a module defines."""
-    loaded = importlib.import_module(module)
-    for name, value in vars(loaded).items():
-        if name.startswith("_") or getattr(value, "__module__", None) != module:
-            continue
-        members = [value] if inspect.isfunction(value) else vars(value).values() if inspect.isclass(value) else []
-        for member in members:
-            function = member.fget if isinstance(member, property) else member
-            if inspect.isfunction(function) and (not function.__name__.startswith("_") or "call" in function.__name__):
-                yield function
+def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The public functions, methods and properties that a file defines, and what makes an object callable."""
+    for holder in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_")]:
+        for node in holder.body:
+            if isinstance(node, ast.FunctionDef) and (node.name[0] != "_" or node.name == "__call__"):
+                yield f"{holder.name}.{node.name}" if isinstance(holder, ast.ClassDef) else node.name, node
 
 
-@pytest.mark.parametrize("module", [*FORMULAS, *IN_ROOMS, *TORCH])
-def test_every_formula_states_its_shapes(module: str) -> None:
-    if module.startswith("llm_bridge"):
-        pytest.importorskip("torch")
-    silent = []
-    for function in functions(module):
-        returned = str(inspect.signature(function).return_annotation)
-        if "SearchStrategy" in returned:
-            continue  # of arrays
-        if (array_parameters(function) or "array" in returned or "Tensor" in returned) and not signature_of(function):
-            silent.append(f"{module}.{function.__qualname__}")
-    assert [name for name in silent if name not in WITHOUT_SHAPES] == []
+def silent(sources: dict[str, str]) -> list[str]:
+    """Functions that take or return arrays and state no shape; "See `Class`" is what that class's method states."""
+    found: dict[str, tuple[str, bool]] = {}
+    for name, text in sources.items():
+        for function, node in functions(ast.parse(text)):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arrays = [one.arg for one in given if one.annotation and is_array(ast.unparse(one.annotation))]
+            returned = "" if node.returns is None else ast.unparse(node.returns)
+            of_arrays = re.search(r"\b(Array|Tensor|ndarray)\b", returned) and not re.search(
+                "SearchStrategy|Callable|Iterator|list|dict|Sequence", returned
+            )
+            if arrays or of_arrays:
+                doc = ast.get_docstring(node) or ""
+                found[f"{name}: {function}"] = (doc, stated(doc, arrays, function) is not None)
+    spoken = {name.split(": ")[1] for name, (_, said) in found.items() if said}
+
+    def elsewhere(name: str, doc: str) -> bool:
+        twin = re.match(r"See `(?:[\w.]+\.)?(\w+)`", doc)
+        return twin is not None and f"{twin[1]}.{name.rpartition('.')[2]}" in spoken
+
+    return [name for name, (doc, said) in found.items() if not said and not elsewhere(name, doc)]
+
+
+def test_every_public_function_of_arrays_states_their_shapes() -> None:
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    found = silent({path.relative_to(ROOT).as_posix(): path.read_text() for path in paths})
+    assert [name for name in found if name not in WITHOUT_SHAPES] == []
+    assert [name for name in WITHOUT_SHAPES if name not in found] == []
+
+
+PLANTED = '''
+class Family(Protocol):
+    def logit(self, theta: Array) -> Array:
+        """(run, p) -> (run, rows, V)."""
+    def more(self, theta: Array) -> Array:
+        """More."""
+
+class Linear:
+    def logit(self, theta: Array) -> Array:
+        """See `Family`."""
+    def more(self, theta: Array) -> Array:
+        """See `Family`."""
+    def least(self, x: Tensor) -> float:
+        """The least of `x` (n,)."""
+
+def largest(x: np.ndarray, size: int) -> float:
+    """The largest."""
+
+def drawn(size: int) -> Array:
+    """Numbers."""
+'''
+
+
+def test_a_silent_function_is_found() -> None:
+    found = ["Family.more", "Linear.more", "drawn", "largest"]
+    assert sorted(silent({"a.py": PLANTED})) == [f"a.py: {name}" for name in found]
 
 
 def test_only_arrays_have_a_shape() -> None:

@@ -133,7 +133,10 @@ def _print_card(name: str, arrays: str, found: Sequence["LawFinding"], rows: Seq
     for column in ("law", "verdict", "what it says"):
         table.add_column(column, no_wrap=column != "what it says")
     for one in found:
-        table.add_row(one.law, Text(_verdict(one), style=STYLES.get(one.status, "dim")), Text(laws[one.law].statement))
+        verdict = one.status
+        if one.status == "not claimed" and one.tried:
+            verdict += ": no counterexample" if one.violation is None else ": it fails"
+        table.add_row(one.law, Text(verdict, style=STYLES.get(one.status, "dim")), Text(laws[one.law].statement))
     console.print(table)
     broken = [one for one in found if one.status == "violated"]
     for one in broken:
@@ -143,12 +146,6 @@ def _print_card(name: str, arrays: str, found: Sequence["LawFinding"], rows: Seq
     claimed = sum(one.status in STYLES for one in found)
     verdict = f"breaks {len(broken)} of the {claimed} laws it must keep" if broken else f"keeps all {claimed} laws"
     console.print(f"{name} {verdict}", style="bold", markup=False, highlight=False)
-
-
-def _verdict(one: "LawFinding") -> str:
-    if one.status != "not claimed" or not one.tried:
-        return one.status
-    return "not claimed: " + ("no counterexample" if one.violation is None else "it fails")
 
 
 def _print_violation(console: Console, one: "LawFinding", universal: bool) -> None:

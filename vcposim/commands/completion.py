@@ -6,7 +6,6 @@ The script is static, made by shtab from the parser itself: pressing tab starts 
 import argparse
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from vcposim.errors import unknown_name
 
@@ -55,14 +54,10 @@ def script(shell: str) -> str:
         for command in {} if not isinstance(action, argparse._SubParsersAction) else action.choices.values():
             assert isinstance(command, Subcommand)
             for argument in command.filled()._actions:
-                _prepare(argument, shtab.FILE)
+                # what shtab reads of an argument: `choices` to offer, or a function that completes files
+                offered = getattr(argument, "offered", None)
+                if offered is not None:
+                    argument.choices = offered
+                elif hasattr(argument, "offered") or argument.metavar == "FILE":
+                    argument.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(top, shell=shell)
-
-
-def _prepare(argument: Any, file: Any) -> None:
-    """What shtab reads of an argument: `choices` to offer, or a function that completes files."""
-    offered = getattr(argument, "offered", None)
-    if offered is not None:
-        argument.choices = offered
-    elif hasattr(argument, "offered") or argument.metavar == "FILE":
-        argument.complete = file

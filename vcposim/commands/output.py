@@ -130,7 +130,9 @@ def _whole(path: Path, write: Callable[[str], Any]) -> None:
     os.close(descriptor)
     try:
         write(name)
-        os.chmod(name, 0o666 & ~_umask())  # a temporary file is private, an answer is an ordinary file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # a temporary file is private, an answer is an ordinary file
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
@@ -153,9 +155,3 @@ def _free(path: Path) -> Path:
         number += 1
         candidate = path.with_stem(f"{path.stem}-{number}")
     return candidate
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

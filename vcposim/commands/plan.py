@@ -137,8 +137,11 @@ def _lengths(a: argparse.Namespace) -> Lengths:
     if a.lengths is not None:
         if a.length_mean is not None or a.length_sd is not None or a.length_tail is not None:
             raise InputError("--lengths: given together with --length-mean, -sd or -tail; measured lengths need no law")
-        numbers = _numbers(Path(a.lengths))
-        if numbers is not None:
+        try:  # one number a line
+            numbers = [float(line) for line in Path(a.lengths).read_bytes().decode("ascii").split()]
+        except (OSError, ValueError):
+            numbers = []  # a dump, or nothing, which its reader says
+        if numbers:
             return empirical(numbers, max_tokens=a.max_tokens)
         dump = read_dump(a.lengths)
         return empirical(dump.length.tolist(), dump.group.tolist(), max_tokens=a.max_tokens)
@@ -149,15 +152,6 @@ def _lengths(a: argparse.Namespace) -> Lengths:
     return log_normal(a.length_mean, a.length_sd, a.max_tokens)
 
 
-def _numbers(path: Path) -> list[float] | None:
-    """One number a line, or None if the file is something else."""
-    try:
-        lines = path.read_bytes().decode("ascii").split()
-        return [float(line) for line in lines] or None
-    except (OSError, ValueError):
-        return None
-
-
 def _efficiency(a: argparse.Namespace) -> Efficiency | None:
     if a.steps_to_target is not None and not 0 < a.steps_to_target < math.inf:
         raise InputError(f"--steps-to-target: {a.steps_to_target} is not a positive number of steps")
@@ -166,19 +160,18 @@ def _efficiency(a: argparse.Namespace) -> Efficiency | None:
     if a.efficiency is not None and a.efficiency_file is not None:
         raise InputError("--efficiency: given together with --efficiency-file; keep one")
     if a.efficiency is not None:
-        return from_intervals([_point(text) for text in a.efficiency], "--efficiency")
+        points = []
+        for text in a.efficiency:
+            try:
+                numbers = [float(part) for part in text.split(":")]
+            except ValueError:
+                numbers = []
+            if len(numbers) not in (2, 4):
+                raise InputError(f"--efficiency: {text!r} is not LAG:RATIO or LAG:RATIO:LOW:HIGH, as in 4:1.2:1.1:1.35")
+            lag, ratio, low, high = numbers if len(numbers) == 4 else (*numbers, numbers[1], numbers[1])
+            points.append((lag, ratio, low, high))
+        return from_intervals(points, "--efficiency")
     return None if a.efficiency_file is None else _from_file(a.efficiency_file, a.method)
-
-
-def _point(text: str) -> tuple[float, float, float, float]:
-    try:
-        numbers = [float(part) for part in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (2, 4):
-        raise InputError(f"--efficiency: {text!r} is not LAG:RATIO or LAG:RATIO:LOW:HIGH, as in 4:1.2:1.1:1.35")
-    lag, ratio, low, high = numbers if len(numbers) == 4 else (*numbers, numbers[1], numbers[1])
-    return lag, ratio, low, high
 
 
 def _from_file(name: str, method: str | None) -> Efficiency:
@@ -189,7 +182,12 @@ def _from_file(name: str, method: str | None) -> Efficiency:
         raise InputError(f"{name}: cannot be read ({reason}); pass JSON lines with lag and steps_ratio") from None
     runs, methods = [], set()
     for number, line in enumerate(lines, start=1):
-        record = _record(name, number, line)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(f"{name}: line {number} is not a JSON object: {line[:40]!r}; write one object a line")
         if "steps_ratio" not in record:
             continue  # an experiment's file has other records too
         methods.add(record.get("method"))
@@ -203,16 +201,6 @@ def _from_file(name: str, method: str | None) -> Efficiency:
     if not runs:
         raise InputError(f"--method: no line of {name} has {method!r}; it has: {known}")
     return from_runs([(lag or 0.0, ratio) for lag, ratio in runs], f"{name}{f' ({method})' if method else ''}")
-
-
-def _record(name: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise InputError(f"{name}: line {number} is not a JSON object: {line[:40]!r}; write one object a line")
-    return record
 
 
 def _number(name: str, number: int, record: dict[str, Any], field: str, *, none: bool = False) -> float | None:

@@ -86,13 +86,64 @@ def sample_panel(
     if norm is not None and np.any(np.asarray(norm) > 0):
         found.append(gradient_ess_diagnostic(log_ratio, norm, measure))
     tail = khat(log_ratio)
-    found += [*_mass_diagnostics(log_ratio, measure, tail.required), tail]
-    found += _distance_diagnostics(log_ratio, measure, tail.required)
+    log_mean = float(d.log_mean_weight(log_ratio, measure))
+    with np.errstate(over="ignore"):  # an infinite distance is the answer, not an accident
+        low_variance = float(d.kl_low_variance(log_ratio, measure))
+        chi2 = float(d.chi2_of_weights(np.exp(log_ratio), measure))
+    found += [
+        Diagnostic(
+            "mean_weight",
+            math.exp(log_mean) if log_mean < 709 else math.inf,
+            HALF,
+            high_is_bad=False,
+            required=tail.required,
+            meaning="1 in expectation; what is missing is the target's probability of things never sampled",
+        ),
+        Diagnostic(
+            "log_mean_weight",
+            log_mean,
+            math.log(2),
+            high_is_bad=True,
+            required=tail.required,
+            meaning="0 in expectation, nats; well above it the two log-probabilities are not of the same tokens",
+        ),
+        Diagnostic(
+            "max_share",
+            1.0 if log_mean == -math.inf else float(d.max_share(log_ratio, measure)),
+            1 / math.sqrt(measure.shape[0]),
+            high_is_bad=True,
+            meaning="share of the heaviest sample; above 1/sqrt(n) it alone outweighs the noise of all the others",
+        ),
+        tail,
+        Diagnostic(
+            "kl_behavior_target",
+            float(d.kl_behavior_target(log_ratio, measure)),
+            math.log(2) / 2,
+            high_is_bad=True,
+            meaning="KL(behavior || target) per trajectory, nats: mean of -log w, unbiased, can be negative",
+        ),
+        Diagnostic(
+            "kl_low_variance",
+            low_variance,
+            math.log(2) / 2,
+            high_is_bad=True,
+            required=tail.required,
+            meaning="the same KL, nats: mean of w - 1 - log w, never negative",
+        ),
+        Diagnostic(
+            "chi2",
+            chi2,
+            1.0,
+            high_is_bad=True,
+            required=tail.required,
+            meaning="mean of (w - 1)^2; the ESS fraction estimates 1 / (1 + chi2)",
+        ),
+    ]
     return {one.name: one for one in found}
 
 
 def ess_diagnostic(level: str, log_weight: Array, measure: Array, threshold: float = HALF) -> Diagnostic:
-    """ESS / n of weights (n,) under a measure, 0 if none has weight; alarming below `threshold`."""
+    """ESS / n of `log_weight` (n,) under `measure` (n,), 0 if none has weight; alarming below `threshold`."""
     nothing = bool(np.all(log_weight == -math.inf))
     value = 0.0 if nothing else float(d.ess_fraction(log_weight, measure))
     return Diagnostic(
@@ -106,7 +157,7 @@ def ess_diagnostic(level: str, log_weight: Array, measure: Array, threshold: flo
 
 
 def gradient_ess_diagnostic(log_ratio: Array, norm: Array, measure: Array) -> Diagnostic:
-    """ESS / n of w_i ||s_i||: how many samples the *gradient* has, not the weights.
+    """ESS / n of w_i ||s_i||: how many samples the *gradient* has, not the weights: (n,) -> diagnostic.
 
     (E[w ||s||])^2 / E[w^2 ||s||^2]. Norms alone keep it below 1 on policy, so it is alarming below half of its
     on-policy value. C4 speaks of the weights' own ESS; the two part where weights and norms are dependent.
@@ -126,68 +177,6 @@ def leverage_diagnostic(value: float) -> Diagnostic:
         high_is_bad=True,
         meaning="largest share of one sample in its own group's OPOB; its advantage shrinks by that much",
     )
-
-
-def _mass_diagnostics(log_ratio: Array, measure: Array, required: float) -> list[Diagnostic]:
-    log_mean = float(d.log_mean_weight(log_ratio, measure))
-    share = 1.0 if log_mean == -math.inf else float(d.max_share(log_ratio, measure))
-    return [
-        Diagnostic(
-            "mean_weight",
-            math.exp(log_mean) if log_mean < 709 else math.inf,
-            HALF,
-            high_is_bad=False,
-            required=required,
-            meaning="1 in expectation; what is missing is the target's probability of things never sampled",
-        ),
-        Diagnostic(
-            "log_mean_weight",
-            log_mean,
-            math.log(2),
-            high_is_bad=True,
-            required=required,
-            meaning="0 in expectation, nats; well above it the two log-probabilities are not of the same tokens",
-        ),
-        Diagnostic(
-            "max_share",
-            share,
-            1 / math.sqrt(measure.shape[0]),
-            high_is_bad=True,
-            meaning="share of the heaviest sample; above 1/sqrt(n) it alone outweighs the noise of all the others",
-        ),
-    ]
-
-
-def _distance_diagnostics(log_ratio: Array, measure: Array, required: float) -> list[Diagnostic]:
-    kl_half = math.log(2) / 2
-    with np.errstate(over="ignore"):  # an infinite distance is the answer, not an accident
-        low_variance = float(d.kl_low_variance(log_ratio, measure))
-        chi2 = float(d.chi2_of_weights(np.exp(log_ratio), measure))
-    return [
-        Diagnostic(
-            "kl_behavior_target",
-            float(d.kl_behavior_target(log_ratio, measure)),
-            kl_half,
-            high_is_bad=True,
-            meaning="KL(behavior || target) per trajectory, nats: mean of -log w, unbiased, can be negative",
-        ),
-        Diagnostic(
-            "kl_low_variance",
-            low_variance,
-            kl_half,
-            high_is_bad=True,
-            required=required,
-            meaning="the same KL, nats: mean of w - 1 - log w, never negative",
-        ),
-        Diagnostic(
-            "chi2",
-            chi2,
-            1.0,
-            high_is_bad=True,
-            required=required,
-            meaning="mean of (w - 1)^2; the ESS fraction estimates 1 / (1 + chi2)",
-        ),
-    ]
 
 
 def _keyed(one: Diagnostic) -> dict[str, Diagnostic]:

@@ -14,7 +14,7 @@ The fit is `arviz-stats`'s. What k-hat is where there is nothing to fit:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def pareto_smooth(log_weight: Array, measure: Array) -> Array:
 
 
 def tail_index(log_weight: Array) -> float:
-    """k-hat of one sample of log-weights (n,), draws of zero weight (-inf) left out."""
+    """k-hat of one sample, draws of zero weight (-inf) left out: `log_weight` (n,), nats."""
     return fit(log_weight).khat
 
 
@@ -108,7 +108,7 @@ def khat(log_weight: Array, measure: Array | None = None) -> Diagnostic:
 
 
 def fit(log_weight: Array) -> Fit:
-    """Fit the top tail of one sample (n,) and smooth it; the module's opening says what k-hat is without a fit."""
+    """Fit the top tail of one sample and smooth it: `log_weight` (n,). What has no fit: see the module."""
     x = np.asarray(log_weight, dtype=np.float64)
     positive = x > -math.inf
     if not positive.all():
@@ -116,9 +116,20 @@ def fit(log_weight: Array) -> Fit:
         out = x.copy()
         out[positive] = smoothed
         return Fit(out, shape)
-    degenerate = _no_fit(x)
-    if degenerate is not None:
-        return Fit(x, degenerate)
+    if x.size < MIN_SAMPLES:
+        return Fit(x, math.nan)
+    # the library's fit divides by the tail's lower quartile; where that is zero it returns a finite k-hat all the same
+    # (0.08 for log-weights of spread 1000, measured), so the cases are told apart here, before it
+    length = tail_length(x.size)
+    top = np.sort(np.partition(x, x.size - length - 1)[-length - 1 :])
+    cutoff, tail = top[0], top[1:] - top[-1]
+    quartile = tail[int(length / 4 + 0.5) - 1]
+    if tail[0] == tail[-1]:
+        return Fit(x, -math.inf)
+    if quartile < math.log(1e-300):
+        return Fit(x, math.inf)
+    if np.exp(quartile) == np.exp(cutoff - top[-1]):
+        return Fit(x, math.nan)
     # imported here because it takes most of a second (it brings scipy.stats), and most commands fit no tail
     from arviz_stats.base import array_stats
 
@@ -130,22 +141,3 @@ def fit(log_weight: Array) -> Fit:
     # the library returns normalized log-weights; the smallest one is never in the tail, so it gives the constant back
     bottom = int(np.argmin(x))
     return Fit(smoothed + (x[bottom] - smoothed[bottom]), shape)
-
-
-def _no_fit(x: Any) -> float | None:
-    """k-hat where a fit would be meaningless, else None.
-
-    The library's fit divides by the tail's lower quartile; where that is zero it returns a finite k-hat all the same
-    (0.08 for log-weights of spread 1000, measured), so the cases are told apart here, before it.
-    """
-    if x.size < MIN_SAMPLES:
-        return math.nan
-    length = tail_length(x.size)
-    top = np.sort(np.partition(x, x.size - length - 1)[-length - 1 :])
-    cutoff, tail = top[0], top[1:] - top[-1]
-    if tail[0] == tail[-1]:
-        return -math.inf
-    quartile = tail[int(length / 4 + 0.5) - 1]
-    if quartile < math.log(1e-300):
-        return math.inf
-    return math.nan if np.exp(quartile) == np.exp(cutoff - top[-1]) else None

@@ -37,7 +37,7 @@ class Lag:
             raise InputError(f"k: {self.k} is negative; a lag is a number of updates, 0 for on policy")
 
     def of_tokens(self, uniform: Array, length: int) -> Array:
-        """Lags (..., groups, length) from one uniform number for each group (..., groups)."""
+        """Lags from one uniform number for each group: (..., group) -> (..., group, length)."""
         paths = _paths(self, length)
         return paths.lag[np.searchsorted(np.cumsum(paths.probability)[:-1], uniform, side="right")]
 
@@ -61,17 +61,17 @@ class History:
         self.push(table)
 
     def push(self, table: Array) -> None:
-        """Append a version: its copy, so that later changes of the learner do not rewrite the past."""
+        """Append a version, `table` (run, ...), as a copy: later changes of the learner do not rewrite the past."""
         self.ring[self.pushed % self.size] = table
         self.pushed += 1
 
     @property
     def newest(self) -> Array:
-        """The last version (run, ...)."""
+        """The last version: (run, ...)."""
         return self.ring[(self.pushed - 1) % self.size]
 
     def slot(self, lag: Array) -> Array:
-        """Where in the ring the version `lag` updates ago is; the oldest there is for younger runs.
+        """Where in the ring the version `lag` updates ago is, same -> same; the oldest there is for younger runs.
 
         Raises `InputError` for a lag that the ring does not reach, rather than returning a newer version.
         """

@@ -54,16 +54,16 @@ class RandomNumbers:
         self._lags = _Stream(distinct, LAGS, (groups,))
 
     def tokens(self, step: int) -> Array:
-        """(time, run, group, n)"""
+        """Numbers that draw tokens, of one update: (time, run, group, n)."""
         return np.ascontiguousarray(self._tokens.at(step)[self._stream].swapaxes(0, 1))
 
     def lags(self, step: int) -> Array:
-        """(run, group)"""
+        """Numbers that draw lags, of one update: (run, group)."""
         return self._lags.at(step)[self._stream]
 
 
 def invert(cumulative: Array, uniform: Array) -> Array:
-    """Choices by inverse CDF: how many of (..., V - 1) are <= uniform (...), by columns: few and long sums."""
+    """Choices by inverse CDF, how many cumulative are <= uniform: (..., V - 1), (...) -> (...). Few, long columns."""
     count = np.zeros(uniform.shape, dtype=np.int8 if cumulative.shape[-1] < 128 else np.int64)
     for v in range(cumulative.shape[-1]):
         count += uniform >= cumulative[..., v]

@@ -57,7 +57,7 @@ class Tabular:
     orthogonal: bool = True
 
     def parameters(self, logit: Array) -> Array:
-        """The logits themselves."""
+        """The logits themselves: (rows, V) -> (p,)."""
         return logit.reshape(-1)
 
     def logit(self, theta: Array) -> Array:
@@ -65,7 +65,7 @@ class Tabular:
         return theta.reshape(-1, self.rows, self.vocabulary)
 
     def jacobian(self, theta: Array) -> Array:
-        """The identity: the slow twin of what `orthogonal` allows."""
+        """The identity: the slow twin of what `orthogonal` allows: (run, p) -> (run, rows, V, p)."""
         size = self.rows * self.vocabulary
         one = np.eye(size).reshape(1, self.rows, self.vocabulary, size)
         return np.broadcast_to(one, (len(theta), *one.shape[1:]))
@@ -83,7 +83,7 @@ class Linear:
     orthogonal: bool = False
 
     def parameters(self, logit: Array) -> Array:
-        """Least squares: exact where the features span the logits up to a constant a row."""
+        """Least squares: exact where the features span the logits up to a constant a row: (rows, V) -> (p,)."""
         centered = self.feature - self.feature.mean(axis=1, keepdims=True)
         goal = logit - logit.mean(axis=1, keepdims=True)
         return np.linalg.lstsq(centered.reshape(-1, self.feature.shape[-1]), goal.reshape(-1), rcond=None)[0]
@@ -93,7 +93,7 @@ class Linear:
         return np.einsum("tvp,rp->rtv", self.feature, theta)
 
     def jacobian(self, theta: Array) -> Array:
-        """The features."""
+        """The features: (run, p) -> (run, rows, V, p)."""
         return np.broadcast_to(self.feature, (len(theta), *self.feature.shape))
 
     def pull_back(self, theta: Array, weight: Array) -> Array:
@@ -126,7 +126,7 @@ class TwoLayer:
         return theta[:, :cut].reshape(-1, d, self.hidden), theta[:, cut:].reshape(-1, self.hidden, self.vocabulary)
 
     def parameters(self, logit: Array) -> Array:
-        """A fixed random first layer and the least-squares second one, or both after `fit` steps of Adam."""
+        """A fixed random first layer and the least-squares second, or both after `fit` steps: (rows, V) -> (p,)."""
         first = np.random.default_rng(0).standard_normal((self.x.shape[1], self.hidden)) / np.sqrt(self.x.shape[1])
         active = np.tanh(self.x @ first)
         goal = logit - logit.mean(axis=1, keepdims=True)
@@ -179,7 +179,7 @@ class TwoLayer:
 
 
 def gradient(family: Family, theta: Array, prob: Array, weight: Array) -> Array:
-    """sum_{row, v} weight s(row, v): (run, p), (run, rows, V) twice -> (run, p)."""
+    """sum_{row, v} weight s(row, v): (run, p), (run, rows, V), (run, rows, V) -> (run, p)."""
     return family.pull_back(theta, weight - prob * np.einsum("rtv->rt", weight)[..., None])
 
 
@@ -243,23 +243,20 @@ class TableScores:
     def sq_norm(self, weight: Array) -> Array:
         """||weight_i s_i||^2, or ||sum_t weight_it s_it||^2: -> (run, group, n)."""
         if isinstance(self.family, TwoLayer):
-            return self.family.sq_norm(self.theta, *self._pushes(weight)).reshape(self.sample_shape)
+            # rows passed and w_t (e_token - pi(row)) on their logits: (run, group n, time), (run, group n, time, V)
+            run, time, (rows, vocabulary) = len(self.cell), self.cell.shape[-1], self.prob.shape[1:]
+            cell = self.cell.reshape(run, -1, time) - np.arange(run)[:, None, None] * (rows * vocabulary)
+            row, token = cell // vocabulary, cell % vocabulary
+            push = -self.prob[np.arange(run)[:, None, None], row]
+            np.put_along_axis(push, token[..., None], np.take_along_axis(push, token[..., None], -1) + 1, -1)
+            weight = np.broadcast_to(weight[..., None] if weight.ndim < self.cell.ndim else weight, self.cell.shape)
+            push = push * weight.reshape(run, -1, time)[..., None]
+            return self.family.sq_norm(self.theta, row, push).reshape(self.sample_shape)
         if not self.family.orthogonal:
             return np.sum(self._vectors(weight) ** 2, axis=-1)
         if weight.ndim < self.cell.ndim:
             return weight * weight * np.sum(self._token_sq_norm, axis=-1)
         return np.sum(weight * weight * self._token_sq_norm, axis=-1)
-
-    def _pushes(self, weight: Array) -> tuple[Array, Array]:
-        # rows passed and w_t (e_token - pi(row)) on their logits: (run, group n, time), (run, group n, time, V)
-        run, _, _, time = self.cell.shape
-        rows, vocabulary = self.prob.shape[1:]
-        cell = self.cell.reshape(run, -1, time) - np.arange(run)[:, None, None] * (rows * vocabulary)
-        row, token = cell // vocabulary, cell % vocabulary
-        push = -self.prob[np.arange(run)[:, None, None], row]
-        np.put_along_axis(push, token[..., None], np.take_along_axis(push, token[..., None], -1) + 1, -1)
-        weight = np.broadcast_to(weight[..., None] if weight.ndim < self.cell.ndim else weight, self.cell.shape)
-        return row, push * weight.reshape(run, -1, time)[..., None]
 
     def combine(self, weight: Array) -> Array:
         """sum_i weight_i s_i of each group: -> (run, group, p)."""

@@ -63,7 +63,10 @@ class LearningTask:
         return self._backward(prob)[0][:, self._reachable.start].mean(axis=-1)
 
     def flow(self, prob: Array) -> Array:
-        """Probability times what follows, of each token: sum_{row, v} flow * s(row, v) is the exact policy gradient."""
+        """Probability times what follows, of each token: (run, rows, V) -> (run, rows, V).
+
+        sum_{row, v} flow * s(row, v) is the exact policy gradient.
+        """
         run, _, vocabulary = prob.shape
         after, mass = self._backward(prob), self._start_mass(run)
         out = np.zeros(prob.shape)
@@ -76,7 +79,7 @@ class LearningTask:
         return out
 
     def second_moment(self, prob: Array, behavior: Array) -> Array:
-        """E_mu[w^2] = 1 + chi2(pi||mu) of trajectories, exact: (run, rows, V) twice -> (run,); infinite on overflow."""
+        """E_mu[w^2] = 1 + chi2(pi||mu) of trajectories, exact: (run, rows, V) -> (run,); infinite on overflow."""
         with np.errstate(over="ignore"):
             square = prob * (prob / behavior)
         mass = self._start_mass(len(prob))

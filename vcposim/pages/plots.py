@@ -39,13 +39,13 @@ def series(
     keep: list[int] = (
         np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int)).tolist() if len(x) else []
     )
-    data = {k: [_short(v[i]) for i in keep] for k, v in columns.items() if v is not None}
+    # numbers to five digits: what a reader can see, and half the bytes
+    data = {
+        key: [x if isinstance(x, str) else float(f"{float(x):.5g}") for x in (values[i] for i in keep)]
+        for key, values in columns.items()
+        if values is not None
+    }
     return {"name": name, "color": color, "line": line, "dashed": dashed, "hollow": hollow, **data}
-
-
-def _short(value: Any) -> Any:
-    """Numbers to five digits: what a reader can see, and half the bytes."""
-    return value if isinstance(value, str) else float(f"{float(value):.5g}")
 
 
 def panel(title: str, xlabel: str, ylabel: str, parts: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:

@@ -246,7 +246,10 @@ def judge(
     rng = np.random.default_rng([seed, 1])
     rate = np.stack([option.steps_per_s for option in options])  # (option, seed)
     log_speed = np.log(rate / rate[0])
-    drawn_speed = _redrawn(log_speed, rng, draws)
+    # means that could be as well, Student-t around these, correlated as the seeds are: (option, draw)
+    n, mean_speed = rate.shape[1], log_speed.mean(axis=1, keepdims=True)
+    spread = np.sqrt((n - 1) / rng.chisquare(n - 1, size=draws)) / math.sqrt(n * (n - 1))
+    drawn_speed = mean_speed + ((log_speed - mean_speed) @ rng.standard_normal((n, draws))) * spread
     # log steps_ratio of each option (option,) and resampled (option, draw); the reference's is 0 by definition
     log_ratio, drawn_ratio = np.zeros(len(options)), np.zeros((len(options), draws))
     if efficiency is not None:
@@ -267,14 +270,6 @@ def judge(
         )
         for i, option in enumerate(options)
     ]
-
-
-def _redrawn(x: Array, rng: np.random.Generator, draws: int) -> Array:
-    """Means that could be as well, Student-t around that of x, correlated as x is: (option, seed) -> (option, draw)."""
-    n = x.shape[1]
-    mean = x.mean(axis=1, keepdims=True)
-    scale = np.sqrt((n - 1) / rng.chisquare(n - 1, size=draws)) / math.sqrt(n * (n - 1))
-    return mean + ((x - mean) @ rng.standard_normal((n, draws))) * scale
 
 
 def _interval(value: float, drawn: Array) -> tuple[float, float, float]:

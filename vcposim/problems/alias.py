@@ -19,7 +19,7 @@ from vcposim.arrays import Array
 
 
 def quantized(prob: Array, bits: int) -> Array:
-    """Integers proportional to `prob` (rows, K) that sum to 2^bits in each row; zero stays zero."""
+    """Integers proportional to `prob` that sum to 2^bits in each row; zero stays zero: (rows, K) -> (rows, K)."""
     exact = prob / np.sum(prob, axis=-1, keepdims=True)
     mass = np.floor(exact * 2.0**bits).astype(np.int64)
     top = np.argmax(mass, axis=-1)[:, None]
@@ -42,45 +42,40 @@ class AliasTable:
     choice: Array
 
     def draw(self, word: Array, row: Array) -> Array:
-        """The choices that words (integers below 2^bits) draw from rows: (*shape), (*shape) -> (*shape)."""
+        """The choices that words (integers below 2^bits) draw from rows: same -> same."""
         cell = (row << self.column_bits) + (word >> (self.bits - self.column_bits)).astype(np.int64)
         alias = word.astype(np.int64) > self.last[cell]
         return self.choice[alias.astype(np.int64), cell]
 
 
 def alias_table(prob: Array, bits: int = 62) -> AliasTable:
-    """Tables for the distributions `prob` (rows, K)."""
+    """Tables for the distributions of `prob` (rows, K)."""
     rows, size = prob.shape
     column_bits = max(0, int(size - 1).bit_length())
     columns, capacity = 1 << column_bits, 1 << (bits - column_bits)
     mass = np.zeros((rows, columns), dtype=np.int64)
     mass[:, :size] = quantized(prob, bits)
-    built = [_one_table(row, capacity) for row in mass]
-    threshold, alias = np.stack([b[0] for b in built]), np.stack([b[1] for b in built])
+    threshold, alias = mass.copy(), np.tile(np.arange(columns, dtype=np.int64), (rows, 1))
+    for row in range(rows):
+        # columns whose own mass is not more than a column's are light and are filled by the heavy ones, in order
+        light, heavy = np.flatnonzero(mass[row] <= capacity), np.flatnonzero(mass[row] > capacity)
+        if heavy.size == 0:
+            continue
+        taken = np.concatenate([[0], np.cumsum(capacity - mass[row, light])])
+        given = np.cumsum(mass[row, heavy] - capacity)
+        # a light column takes from the first heavy one that still has something to give
+        alias[row, light] = heavy[np.minimum(np.searchsorted(given, taken[:-1], side="right"), heavy.size - 1)]
+        # a heavy column that gave too much becomes a light one of the next heavy column
+        overdrawn = taken[np.searchsorted(taken, given, side="left")] - given
+        threshold[row, heavy] = capacity - overdrawn
+        alias[row, heavy[:-1]] = heavy[1:]
     first = np.arange(columns, dtype=np.int64) * capacity
     own = np.broadcast_to(np.arange(columns, dtype=np.int64), alias.shape)
     return AliasTable(bits, column_bits, (first + threshold - 1).reshape(-1), np.stack([own, alias]).reshape(2, -1))
 
 
-def _one_table(mass: Array, capacity: int) -> tuple[Array, Array]:
-    # columns whose own mass is not more than a column's are light and are filled by the heavy ones, in order
-    light, heavy = np.flatnonzero(mass <= capacity), np.flatnonzero(mass > capacity)
-    threshold, alias = mass.copy(), np.arange(mass.shape[0], dtype=np.int64)
-    if heavy.size == 0:
-        return threshold, alias
-    taken = np.concatenate([[0], np.cumsum(capacity - mass[light])])
-    given = np.cumsum(mass[heavy] - capacity)
-    # a light column takes from the first heavy one that still has something to give
-    alias[light] = heavy[np.minimum(np.searchsorted(given, taken[:-1], side="right"), heavy.size - 1)]
-    # a heavy column that gave too much becomes a light one of the next heavy column
-    overdrawn = taken[np.searchsorted(taken, given, side="left")] - given
-    threshold[heavy] = capacity - overdrawn
-    alias[heavy[:-1]] = heavy[1:]
-    return threshold, alias
-
-
 def words(rng: np.random.Generator, shape: tuple[int, ...], bits: int) -> Array:
-    """Random words below 2^bits: uint32 for 32 bits, else int64."""
+    """Random words below 2^bits, of the shape asked for, -> (...): uint32 for 32 bits, else int64."""
     count = int(np.prod(shape))
     if bits == 32:
         return _raw(rng, (count + 1) // 2).view(np.uint32)[:count].reshape(shape)

@@ -119,7 +119,7 @@ class BanditProblem:
         )
 
     def restricted(self, group: int, outcome: Array) -> Scores:
-        """The scores of some outcomes (indices (n,)) of one group, for many batches (..., n) of them."""
+        """The scores of some outcomes of one group, `outcome` (n,) indices, for many batches (..., n) of them."""
         choice = outcome % self.target.shape[1]
         if self.score is not None:
             return SharedScores(self.score[group, choice])
@@ -233,7 +233,10 @@ LARGEST_LOG_RATIO = 340.0
 
 
 def require_support(name: str, target: Array, recorded: Array, sampled: Array) -> None:
-    """Refuse probability zero where the target is not zero or something is sampled, and ratios beyond any number."""
+    """Refuse probability zero where the target is not zero or something is sampled, and ratios beyond any number.
+
+    `target`, `recorded` and `sampled` are same -> nothing.
+    """
     broken = (recorded == 0) & ((target > 0) | (sampled > 0))
     if np.any(broken):
         index = tuple(int(i) for i in np.argwhere(broken)[0])

@@ -54,7 +54,7 @@ def factors(problem: "ChainProblem", weighting: Weighting) -> Factors | None:
 
 
 def treated(weighting: Weighting, log_ratio: Array) -> Array:
-    """The weighting of each entry of a table, one at a time."""
+    """The weighting of each entry of a table, one at a time: same -> same."""
     flat = log_ratio.reshape(-1)
     entries = Batch(reward=flat * 0, log_ratio=flat)
     return replace(weighting, level="sequence")(entries).value.reshape(log_ratio.shape)
@@ -91,7 +91,7 @@ def population_baseline(problem: "ChainProblem", weighting: Weighting) -> Array 
 
 
 def ratio_moment(problem: "ChainProblem", power: float, group: int, final: Array) -> float:
-    """E_mu[w^power h(final state)] of a prompt."""
+    """E_mu[w^power h(final state)] of a prompt: `final` (S,)."""
     start = problem.chain.start_law(group)
     parts = [start @ problem.chain.backward(q, final)[0] for q in _measures(problem, power)]
     return float(problem.path_probability @ np.array(parts))

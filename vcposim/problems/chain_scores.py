@@ -31,7 +31,7 @@ class EdgeTables:
     width: int
 
     def spread(self, table: Array, fill: float = 0.0) -> Array:
-        """A table (..., T, S, V) as one over edges: (..., T S C)."""
+        """A table as one over edges: (..., T, S, V) -> (..., E)."""
         length, states, vocabulary = self.chain.shape
         out = np.full((*table.shape[:-3], length, states, self.width), fill)
         out[..., :vocabulary] = table

@@ -150,7 +150,7 @@ class ChainProblem:
         return Batch(**(vars(batch) | {"measure": measure, "unit": 0.0}))
 
     def restricted(self, group: int, outcome: Array) -> Scores:
-        """The scores of some outcomes (indices (n,)) of one group, for many batches (..., n) of them."""
+        """The scores of some outcomes of one group, `outcome` (n,) indices, for many batches (..., n) of them."""
         edge = self._listed[0].edge[:, group, outcome]
         used, position = np.unique(edge, return_inverse=True)
         dense = np.stack([self.table.combine(np.bincount([e], minlength=self.table.count)) for e in used])
@@ -293,7 +293,7 @@ class ChainSampler:
         )
 
     def walk(self, rng: np.random.Generator, first: Array, cell: Array) -> Array:
-        """Trajectories from the first cells of (path, state), (n,): writes `cell` (T, n), returns where they end."""
+        """Trajectories from their first cells: (n,), (t, n) -> (n,). Writes `cell`, returns where they end."""
         word = words(rng, cell.shape, self.bits)
         shift = word.dtype.type(min(self.shift, self.bits - 1))
         for t, (last, either) in enumerate(zip(self.last, self.either, strict=True)):

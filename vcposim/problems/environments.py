@@ -57,7 +57,8 @@ class BanditEnvironment:
 def divergence_terms(pi: Array, mu: Array, kind: str) -> Array:
     """What to sum over choices: mu (w - 1)^2 for `chi2`, mu (w - 1 - log w) >= 0 for `kl` (KL(mu||pi)); w = pi/mu.
 
-    Zero where neither plays. No cancellation for small divergences, no overflow of ratios for large ones.
+    Tables of one shape, same -> same. Zero where neither plays. No cancellation for small divergences, no overflow of
+    ratios for large ones.
 
     Raises `InputError` for a kind that is neither.
     """
@@ -73,14 +74,14 @@ def divergence_terms(pi: Array, mu: Array, kind: str) -> Array:
 
 
 def require_finite(name: str, values: Array) -> None:
-    """Refuse NaN and infinities: `InputError` names the first entry."""
+    """Refuse NaN and infinities, in `values` (...): `InputError` names the first entry."""
     if not np.all(np.isfinite(values)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise InputError(f"{place(name, where)}: {values[where]} is not a finite number; replace or remove it")
 
 
 def require_probability(name: str, prob: Array, tolerance: float = 1e-9) -> None:
-    """Refuse what is no table of probabilities (*row, K): non-finite, negative, or a row that does not sum to 1."""
+    """Refuse a `prob` (*row, K) that is no such table: non-finite, negative, or a row that does not sum to 1."""
     require_finite(name, prob)
     if np.any(prob < 0):
         where = tuple(int(i) for i in np.argwhere(prob < 0)[0])

@@ -29,7 +29,7 @@ def log_softmax(logit: Array) -> Array:
 
 
 def log_and_softmax(logit: Array) -> tuple[Array, Array]:
-    """log(e^x / sum e^x) and e^x / sum e^x over the last axis, from one exponential."""
+    """log(e^x / sum e^x) and e^x / sum e^x over the last axis, from one exponential: (..., V) -> (..., V), (..., V)."""
     columns = np.ascontiguousarray(np.moveaxis(logit, -1, 0))  # NumPy reduces many short rows slowly
     shifted = logit - np.max(columns, axis=0)[..., None]
     weight = np.exp(shifted)
@@ -56,7 +56,7 @@ class Policy(Protocol):
         ...
 
     def with_parameter(self, parameter: Array) -> Self:
-        """The same policy with other parameters (p,)."""
+        """The same policy with another `parameter` (p,)."""
         ...
 
     def combine(self, weight: Array) -> Array:
@@ -100,7 +100,7 @@ class TabularSoftmax:
         return self.logit.reshape(-1)
 
     def with_parameter(self, parameter: Array) -> Self:
-        """The same policy with other logits (p,)."""
+        """The same policy with other logits, `parameter` (p,)."""
         return replace(self, logit=np.reshape(parameter, self.logit.shape))
 
     def combine(self, weight: Array) -> Array:
@@ -152,7 +152,7 @@ class LinearSoftmax:
         return self.theta
 
     def with_parameter(self, parameter: Array) -> Self:
-        """The same features with other parameters (p,)."""
+        """The same features with another `parameter` (p,)."""
         return replace(self, theta=parameter)
 
     @cached_property
@@ -184,7 +184,7 @@ def _require_logit(logit: Array) -> None:
 
 
 def sample(policy: Policy, rng: np.random.Generator, row: tuple[Array, ...]) -> Array:
-    """Choices drawn from rows of a policy, by inverse CDF: index arrays (*shape) -> (*shape) integers.
+    """Choices drawn from rows of a policy, by inverse CDF: integers, -> (...), shaped as the index arrays.
 
     The plain way; problems draw by the alias method (`vcposim.problems.alias`), and tests hold the two together.
     """
@@ -217,7 +217,7 @@ def drifted(policy: P, rng: np.random.Generator, scale: float) -> P:
 def drifted_to(
     policy: P, direction: Array, divergence: Callable[[P], float], value: float, *, largest: float = 1e3
 ) -> P:
-    """theta + x * direction with x > 0 such that divergence(moved policy) = value, to 1e-10 relative.
+    """theta + x * `direction` (p,) with x > 0 such that divergence(moved policy) = value, to 1e-10 relative.
 
     `divergence` is zero at `policy` and grows along the direction, as chi2 and KL do; see
     `environments.divergence`.

@@ -62,7 +62,7 @@ class Problem(Protocol):
         ...
 
     def restricted(self, group: int, outcome: Array) -> Scores:
-        """Scores of some outcomes (indices (n,)) of one context, for many batches (..., n) of them."""
+        """Scores of some outcomes of one context, `outcome` (n,) indices, for many batches (..., n) of them."""
         ...
 
     def sample(self, rng: np.random.Generator, replications: int, group_size: int) -> Batch:
@@ -82,14 +82,14 @@ class Problem(Protocol):
         ...
 
     def contribution_moments(self, estimator: Estimator, baseline: Array) -> tuple[Array, Array] | None:
-        """E x (G, p) and E||x||^2 (G,) of one contribution x = c s without listing outcomes; None: no such form.
+        """E x and E||x||^2 of a contribution x = c s without listing outcomes: (G,) -> (G, p), (G,). None: no form.
 
         Asked for estimators that see one sample at a time, with their constant `baseline` (G,).
         """
         ...
 
     def population_baseline(self, weighting: Weighting) -> Array | None:
-        """The OPOB E[w^2 ||s||^2 R] / E[w^2 ||s||^2] of each context (G,) without listing outcomes; None: no form."""
+        """The OPOB E[w^2 ||s||^2 R] / E[w^2 ||s||^2] of each context, without listing outcomes: (G,). None: no form."""
         ...
 
     def diagnostics(self) -> dict[str, float] | None:
@@ -201,7 +201,7 @@ def _tables(ndim: int, **given: Any) -> dict[str, Array]:
 
 
 def numbers(name: str, values: Any, ndim: int = 1) -> Array:
-    """`values` as a float array of `ndim` axes with at least one entry.
+    """`values` as a float array of `ndim` axes with at least one entry: -> (...).
 
     Raises `InputError` naming the entry that is no number, or the shape that is not a table.
     """

@@ -67,7 +67,7 @@ class SoftmaxScores:
         return scattered(weight, self.choice, self.prob.shape[-1]) - total * self.prob[self.row[..., 0]]
 
     def combine(self, weight: Array) -> Array:
-        """sum_i weight_i s_i: -> (..., G K)."""
+        """sum_i weight_i s_i of G groups of K choices, p = G K: -> (..., p)."""
         block, rows = self.blocks(weight), self.prob.shape[0]
         if rows == 1:
             return block
@@ -77,7 +77,7 @@ class SoftmaxScores:
         return out.reshape(*block.shape[:-1], -1)
 
     def combine_total(self, weight: Array) -> Array:
-        """sum over groups of `combine(weight)`: -> (G K,)."""
+        """sum over groups of `combine(weight)`: -> (p,)."""
         rows, size = self.prob.shape
         row = np.broadcast_to(self.row, weight.shape).reshape(-1)
         index = row * size + np.broadcast_to(self.choice, weight.shape).reshape(-1)

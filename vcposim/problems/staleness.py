@@ -46,7 +46,7 @@ class LagLaw:
         return float(self.probability @ np.arange(self.probability.size))
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """Independent lags: (*shape) integers."""
+        """Independent lags, integers, of the shape asked for: -> (...)."""
         return rng.choice(self.probability.size, size=shape, p=self.probability)
 
 

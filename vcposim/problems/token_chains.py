@@ -60,13 +60,13 @@ class TokenChain:
         return self.transition.shape
 
     def padded(self, prob: Array) -> Array:
-        """Probabilities (..., T, S, V) with padding (token 0, surely) in done states."""
+        """Probabilities with padding (token 0, surely) in done states: (..., T, S, V) -> (..., T, S, V)."""
         out = np.array(prob)
         out[..., self.done, :] = np.eye(self.shape[2])[0]
         return out
 
     def emitted(self, table: Array) -> Array:
-        """A table (..., T, S, V) with zeros in done states: nothing is emitted there."""
+        """A table with zeros in done states, where nothing is emitted: (..., T, S, V) -> (..., T, S, V)."""
         return np.where(self.done[:, None], 0.0, table) if np.any(self.done) else table
 
     def start_law(self, group: int | None = None) -> Array:

@@ -111,13 +111,6 @@ class Violation(AssertionError):
         )
 
 
-def _violation(law: str, subject: Subject, case: Any, saw: str) -> Violation:
-    kinds = {Case: "samples", Arms: "arms", Strings: "strings"}
-    size = f"{case.reward.size} {kinds[type(case)]}"
-    call = f"vcposim.testing.reproduce({law!r}, {subject.name}{subject.settings}, {case.text()})"
-    return Violation(law, subject.name, size, case.text(), saw, call)
-
-
 @dataclass(frozen=True)
 class Trial:
     """One law with the estimator it is tried on; calling it tries. `status` is what it comes to if nothing breaks."""
@@ -218,6 +211,11 @@ def subject_of(
         named_host = named_host or known.host
         claims |= {"shift"} if known.shift_invariant else set()
         claims |= {"unbiased"} if known.unbiased is Unbiased.ALWAYS else set()
+    # the optional arguments that differ from their defaults, as one would write them
+    settings = f", needs={needs!r}" if needs else ""
+    settings += f", host={_name(host)}" if host is not None else ""
+    settings += f", dominates=[{', '.join(map(_name, dominates))}]" if dominates else ""
+    settings += "" if convert is np.array else f", convert={_name(convert)}"
     own = judged.needs if isinstance(judged, Estimator) else estimator_of(_function(judged)).needs
     subject = Subject(
         name=_name(estimator),
@@ -226,7 +224,7 @@ def subject_of(
         host=None if named_host is None else _function(named_host),
         dominates=tuple(_function(_resolved(rival)) for rival in dominates),
         library=_library(convert),
-        settings=_settings(needs, host, dominates, convert),
+        settings=settings,
     )
     claims |= {"lag_zero"} if named_host else set()
     claims |= {"dominance"} if dominates else set()
@@ -260,14 +258,6 @@ def _library(convert: Convert) -> Library:
     except (ModuleNotFoundError, AttributeError):
         raise InputError(f"convert: {convert!r} is no array library installed here; name one, as in 'torch'") from None
     return Library(convert, lambda x: asarray(np.array(x)))
-
-
-def _settings(needs: Sequence[str], host: Any, dominates: Sequence[JudgedEstimator], convert: Convert) -> str:
-    """The optional arguments that differ from their defaults, as one would write them."""
-    text = f", needs={needs!r}" if needs else ""
-    text += f", host={_name(host)}" if host is not None else ""
-    text += f", dominates=[{', '.join(map(_name, dominates))}]" if dominates else ""
-    return text if convert is np.array else f"{text}, convert={_name(convert)}"
 
 
 def _name(given: Any) -> str:
@@ -324,7 +314,10 @@ def _try(name: str, subject: Subject, case: Any) -> None:
         with np.errstate(all="ignore"):
             LAWS[name].check(subject, case)
     except Broken as broken:
-        raise _violation(name, subject, case, str(broken)) from broken.__cause__
+        kinds = {Case: "samples", Arms: "arms", Strings: "strings"}
+        size = f"{case.reward.size} {kinds[type(case)]}"
+        call = f"vcposim.testing.reproduce({name!r}, {subject.name}{subject.settings}, {case.text()})"
+        raise Violation(name, subject.name, size, case.text(), str(broken), call) from broken.__cause__
 
 
 def reproduce(

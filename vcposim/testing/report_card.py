@@ -53,18 +53,17 @@ def findings(asked: Iterable[Trial], progress: Callable[[str], None] = lambda la
     found = []
     for trial in asked:
         progress(trial.law)
-        found.append(_finding(trial))
+        if not LAWS[trial.law].fits(trial.subject):
+            found.append(LawFinding(trial.law, trial.status, tried=False))
+            continue
+        try:
+            trial()
+        except Violation as violation:
+            status = VIOLATED if trial.status == CLAIMED else NOT_CLAIMED
+            found.append(LawFinding(trial.law, status, violation))
+        else:
+            found.append(LawFinding(trial.law, trial.status))
     return found
-
-
-def _finding(trial: Trial) -> LawFinding:
-    if not LAWS[trial.law].fits(trial.subject):
-        return LawFinding(trial.law, trial.status, tried=False)
-    try:
-        trial()
-    except Violation as violation:
-        return LawFinding(trial.law, VIOLATED if trial.status == CLAIMED else NOT_CLAIMED, violation)
-    return LawFinding(trial.law, trial.status)
 
 
 def passed(found: Iterable[LawFinding]) -> bool:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,7 @@ class Case:
     def groups(self) -> Iterator["Case"]:
         """Every group as a case of its own, in C order of the leading axes."""
         for index in np.ndindex(self.reward.shape[:-1]):
-            yield self._map(partial(_at, index))
+            yield self._map(itemgetter(index))
 
     def take(self, order: list[int]) -> "Case":
         """The samples in another order (or fewer of them)."""
@@ -193,10 +193,6 @@ class Case:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         shown = {k: x for k, x in parts.items() if x is not None and x is not False and k != "population_baseline"}
         return ", ".join(f"{k}={written(x)}" for k, x in shown.items())
-
-
-def _at(index: tuple[int, ...], x: np.ndarray) -> np.ndarray:
-    return x[index]
 
 
 def case_of(**given: Any) -> Case:
