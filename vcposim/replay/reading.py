@@ -345,7 +345,7 @@ class _Reader:
                 at = _first([dump.place[i] for i in none])
                 notes.append(f"{name} is null in {none.size} of {codes.size} trajectories ({at}): they stand apart")
         codes, known = dump.slices.get("lag", (np.zeros(0, int), []))
-        ahead = np.flatnonzero(np.isin(codes, [k for k, x in enumerate(known) if isinstance(x, int | float) and x < 0]))
+        ahead = np.flatnonzero(np.array([isinstance(x, int | float) and x < 0 for x in known], bool)[codes])
         if ahead.size:
             at = _first([dump.place[i] for i in ahead])
             notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
