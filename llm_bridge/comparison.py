@@ -80,7 +80,7 @@ def config(name: str, setting: TransformerSetting, step_size: float, seed: int) 
 def together(
     runs: Sequence[TrainConfig], lm: LanguageModel, setting: TransformerSetting, task: Task | None = None
 ) -> tuple[Array, Array]:
-    """Success rates (evaluation, run), and which updates were refused (update, run): no finite gradient."""
+    """Success rates, and which updates were refused, without a finite gradient: -> (evaluation, run), (update, run)."""
     steps = LockStep(runs, lm=lm, task=task)
     rate, refused = [steps.evaluate(setting.held_out)], []
     for record in steps.updates():

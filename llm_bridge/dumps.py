@@ -227,7 +227,7 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
     _wrap(trainer, "_generate_and_score_completions", write)
 
 
-def _of_learner(trainer: Any, output: dict[str, Any]) -> torch.Tensor:
+def _of_learner(trainer: Any, output: dict[str, torch.Tensor]) -> torch.Tensor:
     """log pi of the tokens of a batch of TRL's: (n, t)."""
     if "pixel_values" in output:
         raise InputError(

@@ -32,6 +32,8 @@ class PrefixClip:
     adds the dual clip. Infinite bounds leave R_t A: per-decision importance sampling of an advantage given by the
     prefix (Precup, Sutton and Singh 2000). With the reward of a whole response it is biased: what follows t is not
     weighted. `mean`: R_t^(1/t) in place of R_t, the release's other mode, whose spread falls with t.
+
+    Raises `InputError` for a negative bound, or a power that is not finite.
     """
 
     low: float = math.inf

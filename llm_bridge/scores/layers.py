@@ -42,7 +42,7 @@ class Pass(Protocol):
         """One use of a weight matrix in a product, or of its transpose: the pair whose product is the gradient."""
 
     def vector(self, name: str, param: nn.Parameter, grad: Tensor, place: Place | None) -> None:
-        """One use of a bias or a scale: `grad` has its gradient a position, (rows, *param.shape)."""
+        """One use of a bias or a scale: `grad` (rows, *param) has its gradient a position."""
 
     def embedding(
         self,
@@ -56,7 +56,7 @@ class Pass(Protocol):
         """One look-up: `grad` (..., width) belongs to row `token` of the weight, that of `padding` to none."""
 
     def told(self, kind: str, param: nn.Parameter, grad: Tensor) -> bool:
-        """Whether the rows of an output gradient are those of all trajectories; else it goes to `later`."""
+        """Whether the rows of an output gradient `grad` (...) are all trajectories'; else it goes to `later`."""
 
     def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
         """One use, "matrix", "vector" or "embedding", by some of the rows."""
@@ -82,8 +82,8 @@ class Recorder(Protocol):
         """Whether a parameter's score is on the tape."""
 
     def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
-        """Notes in the forward that a parameter is used, by what kind of map, an embedding with which tokens, and a
-        module that is looped over with how many rows; returns how often it was before."""
+        """Notes in the forward that a parameter is used, by what kind of map, an embedding's `token` (...), and with
+        how many rows a module that is looped over; returns how often it was before."""
 
     def place(self) -> Place | None:
         """When the call under way is made; None while a backward runs it again."""
@@ -332,7 +332,7 @@ class Shared(Tensor):
 
     @staticmethod
     def of(plain: Tensor, wide: Callable[[int], Tensor], time: int) -> "Shared":
-        """From the look-up itself, a function that makes it for so many rows, and its length."""
+        """From the look-up itself, `plain` (..., time, width), what makes it for so many rows, and its length."""
         shared: Shared = plain.as_subclass(Shared)  # type: ignore[assignment]
         shared.plain, shared.wide, shared.time = plain, cache(wide), time
         return shared
@@ -435,7 +435,7 @@ class _Scaled(torch.autograd.Function):
 
 
 def per_position(each: Tensor | None, param: Tensor, twin: Twin, place: Place | None) -> Tensor | None:
-    """Hand a parameter's gradients at every position (..., its shape) to the pass; without one, their sum."""
+    """Hand the gradients at every position, `each` (...) with the last axes of `param`, to the pass, or their sum."""
     if each is None:
         return None
     running = twin.tape.running

@@ -32,7 +32,7 @@ class Uses:
     rows: dict[nn.Parameter, list[int]] = field(default_factory=dict)
 
     def add(self, kind: str, param: nn.Parameter, token: Tensor | None, rows: int | None) -> int:
-        """Count a use, and note the tokens it embeds, which a tied head needs early, or the rows that are looped.
+        """Count a use, and note the `token` (...) it embeds, which a tied head needs early, or the rows looped over.
 
         Returns how many there were before.
         """
@@ -105,7 +105,7 @@ class ScorePass:
 
     @torch.no_grad()
     def vector(self, name: str, param: nn.Parameter, grad: Tensor, place: Place | None = None) -> None:
-        """A bias or scale: its gradient per position (row, time, ..., its size)."""
+        """A bias or scale: `grad` (row, time, ..., size), one a position."""
         if not self._wants(param):
             return
         if not self.told("vector", param, grad):
@@ -130,7 +130,7 @@ class ScorePass:
         padding: int | None,
         place: Place | None = None,
     ) -> None:
-        """An embedding: its tokens (row, time) and output gradients (row, time, d)."""
+        """An embedding: `token` (row, time) and output gradients `grad` (row, time, d)."""
         if not self._wants(weight):
             return
         if not self.told("embedding", weight, grad):
@@ -225,7 +225,7 @@ class ScorePass:
         return sum(rows[: inner.number])
 
     def told(self, kind: str, param: nn.Parameter, grad: Tensor) -> bool:
-        """Whether these are rows of all trajectories.
+        """Whether the rows of `grad` (...) are those of all trajectories.
 
         Not if the model was run in chunks of rows, or earlier batches came as pieces (N, d): then n tokens of one are
         no look at one token of each.

@@ -315,7 +315,7 @@ class ScoreTape:
         return param in self._known or param in self._shards.stored
 
     def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
-        """Count a use of a parameter in a forward, and the tokens it embeds, or the rows of a module looped over."""
+        """Count a use of a parameter in a forward, the `token` (...) it embeds, and the rows of one looped over."""
         self._called = True
         if not self._counting:  # a checkpointed forward runs again during a backward
             return None

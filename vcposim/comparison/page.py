@@ -173,7 +173,7 @@ def _comparisons(row: ComparedEstimator, claim: str) -> str:
     label, what = escape(f"{row['name']}, {MODES.get(claim, 'transformers')}"), "regime" if claim in MODES else "task"
     return (
         f'<details><summary>by {what}</summary><div class="wide" tabindex="0" role="region" aria-label="{label}"><table>'
-        '<thead><tr><th scope="col">{what}</th><th scope="col">word</th><th scope="col">difference</th></tr></thead>'
+        f'<thead><tr><th scope="col">{what}</th><th scope="col">word</th><th scope="col">difference</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></details>"
     )
 

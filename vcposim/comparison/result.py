@@ -185,7 +185,7 @@ def claims(size: Size) -> dict[str, str]:
 def require_one_start(records: MeasuredByName, trained: Sequence[TransformerSetting]) -> None:
     """Refuse transformers that began from different weights: their runs are not paired."""
     for setting in trained:
-        starts = set()
+        starts = set[str]()
         for one in records.values():
             record = one.get(setting.name)
             if record is not None and "start" in record:

@@ -125,8 +125,11 @@ class TokenSums:
         largest: float,
         file: str = "",
     ) -> None:
-        """Tokens of several trajectories of a file in a row; `ends` are the indices after each one's last token, none
-        is empty, `rows` their numbers, `largest` the largest magnitude among the tokens."""
+        """Tokens of several trajectories of a file in a row: (m,), (m,), (k,), (k,) -> nothing.
+
+        `ends` are the indices after each trajectory's last token, none is empty, `rows` their numbers, `largest` the
+        largest magnitude among the tokens.
+        """
         self.count += learner.size
         self.pieces += 1
         deep = largest > -DEEP
@@ -471,7 +474,7 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
 def trajectory_findings(
     log_ratio: np.ndarray, places: Sequence[str], *, tokens: bool, told: Sequence[Finding] = ()
 ) -> list[Finding]:
-    """What the weights of n trajectories say; `places[i]` names trajectory i in the file.
+    """What the weights of n trajectories say: (n,) -> findings; `places[i]` names trajectory i in the file.
 
     What the tokens have `told` already explains wrong weights: no other cause is offered then.
     """

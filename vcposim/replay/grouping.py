@@ -129,7 +129,7 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
 
 
 def coded(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct keys in order of appearance, and the code of each."""
+    """Distinct keys in order of appearance, and the code of each: (n,) -> (k,), (n,)."""
     values, first, inverse = np.unique(key, return_index=True, return_inverse=True)
     rank = np.empty(values.size, dtype=int)
     order = np.argsort(first)

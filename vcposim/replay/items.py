@@ -31,12 +31,12 @@ class Lists(NamedTuple):
 
     @property
     def flat(self) -> np.ndarray:
-        """The numbers of all lists after each other."""
+        """The numbers of all lists after each other: (m,)."""
         return self.values[self.ends[0] : self.ends[-1]]
 
     @property
     def size(self) -> np.ndarray:
-        """(k,) how many numbers each list has."""
+        """How many numbers each list has: (k,)."""
         return self.ends[1:] - self.ends[:-1]
 
 

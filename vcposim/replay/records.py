@@ -173,7 +173,7 @@ class RecordReader:
         return Numbers(label, reward, log_ratio, length, norm, reference, self.mixed, marks, tokens)
 
     def check(self, learner: np.ndarray, sampler: np.ndarray) -> float:
-        """The largest magnitude there is, nats.
+        """The largest magnitude there is, nats: (m,), (m,) -> number.
 
         Raises `BadRecord` for the first token that is no log-probability (or log-ratio).
         """
