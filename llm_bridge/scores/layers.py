@@ -392,7 +392,7 @@ class _Scaled(torch.autograd.Function):
 
 
 def per_position(each: Tensor | None, param: Tensor, twin: Twin) -> Tensor | None:
-    """Hand a parameter's gradients at every position, `each` (...) and its shape, to the pass; without one, their sum."""
+    """Hand a parameter's gradients at every position, `each` (...), to the pass; without one, their sum."""
     if each is None:
         return None
     running = twin.tape.running
