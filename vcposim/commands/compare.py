@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -279,13 +280,25 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{0 if abs(value) < 1e-9 else value:.2g}"
 
 
+LOGGED_EVERY = 30.0
+"""seconds between lines of progress where nobody watches a terminal, but perhaps a log"""
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console, last = Console(stderr=True), time.monotonic()
     columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+
+        def step(done: int, total: int, name: str) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total, description=name)
+            if not console.is_terminal and time.monotonic() > last + LOGGED_EVERY:
+                last = time.monotonic()
+                sys.stderr.write(f"vcposim: {done} of {total} measurements; {name}\n")
+
+        yield step
