@@ -44,10 +44,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "started again, to the same bytes. On a Slurm array from 1 to 8, with one DIR that all tasks see:\n"
         "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/8\n"
         "and the same without --shard to merge (of DIRs apart: copy records/ into one).\n"
-        "--transformers: addition and shortest_path of llm_bridge, rollouts 16 updates old,\n"
-        "4 seeds at one step size (quick) or 8 at two (full); a quarter of a minute, or one,\n"
-        "of CPU for each estimator. The group mean learns them too: the leaderboard has no\n"
-        "transformers. Policies are warmed up once and kept in the cache folder."
+        "--transformers: addition and shortest_path of llm_bridge, rollouts 16 updates\n"
+        "old, 4 seeds at one step size (quick) or 8 at two (full): a quarter of a\n"
+        "minute, or one, of CPU for each estimator. The group mean learns them too, for\n"
+        "the leaderboard has no transformers. Policies are warmed up once and kept in\n"
+        "the cache folder."
     )
     says = "catalogue names, path/to/file.py:function, or module:function (a function of a vcposim.Batch)"
     complete_with(p.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help=says), CATALOGUE)
