@@ -532,7 +532,19 @@ WITH_A_GATE = sorted(
     name
     for name in OBJECTIVES
     if name.startswith(("ppo", "clip_", "dual", "decoupled", "gspo", "gmpo", "m2po", "dppo", "negative", "icepop"))
-    or name in ("luspo", "ctpo", "ctpo_released", "cppo", "max_k3_mask", "bapo", "a3po", "open_instruct_tv", "gepo")
+    or name
+    in (
+        "luspo",
+        "ctpo",
+        "ctpo_released",
+        "ctpo_geometric",
+        "cppo",
+        "max_k3_mask",
+        "bapo",
+        "a3po",
+        "open_instruct_tv",
+        "gepo",
+    )
     or name.endswith(("rejection", "_mis"))
 )
 

@@ -45,9 +45,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "started again, to the same bytes. On a Slurm array from 1 to 8, with one DIR that all tasks see:\n"
         "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/8\n"
         "and the same without --shard to merge (of DIRs apart: copy records/ into one).\n"
-        "--transformers adds tasks of llm_bridge, learned from rollouts that are 16 updates old: addition and\n"
-        "shortest_path, 4 seeds, one step size (quick); also calculator, 8 seeds, two step sizes (full). The group\n"
-        "mean learns them too, for transformers are not on the leaderboard. Policies are warmed up once and kept in\n"
+        "--transformers: addition and shortest_path of llm_bridge, rollouts 16 updates\n"
+        "old, 4 seeds at one step size (quick) or 8 at two (full): a quarter of a\n"
+        "minute, or one, of CPU for each estimator. The group mean learns them too, for\n"
+        "the leaderboard has no transformers. Policies are warmed up once and kept in\n"
         "the cache folder."
     )
     says = "catalogue names, path/to/file.py:function, or module:function (a function of a vcposim.Batch)"

@@ -92,8 +92,8 @@ ENVIRONMENTS: dict[str, tuple[TokenChain, TabularSoftmax, float]] = {
 """name -> environment, the policy that begins, and its step size"""
 STEPS, PROBLEM_GROUP_SIZE = 16, 4
 LAGS = (0, 1, 4, 16)
-TRANSFORMER_TASKS = {"addition": 5, "shortest_path": 8, "calculator": 24}
-"""one of each kind -> the policy's own tokens in a trajectory, at most; the last in the full form alone"""
+TRANSFORMER_TASKS = {"addition": 5, "shortest_path": 8}
+"""task -> the policy's own tokens in a trajectory, at most; tool use takes far longer than both"""
 TRANSFORMER_LAG = 16
 TRANSFORMER_COMMON = 0.0006
 """the step size of Adam at which everybody's transformers are trained"""
@@ -220,7 +220,7 @@ class TransformerForm(NamedTuple):
 TRANSFORMER_FORMS = {
     "tiny": TransformerForm(1, 2, (TRANSFORMER_COMMON,), 16, base_rate=0.0),
     "quick": TransformerForm(2, 4, (TRANSFORMER_COMMON,), 64),
-    "full": TransformerForm(3, 8, (TRANSFORMER_COMMON / 2, TRANSFORMER_COMMON), 96),
+    "full": TransformerForm(2, 8, (TRANSFORMER_COMMON / 2, TRANSFORMER_COMMON), 96),
 }
 
 

@@ -247,4 +247,4 @@ def test_help_says_what_it_adds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["compare", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "--transformers adds tasks of llm_bridge" in said
+    assert "--transformers: addition and shortest_path of llm_bridge" in said
