@@ -40,14 +40,13 @@ from vcposim.errors import InputError
 
 
 def twins_of(
-    model: nn.Module, tape: Recorder, whole: Set[str], subset: Set[nn.Parameter] | None
+    modules: Mapping[str, nn.Module], tape: Recorder, whole: Set[str], subset: Set[nn.Parameter] | None
 ) -> list[tuple[nn.Module, Twin]]:
-    """The replacements to make; `whole`: classes of modules to loop over, parts and all.
+    """The replacements to make in a model's modules; `whole`: classes of them to loop over, parts and all.
 
     Raises InputError where one cannot be, and unknown modules are errors.
     """
     twins: dict[str, tuple[nn.Module, Twin]] = {}
-    modules = dict(model.named_modules())
     absent = whole - {type(module).__name__ for module in modules.values()}
     if absent:
         raise InputError(f"loop: no module of class {sorted(absent)[0]!r} in the model; give names of its classes")

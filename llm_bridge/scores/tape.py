@@ -20,7 +20,14 @@ from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
 from llm_bridge.scores.plan import Borrowed, twins_of
-from llm_bridge.scores.refusals import refuse_arrays, refuse_coefficient, refuse_graph, refuse_hooks, refuse_model
+from llm_bridge.scores.refusals import (
+    refuse_arrays,
+    refuse_coefficient,
+    refuse_graph,
+    refuse_hooks,
+    refuse_modules,
+    refuse_parameters,
+)
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
 from llm_bridge.scores.score_pass import ScorePass, Uses
 from llm_bridge.scores.shards import Shards
@@ -147,21 +154,26 @@ class ScoreTape:
     def __enter__(self) -> Self:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
-        refuse_model(self.model, self.method, self._subset is not None or "loop" in (self.unknown, self.method))
-        refuse_hooks(self.model)
-        twins = [] if self.method == "loop" else twins_of(self.model, self, self._whole, self._subset)
+        modules = dict(self.model.named_modules())  # a walk through a model takes longer than most of its layers
+        refuse_modules(modules, self.method)
+        named = list(self.model.named_parameters())
+        second_backward = self._subset is not None or "loop" in (self.unknown, self.method)
+        refuse_parameters(named, self.model, second_backward)
+        refuse_hooks(named)
+        twins = [] if self.method == "loop" else twins_of(modules, self, self._whole, self._subset)
         for module, twin in twins:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
-        self._known = {p for p in self.model.parameters() if p.requires_grad}
-        sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        self._known = {p for _, p in named if p.requires_grad}
+        sharded = any(isinstance(module, FSDPModule) for module in modules.values())
         if self.method != "loop" and not sharded and Borrowed.needed(self.model):
-            self._borrowed = Borrowed(self.model, self._targets(), self)
+            self._borrowed = Borrowed(self.model, self._targets(named), self)
             self._borrowed.__enter__()
-        self._hooks += self._shards.watch()
+        if sharded:
+            self._hooks += self._shards.watch()
         self._hooks.append(self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True))
         self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
-        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.model.modules()):
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules.values()):
             warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
             self._eager = torch.compiler.set_stance("force_eager")
         self._open = True
@@ -219,15 +231,17 @@ class ScoreTape:
                 "ScoreTape.score_sq_norms: norms are already taken; call backward first, or use keep=False"
             )
         refuse_arrays(log_prob, mask, token_weight)
-        refuse_hooks(self.model)
-        with torch.enable_grad(), self._uncounted(), self._untouched():
+        held = list(self.model.named_parameters())
+        refuse_hooks(held)
+        named = self._targets(held)
+        with torch.enable_grad(), self._uncounted(), self._untouched(named):
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             reentrant = refuse_graph(log_prob, self.advice)
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = scale if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
-            return self._norms(of, layout, route, reentrant)
+            return self._norms(of, layout, route, named, reentrant)
 
     def _route(
         self,
@@ -258,9 +272,10 @@ class ScoreTape:
         stored = self._shards.stored
         return General(layout, stored) if line is None else Affine(layout, line, stored)
 
-    def _norms(self, of: Objective, layout: Layout, route: Route, reentrant: bool) -> Tensor:
+    def _norms(
+        self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool
+    ) -> Tensor:
         """The squares of one backward, or of a loop, summed over parameters; where one is due with a comparison."""
-        named = self._targets()
         check = self._verification(of, named, reentrant)
         if self.method == "loop":
             part, kind = self._loop_squares(of, named), self._watch.coarsest(of.log_prob)
@@ -364,9 +379,9 @@ class ScoreTape:
             self._counting = True
 
     @contextmanager
-    def _untouched(self) -> Iterator[None]:
+    def _untouched(self, named: list[tuple[str, nn.Parameter]]) -> Iterator[None]:
         """Raises InputError if p.grad changes in here: an operator whose own backward adds to it hides its scores."""
-        found = [(name, p, p.grad, None if p.grad is None else p.grad._version) for name, p in self._targets()]
+        found = [(name, p, p.grad, None if p.grad is None else p.grad._version) for name, p in named]
         try:
             yield
         finally:
@@ -380,9 +395,9 @@ class ScoreTape:
                     "reversible layers do; neither a tape nor a loop sees its scores; train this model without"
                 )
 
-    def _targets(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters whose norms are taken, as layers see them."""
-        named = self._shards.seen([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
+    def _targets(self, held: Iterable[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
+        """Those of the model's parameters whose norms are taken, as layers see them."""
+        named = self._shards.seen([(name, p) for name, p in held if p.requires_grad])
         return named if self._subset is None else [(name, p) for name, p in named if p in self._subset]
 
     def _verification(
