@@ -194,3 +194,25 @@ def test_shards_of_which_one_has_a_column_more_or_none_of_them_are_refused(tmp_p
         by_block, by_row, _ = by_block_and_by_row(tmp_path)
         assert_identical(by_block, by_row)
         assert words in str(by_block), name
+
+
+@pytest.mark.parametrize("container", ["parquet", "jsonl"])
+@pytest.mark.parametrize("column", ["length", "response_length"])
+def test_a_length_that_is_wrong_once_is_refused_in_its_place(column: str, container: str, tmp_path: Path) -> None:
+    table = [{k: v for k, v in row.items() if k != "mask"} | {column: len(row["log_prob"])} for row in rows(0)]
+    table[17][column] += 1
+    by_block, by_row, _ = by_block_and_by_row(CONTAINERS[container](tmp_path, table))
+    assert_identical(by_block, by_row)
+    assert "18: " in str(by_block)
+    assert column in str(by_block)
+
+
+def test_a_mask_of_booleans_and_more_is_refused(tmp_path: Path) -> None:
+    table = [{**row, "mask": [bool(x) for x in row["mask"]]} for row in rows(0)]
+    by_block, by_row, taken = by_block_and_by_row(CONTAINERS["jsonl"](tmp_path, table))
+    assert_identical(by_block, by_row)
+    assert taken
+    table[17]["mask"][:2] = [False, 2]
+    by_block, by_row, _ = by_block_and_by_row(CONTAINERS["jsonl"](tmp_path, table))
+    assert_identical(by_block, by_row)
+    assert "line 18: mask: " in str(by_block)
