@@ -1,21 +1,64 @@
-"""Many rows of a columnar file -> their numbers at once, the same that `RecordReader.read` finds in each one.
+"""Many records -> their numbers at once, the same that `RecordReader.read` finds in each one.
 
-Plain are numbers, strings and lists of numbers in which nothing is wrong, one of each a trajectory. What is not, or may
-not be, is for `read` to say, record by record: it is the slow twin that the tests compare with, to the last bit.
+Rows of columnar files come as blocks of columns; short records of JSON lines are put into such blocks. Plain are
+numbers, strings and lists of numbers in which nothing is wrong, one of each a trajectory. What is not, or may not be,
+is for `read` to say, record by record: it is the slow twin that the tests compare with, to the last bit.
 """
 
+import contextlib
+import itertools
 import math
+import struct
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
-from vcposim.replay.items import Block, Lists
+from vcposim.replay.items import Block, Column, Item, Lists
 from vcposim.replay.names import BESIDE, TRAJECTORY
-from vcposim.replay.records import LARGEST, ROUNDING, RecordReader, Rows
+from vcposim.replay.records import LARGEST, ROUNDING, RecordReader, Rows, doubles
 
 
 class NotPlain(Exception):
     """A block holds something that has to be looked at record by record."""
+
+
+def block_of(items: Sequence[Item]) -> Block | None:
+    """Records of one file as a block; None where they have not all the same names, or lists of anything but numbers."""
+    records: list[dict[str, Any]] = [item.record for item in items if isinstance(item.record, dict)]
+    names = records[0].keys()
+    if not all(record.keys() == names for record in records):
+        return None
+    try:
+        columns = {name: _column([record[name] for record in records]) for name in names}
+    except NotPlain:
+        return None
+    return Block(items[0].path, 1, len(items), columns, items)
+
+
+def _column(values: list[Any]) -> Column:
+    kinds = {*map(type, values)}
+    if kinds == {list}:
+        return _flat(values)
+    if kinds <= {int, float}:
+        with contextlib.suppress(OverflowError):
+            return np.array(values, dtype=np.int64 if kinds == {int} else np.float64)
+    return values
+
+
+def _flat(lists: Sequence[list[Any]]) -> Lists:
+    """Lists of numbers after each other, as doubles; booleans as such where they are all there is."""
+    values = list(itertools.chain.from_iterable(lists))
+    try:
+        flat = np.frombuffer(doubles(len(values)).pack(*values))
+    except struct.error:
+        raise NotPlain from None
+    zero = flat == 0
+    if zero.any() and bool in {*map(type, map(values.__getitem__, zero.nonzero()[0].tolist()))}:
+        if not (zero | (flat == 1)).all():
+            raise NotPlain  # packing takes false for 0
+        flat = flat.astype(bool)
+    return Lists(flat, np.cumsum([0, *map(len, lists)]))
 
 
 def read_block(reader: RecordReader, block: Block) -> Rows | None:
@@ -34,7 +77,7 @@ def _rows(reader: RecordReader, block: Block) -> Rows:
         raise NotPlain
     nothing = [math.nan] * n
     rows = Rows(block.path, log_ratio=nothing, norm=nothing, reference=nothing, mixed=[False] * n)
-    rows.place = [f"row {k}" for k in range(block.first, block.first + n)]
+    rows.place = block.places
     rows.label = _labels(reader, block)
     rows.reward = _numbers(block, mapping["reward"]).tolist() if "reward" in mapping else nothing
     if columns.norm_source != "length":
@@ -130,6 +173,6 @@ def _names(block: Block, name: str) -> list[Hashable]:
     column = block.columns.get(name)
     if isinstance(column, np.ndarray) and column.dtype.kind in "iu":
         return column.tolist()  # type: ignore[no-any-return]
-    if not isinstance(column, list) or not all(type(x) is str for x in column):
+    if not isinstance(column, list) or not {*map(type, column)} <= {str, int}:
         raise NotPlain
     return column

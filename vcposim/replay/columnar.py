@@ -45,6 +45,7 @@ def parquet(name: str, source: Any, wanted: Wanted) -> Iterator[Block]:
                 if batch.num_rows:
                     yield _block(name, batch, at)
                 at += batch.num_rows
+        pa.default_memory_pool().release_unused()  # some 50 MB, which nobody needs from here on
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

@@ -1,7 +1,7 @@
 """What containers give: a record, or rows of a columnar file by the block; and words for what is wrong with one."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -52,6 +52,15 @@ class Block(NamedTuple):
     """number of its first row, as a reader counts them"""
     rows: int
     columns: dict[str, Column]
+    source: Sequence[Item] = ()
+    """the records that it was made of, where it was"""
+
+    @property
+    def places(self) -> list[str]:
+        """Where each row stands."""
+        if self.source:
+            return [item.place for item in self.source]
+        return [f"row {k}" for k in range(self.first, self.first + self.rows)]
 
     def part(self, start: int, stop: int) -> "Block":
         """The rows from `start` up to `stop`, counted from 0 in this block."""
@@ -59,10 +68,13 @@ class Block(NamedTuple):
             name: Lists(x.values, x.ends[start : stop + 1]) if isinstance(x, Lists) else x[start:stop]
             for name, x in self.columns.items()
         }
-        return Block(self.path, self.first + start, stop - start, part)
+        return Block(self.path, self.first + start, stop - start, part, self.source[start:stop])
 
     def items(self) -> Iterator[Item]:
         """Its rows one by one; a list of numbers is a view of its column."""
+        if self.source:
+            yield from self.source
+            return
         columns = []
         for x in self.columns.values():
             if isinstance(x, Lists):

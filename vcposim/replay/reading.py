@@ -24,7 +24,7 @@ import numpy as np
 
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
-from vcposim.replay.blocks import read_block
+from vcposim.replay.blocks import block_of, read_block
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
 from vcposim.replay.containers import Progress, read_items
@@ -40,6 +40,9 @@ FILE = "file"
 """what `group` and `by` call the file that a record stands in, where it has no column of that name"""
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 16, 1 << 10
 """tokens that are looked at together, few enough to stay in the cache; rows, where they have few tokens or none"""
+TOKENS_WAITING, RECORDS_WAITING, LONG = 1 << 13, 256, 1 << 10
+"""of records of JSON lines that wait for each other: Python's numbers, few enough to stay in the cache too; so many
+tokens that a record waits for none, as there is nothing to gain"""
 KEPT_BYTES = 16 << 20
 IN_RANGE = 100.0
 """magnitude of log-probabilities, nats, whose ratios and squares need no scale of their own"""
@@ -101,7 +104,8 @@ def read_dump(
 class _Reader:
     """Takes records and keeps of each a handful of numbers; tokens become sums, those of many records at a time.
 
-    Records of JSON lines come one by one, those of columnar files by the block; from `_keep` on they are the same.
+    Rows of columnar files come by the block, and records of JSON lines are put into blocks where they are short: what
+    `read_block` finds plain is taken at once, any other record by itself.
     """
 
     def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool):
@@ -114,6 +118,8 @@ class _Reader:
         self.slices: dict[str, tuple[dict[Any, int], array.array[int]]] = {}
         self.sums: dict[str, list[np.ndarray]] = {name: [] for name in ("scale", "count", "total", "square")}
         self.where: list[str] = []
+        self.waiting: list[Item] = []
+        self.waiting_tokens = 0
         self.pending = Rows("")
         self.flushed = 0
         """tokens listed before those pending"""
@@ -126,8 +132,38 @@ class _Reader:
         self.in_file = array.array("q")
         self.files: dict[str, int] = {}
 
+    def take(self, item: Item) -> None:
+        """One item of a container; records wait for others, to be read together where they are plain."""
+        if not isinstance(item.record, dict) or not self.unfolding.plain:
+            self._take_waiting()
+            return self._take_one(item)
+        tokens = item.record.get(self.columns.mapping.get("log_prob", self.columns.mapping.get("log_ratio", "")))
+        size = len(tokens) if isinstance(tokens, list) else 0
+        if self.waiting and (self.waiting[0].path != item.path or size >= LONG):
+            self._take_waiting()
+        if size >= LONG:
+            return self._take_one(item)
+        used = self.columns.used
+        self.waiting.append(item._replace(record={name: x for name, x in item.record.items() if name in used}))
+        self.waiting_tokens += size
+        if self.waiting_tokens >= TOKENS_WAITING or len(self.waiting) >= RECORDS_WAITING:
+            self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        items, self.waiting, self.waiting_tokens = self.waiting, [], 0
+        block = block_of(items) if items else None
+        if block is not None:
+            return self._take_rows(block)
+        for item in items:
+            self._take_one(item)
+
     def take_block(self, block: Block) -> None:
-        """Rows of a columnar file: those that are plain many at once, any others one by one."""
+        """Rows of a columnar file."""
+        self._take_waiting()
+        self._take_rows(block)
+
+    def _take_rows(self, block: Block) -> None:
+        """Those that are plain many at once, any others one by one."""
         if self.by_file:
             block.columns.setdefault(FILE, [block.path] * block.rows)
         self._enter(block.path)
@@ -137,7 +173,7 @@ class _Reader:
             rows = read_block(self.record, part) if self.unfolding.plain else None
             if rows is None:
                 for item in part.items():
-                    self.take(item)
+                    self._take_one(item)
             else:
                 self._at(block.path, rows.place[-1])
                 self.pending.extend(rows)
@@ -154,8 +190,8 @@ class _Reader:
             rows = min(rows, at + 1 + int(np.searchsorted(tokens.ends[at + 1 :] - tokens.ends[at], room)))
         return min(rows, block.rows)
 
-    def take(self, item: Item) -> None:
-        """One item of a container: a record, a batch of them in columns, or what is wrong in its place."""
+    def _take_one(self, item: Item) -> None:
+        """A record, a batch of them in columns, or what is wrong in its place."""
         self._enter(item.path)
         self._at(item.path, item.place)
         try:
@@ -274,6 +310,7 @@ class _Reader:
 
     def finish(self, merge_reward: str) -> Dump:
         """The dump, or the error of an empty file."""
+        self._take_waiting()
         self._flush()
         if not self.number["reward"]:
             bad = sum(map(len, self.skipped.values()))

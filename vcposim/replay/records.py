@@ -117,7 +117,7 @@ class Rows:
 
 
 @lru_cache(maxsize=4096)
-def _doubles(count: int) -> struct.Struct:
+def doubles(count: int) -> struct.Struct:
     """Packs that many Python numbers into doubles: twice as fast as an array of them."""
     return struct.Struct(f"{count}d")
 
@@ -437,7 +437,7 @@ class RecordReader:
                 raise self._bad(name, value.tolist(), "is a list of booleans, not of numbers", "booleans")
             return value if keep is None else value[keep]
         try:
-            x = np.frombuffer(_doubles(len(value)).pack(*value))
+            x = np.frombuffer(doubles(len(value)).pack(*value))
         except struct.error:
             kept = value if keep is None else [v for v, flag in zip(value, keep, strict=True) if flag]
             return np.array([self._one_token(name, v) for v in kept], dtype=np.float64)

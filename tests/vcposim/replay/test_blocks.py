@@ -1,4 +1,4 @@
-"""Rows of columnar files are read by the block; the slow twin reads the same rows one by one, to the last bit.
+"""Columnar files and short JSON lines are read by the block; the slow twin reads them one by one, to the last bit.
 
 The twin is the reader itself with blocks refused, so that it takes every row as it takes a line of JSON.
 """
@@ -23,6 +23,7 @@ from vcposim.replay.items import Block
 from vcposim.replay.records import RecordReader, Rows
 
 COLUMNAR = ["parquet", "arrow stream", "arrow file", "dataset folder"]
+BLOCKS = [*COLUMNAR, "jsonl", "array", "gz", "shards"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columnar, "BATCH_BYTES", 3000)
     monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 100)
     monkeypatch.setattr(reading, "ROWS_AT_ONCE", 9)
+    monkeypatch.setattr(reading, "TOKENS_WAITING", 80)
+    monkeypatch.setattr(reading, "LONG", 35)
 
 
 def by_block_and_by_row(path: Path, **options: Any) -> tuple[Dump | str, Dump | str, int]:
@@ -94,7 +97,7 @@ def rows(seed: int, prompts: int = 6, responses: int = 4, longest: int = 40) -> 
     return out
 
 
-@pytest.mark.parametrize("container", COLUMNAR)
+@pytest.mark.parametrize("container", BLOCKS)
 @pytest.mark.parametrize("name", [name for name, one in FIXTURES.items() if not one.stock])
 def test_every_layout_reads_the_same_by_the_block(name: str, container: str, tmp_path: Path) -> None:
     fixture = FIXTURES[name]
@@ -102,14 +105,14 @@ def test_every_layout_reads_the_same_by_the_block(name: str, container: str, tmp
     by_block, by_row, taken = by_block_and_by_row(path, **fixture.options)
     assert_identical(by_block, by_row)
     assert isinstance(by_block, Dump)
-    if name in ("vcposim", "openrlhf", "slime_train", "log_ratio"):
+    if name in ("vcposim", "openrlhf", "slime_train", "log_ratio") and container in COLUMNAR:
         assert taken == by_block.group.size - 1  # the first row decides what the columns are
 
 
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
-    container=st.sampled_from(COLUMNAR),
+    container=st.sampled_from(BLOCKS),
     float32=st.booleans(),
     left_out=st.sets(st.sampled_from(["mask", "score_sq_norm", "step", "version", "task", "trajectory_id", "reward"])),
     options=st.sampled_from([{}, {"by": ["task"]}, {"group": ["step", "group"]}, {"by": ["file"]}, {"group_size": 4}]),
@@ -123,7 +126,7 @@ def test_random_batches_read_the_same_by_the_block(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     table = [{k: v for k, v in row.items() if k not in left_out} for row in rows(seed)]
-    if float32:
+    if float32 and container in COLUMNAR:
         for row in table:
             for name in ("log_prob", "behavior_log_prob"):
                 row[name] = np.array(row[name], dtype=np.float32)
@@ -148,9 +151,7 @@ STRANGE: dict[str, list[Any]] = {
 
 
 @settings(max_examples=80)
-@given(
-    seed=st.integers(0, 10**6), container=st.sampled_from(COLUMNAR), skip_bad=st.booleans(), broken=st.integers(1, 4)
-)
+@given(seed=st.integers(0, 10**6), container=st.sampled_from(BLOCKS), skip_bad=st.booleans(), broken=st.integers(1, 4))
 def test_damaged_rows_read_the_same_by_the_block(
     seed: int, container: str, skip_bad: bool, broken: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -166,9 +167,10 @@ def test_damaged_rows_read_the_same_by_the_block(
 @pytest.mark.slow
 def test_damaged_bytes_read_the_same_by_the_block(tmp_path: Path) -> None:
     rng, read = random.Random(3), 0
-    whole = {name: CONTAINERS[name](tmp_path, rows(5)).read_bytes() for name in COLUMNAR[:3]}
-    for k in range(300):
-        data = bytearray(whole[COLUMNAR[k % 3]])
+    names = [*COLUMNAR[:3], "jsonl"]
+    whole = {name: CONTAINERS[name](tmp_path, rows(5)).read_bytes() for name in names}
+    for k in range(400):
+        data = bytearray(whole[names[k % 4]])
         for _ in range(rng.choice((1, 2))):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path = tmp_path / "damaged"
@@ -176,7 +178,7 @@ def test_damaged_bytes_read_the_same_by_the_block(tmp_path: Path) -> None:
         by_block, by_row, _ = by_block_and_by_row(path, skip_bad=bool(k % 2))
         assert_identical(by_block, by_row)
         read += isinstance(by_block, Dump)
-    assert 20 < read < 280
+    assert 30 < read < 370
 
 
 def test_shards_of_which_one_has_a_column_more_or_none_of_them_are_refused(tmp_path: Path) -> None:
@@ -192,3 +194,25 @@ def test_shards_of_which_one_has_a_column_more_or_none_of_them_are_refused(tmp_p
         by_block, by_row, _ = by_block_and_by_row(tmp_path)
         assert_identical(by_block, by_row)
         assert words in str(by_block), name
+
+
+@pytest.mark.parametrize("container", ["parquet", "jsonl"])
+@pytest.mark.parametrize("column", ["length", "response_length"])
+def test_a_length_that_is_wrong_once_is_refused_in_its_place(column: str, container: str, tmp_path: Path) -> None:
+    table = [{k: v for k, v in row.items() if k != "mask"} | {column: len(row["log_prob"])} for row in rows(0)]
+    table[17][column] += 1
+    by_block, by_row, _ = by_block_and_by_row(CONTAINERS[container](tmp_path, table))
+    assert_identical(by_block, by_row)
+    assert "18: " in str(by_block)
+    assert column in str(by_block)
+
+
+def test_a_mask_of_booleans_and_more_is_refused(tmp_path: Path) -> None:
+    table = [{**row, "mask": [bool(x) for x in row["mask"]]} for row in rows(0)]
+    by_block, by_row, taken = by_block_and_by_row(CONTAINERS["jsonl"](tmp_path, table))
+    assert_identical(by_block, by_row)
+    assert taken
+    table[17]["mask"][:2] = [False, 2]
+    by_block, by_row, _ = by_block_and_by_row(CONTAINERS["jsonl"](tmp_path, table))
+    assert_identical(by_block, by_row)
+    assert "line 18: mask: " in str(by_block)
