@@ -219,6 +219,9 @@ class ScorePass:
         Known is it where the calls of one forward, in their order, add up to the rows of the batch.
         """
         if all(g is None or self.layout.tells(g if g.dim() >= 2 else g.unsqueeze(-1)) for g in grad):
+            for g in grad:
+                if g is not None:
+                    self.told("local", inner.twin.name, inner.param[0], g)  # raises where it may be either
             return None
         rows = self._uses.rows.get(inner.param[0], [])
         only = all(self._uses.are(p) == ["local"] * len(rows) and self._uses.rows[p] == rows for p in inner.param)
