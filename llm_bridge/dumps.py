@@ -197,7 +197,16 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
                 "the sampler's log-probabilities"
             )
         learner = output.get("old_per_token_logps")
-        learner = _of_learner(self, output) if learner is None else learner
+        if learner is None and "pixel_values" in output:
+            raise InputError(
+                "record_trl: TRL keeps no old_per_token_logps of this batch with images; set use_vllm=True and "
+                "vllm_importance_sampling_correction=True, so that it does"
+            )
+        if learner is None:
+            ids, attended = (
+                torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
+            )
+            learner = _of_learner(self, ids, attended, output["completion_ids"].shape[1])
         n = output["completion_mask"].shape[0]
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         row = torch.arange(rank * n, (rank + 1) * n)
@@ -227,19 +236,11 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
     _wrap(trainer, "_generate_and_score_completions", write)
 
 
-def _of_learner(trainer: Any, output: dict[str, torch.Tensor]) -> torch.Tensor:
-    """log pi of the tokens of a batch of TRL's: (n, t)."""
-    if "pixel_values" in output:
-        raise InputError(
-            "record_trl: TRL keeps no old_per_token_logps of this batch with images; set use_vllm=True and "
-            "vllm_importance_sampling_correction=True, so that it does"
-        )
-    ids, attended = (
-        torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
-    )
+def _of_learner(trainer: Any, ids: torch.Tensor, attended: torch.Tensor, last: int) -> torch.Tensor:
+    """log pi of the `last` tokens of prompts and completions, asked of TRL's trainer: (n, s), (n, s) -> (n, last)."""
     with torch.no_grad():
         found = trainer._get_per_token_logps_and_entropies(
-            trainer.model, ids, attended, output["completion_ids"].shape[1], batch_size=trainer.args.train_batch_size
+            trainer.model, ids, attended, last, batch_size=trainer.args.train_batch_size
         )
     return found[0]  # type: ignore[no-any-return]
 

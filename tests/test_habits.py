@@ -5,6 +5,7 @@ import importlib.util
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import vcposim
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vcposim", "simulations", "llm_bridge", "proofs")
 SOURCES = {path: path.read_text() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+parsed = cache(ast.parse)
+"""each file once for all tests"""
 SHARED_NAMES: dict[str, str] = {}
 """classes of one name in two files -> why that cannot be misread"""
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
@@ -76,7 +79,7 @@ def clashes(sources: dict[Path, str]) -> dict[str, list[str]]:
     """Names of two or more classes, with their files."""
     places: dict[str, list[str]] = {}
     for path, text in sources.items():
-        for name in public_classes(ast.parse(text)):
+        for name in public_classes(parsed(text)):
             places.setdefault(name, []).append(path.name)
     return {name: files for name, files in places.items() if len(files) > 1}
 
@@ -106,7 +109,7 @@ def travelling(name: str, text: str) -> list[str]:
     """
     ends = name.startswith("vcposim/commands/") or name in ENTRY_POINTS
     found = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             said = [ast.unparse(one.annotation) if one.annotation else "" for one in given]
@@ -175,7 +178,7 @@ def dicts_of_anything(text: str) -> list[str]:
 
     `state_dict` and its like are torch's protocol.
     """
-    tree = ast.parse(text)
+    tree = parsed(text)
 
     def loose(annotation: ast.expr | None) -> bool:
         return annotation is not None and bool(ANYTHING.search(ast.unparse(annotation)))
@@ -230,7 +233,7 @@ def silent(text: str) -> list[str]:
         return any(not error.startswith(("SystemExit", "NotImplementedError", "AssertionError")) for error in errors)
 
     found = []
-    tree = ast.parse(text)
+    tree = parsed(text)
     for holder in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_")]:
         about = "" if isinstance(holder, ast.Module) else ast.get_docstring(holder) or ""
         for node in holder.body:

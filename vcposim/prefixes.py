@@ -46,7 +46,7 @@ class PrefixClip:
     def __post_init__(self) -> None:
         require_not_negative(low=self.low, high=self.high, dual=self.dual)
         if not -math.inf < self.power < math.inf:
-            raise InputError(f"power: {self.power} is no finite number; 0.5 widens the bounds as the spread of log R_t")
+            raise InputError(f"power: {self.power} is not finite; 0.5 widens the bounds as the spread of log R_t")
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def _sums(reader: RecordReader, block: Block, names: Sequence[str]) -> tuple[lis
     mapping = reader.columns.mapping
     first, *other = (_numbers(block, mapping[name]) for name in names)
     length = _numbers(block, mapping["length"])
-    if length.min() < 1 or (other and max(first.max(), other[0].max()) > ROUNDING):
+    if length.min() < 1 or (length % 1).any() or (other and max(first.max(), other[0].max()) > ROUNDING):
         raise NotPlain
     return (first - other[0] if other else first).tolist(), length.tolist()
 

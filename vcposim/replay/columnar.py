@@ -4,7 +4,7 @@ Until the reader has seen one record and decided, a block is one row with all of
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +28,7 @@ def parquet(name: str, source: Any, wanted: Wanted) -> Iterator[Block]:
         # read page by page: a row group may be as large as the file
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True) as file:
             meta = file.metadata
+            _require_one_of_each(name, file.schema_arrow.names)
             size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)) / max(meta.num_rows, 1)
             rows = int(min(max(BATCH_BYTES / max(size, 1), 1), 8192))
             seen = 0
@@ -86,6 +87,7 @@ def _batches(name: str, batches: Any, wanted: Wanted) -> Iterator[Block]:
     at = 0
     for batch in batches:
         batch.validate(full=True)
+        _require_one_of_each(name, batch.schema.names)
         step = int(min(max(BATCH_BYTES * batch.num_rows / max(batch.nbytes, 1), 1), 8192))
         done = 0
         while done < batch.num_rows:
@@ -96,6 +98,12 @@ def _batches(name: str, batches: Any, wanted: Wanted) -> Iterator[Block]:
             yield _block(name, part, at + done)
             done += rows
         at += batch.num_rows
+
+
+def _require_one_of_each(name: str, columns: Sequence[str]) -> None:
+    twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
+    if twice:
+        raise InputError(f"{name}: has several columns called {twice[0]!r}; rename or drop all but one")
 
 
 def _block(name: str, batch: Any, at: int) -> Block:

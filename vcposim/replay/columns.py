@@ -4,6 +4,7 @@ A name that means the sampler in one framework and the learner in another is exp
 would change the answer is used and said, or named.
 """
 
+import contextlib
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -154,7 +155,7 @@ class Columns:
             value = look_up(record, known)
             other = value if ratio else look_up(record, mapping["behavior_log_prob"])
             for name, text in (("log_ratio" if ratio else "log_prob", value), ("behavior_log_prob", other)):
-                if isinstance(text, str):
+                if isinstance(text, str | bytes):
                     raise self._is_text(mapping[name], name, text)
             if not any(hasattr(x, "__len__") and not isinstance(x, str) for x in (value, other)):
                 needed.append("length")
@@ -257,10 +258,15 @@ class Columns:
             elif column != name and not asked:
                 self.notes.append(f"{name}: column {column!r} is used as such (--column {name}={ABSENT} to ignore it)")
 
-    def _is_text(self, column: str, name: str, text: str) -> InputError:
-        listed = text.lstrip().startswith("[")
-        remedy = "json.loads() it where it is written" if listed else "write it as a number"
-        what = "a list in a string" if listed else "text"
+    def _is_text(self, column: str, name: str, text: str | bytes) -> InputError:
+        what, remedy = "text", "write it as a number"
+        if isinstance(text, bytes):
+            what, remedy = "bytes", "write a list: numpy.frombuffer(x, dtype).tolist()"
+        elif text.lstrip().startswith(("[", "array(", "tensor(")):
+            what, remedy = "a printed array", "numbers may be cut off or left out: write x.tolist()"
+            with contextlib.suppress(ValueError):
+                json.loads(text)
+                what, remedy = "a list in a string", "json.loads() it where it is written"
         known = column if column == name else f"{column} ({name})"
         return InputError(f"{self.where}: {known}: {shown(text)} is {what}, not log-probabilities; {remedy}")
 

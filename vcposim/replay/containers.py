@@ -16,7 +16,6 @@ orjson knows no NaN and no Infinity, so a line that it refuses goes to the stand
 
 import bisect
 import contextlib
-import glob
 import io
 import itertools
 import json
@@ -26,6 +25,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,14 +43,17 @@ VALUE_LIMIT = 128 << 20
 CHUNK = 1 << 20
 DTYPES = [getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
 
-SUFFIXES = ("jsonl", "json", "ndjson", "parquet", "arrow", "feather", "ipc", "pt", "pth")
-PACKED = ("gz", "zst", "zstd", "bz2", "xz", "lz4")
-
 UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x02", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
     (b"\x80\x03", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
     (b"\x80\x04", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
     (b"\x80\x05", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "convert it: iconv -f utf-32 -t utf-8 FILE"),
+    (b"\0\0\xfe\xff", "UTF-32 text", "convert it: iconv -f utf-32 -t utf-8 FILE"),
+    (b"{\0", "UTF-16 text", "convert it: iconv -f utf-16le -t utf-8 FILE"),
+    (b"[\0", "UTF-16 text", "convert it: iconv -f utf-16le -t utf-8 FILE"),
+    (b"\0{", "UTF-16 text", "convert it: iconv -f utf-16be -t utf-8 FILE"),
+    (b"\0[", "UTF-16 text", "convert it: iconv -f utf-16be -t utf-8 FILE"),
     (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f utf-16 -t utf-8 FILE"),
     (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f utf-16 -t utf-8 FILE"),
     (b"\x93NUMPY", "a NumPy array", "write a dict of columns as JSON lines or Parquet"),
@@ -97,78 +100,8 @@ class Progress:
             sys.stderr.write("\r" + " " * 60 + "\r")
 
 
-def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
-    """The files behind names, folders, globs and `-`, in natural order; and notes on what was passed over.
-
-    Raises `InputError` for a name that is nothing, and for a folder that holds no rollouts.
-    """
-    files: list[str] = []
-    notes: list[str] = []
-    for argument in map(str, arguments):
-        path = Path(argument)
-        if argument == "-" or (path.exists() and not path.is_dir()):
-            files.append(argument)
-        elif path.is_dir():
-            found, passed = _folder(path)
-            if not found:
-                what = f"; not read: {_some(passed)}" if passed else ""
-                raise InputError(f"{path}: a folder without rollouts (of {', '.join(SUFFIXES)}){what}")
-            files += found
-            if passed:
-                notes.append(f"not read in {path}: {_some(passed)}")
-        elif any(letter in argument for letter in "*?["):
-            found = sorted((f for f in glob.glob(argument, recursive=True) if Path(f).is_file()), key=natural)
-            if not found:
-                raise InputError(f"{argument}: no file matches; check the pattern")
-            files += found
-        else:
-            raise InputError(f"{path}: no such file; pass a file or folder of rollouts, a glob, or - for a pipe")
-    return files, notes
-
-
-NO_ROLLOUTS = re.compile(
-    r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.|^trainer_state\.json$|config\.json$|^tokenizer.*\.json$"
-)
-"""files that trainers put beside their rollouts: what the run was, its metrics, its evaluations"""
 STEP_IN_NAME = re.compile(r"(?:^|[/_.-])(?:(?:global_)?step|iter(?:ation)?)[=_-]?(\d+)")
 """the training step in a file's or folder's name: step_3, global_step_3, step=3 (a partition), iter_0000003"""
-
-
-def _folder(path: Path) -> tuple[list[str], list[str]]:
-    splits = path / "dataset_dict.json"
-    if splits.is_file():
-        names = []
-        with contextlib.suppress(ValueError, OSError, AttributeError):
-            names = json.loads(splits.read_text()).get("splits", [])
-        if len(names) > 1:
-            raise InputError(f"{path}: a dataset of the splits {', '.join(names)}; pass one, as {path / names[0]}")
-    # a folder written by datasets.save_to_disk describes itself in JSON files that are no rollouts
-    saved = {f.parent for f in path.rglob("state.json") if list(f.parent.glob("*.arrow"))}
-    found: list[str] = []
-    passed: list[str] = []
-    details = (path / "train_data").is_dir() and (path / "rollout_data").is_dir()
-    inside = path / "train_data" if details else path  # slime's --dump-details: the other half is joined to it
-    for f in sorted((f for f in inside.rglob("*") if f.is_file()), key=natural):
-        if NO_ROLLOUTS.search(f.name):
-            passed.append(str(f))
-            continue
-        hidden = any(part.startswith((".", "_")) for part in f.relative_to(path).parts)
-        parts = f.name.lower().split(".")
-        kind = parts[-2] if parts[-1] in PACKED and len(parts) > 2 else parts[-1]
-        describes = f.name == "dataset_dict.json" or (f.parent in saved and f.suffix == ".json")
-        if hidden or describes:
-            continue
-        (found if kind in SUFFIXES else passed).append(str(f))
-    return found, [Path(name).name for name in passed]
-
-
-def natural(path: Any) -> list[Any]:
-    """A key that sorts step_2 before step_10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item | Block]:
@@ -342,6 +275,27 @@ def parse(text: bytes) -> Any:
 
 
 def _json(name: str, stream: Any) -> Iterator[tuple[str, Any]]:
+    for k, (place, text, whole) in enumerate(_texts(name, stream)):
+        if k == 0:
+            _require_names_once(f"{name}: {place}", text)
+        yield from _parsed(name, place, text, whole)
+
+
+def _require_names_once(where: str, text: bytes) -> None:
+    """Parsers keep the last of two values of one name and say nothing; who writes one record so writes all so."""
+    twice: list[str] = []
+
+    def see(pairs: list[tuple[str, Any]]) -> None:
+        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text, object_pairs_hook=see)
+    if twice:
+        raise InputError(f"{where}: {json.dumps(twice[0])} stands twice in one object; write each name once")
+
+
+def _texts(name: str, stream: Any) -> Iterator[tuple[str, bytes, bool]]:
+    """(place, text, whether it is all there) of each JSON value."""
     number = 0
     while line := stream.readline(VALUE_LIMIT):
         number += 1
@@ -359,11 +313,11 @@ def _json(name: str, stream: Any) -> Iterator[tuple[str, Any]]:
     # an array, or a value that goes on in the next line, is cut into its rollouts; else a line is a rollout
     if line.lstrip().startswith(b"[") or (line.endswith(b"\n") and _opens(line)):
         for first, item, text in _values(name, line, stream, number):
-            yield from _parsed(name, f"line {first}" + (f", item {item}" if item else ""), text, True)
+            yield f"line {first}" + (f", item {item}" if item else ""), text, True
         return
     while line:
         if line.strip():
-            yield from _parsed(name, f"line {number}", line, line.endswith(b"\n"))
+            yield f"line {number}", line, line.endswith(b"\n")
         if len(line) >= VALUE_LIMIT:
             raise InputError(f"{name}: line {number} {TOO_LARGE}")
         line = stream.readline(VALUE_LIMIT)
@@ -388,10 +342,16 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
     try:
         value = parse(text)
     except (ValueError, RecursionError) as error:
-        if "Extra data" in str(error):
+        if text.rstrip().endswith(b","):
+            wrong = "a comma ends the line; every line is one JSON object by itself (JSON lines)"
+        elif text.lstrip().startswith(b"{'"):
+            wrong = "a dict as Python prints it, not JSON; write json.dumps(record)"
+        elif "Extra data" in str(error):
             wrong = "several JSON values stand in one line; end each with a line break (JSON lines)"
         elif whole:
             wrong = f"not JSON ({one_line(error)}); every line is one JSON object"
+            if isinstance(error, UnicodeDecodeError):
+                wrong = f"not UTF-8 text ({one_line(error)}); write it as UTF-8, as JSON is"
         else:
             wrong = "the file is cut off here; dump it again, or delete this last line"
         yield place, broken(f"{where}: {wrong}", "not JSON" if whole else "cut off")

@@ -137,7 +137,7 @@ def coded(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[order], rank[inverse]
 
 
-def with_lag(dump: Dump) -> Dump:
+def with_lag(dump: Dump, notes: list[str]) -> Dump:
     """`lag` from the learner's version and the sampler's, where the file has both and no lag of its own."""
     if "lag" in dump.slices or not {"version", "learner_version"} <= set(dump.slices):
         return dump
@@ -145,6 +145,8 @@ def with_lag(dump: Dump) -> Dump:
     try:
         lag = np.array([float(v) for v in learner])[b] - np.array([float(v) for v in sampler])[a]
     except (TypeError, ValueError):
+        if any(isinstance(v, str) for v in (*learner, *sampler)):
+            notes.append(f"versions such as {sampler[0]!r} and {learner[0]!r} are no numbers: no lag is read from them")
         return dump
     order, code = coded(lag)
     return replace(dump, slices={**dump.slices, "lag": (code, [int(x) if x == int(x) else float(x) for x in order])})

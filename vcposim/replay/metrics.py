@@ -30,7 +30,8 @@ from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError, unknown_name
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
-from vcposim.replay.containers import find_inputs, natural, read_records
+from vcposim.replay.containers import read_records
+from vcposim.replay.inputs import find_inputs, natural
 from vcposim.replay.items import one_line
 from vcposim.replay.names import FIELDS, OTHER_NAMES
 from vcposim.replay.tracks import Track

@@ -27,11 +27,12 @@ from vcposim.errors import InputError, unknown_name
 from vcposim.replay.blocks import read_block
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
-from vcposim.replay.containers import Progress, find_inputs, read_items
+from vcposim.replay.containers import Progress, read_items
 from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
+from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted
-from vcposim.replay.names import FIELDS
+from vcposim.replay.names import FIELDS, OF_THE_RUN
 from vcposim.replay.records import RecordReader, Rows
 from vcposim.replay.unfolding import Unfolding
 
@@ -313,7 +314,7 @@ class _Reader:
         notes += self._doubtful_groups(dump)
         dump = by_step(dump, columns, notes)
         dump = merged(dump, columns, merge_reward, notes)
-        dump = with_lag(dump)
+        dump = with_lag(dump, notes)
         self._say(dump, notes)
         told = token_findings(self.statistics, self.where)
         findings = [
@@ -337,6 +338,17 @@ class _Reader:
             notes.append(
                 f"column {column!r} has several values ({values}), all pooled here; --by split tells them apart"
             )
+        for name in OF_THE_RUN:
+            codes, known = dump.slices.get(name, (np.zeros(0, int), []))
+            none = np.flatnonzero(codes == known.index(None)) if None in known else codes[:0]
+            if 0 < none.size < codes.size:
+                at = _first([dump.place[i] for i in none])
+                notes.append(f"{name} is null in {none.size} of {codes.size} trajectories ({at}): they stand apart")
+        codes, known = dump.slices.get("lag", (np.zeros(0, int), []))
+        ahead = np.flatnonzero(np.array([isinstance(x, int | float) and x < 0 for x in known], bool)[codes])
+        if ahead.size:
+            at = _first([dump.place[i] for i in ahead])
+            notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
         copies = _copies(dump)
         if copies.size > 0.02 * dump.group.size:
             at = _first([dump.place[i] for i in copies])
@@ -371,6 +383,13 @@ class _Reader:
             notes.append(
                 f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
                 f"{len(twice) - 1} more; write one kind"
+            )
+        once: dict[str, str] = {}
+        alike = [name for name in sorted(texts) if once.setdefault(name.strip(), name) != name]
+        if alike:
+            notes.append(
+                f"groups {once[alike[0].strip()]!r} and {alike[0]!r} are two here and differ in spaces alone, as do "
+                f"{len(alike) - 1} more; strip them where they are written"
             )
         if len(self.files) > 1 and "step" not in self.slices:
             pairs = np.unique(dump.group * len(self.files) + np.array(self.in_file))

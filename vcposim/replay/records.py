@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from vcposim.replay.columns import MISSING, Columns, bare
+from vcposim.replay.columns import MISSING, Columns, bare, shown
 from vcposim.replay.items import LISTED, BadRecord, kind
 from vcposim.replay.layouts import look_up
 from vcposim.replay.names import ABSENT, LISTS, REMOVED, TRAJECTORY
@@ -265,10 +265,15 @@ class RecordReader:
             value = float(value) if isinstance(value, Decimal) else value.item()
         if (isinstance(value, bool) and not boolean) or not isinstance(value, int | float):
             what, how = kind(value), "dump it as a number"
-            inner = [k for k, x in value.items() if isinstance(x, float)] if isinstance(value, dict) else []
-            if inner:
+            parts = value if isinstance(value, dict) else {}
+            inner = [k for k, x in parts.items() if isinstance(x, float)]
+            if inner and all(str(k).isdigit() for k in parts):
+                how = "write a list of its numbers, in the order of the tokens"
+            elif inner:
                 column = self.columns.mapping.get(name, name)
                 how = f"name its part, as in --column {name}={column}.*.{inner[0]}"
+            elif any(isinstance(x, dict) for x in parts.values()):
+                how = "write the sampled token's number alone (of vLLM's: logprobs[t][token_id].logprob)"
             article = "an" if what[0] in "aeio" else "a"
             remedy = f"is {article} {what}, not a number; {how}"
             raise self._bad(name, value, remedy, f"{article} {what}")
@@ -313,6 +318,8 @@ class RecordReader:
             )
         lists = [v for v in values if isinstance(v, LISTED)]
         stated = self._scalar("length", self._get(record, "length")) if "length" in self.columns.mapping else None
+        if stated is not None and stated != int(stated):
+            raise self._bad("length", stated, "is no whole number of tokens", "no whole number")
         if not lists:
             if stated is None:
                 raise self._bad("length", None, "is missing, and there is no list of tokens to count", "is missing")
@@ -401,8 +408,13 @@ class RecordReader:
             return np.ones(length, dtype=bool)
         mask = bare(mask)
         if not isinstance(mask, list | np.ndarray) or len(mask) != length:
+            count = f"{len(mask)} entries" if isinstance(mask, LISTED) else shown(mask)
             raise self._bad(
-                "mask", mask, f"does not match the {length} tokens of the log-probabilities", "mask of another length"
+                "mask",
+                MISSING,
+                f"{count}: does not match the {length} tokens of the log-probabilities; cut a mask over prompt and "
+                f"response to the tokens listed, or ignore it with --column mask={ABSENT}",
+                "mask of another length",
             )
         flags: np.ndarray
         if isinstance(mask, np.ndarray):

@@ -85,6 +85,7 @@ class Unfolding:
             return (record,)
         n = len(tokens)
         if nested and n > 1 and not isinstance(reward if reward is not MISSING else anchor, list):
+            self._refuse_parts(record, n)
             if reward is not MISSING:
                 self._say("the log-probabilities are lists in a list beside one reward: turns of a trajectory, joined")
                 return (self._joined(record),)
@@ -112,6 +113,18 @@ class Unfolding:
             columns[name] = value if isinstance(value, list) else [value] * n
         return [{name: column[k] for name, column in columns.items()} for k in range(n)]
 
+    def _refuse_parts(self, record: Mapping[str, Any], n: int) -> None:
+        """A list at each token, beside a number at each token under the other policy, is none of rollouts or turns."""
+        lists = [name for name in ("log_prob", "behavior_log_prob") if name in self.columns.mapping]
+        values: dict[str, Any] = {name: self.columns.value(record, name) for name in lists}
+        sizes = {name: len(x) for name, x in values.items() if isinstance(x, LISTED) and len(x)}
+        parts = [name for name in sizes if isinstance(values[name][0], LISTED)]
+        if len(parts) == 1 and list(sizes.values()) == [n, n]:
+            (name,) = parts
+            remedy = "a list at each token; name its number, as in --column"
+            column = self.columns.mapping[name]
+            raise self.columns.bad(name, values[name][0], f"{remedy} {name}={column}.*.0", "a list a token")
+
     def _say(self, note: str) -> None:
         kind, _, _ = note.partition(" (")
         if kind not in self.said:
@@ -121,10 +134,18 @@ class Unfolding:
     def _joined(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """The record with the turns of its token lists after each other."""
         joined = dict(record)
-        for name in {"log_prob", "behavior_log_prob", "log_ratio", "mask", *BESIDE} & set(self.columns.mapping):
+        turns: dict[str, list[int]] = {}
+        names = ("log_prob", "behavior_log_prob", "log_ratio", "mask", *BESIDE)
+        for name in (name for name in names if name in self.columns.mapping):
             value = self.columns.value(record, name)
             if isinstance(value, list) and value and all(isinstance(turn, list | np.ndarray) for turn in value):
                 joined[self.columns.mapping[name]] = [x for turn in value for x in turn]
+                turns[name] = [len(turn) for turn in value]
+        for name, lengths in turns.items():
+            first, others = next(iter(turns.items()))
+            if lengths != others:
+                remedy = f"tokens a turn, where {first} has {others[:6]}; dump the same tokens"
+                raise self.columns.bad(name, lengths[:6], remedy, "turns of different lengths")
         return joined
 
 

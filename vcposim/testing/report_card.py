@@ -7,12 +7,13 @@ claimed too: what an estimator could claim is as telling as what it may not.
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from vcposim.batch import Batch, DenseScores
-from vcposim.catalogue import CATALOGUE
+from vcposim.catalogue import CATALOGUE, Entry
 from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD, UNKNOWN, exact_moments, standard_problem
 from vcposim.testing.kit import CLAIMED, NOT_CLAIMED, JudgedEstimator, Trial, Violation, subject_of, trials
@@ -124,17 +125,23 @@ def beside_the_catalogue(mine: Subject | None) -> list[CardRow]:
     Rows hold `problem`, `estimator`, `mine`, and relative to the squared norm of the gradient, `squared_bias`,
     `variance` (of the mean over a group) and `mse`.
     """
-    others = [subject_of(name)[0] for name in CATALOGUE]
-    subjects = [*([] if mine is None else [mine]), *others]
-    return [
-        _row(problem, subject, subject is mine)
-        for problem in STANDARD
-        for subject in subjects
-        if not subject.needs & UNKNOWN
-    ]
+    rows = []
+    for problem in STANDARD:
+        if mine is not None and not mine.needs & UNKNOWN:
+            rows.append(_row(problem, mine, mine=True))
+        known = (_known_row(problem, name, entry) for name, entry in CATALOGUE.items())
+        rows += [row.copy() for row in known if row is not None]
+    return rows
 
 
-def _row(problem: str, subject: Subject, mine: bool) -> CardRow:
+@cache
+def _known_row(problem: str, name: str, entry: Entry) -> CardRow | None:
+    # seconds for all of them, and the same whoever stands beside them; `entry`: another one of that name is another row
+    subject, _ = subject_of(name)
+    return None if subject.needs & UNKNOWN else _row(problem, subject, mine=False)
+
+
+def _row(problem: str, subject: Subject, *, mine: bool) -> CardRow:
     def asked(batch: Batch) -> Any:
         return _of_one_group_each(subject, batch) if mine and not subject.per_prompt else subject.raw(batch)
 
