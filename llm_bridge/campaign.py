@@ -38,7 +38,7 @@ PIECE = 50_000_000
 """bytes of a piece at most"""
 WEIGHTS_SHA256 = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
 """of the converted `model.safetensors`: the same with transformers 5.17 and 5.24"""
-LOG = "campaign.log"
+LOG, REFUSAL = "campaign.log", "refused"
 DRY = "char"
 """in place of a folder: an untrained character model, for a dry run"""
 
@@ -133,6 +133,8 @@ class Plan:
         from llm_bridge.training import TrainConfig
 
         name, options = TASKS[cell.task]
+        if self.settings.get("model") == DRY:
+            options = options | {"style": "short"}
         estimator, rule = METHODS[cell.method]
         shared = {
             "dtype": "bf16", "updates": 120, "groups": 16, "group_size": 8, "max_new_tokens": 40, "extend": False,
@@ -358,10 +360,13 @@ def _worker(model: str, plan: Plan, state: Path, log: Path, queue: Any, deadline
             cell = queue.get()
             if cell is None:
                 break
+            (refusal := state / cell.name / REFUSAL).unlink(missing_ok=True)
             try:
                 runner.run(cell, deadline, say)
             except InputError as error:  # a damaged checkpoint, say: the other runs can go on
                 say(f"{cell.name}: {error}")
+                refusal.parent.mkdir(parents=True, exist_ok=True)
+                refusal.write_text(f"{cell.name}: {error}")
             if _cuda():
                 say(f"memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
     except Exception:
@@ -372,7 +377,8 @@ def _worker(model: str, plan: Plan, state: Path, log: Path, queue: Any, deadline
 def run(plan: Plan, *, model: str, out: Path, state: Path, budget_s: float, processes: int) -> int:
     """Go on with the campaign for `budget_s` seconds; returns how many runs are still open.
 
-    Raises InputError for a model that is not there, other settings than the state began with, or if no process works.
+    Raises InputError for a model that is not there, other settings than the state began with, or if no process works
+    or every run is refused.
     """
     began = time.time()
     if model != DRY and not Path(model).is_dir():
@@ -421,6 +427,11 @@ def _spread(
         raise InputError(f"--processes: all {processes} failed; the reason is in {log}")
     if failed:
         print(f"{PROGRAM}: {len(failed)} of {processes} processes failed; see {log}", file=sys.stderr)
+    refused = [path.read_text() for cell in todo if (path := state / cell.name / REFUSAL).exists()]
+    if len(refused) == len(todo):
+        raise InputError(f"all {len(todo)} runs were refused; {refused[0]}")
+    for line in refused:
+        print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
 def _logger(log: Path) -> Any:
@@ -539,7 +550,9 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """The plan that flags describe. Raises InputError."""
-    settings = {}
+    settings: dict[str, Any] = {}
+    if getattr(arguments, "model", None) == DRY:
+        settings["model"] = DRY
     for text in arguments.set:
         name, equals, value = text.partition("=")
         if not (name and equals):

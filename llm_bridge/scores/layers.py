@@ -55,7 +55,7 @@ class Pass(Protocol):
     ) -> None:
         """One look-up: `grad` (..., width) belongs to row `token` of the weight, that of `padding` to none."""
 
-    def told(self, kind: str, param: nn.Parameter, grad: Tensor) -> bool:
+    def told(self, kind: str, name: str, param: nn.Parameter, grad: Tensor) -> bool:
         """Whether the rows of an output gradient `grad` (...) are all trajectories'; else it goes to `later`."""
 
     def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
@@ -194,7 +194,7 @@ class _Matrix(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             matrix = (value.t() if ctx.transposed else value).to(grad.dtype)
             running, name = ctx.twin.tape.running, ctx.twin.name
-            if running is None or not running.told("matrix", ctx.weight, grad):
+            if running is None or not running.told("matrix", name, ctx.weight, grad):
                 rows, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
                 keep = live_rows(rows)
                 live = (

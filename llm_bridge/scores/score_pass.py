@@ -21,6 +21,8 @@ _COUPLED: WeakSet[nn.Module] = WeakSet()
 """looped modules whose gradients on one trajectory alone do not add up to those on all"""
 _IN_PIECES: Any = WeakTensorKeyDictionary()
 """of parameters the kinds of use that came in pieces of tokens (N, d)"""
+_BY_ROW: Any = WeakTensorKeyDictionary()
+"""of parameters the kinds of use that came several times with one token (n, d) of each trajectory"""
 
 
 @dataclass
@@ -108,7 +110,7 @@ class ScorePass:
         """A bias or scale: `grad` (row, time, ..., size), one a position."""
         if not self._wants(param):
             return
-        if not self.told("vector", param, grad):
+        if not self.told("vector", name, param, grad):
             return self.later("vector", param, Piece(name, place, (grad,)))
         self._full.add(("vector", param))
         self._whole(grad)
@@ -133,7 +135,7 @@ class ScorePass:
         """An embedding: `token` (row, time) and output gradients `grad` (row, time, d)."""
         if not self._wants(weight):
             return
-        if not self.told("embedding", weight, grad):
+        if not self.told("embedding", name, weight, grad):
             return self.later("embedding", weight, Piece(name, place, (grad, token), padding))
         self._full.add(("embedding", weight))
         grad, token = self._whole(self.layout.flatten(name, grad)), token.reshape(-1)
@@ -217,6 +219,9 @@ class ScorePass:
         Known is it where the calls of one forward, in their order, add up to the rows of the batch.
         """
         if all(g is None or self.layout.tells(g if g.dim() >= 2 else g.unsqueeze(-1)) for g in grad):
+            for g in grad:
+                if g is not None:
+                    self.told("local", inner.twin.name, inner.param[0], g)  # raises where it may be either
             return None
         rows = self._uses.rows.get(inner.param[0], [])
         only = all(self._uses.are(p) == ["local"] * len(rows) and self._uses.rows[p] == rows for p in inner.param)
@@ -224,14 +229,27 @@ class ScorePass:
             return None
         return sum(rows[: inner.number])
 
-    def told(self, kind: str, param: nn.Parameter, grad: Tensor) -> bool:
-        """Whether the rows of `grad` (...) are those of all trajectories.
+    def told(self, kind: str, name: str, param: nn.Parameter, grad: Tensor) -> bool:
+        """Whether these are rows of all trajectories.
 
         Not if the model was run in chunks of rows, or earlier batches came as pieces (N, d): then n tokens of one are
-        no look at one token of each.
+        no look at one token of each. Raises `InputError` where they may be either, and no pass has told.
         """
+        if self._gathering:
+            return True
         in_pieces = grad.dim() == 2 and (self.chunked or kind in _IN_PIECES.get(param, ()))
-        return self._gathering or (self.layout.tells(grad) and not in_pieces)
+        if in_pieces or not self.layout.tells(grad):
+            return False
+        n, known = self.layout.n, _BY_ROW.get(param, ())
+        often = grad.dim() == 2 and len(grad) == n > 1 and self._uses.are(param).count(kind) > 1
+        if often and self.layout.owner is None and kind not in known:
+            if not self._checked and self.layout.lead[1] == n:
+                raise InputError(
+                    f"{name}: sees shape {tuple(grad.shape)} several times, one token of each of {n} trajectories or "
+                    f"{n} tokens of one; have this pass compared, verify='always', or {self.layout.advise(name)}"
+                )
+            _BY_ROW.setdefault(param, set()).add(kind)
+        return True
 
     def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
         """Keep what a call on some of the rows reports until all have come."""

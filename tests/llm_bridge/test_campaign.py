@@ -160,6 +160,25 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     assert numbers(run(plan, tmp_path / "one")) == numbers(run(plan, tmp_path / "two", processes=2))
 
 
+def test_a_dry_run_needs_no_setting_of_its_own() -> None:
+    """`run --model char`, all else as for the language model: tasks put what they ask in signs that it knows."""
+    flags = ["run", "--model", "char", "--out", "o", "--state", "s"]
+    plan = campaign.plan_of(campaign.parser().parse_args(flags))
+    for cell in plan.cells():
+        config = plan.config(cell)
+        assert (config.model, config.task_options["style"]) == ("char", "short")
+    other = campaign.plan_of(campaign.parser().parse_args([*flags[:2], "m", *flags[3:]]))
+    assert {other.config(cell).task_options["style"] for cell in other.cells()} == {"instruct"}
+
+
+@pytest.mark.slow
+def test_runs_that_are_refused_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "char", "--out", str(tmp_path / "o"), "--state", str(tmp_path / "s"), "--lags", "0"]
+    own = ["--tasks", "addition", "--seeds", "0", "--methods", "none", "--set", "updates=1"]
+    assert main(["run", *flags, *own, "--set", 'task_options={"style":"instruct"}']) == 2
+    assert "all 1 runs were refused; addition-none-lag0-seed0-lr2e-05: text: 'C' in" in capsys.readouterr().err
+
+
 def test_report_renders(tmp_path: Path) -> None:
     run(dry(methods=("vcpo", "none"), seeds=(0, 1)), tmp_path)
     text = report(tmp_path / "out")

@@ -74,6 +74,10 @@ def _head_of_rows(net: Net, token: Tensor) -> Tensor:
     return _chosen(torch.stack([net.head(row) for row in _hidden(net, token)]), token)
 
 
+def _by_step(net: Net, token: Tensor) -> Tensor:
+    return _chosen(torch.stack([net.head(x) for x in _hidden(net, token).unbind(1)], 1), token)
+
+
 def _body(net: Net, token: Tensor) -> Tensor:
     x = net.embed(token).cumsum(1).sin()
     return _chosen(net.head(torch.cat([net.body(part) for part in x.split(2)])), token)
@@ -136,6 +140,7 @@ EXACT: dict[str, Callable[[], Chunked]] = {
     "head by the embedding's weight": lambda: Chunked(_borrowed_head),
     "head of tokens": lambda: Chunked(_head_of_tokens),
     "head of each row": lambda: Chunked(_head_of_rows),
+    "head of each step": lambda: Chunked(_by_step),
     "checkpoints": lambda: Chunked(_checkpointed(False)),
 }
 EITHER: dict[str, Callable[[], Chunked]] = {
@@ -228,6 +233,22 @@ def test_what_was_tokens_of_a_row_stays_that_where_rows_are_as_many() -> None:
     for shape in (LATER, (6, 6), SQUARE):
         rest = tokens(*shape), torch.ones(shape).double(), torch.linspace(-1, 1.3, shape[0]).double()
         assert not same(_taped(model, *rest, False), truth(model, *rest)), shape
+
+
+def test_rows_that_first_come_one_by_one_where_they_are_as_many_as_steps() -> None:
+    """No pass that was compared has seen them so: refused, and the pass is compared, or taken by a loop, as asked."""
+    for heads, advice in ((_by_step, {"verify": "always"}), (_head_of_rows, {"method": "loop"})):
+        torch.manual_seed(0)
+        model = Chunked(lambda net, token: _chosen(net.head(_hidden(net, token)), token)).double()
+
+        def of(shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+            return tokens(*shape), torch.ones(shape).double(), torch.linspace(-1, 1.3, shape[0]).double()
+
+        _taped(model, *of(LATER), False)
+        model.chunks = heads
+        with pytest.raises(InputError, match=r"net\.head: sees shape .* verify='always', or use .*method='loop'"):
+            _taped(model, *of(SQUARE), False)
+        assert not same(_taped(model, *of(SQUARE), False, **advice), truth(model, *of(SQUARE)))
 
 
 def test_chunks_that_do_not_add_up_are_no_chunks() -> None:

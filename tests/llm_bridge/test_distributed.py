@@ -54,6 +54,11 @@ SCENARIOS = [
     *(f"{wrap}/{how}/{name}" for wrap in ("ddp", "fsdp2") for how in two_ranks.SPLITS for name in two_ranks.ESTIMATORS),
     *(f"{wrap}/gathered/{name}" for wrap in ("ddp", "fsdp2") for name in two_ranks.GATHERED),
     *(f"tape/{wrap}/{how}/vcpo" for wrap in TAPED for how in two_ranks.SPLITS),
+    *(
+        f"tape/{wrap}/{how}/vcpo"
+        for wrap in ("fsdp2 in chunks", "fsdp2 in chunks, affine", "fsdp2_checkpointed in chunks, affine")
+        for how in ("torn", "ragged")
+    ),
     *(f"tape/fsdp2/torn/{name}" for name in two_ranks.ESTIMATORS),
 ]
 

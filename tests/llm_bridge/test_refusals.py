@@ -47,8 +47,9 @@ ELSEWHERE = {
     "adds to p.grad in its own backward": "test_hostile_second: no advice but to train without",
     "its forward ran outside the `with`": "test_hostile",
     "a compiled graph computed it": "test_hostile",
+    "have this pass compared": "test_chunks",
 }
-"""messages that need ranks, a compiler, or have nothing to follow, and who tests them"""
+"""messages that need ranks, a compiler or earlier passes, or have nothing to follow, and who tests them"""
 
 
 class Step:

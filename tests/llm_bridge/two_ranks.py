@@ -173,12 +173,18 @@ def weight_line(weight: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
     return share * REWARD[rows], share * (group == torch.arange(GROUPS)[:, None])
 
 
-def by_tape(rows: list[int], name: str, wrap: Callable[[], nn.Module], affine: bool = False) -> dict[str, Any]:
-    """Norms and gradient from the tape on each rank's own rows; `sum_gradients` adds up what no wrapper has."""
+def by_tape(
+    rows: list[int], name: str, wrap: Callable[[], nn.Module], affine: bool = False, chunks: int = 1
+) -> dict[str, Any]:
+    """Norms and gradient from the tape on each rank's own rows; `sum_gradients` adds up what no wrapper has.
+
+    chunks: of the rows, one forward each; as many on all ranks, as FSDP2 gathers in every one.
+    """
     model, batch = wrap(), tokens(rows)
     model(batch.token)  # a forward without backward must not matter
     with ScoreTape(model) as tape:
-        log_prob = token_log_prob(model, batch)
+        parts = zip(batch.token.tensor_split(chunks), batch.mask.tensor_split(chunks), strict=True)
+        log_prob = torch.cat([token_log_prob(model, TokenBatch(*part)) for part in parts])
         shared = {"level": "sequence"}
         part = trajectory_batch(REWARD[rows], log_prob, behavior(rows), batch.mask, **shared)
         line = weight_line(entry(name).estimator.weighting(part).value.detach(), rows) if affine else None
@@ -282,6 +288,10 @@ def scenarios(rank: int) -> dict[str, dict[str, Any]]:
         for how, rows in SPLITS.items():
             out[f"tape/{wrap.__name__}/{how}/vcpo"] = by_tape(rows[rank], "vcpo", wrap)
             out[f"tape/{wrap.__name__}, affine/{how}/vcpo"] = by_tape(rows[rank], "vcpo", wrap, affine=True)
+    for wrap, affine in ((fsdp2, False), (fsdp2, True), (fsdp2_checkpointed, True)):
+        for how in ("torn", "ragged"):
+            key = f"tape/{wrap.__name__} in chunks{', affine' * affine}/{how}/vcpo"
+            out[key] = by_tape(SPLITS[how][rank], "vcpo", wrap, affine, chunks=2)
     for name in ESTIMATORS:
         out[f"tape/fsdp2/torn/{name}"] = by_tape(SPLITS["torn"][rank], name, fsdp2)
     alone = [dist.new_group([r]) for r in range(2)]

@@ -11,8 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
+from torch import nn  # noqa: E402
+
+from llm_bridge.scores import ScoreTape  # noqa: E402
 from llm_bridge.training import TrainConfig, Trainer  # noqa: E402
-from llm_bridge.training.config import read_config, typed  # noqa: E402
+from llm_bridge.training.config import NORM_METHODS, read_config, typed  # noqa: E402
 from llm_bridge.training.records import to_json  # noqa: E402
 from llm_bridge.training.sharding import weights  # noqa: E402
 from tests.llm_bridge.training.toys import Constant, Letters, config, tiny, trainer  # noqa: E402
@@ -123,6 +126,7 @@ def test_an_estimator_of_ones_own_trains() -> None:
         ({"step_rule": "es"}, "did you mean 'ess'"),
         ({"lag_law": "uniforn"}, "did you mean 'uniform'"),
         ({"norm": "exat"}, "did you mean 'exact'"),
+        ({"norm_method": "lop"}, "norm_method: unknown name 'lop'; did you mean 'loop'"),
         ({"optimizer": "adam2"}, "optimizer: unknown name"),
         ({"groups": 0}, "groups: 0; give a whole number of at least 1"),
         ({"temperature": 0.0}, "temperature: 0.0 is not positive"),
@@ -165,3 +169,9 @@ def test_a_configuration_goes_through_a_file(tmp_path: Path) -> None:
 def test_a_record_is_strict_json() -> None:
     line = to_json({"step": 2.0, "khat": -math.inf, "reward": 0.25})
     assert line == '{"step": 2, "khat": null, "reward": 0.25}'
+
+
+def test_the_settings_know_every_method_of_a_tape() -> None:
+    """Also "loop", which refusals of a tape advise."""
+    with pytest.raises(InputError, match=f"known: {', '.join(sorted(NORM_METHODS))}$"):
+        ScoreTape(nn.Linear(2, 2), method="other")
