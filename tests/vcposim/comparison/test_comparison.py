@@ -49,6 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 # --- however it was computed ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_four_shards_give_the_same_bytes(tmp_path: Path, whole: Folder) -> None:
     folder = Folder(tmp_path / "run", ESTIMATORS, TINY)
     owed = []
