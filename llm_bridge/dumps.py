@@ -33,7 +33,8 @@ Columns, one row a trajectory; tokens of the policy alone, nothing is padded:
 The file's metadata holds `vcposim.rollouts` = SCHEMA_VERSION; version 1 had no columns of other policies.
 
 The seams of TRL 1.16 and verl 0.9.1 were read at their sources (huggingface/trl@f2cd5771, trl/trainer/grpo_trainer.py;
-verl-project/verl@1dda039b, verl/trainer/ppo/ray_trainer.py); the tests run them on stand-ins of that interface.
+verl-project/verl@1dda039b, verl/trainer/ppo/ray_trainer.py). The tests run TRL's trainer where it is installed, and
+stand-ins of both interfaces everywhere; verl itself was never run.
 """
 
 import inspect
@@ -171,8 +172,10 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
     """Dump what TRL's `GRPOTrainer` (one, or the class) generates for training, a file a generation and rank.
 
     log_prob are `old_per_token_logps`, the learner's when the batch came in: within the updates that share a generation
-    it moves on. behavior_log_prob are `sampling_per_token_logps`, which TRL has with vLLM; without them there is
-    nothing to compare with, and the first batch is refused.
+    it moves on; where TRL keeps none (a generation an update, without vLLM), its own method is asked for them, one
+    forward pass more. behavior_log_prob are `sampling_per_token_logps`, which TRL has with vLLM or of a `rollout_func`;
+    without them there is nothing to compare with, and the first batch is refused. Tokens of which vLLM could not say a
+    log-probability (NaN) are left out: TRL does not correct them either.
 
     Raises `InputError` for a trainer without the methods that are wrapped.
     """
@@ -186,23 +189,36 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
         output = call(*args, **kwargs)
         if not self.model.training:
             return output
-        missing = [k for k in ("sampling_per_token_logps", "old_per_token_logps") if k not in output]
-        if missing:
+        sampler = output.get("sampling_per_token_logps")
+        if sampler is None:
             raise InputError(
-                f"record_trl: TRL's batch has no {missing[0]}; set use_vllm=True and "
-                "vllm_importance_sampling_correction=True, so that it keeps the sampler's log-probabilities"
+                "record_trl: TRL's batch has no sampling_per_token_logps; set use_vllm=True and "
+                "vllm_importance_sampling_correction=True, or return logprobs from a rollout_func, so that it keeps "
+                "the sampler's log-probabilities"
             )
+        learner = output.get("old_per_token_logps")
+        if learner is None and "pixel_values" in output:
+            raise InputError(
+                "record_trl: TRL keeps no old_per_token_logps of this batch with images; set use_vllm=True and "
+                "vllm_importance_sampling_correction=True, so that it does"
+            )
+        if learner is None:
+            ids, attended = (
+                torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
+            )
+            learner = _of_learner(self, ids, attended, output["completion_ids"].shape[1])
         n = output["completion_mask"].shape[0]
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         row = torch.arange(rank * n, (rank + 1) * n)
         weights = self.reward_weights.to(self._vcposim_reward.device)
         reward = (self._vcposim_reward * weights).nansum(dim=1)[row]  # of all ranks, as TRL gathers them
         scored = ~torch.isnan(self._vcposim_reward).all(dim=1)[row].cpu()
-        mask = output["completion_mask"] * output.get("tool_mask", 1) * scored[:, None].to(output["completion_mask"])
+        own = output["completion_mask"] * output.get("tool_mask", 1)
+        mask = own * scored[:, None].to(own) * ~torch.isnan(sampler)
         step = int(self.state.global_step)
         tokens = {
-            "log_prob": output["old_per_token_logps"],
-            "behavior_log_prob": output["sampling_per_token_logps"],
+            "log_prob": learner,
+            "behavior_log_prob": sampler,
             "reference_log_prob": output.get("ref_per_token_logps"),
         }
         keep = scored.nonzero()[:, 0]
@@ -218,6 +234,15 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
 
     _wrap(trainer, "_calculate_rewards", keep_rewards)
     _wrap(trainer, "_generate_and_score_completions", write)
+
+
+def _of_learner(trainer: Any, ids: torch.Tensor, attended: torch.Tensor, last: int) -> torch.Tensor:
+    """log pi of the `last` tokens of prompts and completions, asked of TRL's trainer: (n, s), (n, s) -> (n, last)."""
+    with torch.no_grad():
+        found = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, attended, last, batch_size=trainer.args.train_batch_size
+        )
+    return found[0]  # type: ignore[no-any-return]
 
 
 def record_verl(trainer: Any, folder: str | Path) -> None:

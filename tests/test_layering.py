@@ -45,6 +45,7 @@ OPTIONAL = {
     "simulations.summaries": {"PIL"},  # of pillow, which matplotlib needs too
     "vcposim.pages.parts": {"vl_convert"},  # of vl-convert-python; without it a page has no figures to explore
     "vcposim.comparison.workers": {"distributed"},
+    "vcposim.comparison.transformers": {"llm_bridge"},
     "vcposim.replay.containers": {"torch"},
     "vcposim.replay.metrics": {"tensorboard"},
     **TRANSFORMERS,
@@ -77,6 +78,7 @@ PACKAGES: dict[str, set[str]] = {
     "simulations.bench": {"vcposim", "simulations", "llm_bridge", "torch", "transformers"},
     **{module: {"vcposim", *used} for module, used in TRANSFORMERS.items()},
     "vcposim.replay.containers": {"torch"},  # for .pt files alone, where it is installed
+    "vcposim.comparison.transformers": {"llm_bridge"},  # for `compare --transformers` alone, inside a function
 }
 """what each package may import of the others, and whether of torch; a subpackage named here has its own rule"""
 

@@ -30,15 +30,16 @@ def namespace(*arrays: Array) -> Any:
     if not found:
         raise InputError(f"expected an array, got {type(arrays[0]).__name__}; convert it first, as in numpy.asarray(x)")
     (kind, *others) = found
-    if others or kind.__module__.partition(".")[0] not in _ONE_NAMESPACE:
+    libraries = {one.__module__.partition(".")[0] for one in found}
+    if libraries != {"numpy"} and (others or libraries != {"torch"}):  # the proofs' symbols have one for each algebra
         return array_namespace(*found.values())
     if kind not in _NAMESPACES:  # asked for thousands of times a second
-        _NAMESPACES[kind] = array_namespace(*found.values())
+        # NumPy's own is one; array-api-compat's copy of it imports all that NumPy has, which takes a tenth of a second
+        own = libraries == {"numpy"}
+        _NAMESPACES[kind] = found[kind].__array_namespace__() if own else array_namespace(*found.values())
     return _NAMESPACES[kind]
 
 
-_ONE_NAMESPACE = ("numpy", "torch")
-"""libraries whose arrays of one type all have one namespace; those of the proofs' symbols differ by their algebra"""
 _NAMESPACES: dict[type, Any] = {}
 """type of array -> namespace, as found so far"""
 

@@ -10,6 +10,7 @@ Nothing else in the project knows what an estimator is. NumPy multiplies `c` wit
 `(c.detach() * log_prob).sum()`, proofs run this function on symbols.
 """
 
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -173,9 +174,15 @@ class FunctionEstimator:
         except (Exception, SystemExit) as error:  # sys.exit() in it would end whatever called it, without a word
             raise InputError(f"estimator: {self.name} raises {told(error)}, on rewards of shape {want}") from error
         if not hasattr(c, "shape"):
+            if hasattr(c, "close"):
+                c.close()  # a coroutine that nobody awaits would have the last word
             raise InputError(
                 f"estimator: {self.name} returned a {type(c).__name__}; return an array like batch.reward, one "
                 "coefficient a sample, or one a token if it needs tokens"
+            )
+        if hasattr(c, "filled"):
+            raise InputError(
+                f"estimator: {self.name} returned a masked array; say what stands where it is masked, as in c.filled(0)"
             )
         got = tuple(c.shape)
         if got != want and not (got[:-1] == want and batch.per_token):
@@ -207,10 +214,17 @@ def real(c: Array, batch: Batch) -> bool:
     return "float16" not in kind and any(x in kind for x in numbers)
 
 
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+"""where a stranger's code is not"""
+
+
 def told(error: BaseException) -> str:
-    """What a stranger's function raised as one line, and where it did."""
+    """What a stranger's function or file raised as one line, and where it did: in a file of theirs if any."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours, which called it
-    where = f" (line {frames[-1].lineno} of {PurePath(frames[-1].filename).name})" if frames else ""
+    theirs = [f for f in frames if not f.filename.startswith(("<frozen", *LIBRARIES))]
+    at = (theirs or [f for f in frames if not f.filename.startswith("<frozen")])[-1:]
+    syntax = isinstance(error, SyntaxError)  # it names the place itself
+    where = f" (line {at[0].lineno} of {PurePath(at[0].filename).name})" if at and not syntax else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
@@ -243,7 +257,10 @@ def estimator_of(given: AnyEstimator) -> Resolved:
         try:
             made = given()
         except (Exception, SystemExit) as error:
-            raise InputError(f"estimator: {given.__name__}() raises {told(error)}; pass an instance of it") from error
+            raise InputError(
+                f"estimator: {given.__name__}() raises {told(error)}; pass an instance of it, or name "
+                f"one, as in mine = {given.__name__}(...)"
+            ) from error
         return estimator_of(made)
     if not callable(given):
         if callable(getattr(given, "coefficients", None)):
@@ -251,7 +268,10 @@ def estimator_of(given: AnyEstimator) -> Resolved:
                 f"estimator: {type(given).__name__} has coefficients and is no vcposim.Estimator; derive it from that, "
                 "or pass its method, as in mine.coefficients"
             )
-        raise InputError(f"estimator: {shortened(given)} is no Estimator and no function of a Batch")
+        what = type(given).__name__ if type(given).__repr__ is object.__repr__ else shortened(given)
+        raise InputError(
+            f"estimator: {what} is no Estimator and no function of a Batch; give it __call__(self, batch), or another"
+        )
     return FunctionEstimator(given, names_on(given, "needs"), bool(getattr(given, "exchangeable", False)))
 
 

@@ -31,17 +31,22 @@ class PrefixClip:
     stops the gradient at the prefix, so that grad R_t = R_t grad log pi(y_t): CTPO (arXiv 2605.07331), whose release
     adds the dual clip. Infinite bounds leave R_t A: per-decision importance sampling of an advantage given by the
     prefix (Precup, Sutton and Singh 2000). With the reward of a whole response it is biased: what follows t is not
-    weighted.
+    weighted. `mean`: R_t^(1/t) in place of R_t, the release's other mode, whose spread falls with t.
+
+    Raises `InputError` for a negative bound, or a power that is not finite.
     """
 
     low: float = math.inf
     high: float = math.inf
     dual: float = math.inf
     power: float = 0.5
+    mean: bool = False
     needs: ClassVar[Needs] = ("tokens",)
 
     def __post_init__(self) -> None:
-        require_not_negative(low=self.low, high=self.high, dual=self.dual, power=self.power)
+        require_not_negative(low=self.low, high=self.high, dual=self.dual)
+        if not -math.inf < self.power < math.inf:
+            raise InputError(f"power: {self.power} is not finite; 0.5 widens the bounds as the spread of log R_t")
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -51,7 +56,8 @@ class PrefixClip:
     def __call__(self, batch: Batch, advantage: Array) -> Array:
         """The factor: (..., n, t)."""
         x = bounded(log_ratio_at(batch, "token", self))
-        total, width = prefix_sum(x, batch), position(x, batch) ** self.power
+        total, at = prefix_sum(x, batch), position(x, batch)
+        total, width = total / at if self.mean else total, at**self.power
         a = over_tokens(advantage, x)
         above = ((a > 0) & (total > self.high * width)) | ((a < 0) & (total > self.dual * width))
         return only(~(above | ((a < 0) & (total < -self.low * width))), weight_of(total, batch))

@@ -262,7 +262,7 @@ def compared() -> str:
             "downhill).\n",
             "Small networks on string tasks: evidence about mechanisms, not about a language model. "
             "Yours among them, only yours being run:\n",
-            fence("vcposim compare mine.py:mine", "sh"),
+            fence("vcposim compare mine.py:mine                  # --transformers: small transformers too", "sh"),
             table((*head, "bias", "MSE", "D"), rows),
             f"Laws that an entry claims and breaks: {'; '.join(broken) or 'none'}.\n",
             "The regimes:\n",

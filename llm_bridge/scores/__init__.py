@@ -37,6 +37,7 @@ compares its first pass over a model, and then every hundredth, with plain autog
 In the order in which a reader meets them:
 
     layout       which rows of an activation belong to which trajectory (padded, packed)
+    chunks       calls on some of the rows, put together to calls on all
     norms        the squares: instantiated in cache, by Gram matrices, or sketched; embeddings; tied heads
     calibration  which of these is fastest for a shape on this device: measured
     routes       from coefficients to the gradient: none, a second backward, general (deferred), affine (two sums)

@@ -12,7 +12,7 @@ looked at a parameter at a time. There the taped graph answers for the model, wh
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from llm_bridge.scores.inner import (
     untraced,
 )
 from llm_bridge.scores.layers import Recorder
-from llm_bridge.scores.loop import Objective, weighted_gradient_loop
+from llm_bridge.scores.loop import Objective, trajectory_sums, weighted, weighted_gradient_loop
 from llm_bridge.scores.norms import square_sum
 from llm_bridge.scores.shards import Shards, summed, together, whole
 from vcposim.errors import InputError
@@ -48,7 +48,8 @@ _ALIKE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.01, torch.b
 _FLOOR, _COLUMNS = 1e-3, 8
 _WHY = "its rows are not trajectories one by one (permuted, sorted, time first, or mixed)"
 _BENT = "or its backward is not linear (a hook that clips), so that scores do not add up: take such hooks off"
-_PASSES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_PASSES: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
+"""of each model the passes taken in each way: a loop over everything says nothing of what layers report"""
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,19 @@ def check_norms(
 
 
 class Verifier:
-    """Which passes over a model are compared, and how the model was called in them."""
+    """Which passes over a model are compared, and how the model was called in them; `way`: the tape's own settings."""
 
-    def __init__(self, tape: Recorder, model: nn.Module, verify: str, seed: int, shards: Shards) -> None:
+    def __init__(
+        self, tape: Recorder, model: nn.Module, verify: str, seed: int, shards: Shards, way: Hashable = None
+    ) -> None:
         self.tape, self.model, self.verify, self.seed, self.shards = tape, model, verify, seed, shards
+        self._way = way
         self.calls: list[Call] = []
 
     @property
     def number(self) -> int:
         """Of the pass under way, from 1."""
-        return _PASSES.setdefault(self.model, 0) + 1
+        return _PASSES.get(self.model, {}).get(self._way, 0) + 1
 
     @property
     def due(self) -> bool:
@@ -196,7 +200,7 @@ class Verifier:
     def passed(self) -> None:
         """Count a pass; one whose comparison failed does not count."""
         if self.verify != "never":
-            _PASSES[self.model] = self.number
+            _PASSES[self.model] = _PASSES.get(self.model, {}) | {self._way: self.number}
         self.calls = []
 
 
@@ -224,10 +228,13 @@ class Verification:
     def ask(self, scale: float) -> None:
         """What plain autograd says of a random trajectory; `scale`: what to multiply by inside, against underflow.
 
-        By the model alone if that can tell, else through the taped graph.
+        By the model alone if that can tell, else through the taped graph. One that is masked throughout says nothing.
         """
-        total = self.total
-        i = int(torch.randint(len(total), (), generator=torch.Generator().manual_seed(self.seed)))
+        total, of = self.total, self.of
+        weight = weighted(torch.ones_like(of.log_prob), of.mask, of.token_weight).abs()
+        some = trajectory_sums(weight, torch.ones_like(weight), segment=of.segment).nonzero().squeeze(1).tolist()
+        drawn = int(torch.randint(len(some) or 1, (), generator=torch.Generator().manual_seed(self.seed)))
+        i = some[drawn] if some else 0
         params, calls, found = [p for _, p in self.named], self.watch.calls, None
         if len(calls) == 1 and not self.reentrant and not self.groups:  # or ranks might not do the same
             found = alone(self.watch.tape, self.watch.model, calls[0], total, i, scale, params)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from llm_bridge.scores.layers import Recorder, Twin
+from llm_bridge.scores.layers import Recorder, Twin, refuse_second_order
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from vcposim.errors import InputError
 
@@ -135,6 +135,9 @@ class Inner:
                 f"brings no gradient; {WHOLE_LOOP}"
             )
         self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
+        self.rows = next((len(y) for y in self.out if y.dim()), 0)
+        self.number: int | None = None
+        """of this call among those of one forward, from 0; None while a backward runs it again"""
 
     def _call(self, leaf: Sequence[Any]) -> Any:
         args, kwargs = pytree.tree_unflatten([leaf[k] for k in self._first], self._spec)
@@ -229,6 +232,7 @@ class _Local(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor | None) -> tuple[Tensor | None, ...]:
         inner: Inner = ctx.inner
+        refuse_second_order(inner.twin)
         running = inner.twin.tape.running
         if running is None:
             return None, *inner.grads(grad, [*inner.input, *inner.param])
@@ -240,7 +244,7 @@ def local(twin: Twin, args: Any, kwargs: Any) -> Any:
     """The module's own output, reported by a loop over trajectories."""
     inner = Inner(twin, args, kwargs)
     for p in inner.param:
-        twin.tape.uses("local", p)
+        inner.number = twin.tape.uses("local", p, rows=inner.rows)
     if inner.param:
         twin.tape.looped(twin.name)
     found = iter(_Local.apply(inner, *inner.given, *inner.param))

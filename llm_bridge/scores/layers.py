@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.layout import Layout, Operands, live_rows
+from llm_bridge.scores.chunks import Piece, Place
+from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands, live_rows
 from vcposim.errors import InputError
 
 # Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias.
@@ -40,11 +41,25 @@ class Pass(Protocol):
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
         """One use of a weight matrix in a product, or of its transpose: the pair whose product is the gradient."""
 
-    def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
+    def vector(self, name: str, param: nn.Parameter, grad: Tensor, place: Place | None) -> None:
         """One use of a bias or a scale: `grad` (rows, *param) has its gradient a position."""
 
-    def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
+    def embedding(
+        self,
+        name: str,
+        weight: nn.Parameter,
+        token: Tensor,
+        grad: Tensor,
+        padding: int | None,
+        place: Place | None,
+    ) -> None:
         """One look-up: `grad` (..., width) belongs to row `token` of the weight, that of `padding` to none."""
+
+    def told(self, kind: str, param: nn.Parameter, grad: Tensor) -> bool:
+        """Whether the rows of an output gradient `grad` (...) are all trajectories'; else it goes to `later`."""
+
+    def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
+        """One use, "matrix", "vector" or "embedding", by some of the rows."""
 
     def local(self, name: str, inner: Any, grad: Sequence[Tensor | None]) -> list[Tensor | None]:
         """One module run as a whole, given the gradients of its outputs; returns those of its inputs."""
@@ -66,8 +81,12 @@ class Recorder(Protocol):
     def holds(self, param: object) -> bool:
         """Whether a parameter's score is on the tape."""
 
-    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None:
-        """Notes in the forward that a parameter is used, by what kind of map, and an embedding's `token` (...)."""
+    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
+        """Notes in the forward that a parameter is used, by what kind of map, an embedding's `token` (...), and with
+        how many rows a module that is looped over; returns how often it was before."""
+
+    def place(self) -> Place | None:
+        """When the call under way is made; None while a backward runs it again."""
 
     def looped(self, name: str) -> None:
         """Notes that this module costs a loop over trajectories."""
@@ -117,6 +136,15 @@ class Twin:
     __deepcopy__ = __reduce_ex__ = __copy__ = _refuse_copy  # type: ignore[assignment]
 
 
+def refuse_second_order(twin: Twin) -> None:
+    """Raise InputError in a backward that is itself to be differentiated: a node's own backward hides the weight."""
+    if torch.is_grad_enabled():
+        raise InputError(
+            f"{twin.name}: its gradient is taken with create_graph=True inside the model, which the tape does not "
+            f"differentiate; {WHOLE_LOOP}"
+        )
+
+
 def is_plain(p: Tensor) -> bool:
     """Whether functions of a parameter are torch's, not those of a class of its own (whose shards are whole again)."""
     return type(p) in (Tensor, nn.Parameter) or isinstance(p, DTensor)
@@ -154,23 +182,32 @@ class _Matrix(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, value)
         ctx.weight, ctx.bias, ctx.twin, ctx.transposed = weight, bias, twin, transposed
+        ctx.place = twin.tape.place()
         return call(x).data  # no view of what was inside, so that it may be changed in place like the model's own
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order(ctx.twin)
         x, value = ctx.saved_tensors
         ask_x, ask_weight, ask_bias = ctx.needs_input_grad[:3]
         rest = (None,) * 4
         with torch.autocast(grad.device.type, enabled=False):
             matrix = (value.t() if ctx.transposed else value).to(grad.dtype)
             running, name = ctx.twin.tape.running, ctx.twin.name
-            if running is None:
+            if running is None or not running.told("matrix", ctx.weight, grad):
                 rows, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
                 keep = live_rows(rows)
                 live = (
                     Operands(rows, flat, Layout(1, (1, len(rows)))) if keep is None else Operands.kept(rows, flat, keep)
                 )
                 grad_x = live.spread(live.grad @ matrix).view(x.shape) if ask_x else None
+                if running is not None:
+                    if ask_weight:
+                        piece = Piece(name, ctx.place, (grad, x.detach()), ctx.transposed)
+                        running.later("matrix", ctx.weight, piece)
+                    if ask_bias:
+                        running.vector(name, ctx.bias, grad, ctx.place)
+                    return grad_x, None, None, *rest
                 pair = (live.x, live.grad) if ctx.transposed else (live.grad, live.x)
                 grad_w = (pair[0].t() @ pair[1].to(pair[0].dtype)).to(ctx.weight.dtype) if ask_weight else None
                 return grad_x, grad_w, rows.sum(0).to(ctx.bias.dtype) if ask_bias else None, *rest
@@ -179,7 +216,7 @@ class _Matrix(torch.autograd.Function):
             if ask_weight:
                 running.matrix(name, ctx.weight, live, ctx.transposed)
             if ask_bias:
-                running.vector(name, ctx.bias, grad)
+                running.vector(name, ctx.bias, grad, ctx.place)
         return grad_x, None, None, *rest
 
 
@@ -225,16 +262,20 @@ class _Lookup(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, token)
         ctx.weight, ctx.padding, ctx.twin, ctx.shared = weight, padding, twin, shared
+        ctx.place = twin.tape.place()
         return call(token).data
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order(ctx.twin)
         weight, token = ctx.saved_tensors
         running = ctx.twin.tape.running
         if running is not None:
             if ctx.shared:
-                raise running.layout.mixed(ctx.twin.name, grad)
-            running.embedding(ctx.twin.name, ctx.weight, token, grad, ctx.padding)
+                piece = Piece(ctx.twin.name, ctx.place, (grad, token), ctx.padding, may_be_all=False)
+                running.later("embedding", ctx.weight, piece)
+                return (None,) * 6
+            running.embedding(ctx.twin.name, ctx.weight, token, grad, ctx.padding, ctx.place)
             return (None,) * 6
         padding = -1 if ctx.padding is None else ctx.padding
         dense = torch.ops.aten.embedding_dense_backward(grad, token, weight.shape[0], padding, False)
@@ -266,8 +307,7 @@ def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Ca
     once = token.dim() == 1 or (token.dim() == 2 and len(token) == 1)
     if row > 1 and once and token.numel() % (row * time):  # else the tokens of all rows, one after the other
         plain = _Lookup.apply(weight, token, padding, call, twin, True)
-        lead = (row, token.numel())
-        return Shared.of(plain, lambda: each(token.expand(lead)), lead)
+        return Shared.of(plain, lambda rows: each(token.expand(rows, -1)), token.numel())
     return each(token)
 
 
@@ -282,19 +322,19 @@ class Shared(Tensor):
     """One look-up for all rows of a batch, such as positions or a prompt: (k, d) or (1, k, d), as the module gave it.
 
     Its gradient arrives summed over the batch and would tell no trajectory apart. So where it meets the rows of the
-    batch, in a sum, a product of elements or `expand`, the same look-up made row by row takes its place, of equal
-    bits. Whatever else is done with it is done to itself, and a pass refuses the gradient.
+    batch, or of a chunk, in a sum, a product of elements or `expand`, the same look-up made row by row takes its place,
+    of equal bits. Whatever else is done with it is done to itself, and a pass refuses the gradient.
     """
 
     plain: Tensor
-    wide: Callable[[], Tensor]
-    lead: tuple[int, int]
+    wide: Callable[[int], Tensor]
+    time: int
 
     @staticmethod
-    def of(plain: Tensor, wide: Callable[[], Tensor], lead: tuple[int, int]) -> "Shared":
-        """From the look-up itself, `plain` (..., time, width), what makes it for all rows, and (row, time)."""
+    def of(plain: Tensor, wide: Callable[[int], Tensor], time: int) -> "Shared":
+        """From the look-up itself, `plain` (..., time, width), what makes it for so many rows, and its length."""
         shared: Shared = plain.as_subclass(Shared)  # type: ignore[assignment]
-        shared.plain, shared.wide, shared.lead = plain, cache(wide), lead
+        shared.plain, shared.wide, shared.time = plain, cache(wide), time
         return shared
 
     @classmethod
@@ -303,24 +343,25 @@ class Shared(Tensor):
         tensors = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor)]
         shared = [x for x in tensors if isinstance(x, Shared)]
         rows = [x for x in tensors if not isinstance(x, Shared)]
-        lead = shared[0].lead
+        time = shared[0].time
 
-        def call(*, wide: bool) -> Any:
+        def call(many: int = 0) -> Any:
             def of(x: Any) -> Any:
-                return (x.wide() if wide else x.plain) if isinstance(x, Shared) else x
+                return (x.wide(many) if many else x.plain) if isinstance(x, Shared) else x
 
             args, kwargs = pytree.tree_map(of, given)
             return func(*args, **kwargs)
 
-        if func in ADDS | _TIMES and rows and all(x.dim() >= 3 and tuple(x.shape[:2]) == lead for x in rows):
-            return call(wide=True)
-        out = call(wide=False)
-        if func in _SPREADS and tuple(out.shape[:-1]) == lead:
-            return shared[0].wide()
+        leads = {tuple(x.shape[:2]) if x.dim() >= 3 else (0,) for x in rows}
+        many, *along_time = leads.pop() if len(leads) == 1 else (0,)
+        if func in ADDS | _TIMES and many > 1 and along_time == [time]:  # one row's gradient is its own anyway
+            return call(many)
+        out = call()
+        if func in _SPREADS and out.dim() == 3 and out.shape[0] > 1 and out.shape[1] == time:
+            return shared[0].wide(len(out))
         along = func in _UNSQUEEZES and out.shape[:-2] == (1,) and _only_none(args[1:])
         if along or (not rows and func in (ADDS | SAME | _TIMES) and out.shape == shared[0].plain.shape):
-            inner = shared[0].wide if along else lambda: call(wide=True)
-            return cls.of(out, inner, lead)
+            return cls.of(out, shared[0].wide if along else call, time)
         return out
 
 
@@ -373,10 +414,12 @@ class _Scaled(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, value)
         ctx.weight, ctx.bias, ctx.rule, ctx.twin = weight, bias, rule, twin
+        ctx.place = twin.tape.place()
         return call(x).data  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order(ctx.twin)
         x, value = ctx.saved_tensors
         norm, shape, eps = ctx.rule
         eps = torch.finfo(x.dtype).eps if eps is None else eps
@@ -387,19 +430,20 @@ class _Scaled(torch.autograd.Function):
             found: list[Tensor | None] = []
             for param, needed in ((ctx.weight, ctx.needs_input_grad[1]), (ctx.bias, ctx.needs_input_grad[2])):
                 each = (unit.mul_(grad) if param is ctx.weight else grad) if needed else None
-                found.append(per_position(each, param, ctx.twin))
+                found.append(per_position(each, param, ctx.twin, ctx.place))
         return grad_x.to(x.dtype), *found, None, None, None, None
 
 
-def per_position(each: Tensor | None, param: Tensor, twin: Twin) -> Tensor | None:
-    """Hand a parameter's gradients at every position, `each` (...), to the pass; without one, their sum."""
+def per_position(each: Tensor | None, param: Tensor, twin: Twin, place: Place | None) -> Tensor | None:
+    """Hand the gradients at every position, `each` (...) with the last axes of `param`, to the pass, or their sum."""
     if each is None:
         return None
     running = twin.tape.running
     if running is None:
         return each.sum_to_size(param.shape).to(param.dtype)
     core = core_of(param)
-    running.vector(twin.name, param, each.reshape(*each.shape[: each.dim() - len(core)], param.numel()))  # type: ignore[arg-type]
+    each = each.reshape(*each.shape[: each.dim() - len(core)], param.numel())
+    running.vector(twin.name, param, each, place)  # type: ignore[arg-type]
     return None
 
 

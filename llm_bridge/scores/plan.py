@@ -40,14 +40,13 @@ from vcposim.errors import InputError
 
 
 def twins_of(
-    model: nn.Module, tape: Recorder, whole: Set[str], subset: Set[nn.Parameter] | None
+    modules: Mapping[str, nn.Module], tape: Recorder, whole: Set[str], subset: Set[nn.Parameter] | None
 ) -> list[tuple[nn.Module, Twin]]:
-    """The replacements to make; `whole`: classes of modules to loop over, parts and all.
+    """The replacements to make in a model's modules; `whole`: classes of them to loop over, parts and all.
 
     Raises InputError where one cannot be, and unknown modules are errors.
     """
     twins: dict[str, tuple[nn.Module, Twin]] = {}
-    modules = dict(model.named_modules())
     absent = whole - {type(module).__name__ for module in modules.values()}
     if absent:
         raise InputError(f"loop: no module of class {sorted(absent)[0]!r} in the model; give names of its classes")
@@ -81,7 +80,8 @@ def twins_of(
 def twin_of(module: Any, name: str, tape: Recorder) -> Twin:
     """The twin that fits `module` by the code it runs."""
     code, held = type(module).forward, module._parameters
-    if "forward" in module.__dict__ or not all(p is None or is_plain(p) for p in held.values()):
+    own = all(getattr(module, k, None) is held.get(k) for k in ("weight", "bias"))  # and not made from others on call
+    if "forward" in module.__dict__ or not own or not all(p is None or is_plain(p) for p in held.values()):
         return Own(module, name, tape)
     if code is nn.Linear.forward and set(held) == {"weight", "bias"}:
         return Matrix(module, name, tape)
@@ -225,12 +225,12 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, param: nn.Parameter, shape: tuple[int, ...], twin: Twin) -> Tensor:
-        ctx.param, ctx.twin = param, twin
+        ctx.param, ctx.twin, ctx.place = param, twin, twin.tape.place()
         return param.expand(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return per_position(grad, ctx.param, ctx.twin), None, None
+        return per_position(grad, ctx.param, ctx.twin, ctx.place), None, None
 
 
 class _Known(TorchFunctionMode):

@@ -1,6 +1,6 @@
 """What a tape refuses before it computes: models, parameters, arrays and graphs of which it would miss scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from llm_bridge.scores.layout import WHOLE_LOOP
 from vcposim.errors import InputError
 
 
-def refuse_model(model: nn.Module, method: str, second_backward: bool) -> None:
-    """Raise InputError for wrapped models, parameters whose gradients no tape sees, and a tape that is open."""
-    for name, module in model.named_modules():
+def refuse_modules(modules: Mapping[str, nn.Module], method: str) -> None:
+    """Raise InputError for wrapped and scripted models, gradients that have no norm, and a tape that is open."""
+    for name, module in modules.items():
         if isinstance(module.__dict__.get("forward"), Twin):
             raise InputError("ScoreTape: another tape is open on this model; close it first")
         if isinstance(module, (nn.parallel.DistributedDataParallel, FullyShardedDataParallel, nn.DataParallel)):
@@ -24,10 +24,19 @@ def refuse_model(model: nn.Module, method: str, second_backward: bool) -> None:
                 f"ScoreTape: {place} is wrapped in {type(module).__name__}, whose hooks would miss the gradient; "
                 "unwrap it (model.module) and call sum_gradients"
             )
+        if isinstance(module, torch.jit.ScriptModule) and method != "loop" and any(True for _ in module.parameters()):
+            raise InputError(
+                f"ScoreTape: {name or 'the model'} is scripted or traced by torch.jit, whose parts nobody sees; take "
+                f"the module it was made from, or {WHOLE_LOOP}"
+            )
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward without backward leaves the root's parameters whole
         _refuse_embedding(name, module, method)
-    for name, p in model.named_parameters():
+
+
+def refuse_parameters(named: Sequence[tuple[str, nn.Parameter]], model: nn.Module, second_backward: bool) -> None:
+    """Raise InputError for parameters whose gradients no tape sees."""
+    for name, p in named:
         if isinstance(p, DTensor):
             _refuse_shard(name, p, model, second_backward)
         if p.requires_grad and p.is_complex():
@@ -37,9 +46,9 @@ def refuse_model(model: nn.Module, method: str, second_backward: bool) -> None:
             )
 
 
-def refuse_hooks(model: nn.Module) -> None:
+def refuse_hooks(named: Sequence[tuple[str, nn.Parameter]]) -> None:
     """Raise InputError for hooks on gradients of parameters."""
-    for name, p in model.named_parameters():
+    for name, p in named:
         if p.requires_grad and (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
             raise InputError(
                 f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
@@ -78,6 +87,8 @@ def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -
         raise InputError("ScoreTape: torch.inference_mode() allows no backward; take norms outside it")
     if log_prob.dim() != 2:
         raise InputError(f"log_prob: shape {tuple(log_prob.shape)}; give (row, time)")
+    if not len(log_prob):
+        raise InputError("log_prob: has no rows; give one that is masked throughout, of norm 0, with coefficient 0")
     if not log_prob.requires_grad:
         raise InputError("log_prob: carries no gradient; compute it inside the `with`, outside torch.no_grad()")
     for name, array in (("mask", mask), ("token_weight", token_weight)):

@@ -2,34 +2,47 @@
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from llm_bridge.scores.calibration import Workspace, fastest, take
+from llm_bridge.scores.chunks import Piece, Place, gathered
 from llm_bridge.scores.inner import Differs, Inner
-from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands
+from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.norms import embedding_sq_norms, head_at_token, square_sum, sum_dtype, tied_cross_term
 from llm_bridge.scores.routes import Route
 from vcposim.errors import InputError
 
 _COUPLED: WeakSet[nn.Module] = WeakSet()
 """looped modules whose gradients on one trajectory alone do not add up to those on all"""
+_IN_PIECES: Any = WeakTensorKeyDictionary()
+"""of parameters the kinds of use that came in pieces of tokens (N, d)"""
 
 
 @dataclass
 class Uses:
-    """What one forward did with each parameter: kinds of use, tokens embedded."""
+    """What one forward did with each parameter: kinds of use, tokens embedded, rows of a module that is looped over."""
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
     token: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    rows: dict[nn.Parameter, list[int]] = field(default_factory=dict)
 
-    def add(self, kind: str, param: nn.Parameter, token: Tensor | None) -> None:
-        """Count a use, and note the `token` (...) it embeds, which a tied head needs early."""
-        self.kind.setdefault(param, []).append(kind)
+    def add(self, kind: str, param: nn.Parameter, token: Tensor | None, rows: int | None) -> int:
+        """Count a use, and note the `token` (...) it embeds, which a tied head needs early, or the rows looped over.
+
+        Returns how many there were before.
+        """
+        kinds = self.kind.setdefault(param, [])
+        kinds.append(kind)
         if token is not None:
             self.token[param] = token
+        if rows is not None:
+            self.rows.setdefault(param, []).append(rows)
+        return len(kinds) - 1
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""
@@ -56,18 +69,24 @@ class ScorePass:
     ) -> None:
         self.layout, self.route, self._checked = layout, route, checked
         self.part: dict[nn.Parameter, Tensor] = {}
+        self.chunked = False
+        """whether calls of the model add up to the rows of the batch"""
         self.coarsest = torch.float64
         """the coarsest type in which an output gradient came"""
         self._uses, self._subset, self._method, self._work = uses, subset, method, work
         self._seen: set[tuple[str, nn.Parameter]] = set()
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
         self._waiting: dict[nn.Parameter, list[_Use]] = {}
+        self._piece: dict[nn.Parameter, dict[str, list[Piece]]] = {}
+        self._full: set[tuple[str, nn.Parameter]] = set()
+        self._gathering = False
 
     @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
         """A linear map's weight: output gradients and inputs."""
         if not self._wants(weight):
             return
+        self._full.add(("matrix", weight))
         grad, x, layout = self._whole(operands.grad), self._whole(operands.x), operands.layout
         left, right = (x, grad) if transposed else (grad, x)
 
@@ -85,10 +104,13 @@ class ScorePass:
         self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
 
     @torch.no_grad()
-    def vector(self, name: str, param: nn.Parameter, grad: Tensor) -> None:
+    def vector(self, name: str, param: nn.Parameter, grad: Tensor, place: Place | None = None) -> None:
         """A bias or scale: `grad` (row, time, ..., size), one a position."""
         if not self._wants(param):
             return
+        if not self.told("vector", param, grad):
+            return self.later("vector", param, Piece(name, place, (grad,)))
+        self._full.add(("vector", param))
         self._whole(grad)
         grad = self.layout.flatten(name, grad)
         each = self.layout.per_trajectory(grad.to(sum_dtype(grad.dtype)))
@@ -99,13 +121,21 @@ class ScorePass:
             self._wait(param, lambda i: each[i])
 
     @torch.no_grad()
-    def embedding(self, name: str, weight: nn.Parameter, token: Tensor, grad: Tensor, padding: int | None) -> None:
-        """An embedding: `token` (row, time) and output gradients `grad` (row, time, d).
-
-        Raises `InputError` if its head saw other tokens: another forward ran before the norms.
-        """
+    def embedding(
+        self,
+        name: str,
+        weight: nn.Parameter,
+        token: Tensor,
+        grad: Tensor,
+        padding: int | None,
+        place: Place | None = None,
+    ) -> None:
+        """An embedding: `token` (row, time) and output gradients `grad` (row, time, d)."""
         if not self._wants(weight):
             return
+        if not self.told("embedding", weight, grad):
+            return self.later("embedding", weight, Piece(name, place, (grad, token), padding))
+        self._full.add(("embedding", weight))
         grad, token = self._whole(self.layout.flatten(name, grad)), token.reshape(-1)
         if padding is not None:
             grad = grad * (token != padding).unsqueeze(1)
@@ -114,10 +144,7 @@ class ScorePass:
             self._add(weight, embedding_sq_norms(token, grad, self.layout, weight.shape[0]))
             if weight in self._head:
                 at, gathered, hidden = self._head.pop(weight)
-                if not torch.equal(at, token):
-                    raise InputError(
-                        f"{name}: another forward ran before the norms; call score_sq_norms after each forward"
-                    )
+                assert torch.equal(at, token)
                 self._add(weight, 2 * tied_cross_term(gathered, hidden, self.layout.split(grad)))
             return
 
@@ -133,11 +160,14 @@ class ScorePass:
         Where its rows turn out to depend on each other (it raises `Differs`, and takes it), the backwards go through
         all of them.
         """
-        layout, params = self.layout, inner.param
+        layout, params, first = self.layout, inner.param, self._first_row(inner, grad)
+        if first is not None:
+            layout = Layout(inner.rows, (inner.rows, layout.lead[1]))
         for g in grad:
             if g is not None:  # an output without rows has a gradient that is everybody's
                 layout.flatten(name, g if g.dim() >= 2 else g.unsqueeze(-1))
-        alone = [self._wants(p) and self._alone("local", name, p) for p in params]
+        own = range(layout.n) if first is None else range(first, first + layout.n)
+        alone = [self._wants(p) and (first is not None or self._alone("local", name, p)) for p in params]
         square: list[list[Tensor]] = [[] for _ in params]
         kept: list[list[Tensor]] = [[] for _ in params]
 
@@ -174,18 +204,80 @@ class ScorePass:
             given = inner.grads(grad, inner.input)
         for k, p in enumerate(params):
             if alone[k]:
-                self._add(p, torch.stack(square[k]))
+                each = torch.stack(square[k])
+                self._add(p, each.new_zeros(self.layout.n).index_copy_(0, torch.tensor(own, device=each.device), each))
             elif self._wants(p):
                 self._wait(p, kept[k].__getitem__)
-        self.route.local(params, lambda c: inner.grads(over(c), params))
+        self.route.local(params, lambda c: inner.grads(over(c[own.start : own.stop]), params))
         return given
 
+    def _first_row(self, inner: Inner, grad: Sequence[Tensor | None]) -> int | None:
+        """Of a call on some of the rows, where they begin; None for one on all, or where that is unknown.
+
+        Known is it where the calls of one forward, in their order, add up to the rows of the batch.
+        """
+        if all(g is None or self.layout.tells(g if g.dim() >= 2 else g.unsqueeze(-1)) for g in grad):
+            return None
+        rows = self._uses.rows.get(inner.param[0], [])
+        only = all(self._uses.are(p) == ["local"] * len(rows) and self._uses.rows[p] == rows for p in inner.param)
+        if not only or inner.number is None or sum(rows) != self.layout.n or self.layout.owner is not None:
+            return None
+        return sum(rows[: inner.number])
+
+    def told(self, kind: str, param: nn.Parameter, grad: Tensor) -> bool:
+        """Whether the rows of `grad` (...) are those of all trajectories.
+
+        Not if the model was run in chunks of rows, or earlier batches came as pieces (N, d): then n tokens of one are
+        no look at one token of each.
+        """
+        in_pieces = grad.dim() == 2 and (self.chunked or kind in _IN_PIECES.get(param, ()))
+        return self._gathering or (self.layout.tells(grad) and not in_pieces)
+
+    def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
+        """Keep what a call on some of the rows reports until all have come."""
+        if self._wants(param):
+            self._piece.setdefault(param, {}).setdefault(kind, []).append(piece)
+
+    def _gather(self) -> None:
+        """Report the calls on some of the rows as calls on all.
+
+        Raises `InputError` where they do not add up to all rows.
+        """
+        pieces_of, self._piece, self._gathering = self._piece, {}, True
+        for param, kinds in pieces_of.items():
+            found: list[tuple[str, Piece]] = []
+            for kind in ("matrix", "vector", "embedding"):  # a head before the embedding that it shares
+                pieces = kinds.get(kind, [])
+                whole = gathered(pieces, self.layout) if pieces else []
+                if whole is None or (pieces and (kind, param) in self._full):
+                    name, place, arrays = pieces[0][:3]
+                    if place is None:
+                        raise InputError(
+                            f"{name}: sees some of the rows at a time inside a reentrant checkpoint, so it is unknown "
+                            "which; give use_reentrant=False to checkpointing"
+                        )
+                    raise self.layout.mixed(name, arrays[0])
+                found += [(kind, piece) for piece in whole]
+            self._uses.kind[param] = [kind for kind, _ in found] + ["whole"] * len(self._waiting.get(param, []))
+            for kind, (name, _, (grad, *other), rest, _) in found:
+                if any(piece.arrays[0].dim() == 2 for piece in kinds[kind]):
+                    _IN_PIECES.setdefault(param, set()).add(kind)
+                if kind == "matrix":
+                    if self._tied(param):
+                        self._uses.token[param] = next(y.arrays[1] for k, y in found if k == "embedding")
+                    self.matrix(name, param, Operands.of(self.layout, name, grad, other[0]), rest)
+                elif kind == "vector":
+                    self.vector(name, param, grad)
+                else:
+                    self.embedding(name, param, other[0], grad, rest)
+
     def flush(self) -> None:
-        """Norms of the parameters with several uses.
+        """Norms of the parameters with several uses, or with uses by some of the rows at a time.
 
         A sum of products left^T right is one product of their rows side by side; anything else is added up as blocks,
         a trajectory at a time.
         """
+        self._gather()
         for param, uses in self._waiting.items():
             products = [use for use in uses if isinstance(use, tuple)]
             if len(products) == len(uses):
@@ -230,8 +322,7 @@ class ScorePass:
             return False
         if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
             raise InputError(
-                f"{name}: its parameters are used twice in one forward; give use_reentrant=False to "
-                f"checkpointing, or {WHOLE_LOOP}"
+                f"{name}: its parameters are used twice in one forward; give use_reentrant=False to checkpointing"
             )
         self._seen.add((kind, param))
         return True

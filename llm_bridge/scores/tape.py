@@ -15,11 +15,19 @@ from torch.utils.hooks import RemovableHandle
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
 from llm_bridge.scores.check import Call, Verification, Verifier
+from llm_bridge.scores.chunks import Place
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
 from llm_bridge.scores.plan import Borrowed, twins_of
-from llm_bridge.scores.refusals import refuse_arrays, refuse_coefficient, refuse_graph, refuse_hooks, refuse_model
+from llm_bridge.scores.refusals import (
+    refuse_arrays,
+    refuse_coefficient,
+    refuse_graph,
+    refuse_hooks,
+    refuse_modules,
+    refuse_parameters,
+)
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
 from llm_bridge.scores.score_pass import ScorePass, Uses
 from llm_bridge.scores.shards import Shards
@@ -133,9 +141,10 @@ class ScoreTape:
     def _forget(self) -> None:
         """What is known of forwards, and of a pass that a gradient is to follow."""
         self._shards = Shards(self.model)
-        self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards)
+        way = (self.norm, self.method == "loop", self.unknown, self._whole)
+        self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards, way)
         self._uses, self._known = Uses(), set[Any]()
-        self._called = False
+        self._called, self._rows, self._parts, self._counting = False, list[int](), 0, True
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
         self._shape: tuple[int, ...] = ()
@@ -145,21 +154,26 @@ class ScoreTape:
     def __enter__(self) -> Self:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
-        refuse_model(self.model, self.method, self._subset is not None or "loop" in (self.unknown, self.method))
-        refuse_hooks(self.model)
-        twins = [] if self.method == "loop" else twins_of(self.model, self, self._whole, self._subset)
+        modules = dict(self.model.named_modules())  # a walk through a model takes longer than most of its layers
+        refuse_modules(modules, self.method)
+        named = list(self.model.named_parameters())
+        second_backward = self._subset is not None or "loop" in (self.unknown, self.method)
+        refuse_parameters(named, self.model, second_backward)
+        refuse_hooks(named)
+        twins = [] if self.method == "loop" else twins_of(modules, self, self._whole, self._subset)
         for module, twin in twins:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
-        self._known = {p for p in self.model.parameters() if p.requires_grad}
-        sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        self._known = {p for _, p in named if p.requires_grad}
+        sharded = any(isinstance(module, FSDPModule) for module in modules.values())
         if self.method != "loop" and not sharded and Borrowed.needed(self.model):
-            self._borrowed = Borrowed(self.model, self._targets(), self)
+            self._borrowed = Borrowed(self.model, self._targets(named), self)
             self._borrowed.__enter__()
-        self._hooks += self._shards.watch()
+        if sharded:
+            self._hooks += self._shards.watch()
         self._hooks.append(self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True))
         self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
-        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.model.modules()):
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules.values()):
             warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
             self._eager = torch.compiler.set_stance("force_eager")
         self._open = True
@@ -217,15 +231,17 @@ class ScoreTape:
                 "ScoreTape.score_sq_norms: norms are already taken; call backward first, or use keep=False"
             )
         refuse_arrays(log_prob, mask, token_weight)
-        refuse_hooks(self.model)
-        with torch.enable_grad(), self._untouched():
+        held = list(self.model.named_parameters())
+        refuse_hooks(held)
+        named = self._targets(held)
+        with torch.enable_grad(), self._uncounted(), self._untouched(named):
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             reentrant = refuse_graph(log_prob, self.advice)
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = scale if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
-            return self._norms(of, layout, route, reentrant)
+            return self._norms(of, layout, route, named, reentrant)
 
     def _route(
         self,
@@ -256,9 +272,10 @@ class ScoreTape:
         stored = self._shards.stored
         return General(layout, stored) if line is None else Affine(layout, line, stored)
 
-    def _norms(self, of: Objective, layout: Layout, route: Route, reentrant: bool) -> Tensor:
+    def _norms(
+        self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool
+    ) -> Tensor:
         """The squares of one backward, or of a loop, summed over parameters; where one is due with a comparison."""
-        named = self._targets()
         check = self._verification(of, named, reentrant)
         if self.method == "loop":
             part, kind = self._loop_squares(of, named), self._watch.coarsest(of.log_prob)
@@ -287,7 +304,7 @@ class ScoreTape:
         if self._finish is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
         refuse_coefficient(coefficient, self._shape)
-        with torch.no_grad():
+        with torch.no_grad(), self._uncounted():
             self._finish(coefficient.detach())
         self._finish = None
 
@@ -297,11 +314,19 @@ class ScoreTape:
         """Whether this is a trainable parameter of the model, or stands in for one; functional_call's are not."""
         return param in self._known or param in self._shards.stored
 
-    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None) -> None:
-        """Count a use of a parameter in a forward, and the `token` (...) it embeds."""
+    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
+        """Count a use of a parameter in a forward, the `token` (...) it embeds, and the rows of one looped over."""
         self._called = True
-        if self.running is None:  # a checkpointed forward runs again during the backward
-            self._uses.add(kind, weight, token)
+        if not self._counting:  # a checkpointed forward runs again during a backward
+            return None
+        return self._uses.add(kind, weight, token, rows)
+
+    def place(self) -> Place | None:
+        """When the call under way is made: in which of the model's, and after how many of its parts."""
+        if not self._counting:
+            return None
+        self._parts += 1
+        return Place(len(self._rows), self._parts)
 
     def looped(self, name: str) -> None:
         """Remember that this module was looped over."""
@@ -336,16 +361,27 @@ class ScoreTape:
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
         self.batch = tuple(found[0].shape[:2]) if found else ()
+        if self._counting and torch.is_grad_enabled():
+            self._rows.append(self.batch[0] if found else 1)
 
     def _note_call(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         """Keep a call that a check will want to repeat."""
-        if self.running is None and not self.inside and torch.is_grad_enabled() and self._watch.due:
+        if self._counting and not self.inside and torch.is_grad_enabled() and self._watch.due:
             self._watch.calls.append(Call.of(self.generator.device, args, kwargs, out))
 
     @contextmanager
-    def _untouched(self) -> Iterator[None]:
+    def _uncounted(self) -> Iterator[None]:
+        """No call in here is one of the forward's: checkpoints run theirs again in every backward."""
+        self._counting = False
+        try:
+            yield
+        finally:
+            self._counting = True
+
+    @contextmanager
+    def _untouched(self, named: list[tuple[str, nn.Parameter]]) -> Iterator[None]:
         """Raises InputError if p.grad changes in here: an operator whose own backward adds to it hides its scores."""
-        found = [(name, p, p.grad, None if p.grad is None else p.grad._version) for name, p in self._targets()]
+        found = [(name, p, p.grad, None if p.grad is None else p.grad._version) for name, p in named]
         try:
             yield
         finally:
@@ -359,9 +395,9 @@ class ScoreTape:
                     "reversible layers do; neither a tape nor a loop sees its scores; train this model without"
                 )
 
-    def _targets(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters whose norms are taken, as layers see them."""
-        named = self._shards.seen([(name, p) for name, p in self.model.named_parameters() if p.requires_grad])
+    def _targets(self, held: Iterable[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
+        """Those of the model's parameters whose norms are taken, as layers see them."""
+        named = self._shards.seen([(name, p) for name, p in held if p.requires_grad])
         return named if self._subset is None else [(name, p) for name, p in named if p in self._subset]
 
     def _verification(
@@ -386,7 +422,8 @@ class ScoreTape:
         method = "sketch" if self.norm == "sketch" else self.method
         work = Workspace(self.columns, self.generator)
         self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
-        strays = [p.register_hook(self._stray(name)) for name, p in named]
+        score.chunked = len(self._rows) > 1 and sum(self._rows) == of.log_prob.shape[0]
+        strays = [p.register_hook(self._stray(name, p)) for name, p in named]
         again = isinstance(route, Again) or (checked and isinstance(route, Kept))
         try:
             objective = route.weighed(of.tokens()).sum()
@@ -397,11 +434,11 @@ class ScoreTape:
                 score.flush()
             return score
         finally:
-            self.running, self._uses = None, Uses()
+            self.running, self._uses, self._rows = None, Uses(), []
             for handle in strays:
                 handle.remove()
 
-    def _stray(self, name: str) -> Callable[[Tensor | None], None]:
+    def _stray(self, name: str, param: nn.Parameter) -> Callable[[Tensor | None], None]:
         """A hook that fires when autograd brings a gradient past the tape: the parameter was used elsewhere."""
 
         def hook(grad: Tensor | None) -> None:
@@ -409,6 +446,10 @@ class ScoreTape:
                 return
             if grad is not None and not self._called:
                 raise InputError("log_prob: its forward ran outside the `with`; run the model inside it")
+            if grad is not None and not self.holds(param):
+                raise InputError(
+                    f"{name}: put into the model, or made to require gradients, while the tape was open; open it after"
+                )
             if grad is not None:
                 raise InputError(
                     f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "

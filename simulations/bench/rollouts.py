@@ -1,9 +1,10 @@
 """How fast and in how much memory does `vcposim replay` read dumps, against the bare parser?
 
-    python -m simulations.bench.rollouts [--sizes 10 100 1000] [--folder DIR] [--json FILE]
+    python -m simulations.bench.rollouts [--sizes 10 100 1000] [--tokens 2000] [--folder DIR] [--json FILE]
 
 Each size is a file of that many MB of token lists (2,000 tokens a response, rounded to 6 digits, as dumps are), as JSON
-lines, gzip and Parquet (float32). Every reading is a fresh process, so that its peak resident memory is its own:
+lines, gzip and Parquet (float32). Every reading is a fresh process, so that its peak resident memory is its own; the
+clocks start once it has imported what it needs:
 
     parser      orjson.loads of each line, and nothing else (for Parquet: its batches, and nothing else)
     read_dump   everything up to the numbers of each trajectory, checks of the tokens included
@@ -17,6 +18,7 @@ import gzip
 import importlib
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -26,15 +28,15 @@ from typing import Any
 
 import numpy as np
 
-TOKENS, GROUP = 2000, 8
+GROUP = 8
 
 
-def rows(seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Endless responses; log-ratios of a trajectory have a standard deviation of 0.45 nats."""
+def rows(tokens: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Endless responses; log-ratios of a trajectory have a standard deviation of 0.01 nats a token."""
     rng, i = np.random.default_rng(seed), 0
     while True:
-        sampler = -rng.gamma(0.5, 0.8, TOKENS)
-        learner = np.minimum(sampler + 0.01 * rng.standard_normal(TOKENS), 0)
+        sampler = -rng.gamma(0.5, 0.8, tokens)
+        learner = np.minimum(sampler + 0.01 * rng.standard_normal(tokens), 0)
         yield {
             "group": i // GROUP,
             "reward": float(i % 2),
@@ -44,9 +46,9 @@ def rows(seed: int = 0) -> Iterator[dict[str, Any]]:
         i += 1
 
 
-def write(folder: Path, megabytes: int, kind: str) -> Path:
+def write(folder: Path, megabytes: int, kind: str, tokens: int = 2000) -> Path:
     """A file of about that size, kept if it is there; gzip is sized before compression."""
-    path = folder / f"rollouts_{megabytes}.{kind}"
+    path = folder / f"rollouts_{megabytes}_{tokens}.{kind}"
     if path.exists():
         return path
     if kind == "parquet":
@@ -57,8 +59,8 @@ def write(folder: Path, megabytes: int, kind: str) -> Path:
             {"group": pa.int64(), "reward": pa.float64()}
             | dict.fromkeys(("behavior_log_prob", "log_prob"), pa.list_(pa.float32()))
         )
-        count = megabytes * 1_000_000 // (TOKENS * 8)
-        source = rows()
+        count = megabytes * 1_000_000 // (tokens * 8)
+        source = rows(tokens)
         with pq.ParquetWriter(path, schema) as writer:
             for done in range(0, count, 512):
                 part = [next(source) for _ in range(min(512, count - done))]
@@ -66,7 +68,7 @@ def write(folder: Path, megabytes: int, kind: str) -> Path:
         return path
     with gzip.open(path, "wt", compresslevel=1) if kind == "jsonl.gz" else path.open("w") as file:
         size = 0
-        for row in rows():
+        for row in rows(tokens):
             if size >= megabytes * 1_000_000:
                 break
             line = json.dumps(row) + "\n"
@@ -109,10 +111,12 @@ def whole(path: Path) -> int:
 
 
 WORK: dict[str, Callable[[Path], int]] = {"parser": parser_only, "read_dump": read_only, "replay": whole}
+IMPORTS = {"parser": "json", "read_dump": "vcposim.replay", "replay": "vcposim.commands.replay"}
+"""beside the parser's own library"""
 
 
 def measured(name: str, path: Path) -> dict[str, float]:
-    """CPU seconds of the work and the peak memory of a process that does nothing else."""
+    """What `timed` says in a process that does nothing else."""
     code = (
         "import sys, json; from pathlib import Path; from simulations.bench import rollouts as b; "
         f"print(json.dumps(b.timed({name!r}, Path({str(path)!r}))), file=sys.stderr)"
@@ -123,15 +127,17 @@ def measured(name: str, path: Path) -> dict[str, float]:
 
 
 def timed(name: str, path: Path) -> dict[str, float]:
-    """In this process: seconds of CPU (all threads), and the peak resident memory in MB.
+    """In this process: seconds of CPU (all threads) and of the clock, and the peak resident memory in MB.
 
     The peak is read from the process's own memory map: `ru_maxrss` is inherited from whoever started it.
     """
-    start = time.process_time()
+    for module in ("pyarrow.parquet" if path.suffix == ".parquet" else "orjson", IMPORTS[name]):
+        importlib.import_module(module)
+    start, clock = time.process_time(), time.perf_counter()
     WORK[name](path)
-    seconds = time.process_time() - start
+    seconds, clock = time.process_time() - start, time.perf_counter() - clock
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return {"seconds": seconds, "peak_mb": int(peak[1]) / 1024 if peak else float("nan")}
+    return {"seconds": seconds, "clock": clock, "peak_mb": int(peak[1]) / 1024 if peak else float("nan")}
 
 
 def compare_parsers(folder: Path) -> list[dict[str, Any]]:
@@ -155,6 +161,8 @@ def main(argv: list[str] | None = None) -> None:
     """Write the files, read them, print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sizes", type=int, nargs="+", default=[10, 100], metavar="MB")
+    options.add_argument("--tokens", type=int, default=2000, help="of a response")
+    options.add_argument("--repeats", type=int, default=1, help="readings of which the median is taken")
     options.add_argument("--kinds", nargs="+", default=["jsonl", "jsonl.gz", "parquet"])
     options.add_argument("--folder", type=Path, default=Path("results/bench_rollouts"))
     options.add_argument("--json", type=Path, metavar="FILE", help="write the records there as well")
@@ -166,19 +174,22 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{row['parser']:12} {row['mb_per_s']:6.0f} MB/s")
         return
     records = []
-    print("| file | MB | work | CPU seconds | MB/s | of the parser's speed | peak MB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| file | MB | work | CPU seconds | clock | of the parser's CPU | of its clock | peak MB |")
+    print("|---|---|---|---|---|---|---|---|")
     for kind in a.kinds:
         for size in a.sizes:
-            path = write(a.folder, size, kind)
-            base = 0.0
-            for name in WORK:
-                got = measured(name, path)
-                base = got["seconds"] if name == "parser" else base
-                records.append({"kind": kind, "mb": size, "work": name, **got})
+            path = write(a.folder, size, kind, a.tokens)
+            runs = [{name: measured(name, path) for name in WORK} for _ in range(a.repeats)]
+            found = {
+                name: {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]} for name in WORK
+            }
+            for name, got in found.items():
+                base = found["parser"]
+                records.append({"kind": kind, "mb": size, "tokens": a.tokens, "work": name, **got})
                 print(
-                    f"| {kind} | {size} | {name} | {got['seconds']:.2f} | {size / got['seconds']:.0f} "
-                    f"| {base / got['seconds']:.2f} | {got['peak_mb']:.0f} |",
+                    f"| {kind} | {size} | {name} | {got['seconds']:.2f} | {got['clock']:.2f} "
+                    f"| {base['seconds'] / got['seconds']:.2f} | {base['clock'] / got['clock']:.2f} "
+                    f"| {got['peak_mb']:.0f} |",
                     flush=True,
                 )
     if a.json is not None:

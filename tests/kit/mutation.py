@@ -43,6 +43,8 @@ WIDER = (
     "tests/vcposim/test_backends.py",
     "tests/vcposim/testing/test_testing.py",
     "tests/vcposim/laboratory/test_exact.py",
+    "tests/vcposim/laboratory/test_any_estimator.py",
+    "tests/vcposim/learning/test_learning.py",
 )
 SILENT = ("-s", "-p", "no:cacheprovider", "--hypothesis-profile=mutation")
 

@@ -116,7 +116,7 @@ def ddp_inside_out(rank: int) -> str:
 def wrong_on_one(rank: int, ranks: int) -> str:
     """What a rank says when rank 1 takes a bias's gradient for larger than it is."""
     real = ScorePass.vector
-    wrong = partialmethod(lambda self, name, p, grad: real(self, name, p, 1.01 * grad))
+    wrong = partialmethod(lambda self, name, p, grad, at: real(self, name, p, 1.01 * grad, at))
     model = Net(rank, ranks).double()
     try:
         with mock.patch.object(ScorePass, "vector", wrong if rank else real):

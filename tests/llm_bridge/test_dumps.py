@@ -179,6 +179,18 @@ def test_ranks_of_trl_write_their_own_rows_and_what_has_no_reward_is_left_out(tm
     assert found.labels == [f"5-{i}" for i in range(4)]
 
 
+def test_tokens_that_vllm_gives_no_log_probability_are_left_out(tmp_path: Path) -> None:
+    b = batch(3)
+    unknown = torch.zeros_like(b["mask"], dtype=torch.bool)
+    unknown[2, :2] = True
+    trainer = Grpo(
+        {**b, "behavior_log_prob": b["behavior_log_prob"].masked_fill(unknown, torch.nan)}, torch.zeros(8, 2)
+    )
+    record_trl(trainer, tmp_path / "run")
+    trainer._generate_and_score_completions([])
+    assert_same(read_dump(tmp_path / "run"), {**b, "mask": b["mask"] * ~unknown})
+
+
 def test_trl_without_vllm_and_other_trainers_are_refused(tmp_path: Path) -> None:
     class OnPolicy(Grpo):
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -189,6 +201,17 @@ def test_trl_without_vllm_and_other_trainers_are_refused(tmp_path: Path) -> None
     trainer = OnPolicy(batch(0), torch.zeros(8, 2))
     record_trl(trainer, tmp_path / "run")
     with pytest.raises(InputError, match="set use_vllm=True"):
+        trainer._generate_and_score_completions([])
+
+    class Pictures(Grpo):
+        def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+            output = super()._generate_and_score_completions(inputs) | {"pixel_values": torch.zeros(8)}
+            del output["old_per_token_logps"]
+            return output
+
+    trainer = Pictures(batch(0), torch.zeros(8, 2))
+    record_trl(trainer, tmp_path / "run")
+    with pytest.raises(InputError, match="no old_per_token_logps of this batch with images"):
         trainer._generate_and_score_completions([])
     with pytest.raises(InputError, match="SimpleNamespace has no _calculate_rewards"):
         record_trl(SimpleNamespace(), tmp_path / "run")

@@ -347,9 +347,9 @@ def test_squares_accumulate_in_float32() -> None:
 # --- it can fail ------------------------------------------------------------------------------------------------------
 
 
-def _forget_bias(self: score_pass.ScorePass, name: str, param: nn.Parameter, grad: Tensor) -> None:
+def _forget_bias(self: score_pass.ScorePass, name: str, param: nn.Parameter, grad: Tensor, *place: object) -> None:
     if not name.endswith("proj"):
-        _VECTOR(self, name, param, grad)
+        _VECTOR(self, name, param, grad, *place)  # type: ignore[arg-type]
 
 
 def _without_first(keep: Tensor | None) -> Tensor | None:
@@ -376,12 +376,12 @@ _WRONG: dict[str, tuple[object, str, object]] = {
     "padding index forgotten": (
         score_pass.ScorePass,
         "embedding",
-        lambda s, name, w, token, grad, pad, f=score_pass.ScorePass.embedding: f(s, name, w, token, grad, None),
+        lambda s, name, w, token, grad, pad, at, f=score_pass.ScorePass.embedding: f(s, name, w, token, grad, None),
     ),
     "one vector's squares off by 1e-6": (
         score_pass.ScorePass,
         "vector",
-        lambda s, name, p, g, f=score_pass.ScorePass.vector: f(s, name, p, g * (1 + 1e-6 * (name == "model.norm"))),
+        lambda s, name, p, g, *_, f=score_pass.ScorePass.vector: f(s, name, p, g * (1 + 1e-6 * (name == "model.norm"))),
     ),
 }  # fmt: skip
 

@@ -234,8 +234,8 @@ def checked(rank: int, affine: bool, owner: Any, name: str, wrong: Callable[...,
         return refused(lambda: by_tape(SPLITS["torn"][rank], "vcpo", fsdp2, affine))
 
 
-def larger_norm(self: Any, real: Any, name: str, param: nn.Parameter, grad: Tensor) -> None:
-    real(self, name, param, 1.01 * grad)
+def larger_norm(self: Any, real: Any, name: str, param: nn.Parameter, grad: Tensor, place: Any) -> None:
+    real(self, name, param, 1.01 * grad, place)
 
 
 def larger_give(self: Any, real: Any, param: nn.Parameter, grad: Tensor) -> None:

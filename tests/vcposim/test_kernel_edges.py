@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from types import ModuleType
 from typing import Any
@@ -13,13 +14,39 @@ import pytest
 from tests.kit.statistical import assert_near
 from tests.kit.strategies import exact
 from vcposim.arrays import LINEAR, LOG, namespace
-from vcposim.baselines import optimal_token_baseline, weighted_quantile
+from vcposim.baselines import (
+    BASELINES,
+    LENGTH,
+    OPOB,
+    PLAIN,
+    RELEASED,
+    SCORE,
+    Evidence,
+    Monomial,
+    leave_one_out,
+    mean,
+    mean_given_reward,
+    optimal_token_baseline,
+    weighted_quantile,
+)
 from vcposim.batch import Batch, DenseScores, ScoreNorms
-from vcposim.control import limit_alignment, matched_constant, spike_scale, step_scale
-from vcposim.diagnostics import ess_fraction, weight_sums
+from vcposim.control import (
+    Seen,
+    ess_rule,
+    length_signal_scale,
+    limit_alignment,
+    matched_constant,
+    scheduled,
+    snr_of_groups,
+    spike_scale,
+    staleness_scale,
+    step_scale,
+)
+from vcposim.diagnostics import Diagnostic, ess_fraction, weight_sums
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, whiten
-from vcposim.moments import Sums, moments, trace_covariance
+from vcposim.learning.step_rules import Control
+from vcposim.moments import SCALARS, Sums, descent_efficiency, moments, trace_covariance
 from vcposim.second_moment import (
     SecondMomentClip,
     SecondMomentMask,
@@ -32,16 +59,26 @@ from vcposim.second_moment import (
 from vcposim.surrogates import (
     Clip,
     DecoupledClip,
+    DivergenceDamping,
     DivergenceMask,
     GammaShape,
     GaussianTrust,
     GeometricMeanClip,
+    LoglinearAnchor,
     NegativeSequenceMask,
+    ProbabilityBand,
+    Product,
     ProductOfTruncated,
+    QuadraticPull,
     Reject,
+    SigmoidGate,
+    SignedTruncation,
     TaperNegatives,
+    Tempered,
+    TotalVariationFilter,
+    probabilities,
 )
-from vcposim.weights import Weighting, no_correction
+from vcposim.weights import Weighting, mixture_log_ratio, no_correction
 
 INF, NAN = math.inf, math.nan
 
@@ -57,6 +94,12 @@ LIMITS: list[tuple[Callable[..., Any], dict[str, Any], list[str]]] = [
     (SecondMomentMask, {}, ["budget"]),
     (SecondMomentMaskAnySign, {}, ["budget"]),
     (SecondMomentClip, {}, ["budget"]),
+    (LoglinearAnchor, {"lag": 4.0}, ["low", "high"]),
+    (Tempered, {}, ["exponent", "cap"]),
+    (TotalVariationFilter, {"limit": 0.1}, ["limit", "cap"]),
+    (SigmoidGate, {}, ["positive", "negative"]),
+    (ProbabilityBand, {}, ["limit", "pull"]),
+    (QuadraticPull, {}, ["tau"]),
 ]
 
 
@@ -90,6 +133,18 @@ def test_each_limit_of_a_surrogate_is_checked_by_its_name(make: Any, given: dict
         lambda: Weighting("truncate", cap=INF),
         lambda: Weighting("mask", cap=2.0, floor=-1.0),
         lambda: Weighting("importance", floor=0.5),
+        lambda: LoglinearAnchor(0.5),
+        lambda: LoglinearAnchor(INF),
+        lambda: SignedTruncation(positive=(-0.1, 1.0)),
+        lambda: SignedTruncation(negative=(1.1, 1.0)),
+        lambda: SignedTruncation(negative=(1.0, -0.1)),
+        lambda: Monomial(weight=3, score=2),
+        lambda: Monomial(score=1),
+        lambda: Monomial(ratio=-2),
+        lambda: Monomial(length=2),
+        lambda: Monomial(weight=2),
+        lambda: length_signal_scale(np.ones(3), 1.0),
+        lambda: length_signal_scale(np.ones(3), INF),
     ],
 )
 def test_limits_out_of_range_are_refused(refused: Callable[[], Any]):
@@ -103,6 +158,11 @@ def test_limits_on_the_edge_of_their_range_are_taken():
     GammaShape(positive=(0.5, 0.0), negative=(0.5, 0.5))
     Weighting("mask", cap=2.0, floor=0.0)
     Weighting("mask", cap=2.0, floor=2.0)
+    LoglinearAnchor(1.0)
+    SignedTruncation(positive=(0.0, 0.0), negative=(1.0, 0.5))
+    Clip(level="geometric", times_length=True)
+    Monomial(score=2, length=1)
+    length_signal_scale(np.ones(3), 1.5)
 
 
 NEED_LOGARITHMS = [
@@ -114,6 +174,12 @@ NEED_LOGARITHMS = [
     SecondMomentMask(),
     SecondMomentMaskAnySign(),
     SecondMomentClip(),
+    LoglinearAnchor(4.0),
+    Tempered(),
+    TotalVariationFilter(0.1),
+    SigmoidGate(),
+    ProbabilityBand(),
+    DivergenceDamping(),
 ]
 
 
@@ -125,6 +191,13 @@ def test_what_needs_logarithms_says_so_by_its_name(surrogate: Any):
         InputError, match=f"^ratio: {type(surrogate).__name__} needs logarithms; pass log_ratio instead$"
     ):
         surrogate(batch, exact([1, 0]))
+
+
+@pytest.mark.parametrize("surrogate", [ProbabilityBand(), QuadraticPull(), QuadraticPull(level="token")])
+def test_a_penalty_needs_logarithms_and_says_so_by_its_name(surrogate: Any):
+    batch = Batch(reward=exact([1, 0]), ratio=exact([[1], [1]]), log_prob=exact([[1], [1]]))
+    with pytest.raises(InputError, match=f"^ratio: {type(surrogate).__name__} needs logarithms"):
+        surrogate.penalty(batch, exact([1, 0]))
 
 
 def test_shapes_are_refused_by_the_field_they_came_in():
@@ -418,6 +491,269 @@ def test_padding_does_not_decide_what_is_flat():
     assert np.abs(whiten(x, np.array([[0.5, 0.5, 0.0]]), 0.0)[0, :2]).tolist() == [1, 1]
     x[0, 2] = 0
     assert np.abs(whiten(1e-20 * x, np.array([[0.5, 0.5, 0.0]]), 0.0)[0, :2]).tolist() == [1, 1]
+
+
+# ----------------------------------------------------------------------------------------------- made anew, by hand
+
+
+def heavy() -> Batch:
+    """Two prompts of three responses, no two numbers alike, and one of no measure whose weight is the largest."""
+    return Batch(
+        reward=np.array([[1.0, 0.0, 3.0], [2.0, 5.0, -1.0]]),
+        log_ratio=np.log([[2.0, 0.5, 1.5], [0.25, 9.0, 3.0]]),
+        length=np.array([[1.0, 2.0, 4.0], [3.0, 1.0, 2.0]]),
+        measure=np.array([[0.2, 0.3, 0.5], [0.5, 0.0, 0.5]]),
+        unit=0.1,
+        scores=ScoreNorms(np.array([[4.0, 1.0, 9.0], [2.0, 3.0, 5.0]])),
+        grouped=True,
+    )
+
+
+WEIGHTS = {
+    "group_mean": (PLAIN, lambda w, s, length: 1.0),
+    "length_weighted": (LENGTH, lambda w, s, length: length),
+    "on_policy_optimal": (SCORE, lambda w, s, length: s),
+    "opob": (OPOB, lambda w, s, length: w * w * s),
+    "opob_released": (RELEASED, lambda w, s, length: w**4 * s),
+}
+
+
+@pytest.mark.parametrize(("name", "weight", "by_hand"), [(name, *x) for name, x in WEIGHTS.items()])
+def test_means_and_means_of_others_made_anew_are_those_of_the_table(name: str, weight: Monomial, by_hand: Any):
+    batch = heavy()
+    e = Evidence(batch, Weighting("importance")(batch))
+    made, others = mean(weight), leave_one_out(weight)
+    w, n2, length = np.exp(batch.log_ratio), batch.scored().sq_norm(np.ones((2, 3))), batch.length
+    for g in range(2):
+        m, r = batch.measure[g], batch.reward[g]
+        a = np.array([by_hand(w[g, i] * (m[i] > 0), n2[g, i], length[g, i]) for i in range(3)])
+        assert_near(made(e)[g], [np.sum(m * a * r) / np.sum(m * a)])
+        rest = [m - 0.1 * (np.arange(3) == i) for i in range(3)]
+        assert_near(others(e)[g], [np.sum(x * a * r) / np.sum(x * a) for x in rest])
+    assert (made.weight, made.needs, made.per, made.needs_two, made.independent) == (
+        weight, weight.needs, "group", False, False,
+    )  # fmt: skip
+    assert (others.weight, others.needs, others.per, others.needs_two, others.independent) == (
+        weight, weight.needs, "sample", True, True,
+    )  # fmt: skip
+    for twin in (made, others):
+        held = BASELINES.get({id(made): name, id(others): OF_OTHERS.get(name, "")}[id(twin)])
+        assert held is None or replace(twin, value=held.value) == held
+
+
+OF_OTHERS = {"group_mean": "leave_one_out", "opob": "opob_leave_one_out"}
+
+
+def test_logarithms_of_weights_start_from_nothing():
+    assert PLAIN.log() == 0
+    assert OPOB.log(1.0, 3.0) == 8
+    assert RELEASED.log(1.0, 3.0, 5.0) == 18
+    assert LENGTH.log(log_length=7.0) == 7
+
+
+def test_weights_of_a_batch_are_free_of_overflow_and_blind_where_there_is_no_measure():
+    batch = heavy()
+    w, n2 = np.exp(batch.log_ratio), batch.scored().sq_norm(np.ones((2, 3)))
+    counted = np.where(batch.measure > 0, w, 0)
+    want = (counted / counted.max()) ** 2 * n2  # one factor for both prompts, not one each
+    assert_near(Evidence(batch, Weighting("importance")(batch)).batch_sq_norm(), want)
+    apart = Batch(
+        reward=np.stack([batch.reward] * 2),
+        log_ratio=np.stack([batch.log_ratio, batch.log_ratio + 1]),
+        measure=np.stack([batch.measure] * 2),
+        unit=0.1,
+        scores=ScoreNorms(np.stack([n2, n2])),
+        grouped=True,
+    )
+    assert_near(Evidence(apart, Weighting("importance")(apart)).batch_sq_norm(), [want, want])
+    nothing = replace(batch, log_ratio=batch.log_ratio - INF)
+    assert Evidence(nothing, Weighting("importance")(nothing)).batch_sq_norm().tolist() == [[0.0] * 3] * 2
+
+
+def test_means_given_the_reward():
+    reward = np.array([[0.0, 1.0], [1.0, 2.0], [5.0, 5.0]])
+    x = np.array([[3.0, 1.0], [7.0, 4.0], [2.0, 2.0]])
+    measure = np.array([[0.5, 0.25], [0.75, 0.25], [0.0, 0.0]])
+    assert mean_given_reward(x, reward, measure).tolist() == [[3.0, 5.5], [5.5, 4.0], [0.0, 0.0]]
+
+
+def test_what_has_no_twin_without_a_sample_says_so():
+    with pytest.raises(InputError, match=r"^baseline: it is no weighted mean, so it has no value without a sample$"):
+        BASELINES["group_median"].held_out(None)  # type: ignore[arg-type]
+
+
+def test_a_batch_is_asked_for_what_is_needed_and_for_nothing_else():
+    whole = Batch(reward=np.ones(2), log_ratio=np.zeros((2, 3)), scores=ScoreNorms(np.ones(2)))
+    for need in ("tokens", "length", "scores"):
+        whole.require(need)
+    bare = two()
+    said = "tokens: this needs log-ratios of shape (..., n, t); this batch has one per trajectory"
+    for need, words in (
+        ("tokens", said),
+        ("length", "length: this needs the number of tokens"),
+        ("scores", "scores: this needs score norms"),
+        ("log_prob", "log_prob: "),
+        ("grouped", "grouped: "),
+    ):
+        with pytest.raises(InputError, match="^" + re.escape(words)):
+            bare.require(need)
+
+
+# ------------------------------------------------------------------------------------------------------ step rules
+
+
+def seen(step: int = 0, rho: float = 0.25) -> Seen:
+    one = np.ones(1)
+    return Seen(step=step, ess_fraction=one * rho, lag=one, norm=one, typical_norm=one)
+
+
+def test_an_exponent_of_the_rule_stands_and_that_of_the_settings_serves_where_there_is_none():
+    settings = Control("ess", exponent=1.0, reference=0.5)
+    assert ess_rule()(seen(), settings).tolist() == [0.5]
+    assert ess_rule(2.0)(seen(), settings).tolist() == [0.25]
+    assert ess_rule(0.0)(seen(), settings).tolist() == [1.0]
+
+
+def test_the_last_entry_of_a_schedule_stays():
+    settings = Control("replay", schedule=(0.5, 0.25, 0.125))
+    assert [scheduled(seen(step), settings).tolist() for step in (0, 1, 2, 3, 9)] == [[0.5], [0.25]] + [[0.125]] * 3
+    none = seen()._replace(norm=np.ones(0))
+    assert scheduled(none, settings).tolist() == []
+
+
+def test_steps_after_a_surge_of_length():
+    calm = [1.0] * 50
+
+    def scale(*lengths: float, factor: float = 3.0) -> float:
+        return float(length_signal_scale(np.array([*calm, *lengths]), factor))
+
+    assert scale(3.0) == 1  # as long is not longer
+    assert [scale(3.5, *[1.0] * k) for k in (0, 91, 92)] == [1.0, 1.0, 0.5]  # T = 51, a period of 91.8 updates
+    assert scale(*[1.0] * 49, 3.5, *[1.0] * 179) == 1  # T = 100: the surge is where it was, not where counting began
+    assert scale(*[1.0] * 49, 3.5, *[1.0] * 180) == 0.5
+    assert scale(3.5, *[1.0] * 400) == 0.1  # 1/16 is below the least
+    assert scale(INF) == scale(NAN) == scale(-1.0) == 0
+    assert scale(NAN, 3.5, 1.0) == 1
+    assert float(length_signal_scale(np.array([*[1.0] * 49, 9.0, 3.6, *[1.0] * 90]), 3.0)) == 1  # update 50 is early
+    assert float(length_signal_scale(np.array([*[NAN] * 48, 2.0, 0.0, 3.5, *[1.0] * 92]), 3.0)) == 0.5  # usual: 1
+    assert float(length_signal_scale(np.array([*[NAN] * 50, 9.0, *[1.0] * 99]), 3.0)) == 1  # nothing to compare with
+    assert float(length_signal_scale(np.array([1.0, 4.0, 1.0]), 3.0, first=1, period=0.5)) == 0.5
+    both = np.array([[*calm, 3.5, *[1.0] * 92], [*calm, *[1.0] * 93]])
+    assert length_signal_scale(both, 3.0).tolist() == [0.5, 1.0]
+    with pytest.raises(
+        InputError, match=r"^factor: 1\.0 is not above 1; a surge is longer than what it is compared with$"
+    ):
+        scale(factor=1.0)
+
+
+def test_the_limit_of_a_staleness_rule_is_named():
+    with pytest.raises(InputError, match=r"^full: 0\.0 is not a finite positive number$"):
+        staleness_scale(np.ones(1), 0.0)
+
+
+def test_signal_to_noise_of_groups():
+    gradient = np.array(
+        [[[1.0, 0.0, 2.0], [3.0, 4.0, 2.0]], [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[0.0] * 3, [0.2] * 3]]
+    )
+    # noise of the mean (1 + 4 + 0), signal 4 + 4 + 4 less that; then no noise at all; then 0.03 and 0
+    assert_near(snr_of_groups(gradient), [7 / 5, 0.0, 0.0])
+    small = np.array([[[0.3], [0.5]]])
+    assert_near(snr_of_groups(small), [(0.16 - 0.01) / 0.01])
+    assert snr_of_groups(np.ones((2, 1, 1))).tolist() == [0.0, 0.0]
+
+
+def test_records_of_a_diagnostic_and_of_moments():
+    row = Diagnostic("k-hat", 0.9, 0.7, high_is_bad=True, required=25, meaning="heavy").records()
+    want = {
+        "diagnostic": "k-hat",
+        "value": 0.9,
+        "limit": "< 0.7",
+        "alarming": True,
+        "required": 25.0,
+        "meaning": "heavy",
+    }
+    assert list(row) == [want]
+    assert Diagnostic("ESS", 0.9, 0.3, high_is_bad=False).records()[0]["limit"] == "> 0.3"
+    x = np.array([0.25])
+    found = moments(Sums(np.array(2.0), 3 * x, np.array(1.0), np.array(2.0)), x, drawn=False)
+    assert {name: found.records()[0][name] for name in SCALARS} == {
+        name: float(getattr(found, name)) for name in SCALARS
+    }
+
+
+# -------------------------------------------------------------------------------------------------- on a boundary
+
+
+def test_on_the_limit_of_a_filter_and_of_a_band():
+    ratio = np.array([[2.0, 1.0], [1.0, 1.0]])
+    batch = two(log_ratio=np.log(ratio), log_prob=np.log([[0.5, 0.5], [0.5, 0.5]]))
+    up = np.array([1.0, 1.0])
+    assert TotalVariationFilter(0.5)(batch, up).tolist() == [[2.0, 1.0], [1.0, 1.0]]  # its mean is the limit itself
+    assert TotalVariationFilter(0.49)(batch, up).tolist() == [
+        [0.0, 1.0],
+        [1.0, 1.0],
+    ]  # where log r = 0 nothing is harmed
+    assert ProbabilityBand(0.25)(batch, up).tolist() == ratio.tolist()
+    assert ProbabilityBand(0.2)(batch, up)[0].tolist() == [0.0, 1.0]
+    far = two(log_ratio=np.array([[10.5, 0.0], [-10.5, 0.0]]))
+    limit = math.expm1(10) / 2
+    assert TotalVariationFilter(limit * (1 + 1e-9))(far, up)[0, 0] == 2  # held at 10
+    assert TotalVariationFilter((1 - math.exp(-10)) / 2)(far, -up)[1, 0] > 0
+
+
+def test_on_an_advantage_of_zero():
+    batch = two(log_ratio=np.log([[20.0], [20.0]]), log_prob=np.log([[0.5], [0.5]]))
+    zero = np.zeros(2)
+    assert_near(SignedTruncation()(batch, zero), np.full((2, 1), 11.0))
+    gate = SigmoidGate(positive=0.1, negative=0.2)
+    assert_near(gate(batch, zero), gate(batch, -np.ones(2)))
+    assert_near(gate(batch, np.ones(2))[0, 0], 20 / math.cosh(0.1 * 19 / 2) ** 2)
+    assert_near(DivergenceDamping()(batch, zero), DivergenceDamping()(batch, np.ones(2)))
+
+
+def test_a_level_that_a_pull_does_not_know_is_refused_with_those_it_knows():
+    for level in ("token", "sequence"):
+        QuadraticPull(level=level)
+    with pytest.raises(InputError, match=r"^level: unknown name 'sequenec'; did you mean 'sequence'"):
+        QuadraticPull(level="sequenec")
+    with pytest.raises(InputError, match=r"^level: unknown name 'tokn'; did you mean 'token'"):
+        QuadraticPull(level="tokn")
+
+
+def test_a_product_names_the_factor_that_adds_a_penalty():
+    with pytest.raises(InputError, match=r"^factors: QuadraticPull adds a penalty"):
+        Product((Clip(), QuadraticPull()))
+
+
+def test_a_probability_of_the_behavior_is_at_most_one():
+    batch = two(log_ratio=np.full((2, 1), -3.0), log_prob=np.full((2, 1), -0.5))
+    assert probabilities(batch, batch.log_ratio)[1].tolist() == [[1.0], [1.0]]
+
+
+def test_a_shift_of_the_baseline_is_added():
+    batch = two()
+    plain, shifted = (Estimator(baseline="group_mean", baseline_shift=x).baseline_value(batch) for x in (0.0, 0.25))
+    assert_near(shifted, plain + 0.25)
+
+
+def test_versions_that_drew_nothing_or_cannot_have_drawn():
+    share = np.array([0.0, 0.5, 0.5])
+    with np.errstate(divide="ignore"):
+        found = mixture_log_ratio(np.array([[-5.0, math.log(2), math.log(0.5)], [0.0, INF, INF]]), share)
+    assert_near(found[0], math.log(0.8))
+    assert found[1] == INF  # no version that drew could have drawn it: the mixture has no mass there
+
+
+def test_samples_without_measure_have_no_weight_however_large():
+    batch = heavy()
+    weight = Weighting("importance")(replace(batch, log_ratio=np.where(batch.measure > 0, batch.log_ratio, 800.0)))
+    assert weight.value[1, 1] == 0
+    assert weight.relative[1, 1] == 0
+
+
+def test_steps_of_no_length_have_no_efficiency():
+    assert descent_efficiency(np.array(0.0), np.array(0.0), np.array(0.0)) == 0
+    assert descent_efficiency(np.array(2.0), np.array(0.0), np.array(1.0)) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- layouts

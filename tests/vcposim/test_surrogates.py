@@ -225,6 +225,24 @@ def ctpo(d, dual=None):
     return token_sum(d, kept)
 
 
+def ctpo_geometric(d):
+    """Token by token: the mean log-ratio up to it, PPO's minimum in logs, the dual clip."""
+    x, value = d.log_pi - d.log_mu, torch.zeros_like(d.reward)
+    for *row, t in itertools.product(*map(range, d.mask.shape)):
+        at = (*row, t)
+        if d.mask[at] == 0:
+            continue
+        before = [x[(*row, j)] for j in range(t + 1) if d.mask[(*row, j)] > 0]
+        width = len(before) ** -0.5
+        log_r = sum(before).detach() / len(before) + d.log_pi[at] - d.log_pi[at].detach()
+        held = torch.exp(torch.clamp(log_r, -0.025 * width, 0.05 * width))
+        kept = torch.minimum(torch.exp(log_r) * d.a[at], held * d.a[at])
+        if d.a[at] < 0:
+            kept = torch.maximum(kept, math.exp(0.05 * width) * d.a[at])
+        value[tuple(row)] = value[tuple(row)] + kept
+    return value
+
+
 def cppo(d):
     """Algorithm 1 as a loop over the tokens of each response."""
     r, kept = ratio(d).detach(), torch.zeros_like(d.a)
@@ -390,6 +408,7 @@ OBJECTIVES = {
     "kimi_k15_token": lambda d: token_sum(d, d.a * d.log_pi - 0.05 * (d.log_pi - d.log_mu) ** 2),
     "ctpo": ctpo,
     "ctpo_released": lambda d: ctpo(d, 0.05),
+    "ctpo_geometric": ctpo_geometric,
     "prefix_is": lambda d: token_sum(d, prefix_ratio(d)[0] * d.reward[..., None]),
     "cppo": cppo,
     "kpo": kpo,
@@ -569,6 +588,8 @@ def test_the_batches_of_this_file_lie_on_both_sides_of_every_gate(name):
         ("ctpo", Clip(0.025, 0.05)),
         ("ctpo", PrefixClip(0.05, 0.025)),
         ("ctpo_released", PrefixClip(0.025, 0.05)),
+        ("ctpo_geometric", PrefixClip(0.025, 0.05, dual=0.05, mean=True)),
+        ("ctpo_geometric", PrefixClip(0.025, 0.05, dual=0.05, power=-0.5)),
         ("prefix_is", Weighting("importance", "token")),
         ("max_k3_mask", LargestK3(0.2)),
         ("minpro", PrefixClip()),

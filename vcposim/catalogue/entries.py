@@ -725,7 +725,14 @@ CATALOGUE: dict[str, Entry] = {
         surrogate=PrefixClip(0.025, 0.05, dual=0.05),
         formula="ctpo, and 0 if R < mean and log R_t > 0.05 sqrt t",
         references=("ctpo",),
-        note="the released length-adaptive loss: its dual clip closes at the upper bound; without its clamps",
+        note="the release's `cum-token-cumprod-la`, la for length-adaptive: its dual clip closes at the upper bound; "
+        "without its clamps",
+    ),
+    "ctpo_geometric": _gated(
+        surrogate=PrefixClip(0.025, 0.05, dual=0.05, power=-0.5, mean=True),
+        formula="ctpo_released on R_t^(1/t), its bounds falling as 1 / sqrt t",
+        references=("ctpo",),
+        note="the release's `cum-token-geomean-la` at the power that its comment recommends; its script has 0.5",
     ),
     "prefix_is": Entry(
         estimator=Estimator(weighting=_NONE, surrogate=PrefixClip()),

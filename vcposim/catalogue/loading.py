@@ -8,8 +8,11 @@ its own: it is shown a small batch of each, once.
 
 import importlib
 import importlib.util
+import io
 import sys
+import warnings
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as shortened
@@ -49,10 +52,10 @@ def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy"
     said = []
     # NumPy's first: its functions often answer a tensor too, but not on every device
     for own in ("numpy", *(["torch"] if "torch" in sys.modules else [])):
-        function = estimator.function if own == library else InLibrary(estimator.function, own)
-        asked = replace(estimator, function=function)
+        asked = replace(estimator, function=InLibrary(estimator.function, own))
         try:
-            asked.coefficients(_in_library(_small(asked.needs), library))
+            with warnings.catch_warnings(action="ignore"):  # of arrays that may not be its own
+                asked.coefficients(_in_library(_small(asked.needs), library))
         except InputError as error:
             said.append(f"on {own} arrays {str(error).removeprefix('estimator: ')}")
         else:
@@ -76,7 +79,8 @@ def on_numpy(given: str | AnyEstimator, *, several: bool = False) -> Resolved:
     estimator = estimator_of(given)
     if not isinstance(estimator, FunctionEstimator) or "torch" not in sys.modules:
         return estimator
-    for asked in (estimator, replace(estimator, function=InLibrary(estimator.function, "torch"))):
+    for own in ("numpy", "torch"):
+        asked = replace(estimator, function=InLibrary(estimator.function, own))
         try:
             asked.coefficients(_small(asked.needs))
         except InputError:
@@ -122,7 +126,10 @@ def _same(x: Any, y: Any) -> bool:
 
 @dataclass(frozen=True)
 class InLibrary:
-    """A function of one library's batches as a function of any library's."""
+    """A function of one library's batches as a function of any library's: it answers in the arrays of the batch.
+
+    What NumPy warns of while it runs is not shown: a coefficient that is no number is told by whoever needs numbers.
+    """
 
     function: Callable[[Batch], Any]
     library: str
@@ -133,7 +140,8 @@ class InLibrary:
 
     def __call__(self, batch: Batch) -> Any:
         """What it says of the batch in its own arrays, as the batch's."""
-        return _like(self.function(_in_library(batch, self.library)), batch.reward)
+        with np.errstate(all="ignore"):
+            return _like(self.function(_in_library(batch, self.library)), batch.reward)
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def _array_in(x: Any, library: str) -> Any:
 def _like(x: Any, like: Any) -> Any:
     """An array as one of the library, and on the device, of another."""
     library = type(like).__module__.partition(".")[0]
-    if type(x).__module__.partition(".")[0] == library:
+    if type(x).__module__.partition(".")[0] == library or not hasattr(x, "shape"):
         return x
     made = _array_in(x, library)
     return made.to(like.device) if hasattr(made, "to") else made
@@ -227,7 +235,7 @@ def load(name: str) -> Any:
     found: Any = _module(place)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            known = [x for x in vars(found) if not x.startswith("_") and callable(getattr(found, x))]
+            known = [x for x, y in vars(found).items() if not x.startswith("_") and callable(y) and y is not _aside]
             raise unknown_name(f"{place}", part, known)
         found = getattr(found, part)
     return found
@@ -240,8 +248,10 @@ def _module(place: str) -> ModuleType:
     folder = str(path.parent.resolve() if path.suffix == ".py" else Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    said = io.StringIO()
     try:
-        return _from_file(path) if path.suffix == ".py" else importlib.import_module(place)
+        with redirect_stdout(said), redirect_stderr(said):
+            module = _from_file(path) if path.suffix == ".py" else importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(f"{error.name}.")):
             raise InputError(
@@ -249,8 +259,24 @@ def _module(place: str) -> ModuleType:
                 "write path/to/file.py:function for a file elsewhere"
             ) from None
         raise InputError(f"estimator: {place} cannot be imported, it misses {error.name!r}; install that") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"estimator: {place} cannot be imported, {told(error)}") from error
+    except SystemExit as error:
+        raise InputError(
+            f"estimator: {place} cannot be imported, {told(error)}; what it does as a script belongs under "
+            "if __name__ == '__main__':"
+        ) from error
+    except Exception as error:
+        part = path.suffix == ".py" and path.with_name("__init__.py").is_file() and isinstance(error, ImportError)
+        remedy = (
+            "; it is part of a package, write package.module:function from the folder that holds that" if part else ""
+        )
+        raise InputError(f"estimator: {place} cannot be imported, {told(error)}{remedy}") from error
+    sys.stderr.write(said.getvalue())  # standard output is the command's own
+    return module
+
+
+def _aside(*values: object, **how: Any) -> None:
+    """`print` for a file of estimators: to standard error, for standard output is the command's own."""
+    print(*values, **{"file": sys.stderr, **how})
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -271,5 +297,6 @@ def _executed(path: Path) -> ModuleType:
     assert spec is not None  # it ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    module.print = _aside  # type: ignore[attr-defined]
     spec.loader.exec_module(module)
     return module

@@ -54,12 +54,15 @@ ELSEWHERE = {
 
 UNREAD = {
     "MinPRO (2601.22718)": "its objective as two readers write it, which agree: minpro; not the bounds of its clip",
-    "mu-GRPO (2605.17570)": "the abstract alone: the threshold of its veto, its side, and how far the clip is relaxed",
-    "AIS (2605.13907)": "the abstract alone: how three diagnostics make one mixing coefficient; nor its step rule",
+    "mu-GRPO (2605.17570)": "the abstract, and one reader: where A < 0, what follows the first ratio beyond a "
+    "threshold is dropped; not the threshold, nor how far the clip is relaxed",
+    "AIS (2605.13907)": "the abstract alone: how weight reliability, divergence severity and variance amplification "
+    "make one mixing coefficient; nor its step rule",
     "AGRO (2503.19612)": "an overview: off policy it is tba up to a scale; its on-policy gradient has another term",
     "GEPO, group entropy (2607.16850)": "a third party's description: a stateful rescaling of advantages",
     "VACO (2603.01365)": "its realigned advantages need a critic; open-instruct's filter is open_instruct_tv",
-    "R2VPO (2601.03320)": "two third parties agree on r [A - 2 lam (r - 1)]; its update of lam was not read",
+    "R2VPO (2601.03320, 2605.26784)": "two readers agree on r [A - 2 lam (r - 1)], one of tokens, one of responses; "
+    "its update of lam was not read",
     "DISPO (2602.00983)": "its objective as four readers write it: dispo; one of them gives the four bounds",
     "TRPL for language models": "one fork's code, whose docstring states another loss; idea: arXiv 2101.09207",
     "staleness law (2607.01083)": "the abstract: eta in proportion to 1/S, not the constants; the rule is staleness",
@@ -67,6 +70,8 @@ UNREAD = {
 """what the catalogue leaves out or takes from elsewhere -> what could not be read at its source"""
 
 LACKING = {
+    "multiple importance sampling over versions (balance heuristic)": "log mu of every version that sampled, for each "
+    "response: pi / sum_k n_k mu_k",
     "ReMax (2310.10505)": "the reward of each prompt's greedy response",
     "A*-PO (2505.20686)": "V = b1 log mean exp(R / b1) of each prompt, over responses of the reference (TRL's a2po: "
     "R - V - b2 log pi/reference, one response a prompt, on policy); with the group's mean instead of V it is tba",

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "DIR gets comparison.json, comparison.html and cost.js. A run that was interrupted or killed goes on when "
         "started again, to the same bytes. On a Slurm array from 1 to 8, with one DIR that all tasks see:\n"
         "  vcposim compare --size full --out DIR --shard $SLURM_ARRAY_TASK_ID/8\n"
-        "and the same without --shard to merge (of DIRs apart: copy records/ into one)."
+        "and the same without --shard to merge (of DIRs apart: copy records/ into one).\n"
+        "--transformers adds tasks of llm_bridge, learned from rollouts that are 16 updates old: addition and\n"
+        "shortest_path, 4 seeds, one step size (quick); also calculator, 8 seeds, two step sizes (full). The group\n"
+        "mean learns them too, for transformers are not on the leaderboard. Policies are warmed up once and kept in\n"
+        "the cache folder."
     )
     says = "catalogue names, path/to/file.py:function, or module:function (a function of a vcposim.Batch)"
     complete_with(p.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help=says), CATALOGUE)
@@ -54,6 +58,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--scheduler", metavar="ADDRESS", help=says)
     p.add_argument("--shard", metavar="I/N", help="compute the I-th of N parts of the work alone (I from 1)")
     p.add_argument("--alone", action="store_true", help="compare those named with each other and the group mean only")
+    says = "train small transformers too (extra 'llm'): success on held-out problems beside all else"
+    p.add_argument("--transformers", action="store_true", help=says)
     p.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
     p.add_argument("--html", action="store_true", help="print the page instead of the table")
 
@@ -67,13 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--workers: {workers} is less than 1; use 1 or more")
     shard = _shard(arguments.shard)
     from vcposim.catalogue.loading import estimator_named
-    from vcposim.comparison import leaderboard
-    from vcposim.comparison.design import REFERENCE, size_named
+    from vcposim.comparison import leaderboard, transformers
+    from vcposim.comparison.design import REFERENCE, size_named, with_transformers
     from vcposim.comparison.run import Folder, sweep
     from vcposim.comparison.workers import cluster_executor, local_executor
     from vcposim.testing.kit import trials
 
     size = size_named(arguments.size)
+    part = transformers.part() if arguments.transformers else None  # before estimators: theirs may be torch's
+    size = with_transformers(size) if part else size
     named = tuple(dict.fromkeys(arguments.estimators or CATALOGUE))
     for name in named:
         estimator_named(name)  # what is no estimator is one line, before any work
@@ -81,10 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.alone and REFERENCE not in named:
         named = (*named, REFERENCE)
     standing = {} if arguments.alone or not arguments.estimators else leaderboard.standing(size)
-    folder = Folder(Path(arguments.out or f"{OUT}-{size.name}"), named, size, witness=bool(standing))
+    out = f"{OUT}-{size.name}{'-transformers' * bool(part)}"
+    folder = Folder(Path(arguments.out or out), named, size, witness=bool(standing))
     folder.start()
     try:
         with _progress() as progress:
+            if part and folder.missing():
+                progress(0, len(folder.units), "warm-up of the transformers, once")
+                part.prepare(size.transformers)
             pool = partial(local_executor, workers)
             if arguments.scheduler:
                 pool = partial(cluster_executor, arguments.scheduler)
@@ -126,6 +138,8 @@ def _finished(folder: "Folder", standing: "MeasuredByName", printed: str) -> int
         leaderboard.require_same_source(
             records[REFERENCE][witness.setting.name], standing[REFERENCE][witness.setting.name]
         )
+        trained = {setting.name: records[REFERENCE][setting.name] for setting in folder.size.transformers}
+        standing = {**standing, REFERENCE: {**standing[REFERENCE], **trained}}
     named = {name: records[name] for name in folder.estimators}
     result = comparison(folder, named, standing, leaderboard.read() if standing else None)
     text = report_json(result)
@@ -188,6 +202,7 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
         style="dim",
         highlight=False,
     )
+    _print_transformers(console, rows, result)
     if result["size"] != "full":
         console.print(f"Size {result['size']}: few seeds; what they do not decide reads undecided.", style="dim")
     named = [r for r in rows if r["named"]]
@@ -198,6 +213,45 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
             for why, parts in unjudged(row).items():
                 console.print(f"{row['name']}: not judged, {parts}: {why}", markup=False, highlight=False)
     console.print(f"page: {path / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_transformers(console: "Console", rows: "Sequence[ComparedEstimator]", result: "ComparisonReport") -> None:
+    """A line for each estimator and task, where transformers were asked for."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from vcposim.comparison.design import TRANSFORMER_LAG, TransformerSetting
+    from vcposim.comparison.result import brief, trained_rows
+
+    found = trained_rows(rows)
+    if not found:
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("transformers", overflow="fold", min_width=12)
+    table.add_column("task", no_wrap=True)
+    for heading in ("success", "lost", "difference [95%]"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", min_width=len("not judged"), no_wrap=True)
+    last = ""
+    for one in found:
+        apart = "" if one.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one.difference)
+        judged = ("-", "-") if one.value is None else (f"{one.value:.3f}", f"{one.lost}/{one.runs}")
+        word = Text(one.word, style=WORD_STYLE.get(one.word, ""))
+        table.add_row(Text(one.estimator if one.estimator != last else ""), brief(one.task), *judged, apart, word)
+        last = one.estimator
+    console.print(table)
+    for one in found:
+        if one.refused:
+            text = f"{one.estimator}: {one.refused} updates on {brief(one.task)} had no finite gradient; none was made"
+            console.print(text, markup=False, highlight=False)
+    seeds = next(len(s.seeds) for s in result["settings"] if isinstance(s, TransformerSetting))
+    console.print(
+        f"transformers: success on held-out problems averaged over training, lag {TRANSFORMER_LAG}, {seeds} seeds; "
+        f"the difference is from {result['reference']}, paired by seed.",
+        style="dim",
+        highlight=False,
+    )
 
 
 def standing_beside(result: "ComparisonReport") -> bool:

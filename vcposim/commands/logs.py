@@ -28,18 +28,19 @@ class _OneLine(logging.Handler):
 def quiet_libraries(program: str) -> Iterator[None]:
     """For the time of a command: logs of other libraries below error are dropped, and so are their warnings.
 
-    Warnings raised from our own files, or a user's, stay as they are. Libraries that install handlers of their own
+    Warnings raised from our own files, or a user's, are a line each. Libraries that install handlers of their own
     (transformers) keep to their own levels.
     """
     root, handler = logging.getLogger(), _OneLine(program)
     root.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            shown = warnings.showwarning
 
             def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
-                if not {"site-packages", "dist-packages"} & set(Path(filename).parts):
-                    shown(message, category, filename, lineno, file, line)
+                path = Path(filename)
+                if not {"site-packages", "dist-packages"} & set(path.parts):
+                    text = " ".join(str(message).split())
+                    sys.stderr.write(f"{program}: {path.name}, line {lineno}: {category.__name__}: {text}\n")
 
             warnings.showwarning = show
             yield

@@ -34,7 +34,8 @@ from vcposim.replay import (
     verdict,
 )
 from vcposim.replay.as_json import metrics_json
-from vcposim.replay.containers import Progress, find_inputs
+from vcposim.replay.containers import Progress
+from vcposim.replay.inputs import find_inputs
 from vcposim.replay.metrics import LoggedRun, find_metrics, metrics_summary, read_metrics
 from vcposim.replay.names import FIELDS
 from vcposim.replay.replay import DEFAULT_BASELINES

@@ -12,13 +12,16 @@ last version, the sampler an older one.
 
 *Regimes of learning* are `vcposim.learning.tasks.many_prompts`: one network learns P prompts at once, each with a
 string of L tokens of its own, from samples that lag by k updates. Every regime but the core changes one thing of it.
+
+*Transformers* are there if one asks for them (`with_transformers`): a character Llama of two layers, warmed up to
+a known success rate, learns a task of `llm_bridge.tasks` from rollouts that lag by 16 updates.
 """
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from json import dumps
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -89,6 +92,11 @@ ENVIRONMENTS: dict[str, tuple[TokenChain, TabularSoftmax, float]] = {
 """name -> environment, the policy that begins, and its step size"""
 STEPS, PROBLEM_GROUP_SIZE = 16, 4
 LAGS = (0, 1, 4, 16)
+TRANSFORMER_TASKS = {"addition": 5, "shortest_path": 8, "calculator": 24}
+"""one of each kind -> the policy's own tokens in a trajectory, at most; the last in the full form alone"""
+TRANSFORMER_LAG = 16
+TRANSFORMER_COMMON = 0.0006
+"""the step size of Adam at which everybody's transformers are trained"""
 
 
 @dataclass(frozen=True)
@@ -126,26 +134,57 @@ class LawsSetting:
     examples: int = 5
 
 
-MeasureSetting = LearningSetting | MomentsSetting | LawsSetting
+@dataclass(frozen=True)
+class TransformerSetting:
+    """A small transformer learns a task, at each step size with each seed.
+
+    `tokens` are the policy's own in a trajectory, at most; success is measured on `held_out` problems before the first
+    and after each `every`-th update; the network has `layers` of width `hidden` and reads `length` characters.
+    """
+
+    part: Literal["transformers"] = field(default="transformers", init=False)
+    name: str
+    task: str
+    tokens: int
+    step_sizes: tuple[float, ...]
+    seeds: tuple[int, ...]
+    updates: int
+    lag: int = TRANSFORMER_LAG
+    every: int = 8
+    held_out: int = 128
+    groups: int = 8
+    group_size: int = 8
+    base_rate: float = 0.3
+    hidden: int = 32
+    layers: int = 2
+    heads: int = 2
+    length: int = 128
+
+
+MeasureSetting = LearningSetting | MomentsSetting | LawsSetting | TransformerSetting
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `step_sizes` hold `COMMON`; `seeds` is even, as each half chooses for the other."""
+    """How much is measured. `step_sizes` hold `COMMON`; `seeds` is even, as each half chooses for the other.
+
+    `transformers` are trained too: none but by `with_transformers`.
+    """
 
     name: str
     lags: tuple[int, ...]
     regimes: tuple[LearningRegime, ...]
     step_sizes: tuple[float, ...]
     seeds: int
+    transformers: tuple[TransformerSetting, ...] = ()
 
     def settings(self) -> list[MeasureSetting]:
-        """One for laws, one for exact moments, one for each regime: the costliest first."""
+        """One for laws, one for exact moments, one for each regime and transformer: the costliest first."""
         learning = [
             LearningSetting(regime.name, regime, self.step_sizes, tuple(range(self.seeds))) for regime in self.regimes
         ]
         moments = MomentsSetting({f"{name}, lag {lag}": (name, lag) for name in ENVIRONMENTS for lag in self.lags})
-        return [*learning[::-1], LawsSetting(), moments]
+        return [*self.transformers[::-1], *learning[::-1], LawsSetting(), moments]
 
     def learning(self) -> list[LearningSetting]:
         """Those of the settings in which something learns, the cheapest first."""
@@ -168,11 +207,46 @@ SIZES = {
 """each a part of the next; the first shows what a comparison looks like and settles nothing"""
 
 
+class TransformerForm(NamedTuple):
+    """How much is trained at a size: the first `tasks` of `TRANSFORMER_TASKS`; a base rate of 0: no warm-up."""
+
+    tasks: int
+    seeds: int
+    step_sizes: tuple[float, ...]
+    updates: int
+    base_rate: float = 0.3
+
+
+TRANSFORMER_FORMS = {
+    "tiny": TransformerForm(1, 2, (TRANSFORMER_COMMON,), 16, base_rate=0.0),
+    "quick": TransformerForm(2, 4, (TRANSFORMER_COMMON,), 64),
+    "full": TransformerForm(3, 8, (TRANSFORMER_COMMON / 2, TRANSFORMER_COMMON), 96),
+}
+
+
 def size_named(name: str) -> Size:
     """The size of that name; `InputError` with the known ones otherwise."""
     if name not in SIZES:
         raise unknown_name("--size", name, SIZES)
     return SIZES[name]
+
+
+def with_transformers(size: Size) -> Size:
+    """The size with transformers trained as well."""
+    form = TRANSFORMER_FORMS[size.name]
+    trained = [
+        TransformerSetting(
+            name=f"{task}, lag {TRANSFORMER_LAG}",
+            task=task,
+            tokens=TRANSFORMER_TASKS[task],
+            step_sizes=form.step_sizes,
+            seeds=tuple(range(form.seeds)),
+            updates=form.updates,
+            base_rate=form.base_rate,
+        )
+        for task in list(TRANSFORMER_TASKS)[: form.tasks]
+    ]
+    return replace(size, transformers=tuple(trained))
 
 
 def digest(value: Any) -> str:

@@ -5,9 +5,14 @@ settings, whose hash it holds, and by a source that computes the same: one run o
 must come to the same values. An entry that has changed since, or is new, is not among the results: run it too.
 
     vcposim compare --size full --out DIR
-    python -m vcposim.comparison.leaderboard 2026-11-28 DIR     # writes the file that comes along
+    python -m vcposim.comparison.leaderboard 2026-11-28 DIR             # writes the file that comes along
 
-Of several DIRs, of one size and one set of settings, a later one replaces or adds entries.
+    vcposim compare NEW ... --size full --alone --out DIR
+    python -m vcposim.comparison.leaderboard 2026-11-28 --add DIR       # adds these entries, keeps the others
+
+Of several DIRs, of one size and one set of settings, a later one replaces or adds entries. What is added was made by
+another source than the rest: the group mean, which --alone makes again, must come to what the leaderboard says of it
+in every regime, and a row that was added says when and by which versions it was made.
 """
 
 import json
@@ -17,7 +22,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -43,11 +48,22 @@ SAME_WITHIN = 0.02
 """mean difference of values that another processor's rounding may make of chaotic training"""
 
 
+class MadeLater(TypedDict):
+    """When and by which versions."""
+
+    date: str
+    vcposim: str
+    packages: dict[str, str | None]
+    python: str
+
+
 class StandingEntry(TypedDict):
     """An entry of the catalogue as it was (a hash of its data) and what was measured of it, by name of the setting."""
 
     fingerprint: str
     records: dict[str, Measured]
+    made: NotRequired[MadeLater]
+    """of a row that was added to others"""
 
 
 class Leaderboard(LeaderboardHead):
@@ -79,10 +95,10 @@ def read() -> Leaderboard:
 def standing(size: Size) -> dict[str, dict[str, Measured]]:
     """Estimator -> setting -> record, as if run at this size: what the leaderboard has of entries as they are now.
 
-    Raises `InputError` if the leaderboard was made at a smaller size.
+    Transformers are not on it. Raises `InputError` if the leaderboard was made at a smaller size.
     """
     board = read()
-    made = SIZES[board["size"]]
+    made, size = SIZES[board["size"]], replace(size, transformers=())
     kept = {setting.name: setting for setting in made.settings()}
     for setting in size.settings():
         if setting.name not in kept or not _within(setting, kept[setting.name]):
@@ -93,7 +109,7 @@ def standing(size: Size) -> dict[str, dict[str, Measured]]:
     return {
         name: {s.name: _part(row["records"][s.name], s, kept[s.name]) for s in size.settings()}
         for name, row in board["estimators"].items()
-        if name in CATALOGUE and row["fingerprint"] == fingerprint(name)
+        if _stands(name, row)
     }
 
 
@@ -157,26 +173,83 @@ def require_same_source(anew: Measured, before: Measured) -> None:
         )
 
 
-def write(date: str, folders: Sequence[Path]) -> Path:
+HERE = Path(__file__).with_name(FILE)
+
+
+def finished(date: str, folder: Path) -> Leaderboard:
+    """A leaderboard of one finished comparison. Raises `InputError` if it is not finished, or of other settings."""
+    about = json.loads((folder / "provenance.json").read_bytes())
+    run = Folder(folder, tuple(about["estimators"]), SIZES[about["size"]])
+    if about["settings_sha256"] != run.size.digest():
+        raise InputError(f"{folder}: of other settings than those of size {run.size.name} now; run it anew")
+    if run.missing():
+        raise InputError(f"{folder}: {len(run.missing())} units are missing; finish the comparison first")
+    return {
+        "date": date,
+        "schema": about["schema"],
+        "size": about["size"],
+        "settings_sha256": about["settings_sha256"],
+        "vcposim": about["vcposim"],
+        "packages": about["packages"],
+        "python": about["python"],
+        "estimators": {
+            name: {"fingerprint": about["estimators"][name], "records": short(records)}
+            for name, records in run.records().items()
+        },
+    }
+
+
+def write(date: str, folders: Sequence[Path], path: Path = HERE) -> Path:
     """Make the leaderboard from finished comparisons; returns the file.
 
-    Raises `InputError` if one is not finished, or of other settings than the first.
+    Raises `InputError` if one is not finished, or of another size than the first.
     """
-    heads, rows = [], {}
-    for folder in folders:
-        about = json.loads((folder / "provenance.json").read_bytes())
-        heads.append({k: about[k] for k in ("schema", "size", "settings_sha256", "vcposim", "packages", "python")})
-        run = Folder(folder, tuple(about["estimators"]), SIZES[about["size"]])
-        if run.missing():
-            raise InputError(f"{folder}: {len(run.missing())} units are missing; finish the comparison first")
-        if heads[-1]["settings_sha256"] != heads[0]["settings_sha256"]:
+    board, *others = (finished(date, folder) for folder in folders)
+    for folder, other in zip(folders[1:], others, strict=True):
+        if other["settings_sha256"] != board["settings_sha256"]:
             raise InputError(f"{folder}: of other settings than {folders[0]}; run both at one size of one version")
-        for name, records in run.records().items():
-            row = {"fingerprint": about["estimators"][name], "records": short(records)}
-            rows[name] = f"  {json.dumps(name)}: {json.dumps(row, allow_nan=False, separators=(',', ':'))}"
-    lines = [f" {json.dumps(k)}: {canonical(v)}" for k, v in {"date": date, **heads[0]}.items()]
-    text = "{\n" + ",\n".join(lines) + ',\n "estimators": {\n' + ",\n".join(rows.values()) + "\n}}\n"
-    path = Path(__file__).with_name(FILE)
+        board["estimators"] |= other["estimators"]
+    return _put(board, path)
+
+
+def extend(date: str, folders: Sequence[Path], path: Path = HERE) -> Path:
+    """Add the rows of finished comparisons to the leaderboard that comes along, or replace them; returns the file.
+
+    Rows of entries that have changed since and are not made again are dropped. Raises `InputError` for a comparison
+    that is not finished, of another size, or in which the group mean is missing or comes to other values.
+    """
+    board: Leaderboard = {**read(), "date": date}
+    rows = {name: row for name, row in board["estimators"].items() if _stands(name, row)}
+    for folder in folders:
+        more = finished(date, folder)
+        if more["settings_sha256"] != board["settings_sha256"]:
+            raise InputError(
+                f"{folder}: of size {more['size']}; the leaderboard is of size {board['size']}, run it at that"
+            )
+        if REFERENCE not in more["estimators"]:
+            raise InputError(
+                f"{folder}: {REFERENCE} is missing, by which runs are known to be paired; run it with --alone"
+            )
+        again = more["estimators"].pop(REFERENCE)["records"]
+        for setting in SIZES[board["size"]].learning():
+            require_same_source(again[setting.name], rows[REFERENCE]["records"][setting.name])
+        made: MadeLater = {key: more[key] for key in ("date", "vcposim", "packages", "python")}  # type: ignore[assignment]
+        rows |= {name: {**row, "made": made} for name, row in more["estimators"].items()}
+    return _put({**board, "estimators": rows}, path)
+
+
+def _stands(name: str, row: StandingEntry) -> bool:
+    return name in CATALOGUE and row["fingerprint"] == fingerprint(name)
+
+
+def _put(board: Leaderboard, path: Path) -> Path:
+    """A line for each field and for each row."""
+    rows = [
+        f"  {json.dumps(k)}: {json.dumps(x, allow_nan=False, separators=(',', ':'))}"
+        for k, x in board["estimators"].items()
+    ]
+    lines = [f" {json.dumps(k)}: {canonical(v)}" for k, v in board.items() if k != "estimators"]
+    text = "{\n" + ",\n".join(lines) + ',\n "estimators": {\n' + ",\n".join(rows) + "\n}}\n"
     write_atomically(path, text.encode())
     return path
 
@@ -187,4 +260,6 @@ def short(records: dict[str, Measured]) -> dict[str, Measured]:
 
 
 if __name__ == "__main__":
-    print(write(sys.argv[1], [Path(x) for x in sys.argv[2:]]))
+    when, *where = sys.argv[1:]
+    make = extend if "--add" in where else write
+    print(make(when, [Path(x) for x in where if x != "--add"]))

@@ -12,6 +12,7 @@ from typing import NotRequired, TypedDict, final
 import numpy as np
 
 from vcposim.catalogue.loading import InLibrary, estimator_named
+from vcposim.comparison import transformers
 from vcposim.comparison.design import (
     REFERENCE,
     REGIMES,
@@ -19,6 +20,7 @@ from vcposim.comparison.design import (
     LearningSetting,
     MeasureSetting,
     MomentsSetting,
+    TransformerSetting,
     place,
     problem,
 )
@@ -67,17 +69,38 @@ class MeasuredLearning(TypedDict):
     lost: list[list[int]]
 
 
-Measured = MeasuredLaws | MeasuredMoments | MeasuredLearning | NotJudged
+@final
+class MeasuredTraining(TypedDict):
+    """As `MeasuredLearning`, of success rates on held-out problems; `refused` counts updates without a finite gradient,
+    and `start` is the SHA-256 of the weights that all began from: only runs from the same ones are paired."""
+
+    average: list[list[float]]
+    lost: list[list[int]]
+    refused: list[list[int]]
+    start: str
+
+
+Measured = MeasuredLaws | MeasuredMoments | MeasuredLearning | MeasuredTraining | NotJudged
 """what is kept of one measurement, as JSON"""
 
 
 def measured(name: str, setting: MeasureSetting) -> Measured:
-    """What a setting says of an estimator: plain numbers, or `not_judged` with the reason."""
+    """What a setting says of an estimator: plain numbers, or `not_judged` with the reason.
+
+    Raises `InputError` where transformers are asked for and the extra `llm` is not installed.
+    """
+    trained = transformers.part().trained if isinstance(setting, TransformerSetting) else None
     try:
         with np.errstate(all="ignore"):
-            if isinstance(setting, LearningSetting):
-                return learning(name, setting)
-            return moments(name, setting) if isinstance(setting, MomentsSetting) else laws(name, setting)
+            match setting:
+                case TransformerSetting():
+                    assert trained is not None
+                    return trained(name, setting)
+                case LearningSetting():
+                    return learning(name, setting)
+                case MomentsSetting():
+                    return moments(name, setting)
+            return laws(name, setting)
     except Exception as error:  # whatever a stranger's function raises is about that function alone
         return {"not_judged": reason(error)}
 

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from vcposim.comparison.design import ENVIRONMENTS, LAGS, PROBLEM_GROUP_SIZE, LearningSetting
+from vcposim.comparison.design import ENVIRONMENTS, LAGS, PROBLEM_GROUP_SIZE, LearningSetting, TransformerSetting
 from vcposim.comparison.result import (
     MODES,
     ComparedEstimator,
@@ -22,6 +22,7 @@ from vcposim.comparison.result import (
     counted,
     moments_of,
     staled,
+    trained_rows,
     unjudged,
     values_of,
 )
@@ -65,12 +66,14 @@ def page(result: ComparisonReport) -> str:
         f"A difference of success probabilities matters from {result['margin']:g} on.</p>\n{note}"
         + (_asked(named, result) if len(named) <= MOST_NAMED else "")
         + _ranking(rows, result)
+        + _transformers(rows, result)
         + _figures(result)
         + _not_judged(rows)
         + _method(result)
     )
     links = {"asked": "asked for"} if len(named) <= MOST_NAMED else {}
-    links |= {"ranking": "ranking", "figures": "figures", "unjudged": "not judged", "method": "method"}
+    links |= {"ranking": "ranking"} | ({"transformers": "transformers"} if trained_rows(rows) else {})
+    links |= {"figures": "figures", "unjudged": "not judged", "method": "method"}
     shown = [row["name"] for row in [*named[:FIRST], *(r for r in rows if not r["named"])][:FIRST]]
     if board and result["reference"] not in shown:
         shown[-1] = result["reference"]
@@ -141,7 +144,7 @@ def _asked(named: Sequence[ComparedEstimator], result: ComparisonReport) -> str:
     for row in named:
         lines = []
         for claim, statement in result["claims"].items():
-            if row["name"] == result["reference"] and claim in MODES:
+            if row["name"] == result["reference"] and claim in (*MODES, "trained"):
                 continue
             lines.append(
                 f"<li>{_badge(row['words'][claim])} {escape(statement)}{escape(because(row, claim))}"
@@ -158,7 +161,7 @@ def _asked(named: Sequence[ComparedEstimator], result: ComparisonReport) -> str:
 
 
 def _comparisons(row: ComparedEstimator, claim: str) -> str:
-    if claim not in MODES or "comparisons" not in row:
+    if "comparisons" not in row or claim not in row["comparisons"]:
         return ""
     known = row["comparisons"][claim]
     if not any("difference" in c for c in known.values()):
@@ -167,10 +170,10 @@ def _comparisons(row: ComparedEstimator, claim: str) -> str:
     for regime, c in known.items():
         cell = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*c["difference"]) if "difference" in c else ""
         lines.append(f'<tr><th scope="row">{escape(regime)}</th><td>{_badge(c["word"])}</td><td>{cell}</td></tr>')
-    label = escape(f"{row['name']}, {MODES[claim]}")
+    label, what = escape(f"{row['name']}, {MODES.get(claim, 'transformers')}"), "regime" if claim in MODES else "task"
     return (
-        f'<details><summary>by regime</summary><div class="wide" tabindex="0" role="region" aria-label="{label}"><table>'
-        '<thead><tr><th scope="col">regime</th><th scope="col">word</th><th scope="col">difference</th></tr></thead>'
+        f'<details><summary>by {what}</summary><div class="wide" tabindex="0" role="region" aria-label="{label}"><table>'
+        f'<thead><tr><th scope="col">{what}</th><th scope="col">word</th><th scope="col">difference</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></details>"
     )
 
@@ -204,6 +207,41 @@ def _ranking(rows: Sequence[ComparedEstimator], result: ComparisonReport) -> str
     )
 
 
+def _transformers(rows: Sequence[ComparedEstimator], result: ComparisonReport) -> str:
+    """A line for each estimator and task, where transformers were asked for."""
+    lines = []
+    for one in trained_rows(rows):
+        shown = '<td colspan="2">not judged</td>'
+        if one.value is not None:
+            refused = f"; {one.refused} updates without a finite gradient" if one.refused else ""
+            shown = f"<td>{_bar(one.value, one.low, one.high)}</td><td>{one.lost} of {one.runs}{refused}</td>"
+        apart = "" if one.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one.difference)
+        word = _badge(one.word) if one.word else ""
+        lines.append(
+            f'<tr><th scope="row">{escape(one.estimator)}</th><td>{escape(one.task)}</td>{shown}<td>{apart}</td>'
+            f"<td>{word}</td></tr>\n"
+        )
+    if not lines:
+        return ""
+    heads = ("estimator", "task", "success", "lost", f"difference from {escape(result['reference'])}", "word")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        '<section id="transformers"><h2>Transformers</h2>\n<p>Success rate on held-out problems, averaged over training; the '
+        "bar spans the seeds. All were run for this page, those of the reference too; ranks do not rest on them.</p>"
+        '<div class="wide" tabindex="0" role="region" aria-label="Transformers"><table><thead><tr>'
+        f"{head}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table></div></section>\n"
+    )
+
+
+def _bar(value: float, low: float, high: float) -> str:
+    """A value in [0, 1] with its interval, drawn and in figures."""
+    return (
+        f'<svg class="bar" viewBox="0 0 80 12" width="80" height="12" aria-hidden="true"><line x1="0" x2="80" y1="6" '
+        f'y2="6" class="rail"/><line class="span" x1="{80 * low:.1f}" x2="{80 * high:.1f}" y1="6" y2="6"/>'
+        f'<circle cx="{80 * value:.1f}" cy="6" r="3"/></svg><span title="[{low:.3f}, {high:.3f}]">{value:.3f}</span>'
+    )
+
+
 def _line(row: ComparedEstimator) -> str:
     own, common, laws = row["summary"].get("own"), row["summary"].get("common"), counted(row["laws"])
     learned = [x for x in row["learning"].values() if "own" in x]
@@ -216,12 +254,7 @@ def _line(row: ComparedEstimator) -> str:
         if found is None:
             return cell(None, "not judged")
         value, low, high = found["score"]
-        bar = (
-            f'<svg class="bar" viewBox="0 0 80 12" width="80" height="12" aria-hidden="true"><line x1="0" x2="80" y1="6" '
-            f'y2="6" class="rail"/><line class="span" x1="{80 * low:.1f}" x2="{80 * high:.1f}" y1="6" y2="6"/>'
-            f'<circle cx="{80 * value:.1f}" cy="6" r="3"/></svg>'
-        )
-        return cell(value, f'{bar}<span title="[{low:.3f}, {high:.3f}]">{value:.3f}</span>')
+        return cell(value, _bar(value, low, high))
 
     bias, efficiency = staled(row, "bias"), staled(row, "efficiency")
     rank = own["rank"] if own else None
@@ -274,6 +307,7 @@ def _not_judged(rows: Sequence[ComparedEstimator]) -> str:
 
 def _method(result: ComparisonReport) -> str:
     learning = next(s for s in result["settings"] if isinstance(s, LearningSetting))
+    trained = [s for s in result["settings"] if isinstance(s, TransformerSetting)]
     facts = {
         "Learning": f"{len(result['regimes'])} regimes, step sizes {', '.join(f'{x:g}' for x in learning.step_sizes)}, "
         f"{len(learning.seeds)} seeds, {learning.updates} updates of {learning.groups} groups of "
@@ -281,6 +315,7 @@ def _method(result: ComparisonReport) -> str:
         "over training. Each half of the seeds is judged at the step size that the other half chose.",
         "Score": "interquartile mean over regimes and seeds (Agarwal et al. 2021, arXiv 2108.13264); ranks and intervals "
         "resample seeds, the same for every estimator.",
+        **_trained_how(trained),
         "Laws": "vcposim.testing; vcposim check NAME shows the smallest counterexample.",
         "Size": result["size"],
         "Settings SHA-256": result["settings_sha256"],
@@ -291,6 +326,20 @@ def _method(result: ComparisonReport) -> str:
     }
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f'<section id="method"><h2>Method and provenance</h2>\n<dl>{items}</dl></section>\n'
+
+
+def _trained_how(trained: Sequence[TransformerSetting]) -> dict[str, str]:
+    if not trained:
+        return {}
+    first = trained[0]
+    tasks = ", ".join(one.task for one in trained)
+    steps = ", ".join(f"{x:g}" for x in first.step_sizes)
+    return {
+        "Transformers": f"{tasks}; a character Llama of {first.layers} layers and width {first.hidden}, warmed up to a "
+        f"success rate of {first.base_rate:g} and the same for all; lag {first.lag}, step sizes {steps}, "
+        f"{len(first.seeds)} seeds, {first.updates} updates of {first.groups} groups of {first.group_size}, Adam; "
+        f"{first.held_out} held-out problems before the first and after each {first.every}th update."
+    }
 
 
 STYLE = """
@@ -307,7 +356,7 @@ article li { margin: .35rem 0; font-size: .9rem; overflow-wrap: anywhere }
 .sort { border: 0; padding: 0; background: none; font-weight: 600; text-decoration: underline dotted }
 .sort[aria-sort] { text-decoration: underline }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.5rem }
-#legend span { margin-right: 1rem; white-space: nowrap } #legend i { display: inline-block; width: 1.4rem; height: 0;
+#legend span { margin-right: 1rem; overflow-wrap: anywhere } #legend i { display: inline-block; width: 1.4rem; height: 0;
   border-top: 3px solid; margin-right: .3rem; vertical-align: .25rem }
 .chart text { fill: var(--ink); font-size: 11px } .chart .axis { stroke: var(--mute) } .chart .grid { stroke: var(--line) }
 .chart .mark { stroke: currentColor; fill: none; stroke-width: 2 } .chart .dot { fill: currentColor; stroke: none }

@@ -6,6 +6,7 @@ Four claims are judged of every estimator that was asked for, each with one of t
     unbiased   its exact mean is the gradient: `holds if` where it is so on policy only
     common     it learns better than the group mean, both at the common step size, by regime
     own        the same, each at its own best step size
+    trained    with it small transformers learn better, by task, if they were asked for
 
 "Better" is a mean difference of success probabilities, averaged over training, above `MARGIN`; "surely" is Holm's
 correction over all comparisons of the page. What a seed does not decide is `undecided`; what could not be measured is
@@ -15,12 +16,22 @@ correction over all comparisons of the page. What a seed does not decide is `und
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import NotRequired, TypedDict, final
+from typing import NamedTuple, NotRequired, TypedDict, final
 
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.comparison.design import COMMON, CORE, LAGS, REFERENCE, LearningSetting, MeasureSetting, Size
+from vcposim.comparison.design import (
+    COMMON,
+    CORE,
+    LAGS,
+    REFERENCE,
+    TRANSFORMER_COMMON,
+    LearningSetting,
+    MeasureSetting,
+    Size,
+    TransformerSetting,
+)
 from vcposim.comparison.measure import MOMENTS, Measured, NotJudged
 from vcposim.comparison.run import Folder, RunSource
 from vcposim.comparison.statistics import (
@@ -35,6 +46,7 @@ from vcposim.comparison.statistics import (
     ranking,
     verdict,
 )
+from vcposim.errors import InputError
 
 MARGIN = 0.02
 """the difference of success probabilities that matters"""
@@ -71,6 +83,8 @@ class LearnedRegime(TypedDict):
     lost_common: int
     lost: int
     runs: int
+    refused: NotRequired[int]
+    """updates of transformers that had no finite gradient"""
 
 
 class RegimeSummary(TypedDict):
@@ -98,11 +112,13 @@ class ComparedEstimator(TypedDict):
     laws: Measured
     moments: Measured
     learning: dict[str, LearnedRegime | NotJudged]
+    transformers: NotRequired[dict[str, LearnedRegime | NotJudged]]
+    """by task; of those asked for and the reference, where transformers were asked for"""
     not_judged: dict[str, str]
     words: dict[str, str]
     summary: dict[str, RegimeSummary]
     comparisons: NotRequired[dict[str, dict[str, JudgedDifference]]]
-    """by mode and regime; of those asked for"""
+    """by mode and regime, and `trained` by task; of those asked for"""
 
 
 class ComparisonReport(RunSource):
@@ -125,12 +141,19 @@ class ComparisonReport(RunSource):
 def comparison(
     folder: Folder, named: MeasuredByName, standing: MeasuredByName, board: LeaderboardHead | None
 ) -> ComparisonReport:
-    """The whole comparison. `named` were asked for, `standing` come from the leaderboard `board`."""
+    """The whole comparison. `named` were asked for, `standing` come from the leaderboard `board`.
+
+    Raises `InputError` for transformers that began from different weights.
+    """
     everybody = {**{k: v for k, v in standing.items() if k not in named}, **named}
-    learning = folder.size.learning()
-    rows = [_row(name, records, name in named, learning) for name, records in everybody.items()]
+    size = folder.size
+    require_one_start(everybody, size.transformers)
+    learning, trained = size.learning(), size.transformers
+    rows = [_row(name, records, name in named, size) for name, records in everybody.items()]
     _rank(rows, learning)
-    family = _compare(rows, learning)
+    places = {mode: [s.name for s in learning] for mode in MODES}
+    places |= {"trained": [s.name for s in trained]} if trained else {}
+    family = _compare(rows, places)
     return {
         **folder.identity,
         "leaderboard": None
@@ -142,12 +165,36 @@ def comparison(
         "common_step_size": COMMON,
         "margin": MARGIN,
         "level": LEVEL,
-        "claims": CLAIMS,
+        "claims": claims(size),
         "words": list(WORDS),
         "comparisons_corrected_together": family,
         "profile_at": [round(float(x), 4) for x in PROFILE_AT],
         "estimators": rows,
     }
+
+
+def claims(size: Size) -> dict[str, str]:
+    """What is judged of everybody at a size: name -> sentence."""
+    if not size.transformers:
+        return CLAIMS
+    several = len(size.transformers[0].step_sizes) > 1
+    how = "each at its own best step size" if several else f"both at step size {TRANSFORMER_COMMON:g}"
+    return {**CLAIMS, "trained": f"trains small transformers better than {REFERENCE}, {how}"}
+
+
+def require_one_start(records: MeasuredByName, trained: Sequence[TransformerSetting]) -> None:
+    """Refuse transformers that began from different weights: their runs are not paired."""
+    for setting in trained:
+        starts = set[str]()
+        for one in records.values():
+            record = one.get(setting.name)
+            if record is not None and "start" in record:
+                starts.add(record["start"])
+        if len(starts) > 1:
+            raise InputError(
+                f"--transformers: records of {setting.name} begin from different weights, as machines that round "
+                "differently warm them up; compute all shards on one kind of machine, in a new --out"
+            )
 
 
 def report_json(report: ComparisonReport) -> str:
@@ -157,20 +204,18 @@ def report_json(report: ComparisonReport) -> str:
 
 def summarized(records: MeasuredByName, size: Size) -> list[ComparedEstimator]:
     """The rows of estimators with their scores and ranks among each other, nobody being asked for."""
-    learning = size.learning()
-    rows = [_row(name, found, False, learning) for name, found in records.items()]
-    _rank(rows, learning)
+    rows = [_row(name, found, False, size) for name, found in records.items()]
+    _rank(rows, size.learning())
     return rows
 
 
-def _row(
-    name: str, records: Mapping[str, Measured], named: bool, learning: Sequence[LearningSetting]
-) -> ComparedEstimator:
+def _row(name: str, records: Mapping[str, Measured], named: bool, size: Size) -> ComparedEstimator:
     """One estimator's measurements, and what of them can be said without the others."""
     laws, moments = records["laws"], records["moments"]
-    learned = {setting.name: _learned(records[setting.name], setting) for setting in learning}
-    parts = {"laws": laws, "moments": moments, **learned}
-    return {
+    learned = {setting.name: _learned(records[setting.name], setting, COMMON) for setting in size.learning()}
+    trained = {s.name: _learned(records[s.name], s, TRANSFORMER_COMMON) for s in size.transformers if s.name in records}
+    parts = {"laws": laws, "moments": moments, **learned, **{f"transformer on {k}": x for k, x in trained.items()}}
+    row: ComparedEstimator = {
         "name": name,
         "named": named,
         "laws": laws,
@@ -180,17 +225,22 @@ def _row(
         "words": {"laws": _laws_word(laws), "unbiased": _unbiased(moments)},
         "summary": {},
     }
+    if trained:
+        row["transformers"] = trained
+    return row
 
 
-def _learned(record: Measured, setting: LearningSetting) -> LearnedRegime | NotJudged:
+def _learned(
+    record: Measured, setting: LearningSetting | TransformerSetting, common: float
+) -> LearnedRegime | NotJudged:
     """Values by seed at the common and at the own best step size, and how many runs were lost."""
     if "not_judged" in record:
         return record
     assert "average" in record
     average, steps = np.array(record["average"]), setting.step_sizes
     own, chosen = own_best(average)
-    at = steps.index(COMMON)
-    return {
+    at = steps.index(common)
+    learned: LearnedRegime = {
         "own": own.tolist(),
         "common": average[at].tolist(),
         "own_step_size": sorted({steps[i] for i in chosen}),
@@ -199,6 +249,9 @@ def _learned(record: Measured, setting: LearningSetting) -> LearnedRegime | NotJ
         "lost": int(np.sum(record["lost"])),
         "runs": average.size,
     }
+    if "refused" in record:
+        learned["refused"] = int(np.sum(record["refused"]))
+    return learned
 
 
 def laws_of(record: Measured) -> dict[str, str]:
@@ -215,11 +268,11 @@ def moments_of(record: Measured) -> dict[str, dict[str, float] | str]:
     return {}
 
 
-def values_of(learned: LearnedRegime | NotJudged, mode: str) -> list[float] | None:
-    """Values by seed, `mode` one of `MODES`; None where that was not judged."""
-    if "not_judged" in learned:
+def values_of(learned: LearnedRegime | NotJudged | None, mode: str) -> list[float] | None:
+    """Values by seed, at the common step size if `mode` is "common", else at the own best; None where not judged."""
+    if learned is None or "not_judged" in learned:
         return None
-    return learned["own"] if mode == "own" else learned["common"]
+    return learned["common"] if mode == "common" else learned["own"]
 
 
 def counted(laws: Measured) -> dict[str, int]:
@@ -261,21 +314,25 @@ def _rank(rows: Sequence[ComparedEstimator], learning: Sequence[LearningSetting]
             }
 
 
-def _compare(rows: Sequence[ComparedEstimator], learning: Sequence[LearningSetting]) -> int:
-    """Each named estimator against the reference, by regime, corrected together; how many comparisons that is."""
+def learned_at(row: ComparedEstimator, claim: str, place: str) -> LearnedRegime | NotJudged | None:
+    """What was learned where a claim looks: a regime, or for `trained` a transformer's task; None for nothing."""
+    return row.get("transformers", {}).get(place) if claim == "trained" else row["learning"][place]
+
+
+def _compare(rows: Sequence[ComparedEstimator], places: Mapping[str, Sequence[str]]) -> int:
+    """Each named estimator against the reference, by claim and place, corrected together; how many comparisons."""
     reference = next((row for row in rows if row["name"] == REFERENCE), None)
     asked: list[tuple[JudgedDifference, Difference]] = []
     for row in rows:
         if not row["named"]:
             continue
-        row["comparisons"] = {mode: {} for mode in MODES}
-        for mode in MODES:
-            for setting in learning:
-                regime = setting.name
+        row["comparisons"] = {claim: {} for claim in places}
+        for claim, where in places.items():
+            for place in where:
                 judged: JudgedDifference = {"word": "not judged"}
-                row["comparisons"][mode][regime] = judged
-                mine = values_of(row["learning"][regime], mode)
-                theirs = None if reference is None else values_of(reference["learning"][regime], mode)
+                row["comparisons"][claim][place] = judged
+                mine = values_of(learned_at(row, claim, place), claim)
+                theirs = None if reference is None else values_of(learned_at(reference, claim, place), claim)
                 if row is not reference and mine is not None and theirs is not None:
                     asked.append((judged, difference(_values(mine), _values(theirs), MARGIN)))
     uncertain = [d.p for _, d in asked if d.p is not None]
@@ -287,9 +344,9 @@ def _compare(rows: Sequence[ComparedEstimator], learning: Sequence[LearningSetti
         judged["difference"] = [round(x, 4) for x in (d.value, d.low, d.high)]
         judged["p"] = None if p is None else float(f"{p:.3g}")
     for row in rows:
-        for mode in MODES:
-            words = [c["word"] for c in row["comparisons"][mode].values()] if "comparisons" in row else []
-            row["words"][mode] = verdict(words, over="where")
+        for claim in places:
+            words = [c["word"] for c in row["comparisons"][claim].values()] if "comparisons" in row else []
+            row["words"][claim] = verdict(words, over="where")
     return len(asked)
 
 
@@ -337,6 +394,41 @@ def brief(regime: str) -> str:
     """The name of a regime without what it shares with the core."""
     others = [part for part in regime.split(", ") if part not in CORE.name.split(", ")]
     return " and ".join(others) or "the core"
+
+
+class TrainedRow(NamedTuple):
+    """What transformers learned of a task, as a table has it; difference and word are from the reference."""
+
+    estimator: str
+    task: str
+    value: float | None
+    """success rate averaged over training, held-out problems and seeds; None where not judged"""
+    low: float
+    high: float
+    """of the seeds"""
+    lost: int
+    runs: int
+    refused: int
+    difference: list[float] | None
+    word: str
+
+
+def trained_rows(rows: Sequence[ComparedEstimator]) -> list[TrainedRow]:
+    """A line for each estimator with transformers and task; none where they were not asked for."""
+    found = []
+    for row in rows:
+        for task, learned in row.get("transformers", {}).items():
+            judged = row["comparisons"]["trained"][task] if "comparisons" in row else JudgedDifference(word="")
+            word = "" if judged["word"] == "not judged" and "own" in learned else judged["word"]
+            values = values_of(learned, "own")
+            if "own" in learned and values is not None:
+                mean, runs = float(np.mean(values)), (learned["lost"], learned["runs"], learned.get("refused", 0))
+                found.append(
+                    TrainedRow(row["name"], task, mean, min(values), max(values), *runs, judged.get("difference"), word)
+                )
+            else:
+                found.append(TrainedRow(row["name"], task, None, 0.0, 0.0, 0, 0, 0, None, word))
+    return found
 
 
 def unjudged(row: ComparedEstimator) -> dict[str, str]:

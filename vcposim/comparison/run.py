@@ -29,6 +29,7 @@ from typing import Any, TypedDict
 from vcposim import __version__
 from vcposim.catalogue import CATALOGUE, entry
 from vcposim.catalogue.loading import source_of
+from vcposim.comparison import transformers
 from vcposim.comparison.design import REFERENCE, MeasureSetting, Size, canonical, digest
 from vcposim.comparison.measure import Measured, measured
 from vcposim.comparison.workers import interrupts_held, write_atomically
@@ -89,7 +90,8 @@ class WorkUnit:
 class Folder:
     """What is compared at which size, and the folder its records are in (or will be).
 
-    `estimators` are measured; `witness` adds one unit of the group mean, by which a leaderboard is recognized.
+    `estimators` are measured; `witness` adds one unit of the group mean, by which a leaderboard is recognized. Where
+    transformers are trained, the group mean's are too: no leaderboard has them.
     """
 
     path: Path
@@ -106,8 +108,9 @@ class Folder:
     def units(self) -> list[WorkUnit]:
         """Every unit of work; shard i of n takes each n-th, and so a bit of every setting."""
         found = [WorkUnit(name, setting) for setting in self.settings for name in self.estimators]
-        if self.witness and REFERENCE not in self.estimators:
-            found.append(self.witness_unit())
+        if REFERENCE not in self.estimators:
+            found += [WorkUnit(REFERENCE, setting) for setting in self.size.transformers]
+            found += [self.witness_unit()] * self.witness
         return found
 
     def witness_unit(self) -> WorkUnit:
@@ -117,14 +120,15 @@ class Folder:
     @cached_property
     def identity(self) -> RunIdentity:
         """Two runs that agree here end in the same bytes."""
+        packages = (*PACKAGES, *transformers.PACKAGES) if self.size.transformers else PACKAGES
         return {
             "schema": SCHEMA,
             "size": self.size.name,
             "settings_sha256": self.size.digest(),
             "estimators": {name: fingerprint(name) for name in self.estimators},
             "vcposim": __version__,
-            "source_sha256": source_hash(),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "source_sha256": source_hash(bool(self.size.transformers)),
+            "packages": {name: _version(name) for name in packages},
             "python": platform.python_version(),
         }
 
@@ -196,10 +200,13 @@ def fingerprint(name: str) -> str:
     return sha256(source.read_bytes()).hexdigest() if source is not None and source.is_file() else digest(name)
 
 
-def source_hash() -> str:
-    """SHA-256 over names and contents of all that can change a record."""
+def source_hash(trained: bool = False) -> str:
+    """SHA-256 over names and contents of all that can change a record; of llm_bridge where transformers are trained."""
     root = Path(__file__).parents[1]
     paths = sorted(path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in NOT_COMPUTING)
+    if trained:
+        paths += sorted((root.parent / "llm_bridge").rglob("*.py"))
+        root = root.parent
     return digest("".join(f"{path.relative_to(root).as_posix()} {digest(path.read_text())}\n" for path in paths))
 
 

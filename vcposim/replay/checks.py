@@ -28,7 +28,7 @@ SAMPLED, SAMPLES = 1024, 32
 """tokens of a piece of the file that are looked at one by one, about; in so many pieces of each file"""
 MOST_FILES = 32
 """files that are looked at by themselves: one worker or rank of many may have written its own wrong"""
-ALL_OF, ONE_OF = 64, 16
+ALL_OF, ONE_OF = 16, 16
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
@@ -116,19 +116,29 @@ class TokenSums:
     placed: dict[tuple[str, float], int] = field(default_factory=dict)
     """the row where a deep value was met first"""
 
-    def add(self, learner: np.ndarray, sampler: np.ndarray, ends: np.ndarray, rows: np.ndarray, file: str = "") -> None:
-        """Tokens of several trajectories of a file in a row; `ends` are the indices after each one's last token, none
-        is empty, `rows` their numbers."""
+    def add(
+        self,
+        learner: np.ndarray,
+        sampler: np.ndarray,
+        ends: np.ndarray,
+        rows: np.ndarray,
+        largest: float,
+        file: str = "",
+    ) -> None:
+        """Tokens of several trajectories of a file in a row: (m,), (m,), (k,), (k,) -> nothing.
+
+        `ends` are the indices after each trajectory's last token, none is empty, `rows` their numbers, `largest` the
+        largest magnitude among the tokens.
+        """
         self.count += learner.size
         self.pieces += 1
-        zero = {"log_prob": learner == 0, "behavior_log_prob": sampler == 0}
+        deep = largest > -DEEP
         for name, one, other in (("log_prob", learner, sampler), ("behavior_log_prob", sampler, learner)):
-            if zero[name].any():
-                beside = other[zero[name]]
-                far = beside[beside < -FAR]
-                self.zero[name] += far.size
-                self.zero_other[name] += float(np.maximum(far, -1e4).sum())
-            if one.min() < DEEP and len(self.deep[name]) < 10_000:
+            zero = one == 0
+            if zero.any() and (far := zero & (other < -FAR)).any():
+                self.zero[name] += int(np.count_nonzero(far))
+                self.zero_other[name] += float(np.maximum(other[far], -1e4).sum())
+            if deep and len(self.deep[name]) < 10_000:
                 at = np.flatnonzero((one < DEEP) & np.isfinite(one))
                 values, first, count = np.unique(one[at], return_index=True, return_counts=True)
                 row = rows[np.searchsorted(ends, at[first], side="right")]
@@ -139,9 +149,9 @@ class TokenSums:
         self._look_at_ends(learner, sampler, starts, ends)
         new = file not in self.files and len(self.files) < MOST_FILES
         if new or self.pieces <= ALL_OF or self.pieces % ONE_OF == 0:
-            self._compare(learner, sampler, starts, ends, rows, counted=~zero["log_prob"])
+            self._compare(learner, sampler, starts, ends, rows)
             part = self.files.setdefault(file if new or file in self.files else "", Sampled())
-            if learner.min() < DEEP or sampler.min() < DEEP:
+            if deep:
                 real = np.isfinite(learner)
                 part.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
             else:
@@ -152,8 +162,11 @@ class TokenSums:
 
     def _look_at_ends(self, learner: np.ndarray, sampler: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
         long = ends - starts > ENDS
-        self.lists += int(long.sum())
+        self.lists += int(np.count_nonzero(long))
         for name, at in (("begin", starts[long]), ("end", ends[long] - ENDS)):
+            at = at[(learner[at] == learner[at + 1]) & (sampler[at] == sampler[at + 1])]  # few, on clean data none
+            if not at.size:
+                continue
             at = at[:, None] + np.arange(ENDS)
             one, other = learner[at], sampler[at]
             constant = (one == one[:, :1]).all(axis=1) & (other == other[:, :1]).all(axis=1)
@@ -165,16 +178,10 @@ class TokenSums:
                     self.filler[name] = tuple(filler[0].tolist())
 
     def _compare(
-        self,
-        learner: np.ndarray,
-        sampler: np.ndarray,
-        starts: np.ndarray,
-        ends: np.ndarray,
-        rows: np.ndarray,
-        counted: np.ndarray,
+        self, learner: np.ndarray, sampler: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray
     ) -> None:
         self.compared += learner.size
-        equal = learner == sampler
+        equal, counted = learner == sampler, learner != 0
         self.same += int(np.count_nonzero(equal))
         alike, of = (np.add.reduceat(flags, starts, dtype=int) for flags in (equal & counted, counted))
         identical = alike == of
@@ -209,10 +216,11 @@ def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _aligned(p: np.ndarray, q: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """The moments of each list at each of `ALIGNMENTS`: (3, 6, lists)."""
     last = ends - 1
-    x, y, xx, yy, xy = (np.add.reduceat(values, starts) for values in (p, q, p * p, q * q, p * q))
+    product = np.empty(p.size)
+    x, y = np.add.reduceat(p, starts), np.add.reduceat(q, starts)
+    xx, yy, xy = (np.add.reduceat(np.multiply(a, b, out=product), starts) for a, b in ((p, p), (q, q), (p, q)))
     found = np.empty((len(ALIGNMENTS), 6, ends.size))
     found[0] = ends - starts, x, y, xx, yy, xy
-    product = np.empty(p.size)
     for k, (a, b, sums) in enumerate(((p, q, (x, y, xx, yy)), (q, p, (y, x, yy, xx))), 1):
         np.multiply(a[1:], b[:-1], out=product[:-1])
         product[last] = 0.0  # its neighbour is of the next list
@@ -466,7 +474,7 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
 def trajectory_findings(
     log_ratio: np.ndarray, places: Sequence[str], *, tokens: bool, told: Sequence[Finding] = ()
 ) -> list[Finding]:
-    """What the weights of n trajectories say; `places[i]` names trajectory i in the file.
+    """What the weights of n trajectories say: (n,) -> findings; `places[i]` names trajectory i in the file.
 
     What the tokens have `told` already explains wrong weights: no other cause is offered then.
     """

@@ -4,15 +4,16 @@ A name that means the sampler in one framework and the learner in another is exp
 would change the answer is used and said, or named.
 """
 
+import contextlib
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from vcposim.errors import InputError
-from vcposim.replay.containers import BadRecord, broken, one_line
+from vcposim.replay.items import BadRecord, broken, one_line
 from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
 from vcposim.replay.metrics import is_log
 from vcposim.replay.names import (
@@ -55,6 +56,8 @@ class Columns:
         """all that is read of a record"""
         self.used: set[str] = set()
         """names a columnar file has to deliver"""
+        self.watched: frozenset[str] = frozenset()
+        """names that a later record may not bring in, for the first one had none of that name"""
         self.reward_rule = "one"
         self.other_length: str | None = None
         self.slice_columns: dict[str, tuple[str, bool]] = {}
@@ -89,6 +92,12 @@ class Columns:
         known = column if column == name else f"{column} ({name})"
         told = "" if value is MISSING else f"{shown(value)} "
         return broken(f"{self.where}: {known}: {told}{remedy}", f"{name}: {reason}")
+
+    def see_nothing_new(self, names: Iterable[str]) -> None:
+        """Raises `BadRecord` for a record that brings in a column which would have changed how the first was read."""
+        for name in self.watched.intersection(names):
+            remedy = "is here, but not in the first record; write it in all of them or in none"
+            raise self.bad(name, MISSING, remedy, "a new field")
 
     def decide(self, record: Mapping[str, Any]) -> None:
         """Map every field that the first record has.
@@ -146,7 +155,7 @@ class Columns:
             value = look_up(record, known)
             other = value if ratio else look_up(record, mapping["behavior_log_prob"])
             for name, text in (("log_ratio" if ratio else "log_prob", value), ("behavior_log_prob", other)):
-                if isinstance(text, str):
+                if isinstance(text, str | bytes):
                     raise self._is_text(mapping[name], name, text)
             if not any(hasattr(x, "__len__") and not isinstance(x, str) for x in (value, other)):
                 needed.append("length")
@@ -170,7 +179,8 @@ class Columns:
             *self.by,
             *(c for c, _ in self.slice_columns.values()),
         }
-        self.used = {name for path in self.paths for name in (path, path.split(".")[0])}
+        self.watched = frozenset(n for f in FIELDS if f not in refused for n in (f, *OTHER_NAMES.get(f, ()))) - {*names}
+        self.used = {name for path in self.paths for name in (path, path.split(".")[0])} | self.watched
         for name in ("group", "reward"):
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
                 like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]
@@ -248,10 +258,15 @@ class Columns:
             elif column != name and not asked:
                 self.notes.append(f"{name}: column {column!r} is used as such (--column {name}={ABSENT} to ignore it)")
 
-    def _is_text(self, column: str, name: str, text: str) -> InputError:
-        listed = text.lstrip().startswith("[")
-        remedy = "json.loads() it where it is written" if listed else "write it as a number"
-        what = "a list in a string" if listed else "text"
+    def _is_text(self, column: str, name: str, text: str | bytes) -> InputError:
+        what, remedy = "text", "write it as a number"
+        if isinstance(text, bytes):
+            what, remedy = "bytes", "write a list: numpy.frombuffer(x, dtype).tolist()"
+        elif text.lstrip().startswith(("[", "array(", "tensor(")):
+            what, remedy = "a printed array", "numbers may be cut off or left out: write x.tolist()"
+            with contextlib.suppress(ValueError):
+                json.loads(text)
+                what, remedy = "a list in a string", "json.loads() it where it is written"
         known = column if column == name else f"{column} ({name})"
         return InputError(f"{self.where}: {known}: {shown(text)} is {what}, not log-probabilities; {remedy}")
 

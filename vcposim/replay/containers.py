@@ -6,7 +6,8 @@
     folders and globs of all of these, in natural order: step_2 before step_10
 
 An input is opened once and read forwards. What it is, is decided by its first bytes, never by its name; what it is not
-is said by name. A record is a dict; a broken one comes as an `InputError` in its place, for the reader to count.
+is said by name. A record is a dict; a broken one comes as an `InputError` in its place, for the reader to count. Rows
+of a columnar file come as a `Block` of columns, for a reader that can take many at once.
 
 The parser is orjson: 177 MB/s on lists of floats, against 38 (json), 41 (pyarrow.json), 44 (duckdb) and 85 (polars,
 which infers one type a column and would turn a stray string into a null); `simulations/bench/rollouts.py` measures it.
@@ -15,7 +16,6 @@ orjson knows no NaN and no Infinity, so a line that it refuses goes to the stand
 
 import bisect
 import contextlib
-import glob
 import io
 import itertools
 import json
@@ -25,31 +25,35 @@ import sys
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
 
 from vcposim.errors import InputError
+from vcposim.replay.columnar import arrow, parquet
+from vcposim.replay.items import Block, Item, Wanted, broken, kind, one_line
 
 VALUE_LIMIT = 128 << 20
 """bytes of the largest single JSON value that is held in memory"""
-BATCH_BYTES = 4 << 20
-"""bytes of columnar data that are turned into records at a time"""
 CHUNK = 1 << 20
 DTYPES = [getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool")]
-
-SUFFIXES = ("jsonl", "json", "ndjson", "parquet", "arrow", "feather", "ipc", "pt", "pth")
-PACKED = ("gz", "zst", "zstd", "bz2", "xz", "lz4")
 
 UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x02", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
     (b"\x80\x03", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
     (b"\x80\x04", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
     (b"\x80\x05", "a pickle", "which could run any code and is never loaded; write JSON lines or Parquet instead"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "convert it: iconv -f utf-32 -t utf-8 FILE"),
+    (b"\0\0\xfe\xff", "UTF-32 text", "convert it: iconv -f utf-32 -t utf-8 FILE"),
+    (b"{\0", "UTF-16 text", "convert it: iconv -f utf-16le -t utf-8 FILE"),
+    (b"[\0", "UTF-16 text", "convert it: iconv -f utf-16le -t utf-8 FILE"),
+    (b"\0{", "UTF-16 text", "convert it: iconv -f utf-16be -t utf-8 FILE"),
+    (b"\0[", "UTF-16 text", "convert it: iconv -f utf-16be -t utf-8 FILE"),
     (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f utf-16 -t utf-8 FILE"),
     (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f utf-16 -t utf-8 FILE"),
     (b"\x93NUMPY", "a NumPy array", "write a dict of columns as JSON lines or Parquet"),
@@ -65,24 +69,6 @@ UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
 """first bytes, what they begin, and the way out"""
 
 
-class Item(NamedTuple):
-    """One record, or what is wrong in its place."""
-
-    path: str
-    place: str
-    """line, row or item, as a reader counts them"""
-    record: dict[str, Any] | InputError
-
-
-@dataclass
-class Wanted:
-    """The columns a columnar file has to deliver; None until the reader has seen the first record and decides."""
-
-    names: set[str] | None = None
-    seen: set[tuple[Any, Any]] = field(default_factory=set)
-    """(step, sample) already read, where ranks write the same samples"""
-
-
 @dataclass
 class Progress:
     """Bytes and records so far, on a terminal's stderr at most once a second; silent otherwise."""
@@ -96,10 +82,10 @@ class Progress:
     _next: float = field(default_factory=lambda: time.monotonic() + 1)
     _drawn: bool = False
 
-    def tick(self) -> None:
-        """One more record."""
-        self.records += 1
-        if self.shown and not self.records % 64 and time.monotonic() > self._next:
+    def tick(self, count: int = 1) -> None:
+        """So many more records."""
+        self.records += count
+        if self.shown and (count > 1 or not self.records % 64) and time.monotonic() > self._next:
             if self.position is not None:
                 with contextlib.suppress(ValueError):  # it was closed
                     self.bytes = self.position()
@@ -114,91 +100,37 @@ class Progress:
             sys.stderr.write("\r" + " " * 60 + "\r")
 
 
-def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
-    """The files behind names, folders, globs and `-`, in natural order; and notes on what was passed over.
-
-    Raises `InputError` for a name that is nothing, and for a folder that holds no rollouts.
-    """
-    files: list[str] = []
-    notes: list[str] = []
-    for argument in map(str, arguments):
-        path = Path(argument)
-        if argument == "-" or (path.exists() and not path.is_dir()):
-            files.append(argument)
-        elif path.is_dir():
-            found, passed = _folder(path)
-            if not found:
-                what = f"; not read: {_some(passed)}" if passed else ""
-                raise InputError(f"{path}: a folder without rollouts (of {', '.join(SUFFIXES)}){what}")
-            files += found
-            if passed:
-                notes.append(f"not read in {path}: {_some(passed)}")
-        elif any(letter in argument for letter in "*?["):
-            found = sorted((f for f in glob.glob(argument, recursive=True) if Path(f).is_file()), key=natural)
-            if not found:
-                raise InputError(f"{argument}: no file matches; check the pattern")
-            files += found
-        else:
-            raise InputError(f"{path}: no such file; pass a file or folder of rollouts, a glob, or - for a pipe")
-    return files, notes
-
-
-NO_ROLLOUTS = re.compile(
-    r"metadata\.jsonl$|^metrics\.jsonl$|^eval_|^val_data_step|_eval\.|^trainer_state\.json$|config\.json$|^tokenizer.*\.json$"
-)
-"""files that trainers put beside their rollouts: what the run was, its metrics, its evaluations"""
 STEP_IN_NAME = re.compile(r"(?:^|[/_.-])(?:(?:global_)?step|iter(?:ation)?)[=_-]?(\d+)")
 """the training step in a file's or folder's name: step_3, global_step_3, step=3 (a partition), iter_0000003"""
 
 
-def _folder(path: Path) -> tuple[list[str], list[str]]:
-    splits = path / "dataset_dict.json"
-    if splits.is_file():
-        names = []
-        with contextlib.suppress(ValueError, OSError, AttributeError):
-            names = json.loads(splits.read_text()).get("splits", [])
-        if len(names) > 1:
-            raise InputError(f"{path}: a dataset of the splits {', '.join(names)}; pass one, as {path / names[0]}")
-    # a folder written by datasets.save_to_disk describes itself in JSON files that are no rollouts
-    saved = {f.parent for f in path.rglob("state.json") if list(f.parent.glob("*.arrow"))}
-    found: list[str] = []
-    passed: list[str] = []
-    details = (path / "train_data").is_dir() and (path / "rollout_data").is_dir()
-    inside = path / "train_data" if details else path  # slime's --dump-details: the other half is joined to it
-    for f in sorted((f for f in inside.rglob("*") if f.is_file()), key=natural):
-        if NO_ROLLOUTS.search(f.name):
-            passed.append(str(f))
-            continue
-        hidden = any(part.startswith((".", "_")) for part in f.relative_to(path).parts)
-        parts = f.name.lower().split(".")
-        kind = parts[-2] if parts[-1] in PACKED and len(parts) > 2 else parts[-1]
-        describes = f.name == "dataset_dict.json" or (f.parent in saved and f.suffix == ".json")
-        if hidden or describes:
-            continue
-        (found if kind in SUFFIXES else passed).append(str(f))
-    return found, [Path(name).name for name in passed]
-
-
-def natural(path: Any) -> list[Any]:
-    """A key that sorts step_2 before step_10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item]:
+def read_items(files: Sequence[str], wanted: Wanted, progress: Progress) -> Iterator[Item | Block]:
     """All records of the files, in order; a record learns `step` from `STEP_IN_NAME` if it says none itself."""
     progress.total = sum(Path(f).stat().st_size for f in files if f != "-" and Path(f).is_file())
     for name in files:
-        steps = STEP_IN_NAME.findall(name)
+        steps = [int(step) for step in STEP_IN_NAME.findall(name)]
         with _opened(name) as raw:
-            for place, record in _records(name, raw, wanted, progress):
-                if steps and isinstance(record, dict) and "step" not in record:
-                    record["step"] = int(steps[-1])
+            for one in _records(name, raw, wanted, progress):
+                if isinstance(one, Block):
+                    if steps:
+                        one.columns.setdefault("step", np.full(one.rows, steps[-1]))
+                    progress.tick(one.rows)
+                    yield one
+                    continue
+                place, record = one
+                if steps and isinstance(record, dict):
+                    record.setdefault("step", steps[-1])
                 progress.tick()
                 yield Item(name, place, record)
+
+
+def read_records(name: str) -> Iterator[Item]:
+    """The records of one file, one by one."""
+    for one in read_items([name], Wanted(), Progress(shown=False)):
+        if isinstance(one, Block):
+            yield from one.items()
+        else:
+            yield one
 
 
 @contextlib.contextmanager
@@ -255,11 +187,11 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
             raise InputError(f"{name}: compressed twice; unpack it once")
         yield from _records(name, unpacked, wanted, progress, packed=True)
     elif head.startswith(b"PAR1"):
-        yield from _parquet(name, _seekable(name, stream, packed), wanted)
+        yield from parquet(name, _seekable(name, stream, packed), wanted)
     elif head.startswith(b"ARROW1"):
-        yield from _arrow(name, _seekable(name, stream, packed), wanted, stream=False)
+        yield from arrow(name, _seekable(name, stream, packed), wanted, stream=False)
     elif head.startswith(b"\xff\xff\xff\xff"):
-        yield from _arrow(name, stream, wanted, stream=True)
+        yield from arrow(name, stream, wanted, stream=True)
     elif head.startswith(b"PK\x03\x04"):
         yield from _torch(name, _seekable(name, stream, packed), wanted)
     else:
@@ -343,6 +275,27 @@ def parse(text: bytes) -> Any:
 
 
 def _json(name: str, stream: Any) -> Iterator[tuple[str, Any]]:
+    for k, (place, text, whole) in enumerate(_texts(name, stream)):
+        if k == 0:
+            _require_names_once(f"{name}: {place}", text)
+        yield from _parsed(name, place, text, whole)
+
+
+def _require_names_once(where: str, text: bytes) -> None:
+    """Parsers keep the last of two values of one name and say nothing; who writes one record so writes all so."""
+    twice: list[str] = []
+
+    def see(pairs: list[tuple[str, Any]]) -> None:
+        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text, object_pairs_hook=see)
+    if twice:
+        raise InputError(f"{where}: {json.dumps(twice[0])} stands twice in one object; write each name once")
+
+
+def _texts(name: str, stream: Any) -> Iterator[tuple[str, bytes, bool]]:
+    """(place, text, whether it is all there) of each JSON value."""
     number = 0
     while line := stream.readline(VALUE_LIMIT):
         number += 1
@@ -360,11 +313,11 @@ def _json(name: str, stream: Any) -> Iterator[tuple[str, Any]]:
     # an array, or a value that goes on in the next line, is cut into its rollouts; else a line is a rollout
     if line.lstrip().startswith(b"[") or (line.endswith(b"\n") and _opens(line)):
         for first, item, text in _values(name, line, stream, number):
-            yield from _parsed(name, f"line {first}" + (f", item {item}" if item else ""), text, True)
+            yield f"line {first}" + (f", item {item}" if item else ""), text, True
         return
     while line:
         if line.strip():
-            yield from _parsed(name, f"line {number}", line, line.endswith(b"\n"))
+            yield f"line {number}", line, line.endswith(b"\n")
         if len(line) >= VALUE_LIMIT:
             raise InputError(f"{name}: line {number} {TOO_LARGE}")
         line = stream.readline(VALUE_LIMIT)
@@ -389,10 +342,16 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
     try:
         value = parse(text)
     except (ValueError, RecursionError) as error:
-        if "Extra data" in str(error):
+        if text.rstrip().endswith(b","):
+            wrong = "a comma ends the line; every line is one JSON object by itself (JSON lines)"
+        elif text.lstrip().startswith(b"{'"):
+            wrong = "a dict as Python prints it, not JSON; write json.dumps(record)"
+        elif "Extra data" in str(error):
             wrong = "several JSON values stand in one line; end each with a line break (JSON lines)"
         elif whole:
             wrong = f"not JSON ({one_line(error)}); every line is one JSON object"
+            if isinstance(error, UnicodeDecodeError):
+                wrong = f"not UTF-8 text ({one_line(error)}); write it as UTF-8, as JSON is"
         else:
             wrong = "the file is cut off here; dump it again, or delete this last line"
         yield place, broken(f"{where}: {wrong}", "not JSON" if whole else "cut off")
@@ -472,98 +431,6 @@ def _values(name: str, buffer: bytes, stream: Any, line: int) -> Iterator[tuple[
     if depth or inside:
         raise InputError(f"{name}: line {line}: the file is cut off here; dump it again")
     gap_is_clean(len(buffer))
-
-
-# --------------------------------------------------------------------------------------------------------- columnar
-
-
-def _parquet(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # read page by page: a row group may be as large as the file
-        with pq.ParquetFile(source, pre_buffer=False, buffer_size=CHUNK, page_checksum_verification=True) as file:
-            meta = file.metadata
-            size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)) / max(meta.num_rows, 1)
-            rows = int(min(max(BATCH_BYTES / max(size, 1), 1), 8192))
-            seen = 0
-            if wanted.names is None and meta.num_rows:
-                for batch in file.iter_batches(batch_size=1):
-                    yield from _rows(batch, 0)
-                    break
-                seen = 1
-            columns = None if wanted.names is None else [c for c in file.schema_arrow.names if c in wanted.names]
-            skip, at = seen, 0
-            for batch in file.iter_batches(batch_size=rows, columns=columns):
-                batch, skipped = batch.slice(skip), min(skip, batch.num_rows)
-                at, skip = at + skipped, skip - skipped
-                yield from _rows(batch, at)
-                at += batch.num_rows
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise InputError(f"{name}: not a readable Parquet file ({one_line(error)}); dump it again") from None
-
-
-def _arrow(name: str, source: Any, wanted: Wanted, *, stream: bool) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-
-    try:
-        if stream:
-            with pa.ipc.open_stream(source) as reader:
-                yield from _batches(reader, wanted)
-        else:
-            with (
-                pa.memory_map(source) if isinstance(source, str) else pa.PythonFile(source, mode="r") as file,
-                pa.ipc.open_file(file) as reader,
-            ):
-                yield from _batches((reader.get_batch(i) for i in range(reader.num_record_batches)), wanted)
-    except InputError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"{name}: not a readable Arrow file ({one_line(error)}); dump it again") from None
-
-
-def _batches(batches: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
-    at = 0
-    for batch in batches:
-        batch.validate(full=True)
-        step = int(min(max(BATCH_BYTES * batch.num_rows / max(batch.nbytes, 1), 1), 8192))
-        done = 0
-        while done < batch.num_rows:
-            part = batch.slice(done, 1 if wanted.names is None else step)
-            if wanted.names is not None:
-                part = part.select([c for c in part.schema.names if c in wanted.names])
-            rows = part.num_rows
-            yield from _rows(part, at + done)
-            done += rows
-        at += batch.num_rows
-
-
-def _rows(batch: Any, at: int) -> Iterator[tuple[str, Any]]:
-    names = batch.schema.names
-    columns = [_column(batch.column(i)) for i in range(len(names))]
-    for k, values in enumerate(zip(*columns, strict=True), at + 1):
-        yield f"row {k}", dict(zip(names, values, strict=True))
-
-
-def _column(array: Any) -> Any:
-    """Lists of numbers as views of one NumPy array, everything else as Python values."""
-    import pyarrow as pa
-
-    t = array.type
-    if (pa.types.is_list(t) or pa.types.is_large_list(t)) and _number(t.value_type) and not array.values.null_count:
-        values, ends = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy().tolist()
-        present = array.is_valid().to_pylist() if array.null_count else itertools.repeat(True)
-        return [values[a:b] if here else None for a, b, here in zip(ends, ends[1:], present, strict=False)]
-    return array.to_pylist()
-
-
-def _number(t: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_floating(t) or pa.types.is_integer(t) or pa.types.is_boolean(t))
 
 
 # ------------------------------------------------------------------------------------------------------------ torch
@@ -683,30 +550,3 @@ def _unfolded(name: str, value: Any, wanted: Wanted) -> Iterator[tuple[str, Any]
         yield "columns", value
     else:
         raise InputError(f"{name}: a PyTorch file of a {type(value).__name__}; save a list or a dict of rollouts")
-
-
-# ------------------------------------------------------------------------------------------------------------ words
-
-
-class BadRecord(InputError):
-    """Something wrong with one record; `reason` says what without its value, for counting."""
-
-    reason = ""
-
-
-def broken(message: str, reason: str) -> BadRecord:
-    """A `BadRecord` with its reason."""
-    error = BadRecord(message)
-    error.reason = reason
-    return error
-
-
-def kind(value: Any) -> str:
-    """What JSON calls it."""
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "list" if hasattr(value, "__len__") else "number")
-
-
-def one_line(text: Any) -> str:
-    """Without line breaks."""
-    return " ".join(str(text).split())

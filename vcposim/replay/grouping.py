@@ -10,10 +10,7 @@ from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError
 from vcposim.replay.columns import Columns
 from vcposim.replay.dumps import Dump, Tokens
-from vcposim.replay.names import ABSENT, SESSIONS
-
-TRAJECTORY = " trajectory"
-"""slice that says which rows are one trajectory; no column has such a name"""
+from vcposim.replay.names import ABSENT, SESSIONS, TRAJECTORY
 
 
 def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
@@ -132,7 +129,7 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
 
 
 def coded(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct keys in order of appearance, and the code of each."""
+    """Distinct keys in order of appearance, and the code of each: (n,) -> (k,), (n,)."""
     values, first, inverse = np.unique(key, return_index=True, return_inverse=True)
     rank = np.empty(values.size, dtype=int)
     order = np.argsort(first)
@@ -140,7 +137,7 @@ def coded(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[order], rank[inverse]
 
 
-def with_lag(dump: Dump) -> Dump:
+def with_lag(dump: Dump, notes: list[str]) -> Dump:
     """`lag` from the learner's version and the sampler's, where the file has both and no lag of its own."""
     if "lag" in dump.slices or not {"version", "learner_version"} <= set(dump.slices):
         return dump
@@ -148,6 +145,8 @@ def with_lag(dump: Dump) -> Dump:
     try:
         lag = np.array([float(v) for v in learner])[b] - np.array([float(v) for v in sampler])[a]
     except (TypeError, ValueError):
+        if any(isinstance(v, str) for v in (*learner, *sampler)):
+            notes.append(f"versions such as {sampler[0]!r} and {learner[0]!r} are no numbers: no lag is read from them")
         return dump
     order, code = coded(lag)
     return replace(dump, slices={**dump.slices, "lag": (code, [int(x) if x == int(x) else float(x) for x in order])})

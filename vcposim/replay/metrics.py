@@ -30,7 +30,9 @@ from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError, unknown_name
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
-from vcposim.replay.containers import Progress, Wanted, find_inputs, natural, one_line, read_items
+from vcposim.replay.containers import read_records
+from vcposim.replay.inputs import find_inputs, natural
+from vcposim.replay.items import one_line
 from vcposim.replay.names import FIELDS, OTHER_NAMES
 from vcposim.replay.tracks import Track
 
@@ -215,7 +217,7 @@ def _of_metrics(name: str) -> bool:
     if b"brain.Event:" in head[:64] or _csv_header(head):
         return True
     with contextlib.suppress(InputError):
-        for item in read_items([name], Wanted(), Progress(shown=False)):
+        for item in read_records(name):
             return isinstance(item.record, dict) and is_log(item.record)
     return False
 
@@ -354,7 +356,7 @@ def _records(name: str, found: _Rows) -> Iterator[tuple[str, Mapping[str, Any]]]
     if _csv_header(head):
         yield from _csv(name)
         return
-    for item in read_items([name], Wanted(), Progress(shown=False)):
+    for item in read_records(name):
         if isinstance(item.record, InputError):
             if not found.skip_bad:
                 raise item.record

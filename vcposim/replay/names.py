@@ -139,9 +139,6 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 TAKEN = ("mask", "sample_mask", "trajectory", *OF_THE_RUN)
 """fields that would change the answer in silence: taken by their other names where there is exactly one, and noted"""
 
-MEANINGFUL = frozenset(FIELDS) | {name for names in OTHER_NAMES.values() for name in names}
-"""names that a record may not bring in when the first one had none of that name"""
-
 LOG_PROBS = frozenset(
     n for name in ("log_prob", "behavior_log_prob", "log_ratio") for n in (name, *OTHER_NAMES[name])
 ) | {"logprobs", "log_probs", "old_log_probs"}
@@ -166,6 +163,9 @@ AMBIGUOUS: dict[str, str] = {
 
 REMOVED = ("remove_sample",)
 """names of a sample mask that are true for what the trainer left out"""
+
+TRAJECTORY = " trajectory"
+"""slice that says which rows are one trajectory; no column has such a name"""
 
 SESSIONS = ("session_id", "conversation_id")
 """names of a trajectory that may as well name its prompt"""

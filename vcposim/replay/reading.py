@@ -1,10 +1,12 @@
 """Files of rollouts -> a `Dump`: containers give records, records give numbers, and what is left is grouped.
 
-    containers   any file -> records, in bounded memory
+    items        what files give: records, or blocks of rows in columns
+    containers   any file -> its items, in bounded memory; Parquet and Arrow in `columnar`
     names        fields, and what frameworks call them
     layouts      what whole frameworks write
+    unfolding    what a record holds: one rollout, several, or columns of them
     columns      which column of this file is which field
-    records      one record -> the numbers of one trajectory, or what is wrong with it
+    records      one record -> the numbers of one trajectory, or what is wrong with it; `blocks` many at once
     checks       what tokens and weights say about how the data were made
     grouping     rows of one trajectory, prompts at several steps, lags
 
@@ -13,26 +15,30 @@ Token lists are summed as they come and leave a handful of numbers a trajectory.
 
 import array
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
+from vcposim.replay.blocks import read_block
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
-from vcposim.replay.containers import BadRecord, Item, Progress, Wanted, broken, find_inputs, kind, read_items
+from vcposim.replay.containers import Progress, read_items
 from vcposim.replay.dumps import Dump, Tokens
-from vcposim.replay.grouping import TRAJECTORY, by_step, merged, whole_groups, with_lag
-from vcposim.replay.names import FIELDS
-from vcposim.replay.records import Numbers, RecordReader
+from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
+from vcposim.replay.inputs import find_inputs
+from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted
+from vcposim.replay.names import FIELDS, OF_THE_RUN
+from vcposim.replay.records import RecordReader, Rows
+from vcposim.replay.unfolding import Unfolding
 
 FILE = "file"
 """what `group` and `by` call the file that a record stands in, where it has no column of that name"""
-TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 15, 1 << 10
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 1 << 16, 1 << 10
 """tokens that are looked at together, few enough to stay in the cache; rows, where they have few tokens or none"""
 KEPT_BYTES = 16 << 20
 IN_RANGE = 100.0
@@ -85,111 +91,102 @@ def read_dump(
     # given back and its pages are faulted in anew, an eighth of all time
     np.empty(KEPT_BYTES, dtype=np.uint8)
     try:
-        for item in read_items(files, reader.wanted, progress):
-            reader.take(item)
+        for one in read_items(files, reader.wanted, progress):
+            reader.take_block(one) if isinstance(one, Block) else reader.take(one)
     finally:
         progress.done()
     return reader.finish(merge_reward)
 
 
-class _Row(NamedTuple):
-    """A record that was read, and where it stood."""
-
-    numbers: Numbers
-    file: str
-    place: str
-
-
 class _Reader:
-    """Takes records one by one, and keeps of each a handful of numbers; tokens become sums, those of many at a time."""
+    """Takes records and keeps of each a handful of numbers; tokens become sums, those of many records at a time.
+
+    Records of JSON lines come one by one, those of columnar files by the block; from `_keep` on they are the same.
+    """
 
     def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool):
         self.path, self.columns, self.several, self.skip_bad = path, columns, several, skip_bad
-        self.record = RecordReader(columns)
+        self.unfolding, self.record = Unfolding(columns, skip_bad), RecordReader(columns)
         self.wanted = Wanted()
         self.code: dict[Hashable, int] = {}
-        self.names: list[Any] = []
         numbers = ("group", "reward", "log_ratio", "length", "norm", "reference")
         self.number = {name: array.array("d") for name in numbers}
         self.slices: dict[str, tuple[dict[Any, int], array.array[int]]] = {}
         self.sums: dict[str, list[np.ndarray]] = {name: [] for name in ("scale", "count", "total", "square")}
         self.where: list[str] = []
-        self.pending: list[_Row] = []
-        self.pending_tokens = 0
+        self.pending = Rows("")
+        self.flushed = 0
+        """tokens listed before those pending"""
         self.statistics = TokenSums()
         self.kept: list[Tokens] = []
         self.kept_tokens = 0
         self.skipped: dict[str, list[str]] = {}
         self.empty = self.no_weight = self.mixed = 0
-        self.undecided: InputError | None = None
-        """why the first records named no columns, where broken records are left out"""
         self.by_file = FILE in (*columns.group_columns, *columns.by)
         self.in_file = array.array("q")
         self.files: dict[str, int] = {}
-        self.under: str | None = None
-        """the name under which records hold their rollouts"""
+
+    def take_block(self, block: Block) -> None:
+        """Rows of a columnar file: those that are plain many at once, any others one by one."""
+        if self.by_file:
+            block.columns.setdefault(FILE, [block.path] * block.rows)
+        self._enter(block.path)
+        at = 0
+        while at < block.rows:
+            part = block.part(at, self._until_flush(block, at))
+            rows = read_block(self.record, part) if self.unfolding.plain else None
+            if rows is None:
+                for item in part.items():
+                    self.take(item)
+            else:
+                self._at(block.path, rows.place[-1])
+                self.pending.extend(rows)
+                self._flush_if_full()
+            at += part.rows
+
+    def _until_flush(self, block: Block, at: int) -> int:
+        """The row of a block, counted from 0, before which what is pending is as much as is looked at together."""
+        rows = at + ROWS_AT_ONCE - len(self.pending.place)
+        name = self.columns.mapping.get("log_prob", self.columns.mapping.get("log_ratio", ""))
+        tokens = block.columns.get(name)
+        if isinstance(tokens, Lists):
+            room = TOKENS_AT_ONCE - (self.record.listed - self.flushed)
+            rows = min(rows, at + 1 + int(np.searchsorted(tokens.ends[at + 1 :] - tokens.ends[at], room)))
+        return min(rows, block.rows)
 
     def take(self, item: Item) -> None:
         """One item of a container: a record, a batch of them in columns, or what is wrong in its place."""
+        self._enter(item.path)
         self._at(item.path, item.place)
         try:
             if isinstance(item.record, InputError):
                 raise item.record
             if self.by_file:
                 item.record.setdefault(FILE, item.path)
-            if not self.columns.mapping and self.under is None:
-                self.under = self.columns.wrapping(item.record)
-            for k, record in enumerate(self._rollouts(item.record)):
+            for k, record in enumerate(self.unfolding.rollouts(item.record)):
                 if record is not item.record:
                     self._at(item.path, f"{item.place}, rollout {k + 1}")
                 try:
                     numbers = self.record.read(record)
                     if numbers is not None:
-                        self._keep(numbers)
+                        self.pending.append(self.columns.place, numbers)
+                        self._flush_if_full()
                 except BadRecord as error:
                     self._skip(error)
         except BadRecord as error:
             self._skip(error)
-
-    def _rollouts(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-        """The record itself; or what it wraps, with the plain values beside it; each batch in columns unfolded."""
-        if self.under is None and self.columns.mapping:
-            return self.record.unfolded(record)
-        parts: Sequence[Any] = (record,)
-        if self.under is not None:
-            inside = record.get(self.under)
-            shared = {k: v for k, v in record.items() if not isinstance(v, list | dict)}
-            several = inside if isinstance(inside, list) else [inside]
-            parts = [{**shared, **x} if isinstance(x, dict) else x for x in several]
-        return self._unfolded(parts)
-
-    def _unfolded(self, parts: Sequence[Any]) -> Iterable[Mapping[str, Any]]:
-        for part in parts:
-            if not isinstance(part, dict):
-                where = f"{self.columns.where}: {self.under}"
-                raise broken(f"{where}: {kind(part)}, where others hold rollouts", "no rollouts")
-            if not self.columns.mapping:
-                try:
-                    self.columns.decide(part)
-                except BadRecord:
-                    raise
-                except InputError as error:
-                    if not self.skip_bad or self.undecided is not None:
-                        raise
-                    self.undecided = error
-                    raise broken(str(error), "no rollout") from None
-                self.wanted.names = None if self.under is not None else self.columns.used
-            yield from self.record.unfolded(part)
+        self.wanted.names = self.columns.used if self.unfolding.plain else None
 
     def _at(self, file: str, place: str) -> None:
         self.columns.file, self.columns.place = file, place
 
-    def _keep(self, numbers: Numbers) -> None:
-        if self.pending and self.pending[-1].file != self.columns.file:
+    def _enter(self, file: str) -> None:
+        if self.pending.file != file:
             self._flush()
-        self.pending.append(_Row(numbers, self.columns.file, self.columns.place))
-        self.pending_tokens += 0 if numbers.tokens is None else numbers.tokens.log_prob.size
-        if self.pending_tokens >= TOKENS_AT_ONCE or len(self.pending) >= ROWS_AT_ONCE:
+            self.pending.file = file
+
+    def _flush_if_full(self) -> None:
+        if self.record.listed - self.flushed >= TOKENS_AT_ONCE or len(self.pending.place) >= ROWS_AT_ONCE:
             self._flush()
 
     def _skip(self, error: BadRecord) -> None:
@@ -205,32 +202,34 @@ class _Reader:
 
     def _flush(self) -> None:
         """Add the pending rows; their tokens are checked, and reduced to sums a trajectory, all at once."""
-        rows, self.pending, self.pending_tokens = self.pending, [], 0
-        if not rows or rows[0].numbers.tokens is None:
-            return self._add(rows, [row.numbers.log_ratio for row in rows])
+        rows, self.pending, self.flushed = self.pending, Rows(self.pending.file), self.record.listed
+        if not rows.place:
+            return
+        if not rows.learner:
+            return self._add(rows, rows.log_ratio)
         learner, sampler = _joined(rows)
         try:
             largest = self.record.check(learner, sampler)
         except BadRecord:
-            rows = [row for row in rows if self._is_sound(row)]
+            ends = np.cumsum(rows.size)
+            rows = rows.only([k for k, end in enumerate(ends) if self._is_sound(rows, k, int(end), learner, sampler)])
             learner, sampler = _joined(rows)
             largest = self.record.check(learner, sampler)
         return self._add(rows, self._reduced(rows, learner, sampler, largest))
 
-    def _is_sound(self, row: _Row) -> bool:
-        assert row.numbers.tokens is not None
-        self._at(row.file, row.place)
+    def _is_sound(self, rows: Rows, k: int, end: int, learner: np.ndarray, sampler: np.ndarray) -> bool:
+        tokens = slice(end - rows.size[k], end)
+        self._at(rows.file, rows.place[k])
         try:
-            self.record.check(row.numbers.tokens.log_prob, row.numbers.tokens.behavior_log_prob)
+            self.record.check(learner[tokens], sampler[tokens])
         except BadRecord as error:
             self._skip(error)
             return False
         return True
 
-    def _reduced(self, rows: Sequence[_Row], learner: np.ndarray, sampler: np.ndarray, largest: float) -> list[float]:
+    def _reduced(self, rows: Rows, learner: np.ndarray, sampler: np.ndarray, largest: float) -> list[float]:
         """Log-ratio of each row; its sums of token weights, the checks' sums and the first groups' tokens are kept."""
-        lists = [row.numbers.tokens for row in rows if row.numbers.tokens is not None]
-        sizes = np.array([one.log_prob.size for one in lists], dtype=int)
+        sizes = np.array(rows.size, dtype=int)
         ends = np.cumsum(sizes)
         first = len(self.number["reward"])
         log_ratio, scale = np.zeros(sizes.size), np.full(sizes.size, -math.inf)
@@ -238,54 +237,48 @@ class _Reader:
         if learner.size:
             real = np.flatnonzero(sizes)
             starts = (ends - sizes)[real]
-            log_ratio[real] = np.add.reduceat(learner, starts) - np.add.reduceat(sampler, starts)
-            with np.errstate(invalid="ignore"):
-                d = learner - sampler
-            if largest < IN_RANGE:
-                scale[real], w = 0.0, np.exp(d)
-            else:
+            d = learner - sampler
+            log_ratio[real] = np.add.reduceat(d, starts)
+            scale[real] = 0.0
+            if largest >= IN_RANGE:
                 scale[real] = np.maximum.reduceat(d, starts)
-                w = np.exp(d - np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real]))
-            total[real], square[real] = np.add.reduceat(w, starts), np.add.reduceat(w * w, starts)
+                d -= np.repeat(np.where(scale[real] == -math.inf, 0.0, scale[real]), sizes[real])
+            w = np.exp(d, out=d)  # in place, as the square: one array more and all of them leave the cache
+            total[real] = np.add.reduceat(w, starts)
+            square[real] = np.add.reduceat(np.square(w, out=w), starts)
             if "log_ratio" not in self.columns.mapping:
-                self.statistics.add(learner, sampler, ends[real], first + real, Path(rows[0].file).name)
+                self.statistics.add(learner, sampler, ends[real], first + real, largest, Path(rows.file).name)
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
             self.sums[name].append(values)
-        for k, (one, end, size) in enumerate(zip(lists, ends.tolist(), sizes.tolist(), strict=True)):
+        for k, (end, size, beside) in enumerate(zip(ends.tolist(), rows.size, rows.beside, strict=True)):
             if self.kept_tokens > TOKENS_KEPT:
                 break
             self.kept_tokens += size
-            self.kept.append(Tokens(first + k, learner[end - size : end], sampler[end - size : end], one.beside))
+            self.kept.append(Tokens(first + k, learner[end - size : end], sampler[end - size : end], beside))
         return log_ratio.tolist()  # type: ignore[no-any-return]
 
-    def _add(self, rows: Sequence[_Row], log_ratio: Sequence[float]) -> None:
-        number = self.number
+    def _add(self, rows: Rows, log_ratio: Sequence[float]) -> None:
+        number, code = self.number, self.code
+        number["group"].extend([code.setdefault(label, len(code)) for label in rows.label])
         number["log_ratio"].extend(log_ratio)
+        for name in ("reward", "length", "norm", "reference"):
+            number[name].extend(getattr(rows, name))
+        for name, values in rows.marks.items():
+            known, codes = self.slices.setdefault(name, ({}, array.array("q")))
+            codes.extend([known.setdefault(value, len(known)) for value in values])
+        self.where += [f"{Path(rows.file).name}: {place}" for place in rows.place] if self.several else rows.place
+        self.in_file.extend([self.files.setdefault(rows.file, len(self.files))] * len(rows.place))
         self.no_weight += log_ratio.count(-math.inf)
-        for one, file, place in rows:
-            number["group"].append(self.code.setdefault(one.label, len(self.code)))
-            if len(self.names) < len(self.code):
-                self.names.append(one.label)
-            number["reward"].append(one.reward)
-            number["length"].append(one.length)
-            number["norm"].append(one.norm)
-            number["reference"].append(one.reference_log_ratio)
-            marks = one.marks if one.trajectory is None else {**one.marks, TRAJECTORY: one.trajectory}
-            for name, value in marks.items():
-                values, codes = self.slices.setdefault(name, ({}, array.array("q")))
-                codes.append(values.setdefault(value, len(values)))
-            self.where.append(f"{Path(file).name}: {place}" if self.several else place)
-            self.in_file.append(self.files.setdefault(file, len(self.files)))
-            self.empty += one.length == 0
-            self.mixed += one.mixed
+        self.empty += rows.length.count(0)
+        self.mixed += sum(rows.mixed)
 
     def finish(self, merge_reward: str) -> Dump:
         """The dump, or the error of an empty file."""
         self._flush()
         if not self.number["reward"]:
             bad = sum(map(len, self.skipped.values()))
-            if self.undecided is not None:
-                raise self.undecided
+            if self.unfolding.undecided is not None:
+                raise self.unfolding.undecided
             why = f"all {bad} records are broken ({'; '.join(self.skipped)})" if bad else "empty file"
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
         columns, records = self.columns, self.record.records
@@ -300,7 +293,7 @@ class _Reader:
         tokens = WeightSums(*map(np.concatenate, self.sums.values())) if whole else None
         dump = Dump(
             path=self.path,
-            labels=self.names,
+            labels=list(self.code),
             group=np.array(self.number["group"]).astype(int),
             reward=np.array(self.number["reward"]),
             log_ratio=np.array(self.number["log_ratio"]),
@@ -321,7 +314,7 @@ class _Reader:
         notes += self._doubtful_groups(dump)
         dump = by_step(dump, columns, notes)
         dump = merged(dump, columns, merge_reward, notes)
-        dump = with_lag(dump)
+        dump = with_lag(dump, notes)
         self._say(dump, notes)
         told = token_findings(self.statistics, self.where)
         findings = [
@@ -345,6 +338,17 @@ class _Reader:
             notes.append(
                 f"column {column!r} has several values ({values}), all pooled here; --by split tells them apart"
             )
+        for name in OF_THE_RUN:
+            codes, known = dump.slices.get(name, (np.zeros(0, int), []))
+            none = np.flatnonzero(codes == known.index(None)) if None in known else codes[:0]
+            if 0 < none.size < codes.size:
+                at = _first([dump.place[i] for i in none])
+                notes.append(f"{name} is null in {none.size} of {codes.size} trajectories ({at}): they stand apart")
+        codes, known = dump.slices.get("lag", (np.zeros(0, int), []))
+        ahead = np.flatnonzero(np.array([isinstance(x, int | float) and x < 0 for x in known], bool)[codes])
+        if ahead.size:
+            at = _first([dump.place[i] for i in ahead])
+            notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
         copies = _copies(dump)
         if copies.size > 0.02 * dump.group.size:
             at = _first([dump.place[i] for i in copies])
@@ -373,12 +377,19 @@ class _Reader:
         if self.columns.group_size is not None:
             return []
         notes = []
-        texts = {name for name in self.names if isinstance(name, str)}
-        twice = [name for name in self.names if isinstance(name, int | float) and str(name) in texts]
+        texts = {name for name in self.code if isinstance(name, str)}
+        twice = [name for name in self.code if isinstance(name, int | float) and str(name) in texts]
         if twice:
             notes.append(
                 f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
                 f"{len(twice) - 1} more; write one kind"
+            )
+        once: dict[str, str] = {}
+        alike = [name for name in sorted(texts) if once.setdefault(name.strip(), name) != name]
+        if alike:
+            notes.append(
+                f"groups {once[alike[0].strip()]!r} and {alike[0]!r} are two here and differ in spaces alone, as do "
+                f"{len(alike) - 1} more; strip them where they are written"
             )
         if len(self.files) > 1 and "step" not in self.slices:
             pairs = np.unique(dump.group * len(self.files) + np.array(self.in_file))
@@ -415,12 +426,11 @@ class _Reader:
         ]
 
 
-def _joined(rows: Sequence[_Row]) -> tuple[np.ndarray, np.ndarray]:
+def _joined(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of some rows after each other, as doubles."""
-    lists = [row.numbers.tokens for row in rows if row.numbers.tokens is not None]
     none = [np.zeros(0)]
-    learner = np.concatenate([one.log_prob for one in lists] or none, dtype=np.float64)
-    return learner, np.concatenate([one.behavior_log_prob for one in lists] or none, dtype=np.float64)
+    learner = np.concatenate(rows.learner or none, dtype=np.float64)
+    return learner, np.concatenate(rows.sampler or none, dtype=np.float64)
 
 
 def _copies(dump: Dump) -> np.ndarray:

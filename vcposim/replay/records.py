@@ -8,7 +8,8 @@ one error with file, place, field, value and remedy.
 import contextlib
 import math
 import struct
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from vcposim.replay.columns import MISSING, Columns, bare
-from vcposim.replay.containers import BadRecord, kind
+from vcposim.replay.columns import MISSING, Columns, bare, shown
+from vcposim.replay.items import LISTED, BadRecord, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import ABSENT, BESIDE, LISTS, MEANINGFUL, REMOVED
+from vcposim.replay.names import ABSENT, LISTS, REMOVED, TRAJECTORY
 
 ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
@@ -47,16 +48,72 @@ class Numbers(NamedTuple):
     """NaN where there are tokens: their sums are taken together with those of other records"""
     length: float
     norm: float
-    trajectory: Hashable | None
-    marks: dict[str, Any]
-    """slice -> its value"""
-    reference_log_ratio: float
-    tokens: TokenLists | None
+    reference: float
+    """log pi(tau) - log reference(tau), nats; NaN without one"""
     mixed: bool
     """whether several versions of the policy generated it"""
+    marks: dict[str, Hashable]
+    """slice -> its value"""
+    tokens: TokenLists | None
 
 
-LISTED = (list, np.ndarray)
+TOLD = ("label", "reward", "log_ratio", "length", "norm", "reference", "mixed")
+EACH = ("place", *TOLD, "size", "beside")
+
+
+@dataclass
+class Rows:
+    """Records of one file after each other, as `Numbers` has them: k entries in every list of `EACH` and of `marks`.
+
+    Without lists of tokens, `size` (how many each row has), `beside`, `learner` and `sampler` stay empty.
+    """
+
+    file: str
+    place: list[str] = field(default_factory=list)
+    label: list[Hashable] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    log_ratio: list[float] = field(default_factory=list)
+    length: list[float] = field(default_factory=list)
+    norm: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    mixed: list[bool] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    beside: list[dict[str, np.ndarray]] = field(default_factory=list)
+    marks: dict[str, list[Hashable]] = field(default_factory=dict)
+    learner: list[np.ndarray] = field(default_factory=list)
+    """the tokens of all rows after each other, in pieces that need not be those of the rows"""
+    sampler: list[np.ndarray] = field(default_factory=list)
+
+    def append(self, place: str, one: Numbers) -> None:
+        """One row more."""
+        self.place.append(place)
+        for name in TOLD:
+            getattr(self, name).append(getattr(one, name))
+        for name, value in one.marks.items():
+            self.marks.setdefault(name, []).append(value)
+        if one.tokens is not None:
+            self.size.append(one.tokens.log_prob.size)
+            self.beside.append(one.tokens.beside)
+            self.learner.append(one.tokens.log_prob)
+            self.sampler.append(one.tokens.behavior_log_prob)
+
+    def extend(self, other: "Rows") -> None:
+        """All rows of another one."""
+        for name in (*EACH, "learner", "sampler"):
+            getattr(self, name).extend(getattr(other, name))
+        for name, values in other.marks.items():
+            self.marks.setdefault(name, []).extend(values)
+
+    def only(self, rows: Sequence[int]) -> "Rows":
+        """Some of the rows."""
+        ends = np.cumsum(self.size)
+        tokens = [slice(ends[i] - self.size[i], ends[i]) for i in rows]
+        learner, sampler = np.concatenate(self.learner), np.concatenate(self.sampler)
+        part = Rows(self.file, learner=[learner[x] for x in tokens], sampler=[sampler[x] for x in tokens])
+        for name in EACH:
+            getattr(part, name).extend(getattr(self, name)[i] for i in rows)
+        part.marks = {name: [values[i] for i in rows] for name, values in self.marks.items()}
+        return part
 
 
 @lru_cache(maxsize=4096)
@@ -71,11 +128,11 @@ class RecordReader:
     def __init__(self, columns: Columns):
         self.columns = columns
         self.records = 0
-        self.first_names: frozenset[str] | None = None
         self.kinds: tuple[bool, ...] | None = None
         self.left_out = self.null_masks = self.masked_tokens = 0
+        self.listed = 0
+        """tokens of the records read, masked ones among them"""
         self.mixed = False
-        self.said: set[str] = set()
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
         return self.columns.bad(name, value, remedy, reason)
@@ -89,13 +146,7 @@ class RecordReader:
         self.records += 1
         self.mixed = False
         mapping = self.columns.mapping
-        if self.first_names is None:
-            self.first_names = frozenset(record)
-        elif not self.first_names.issuperset(record):
-            for name in MEANINGFUL.intersection(record) - self.first_names:
-                raise self._bad(
-                    name, "here", "but not in the first record; write it in all of them or in none", "a new field"
-                )
+        self.columns.see_nothing_new(record)
         if "sample_mask" in mapping:
             flag = self._get(record, "sample_mask")
             flag = flag[0] if isinstance(flag, list) and len(flag) == 1 else flag
@@ -115,14 +166,14 @@ class RecordReader:
                 raise self._bad(
                     source, norm, "is negative; it is a squared norm, dump it again or leave it out", "a negative norm"
                 )
-        trajectory = self._get(record, "trajectory") if "trajectory" in mapping else None
-        if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
-            trajectory = ("row", self.records) if trajectory is None else _key(trajectory)
         marks = {name: self._mark(record, name, column) for name, (column, _) in self.columns.slice_columns.items()}
-        return Numbers(label, reward, log_ratio, length, norm, trajectory, marks, reference, tokens, self.mixed)
+        if "trajectory" in mapping:  # null: this row is a trajectory by itself, as slime writes it
+            trajectory = self._get(record, "trajectory")
+            marks[TRAJECTORY] = ("row", self.records) if trajectory is None else _key(trajectory)
+        return Numbers(label, reward, log_ratio, length, norm, reference, self.mixed, marks, tokens)
 
     def check(self, learner: np.ndarray, sampler: np.ndarray) -> float:
-        """The largest magnitude there is, nats.
+        """The largest magnitude there is, nats: (m,), (m,) -> number.
 
         Raises `BadRecord` for the first token that is no log-probability (or log-ratio).
         """
@@ -214,10 +265,15 @@ class RecordReader:
             value = float(value) if isinstance(value, Decimal) else value.item()
         if (isinstance(value, bool) and not boolean) or not isinstance(value, int | float):
             what, how = kind(value), "dump it as a number"
-            inner = [k for k, x in value.items() if isinstance(x, float)] if isinstance(value, dict) else []
-            if inner:
+            parts = value if isinstance(value, dict) else {}
+            inner = [k for k, x in parts.items() if isinstance(x, float)]
+            if inner and all(str(k).isdigit() for k in parts):
+                how = "write a list of its numbers, in the order of the tokens"
+            elif inner:
                 column = self.columns.mapping.get(name, name)
                 how = f"name its part, as in --column {name}={column}.*.{inner[0]}"
+            elif any(isinstance(x, dict) for x in parts.values()):
+                how = "write the sampled token's number alone (of vLLM's: logprobs[t][token_id].logprob)"
             article = "an" if what[0] in "aeio" else "a"
             remedy = f"is {article} {what}, not a number; {how}"
             raise self._bad(name, value, remedy, f"{article} {what}")
@@ -262,6 +318,8 @@ class RecordReader:
             )
         lists = [v for v in values if isinstance(v, LISTED)]
         stated = self._scalar("length", self._get(record, "length")) if "length" in self.columns.mapping else None
+        if stated is not None and stated != int(stated):
+            raise self._bad("length", stated, "is no whole number of tokens", "no whole number")
         if not lists:
             if stated is None:
                 raise self._bad("length", None, "is missing, and there is no list of tokens to count", "is missing")
@@ -290,6 +348,7 @@ class RecordReader:
             for name, v in zip(names, values, strict=True)
         ]
         counted = size if keep is None else int(keep.sum())
+        self.listed += size
         self.masked_tokens += size - counted
         if stated is not None and keep is None and counted != stated:
             raise self._bad(
@@ -349,8 +408,13 @@ class RecordReader:
             return np.ones(length, dtype=bool)
         mask = bare(mask)
         if not isinstance(mask, list | np.ndarray) or len(mask) != length:
+            count = f"{len(mask)} entries" if isinstance(mask, LISTED) else shown(mask)
             raise self._bad(
-                "mask", mask, f"does not match the {length} tokens of the log-probabilities", "mask of another length"
+                "mask",
+                MISSING,
+                f"{count}: does not match the {length} tokens of the log-probabilities; cut a mask over prompt and "
+                f"response to the tokens listed, or ignore it with --column mask={ABSENT}",
+                "mask of another length",
             )
         flags: np.ndarray
         if isinstance(mask, np.ndarray):
@@ -379,7 +443,7 @@ class RecordReader:
             return np.array([self._one_token(name, v) for v in kept], dtype=np.float64)
         # packing takes false for 0: look at what stands where it found a 0
         zero = x == 0 if keep is None else (x == 0) & keep
-        if zero.any() and bool in set(map(type, map(value.__getitem__, np.flatnonzero(zero).tolist()))):
+        if zero.any() and bool in set(map(type, map(value.__getitem__, zero.nonzero()[0].tolist()))):
             raise self._bad(name, False, "is a boolean, not a number; dump it as a number", "a boolean")
         return x if keep is None else x[keep]
 
@@ -428,74 +492,6 @@ class RecordReader:
         if name in self.columns.mapping and not (value is None or isinstance(value, str) or _counts(value)):
             raise self._bad(name, value, "is no count of the run; dump a number or a string", "no count")
         return _key(value)
-
-    def unfolded(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-        """The record itself, or its rollouts if it is a batch in columns: every field a list over the same rollouts.
-
-        Lists of lists are such a batch if there is a reward (without rewards: a group) each; with a single reward they
-        are the turns of one trajectory.
-
-        Raises `InputError` for lists of different lengths.
-        """
-        tokens: Any = self.columns.value(record, "log_prob" if "log_prob" in self.columns.mapping else "log_ratio")
-        if not isinstance(tokens, LISTED) or not len(tokens):
-            return (record,)
-        nested = isinstance(tokens[0], LISTED)
-        reward: Any = self.columns.value(record, "reward") if "reward" in self.columns.mapping else MISSING
-        if not nested and not isinstance(reward, LISTED):
-            return (record,)
-        reward = _listed(reward)
-        anchor: Any = _listed(self.columns.value(record, "group")) if "group" in self.columns.mapping else MISSING
-        named = isinstance(anchor, list) and all(isinstance(x, int | float | str) for x in anchor)
-        flat = named and isinstance(reward, list) and len(anchor) == len(reward) == len(tokens)
-        if not nested and not flat:
-            return (record,)
-        n = len(tokens)
-        if nested and n > 1 and not isinstance(reward if reward is not MISSING else anchor, list):
-            if reward is not MISSING:
-                self._say("the log-probabilities are lists in a list beside one reward: turns of a trajectory, joined")
-                return (self._joined(record),)
-            if anchor is not MISSING and not isinstance(anchor, Mapping):
-                raise self._bad(
-                    "log_prob" if "log_prob" in self.columns.mapping else "log_ratio",
-                    f"{n} lists",
-                    "in one record of one group without rewards: turns of a trajectory, or trajectories? write one "
-                    "trajectory a record, its tokens in one list",
-                    "lists in a list",
-                )
-        if n > 1:
-            self._say(f"a record holds columns of several rollouts ({n} in the first)")
-        columns = {}
-        for name in self.columns.paths:
-            try:
-                value = _listed(look_up(record, name))
-            except KeyError:
-                continue
-            if isinstance(value, list) and len(value) != n:
-                raise self._bad(
-                    name, f"a list of {len(value)}", f"where the log-probabilities are of {n} rollouts", "columns"
-                )
-            columns[name] = value if isinstance(value, list) else [value] * n
-        return [{name: column[k] for name, column in columns.items()} for k in range(n)]
-
-    def _say(self, note: str) -> None:
-        kind, _, _ = note.partition(" (")
-        if kind not in self.said:
-            self.said.add(kind)
-            self.columns.notes.append(note)
-
-    def _joined(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The record with the turns of its token lists after each other."""
-        joined = dict(record)
-        for name in {"log_prob", "behavior_log_prob", "log_ratio", "mask", *BESIDE} & set(self.columns.mapping):
-            value = self.columns.value(record, name)
-            if isinstance(value, list) and value and all(isinstance(turn, list | np.ndarray) for turn in value):
-                joined[self.columns.mapping[name]] = [x for turn in value for x in turn]
-        return joined
-
-
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _key(value: Any) -> Hashable:

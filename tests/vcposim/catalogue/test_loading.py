@@ -72,6 +72,41 @@ numbered.needs = 3
 
 def leaves(batch):
     raise SystemExit(0)
+
+def chatty(batch):
+    print("a word")
+    return batch.reward
+
+def divides(batch):
+    return batch.reward / batch.reward
+
+def hidden(batch):
+    return np.ma.array(batch.reward, mask=batch.reward > 0.5)
+
+async def later(batch):
+    return batch.reward
+
+def in_a_graph(batch):
+    import torch
+    x = torch.as_tensor(batch.log_ratio).clone().requires_grad_()
+    return torch.exp(x) * torch.as_tensor(batch.reward)
+
+def as_numpy(batch):
+    import torch
+    return (torch.exp(torch.as_tensor(batch.log_ratio)) * torch.as_tensor(batch.reward)).numpy()
+
+def weighted(batch):
+    return np.exp(batch.log_ratio) * batch.reward
+
+class Scaled:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, batch):
+        return self.by * batch.reward
+
+class Silent:
+    pass
 """
 
 TARGET, BEHAVIOR, REWARD = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5]), np.array([1.0, 0.0, 0.5])
@@ -82,6 +117,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "newcomer.py").write_text(FILE)
     (tmp_path / "leaving.py").write_text("raise SystemExit(0)")
     (tmp_path / "leer.py").touch()
+    (tmp_path / "parses.py").write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
+    (tmp_path / "broken.py").write_text("def soft(batch)\n    return batch.reward\n")
+    (tmp_path / "loud.py").write_text("print('hello')\ndef soft(batch):\n    return batch.reward\n")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "part.py").write_text("from . import other\n")
     bandit = {"kind": "bandit", "target": TARGET.tolist(), "behavior": BEHAVIOR.tolist(), "reward": REWARD.tolist()}
     (tmp_path / "p.json").write_text(json.dumps(bandit))
     monkeypatch.chdir(tmp_path)
@@ -158,6 +199,14 @@ def test_a_torch_function_says_on_numpy_arrays_what_it_says_on_its_own(folder: P
         ("--estimator newcomer.py:misspelled", "needs: unknown name 'token'; did you mean 'tokens'"),
         ("--estimator newcomer.py:numbered", "needs: 3 is no name and no tuple of names; write it as needs = ('one',"),
         ("--estimator newcomer.py:leaves", "on numpy arrays leaves raises SystemExit: 0 (line "),
+        ("--estimator newcomer.py:divides", "divides returns a coefficient that is no number, as for rewards [1."),
+        ("--estimator newcomer.py:hidden", "hidden returned a masked array; say what stands where it is masked"),
+        ("--estimator newcomer.py:later", "on numpy arrays later returned a coroutine; return an array"),
+        ("--estimator newcomer.py:Scaled", "Scaled() raises TypeError: Scaled.__init__() missing 1 required"),
+        ("--estimator newcomer.py:Silent", "Silent is no Estimator and no function of a Batch; give it __call__"),
+        ("--estimator parses.py:soft", "parses.py cannot be imported, SystemExit: 2 (line 2 of parses.py); what it "),
+        ("--estimator broken.py:soft", "broken.py cannot be imported, SyntaxError: expected ':' (broken.py, line 1)\n"),
+        ("--estimator package/part.py:soft", "(line 1 of part.py); it is part of a package, write package.module:f"),
         ("--estimator leaving.py:soft", "leaving.py cannot be imported, SystemExit: 0 (line 1 of leaving.py)"),
         (
             "--estimator newcomer.py:alike",
@@ -184,6 +233,32 @@ def test_mistakes_get_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_what_a_file_prints_stands_apart_from_what_the_command_says(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, said in (("newcomer.py:chatty", "a word\n"), ("loud.py:soft", "hello\n")):
+        assert main(["variance", "--problem", "p.json", "--estimator", name, "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)["rows"][0]["estimator"] == name
+        assert said in told.err
+
+
+@pytest.mark.parametrize("name", ["in_a_graph", "as_numpy"])
+def test_an_answer_in_other_arrays_is_one_in_the_batchs(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    found, want = (
+        rows(capsys, "--estimator", f"newcomer.py:{x}", "--group-size", "3", "--method", "exact")[0]
+        for x in (name, "weighted")
+    )
+    keys = ("relative_bias", "variance_of_mean", "cosine")
+    assert_near([found[key] for key in keys], [want[key] for key in keys])
+    batch = Batch(reward=torch.tensor([1.0, 0.0]), log_ratio=torch.tensor([0.5, 0.0]))
+    asked = estimator_named(f"newcomer.py:{name}", library="torch")
+    assert isinstance(asked.coefficients(batch), torch.Tensor)
 
 
 def test_who_mixes_groups_is_refused_where_several_are_shown(folder: Path):

@@ -1,6 +1,7 @@
 """The index of papers: complete, read off the catalogue, and printed by one command."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,58 @@ from vcposim.catalogue.papers import ELSEWHERE, LACKING, SWITCHES, UNREAD, markd
 from vcposim.catalogue.references import SOURCES
 from vcposim.commands.main import main
 from vcposim.comparison.leaderboard import found, read
+
+ASKED = {
+    "CPPO": ("cppo",),
+    "DRPO": ("drpo",),
+    "CTPO, and its length-adaptive release": ("ctpo", "ctpo_released", "ctpo_geometric"),
+    "P3O, failing closed and as released": ("p3o", "p3o_released"),
+    "P4O": ("p4o",),
+    "Delta-L": ("delta_l",),
+    "Kimi k1.5, DRO": ("kimi_k15", "kimi_k15_token"),
+    "A*-PO": LACKING,
+    "SAPO": ("sapo",),
+    "LUSPO": ("luspo",),
+    "GEPO": ("gepo",),
+    "GEPO, group entropy": UNREAD,
+    "KPO": ("kpo",),
+    "AGRO": UNREAD,
+    "MaxRL": ("maxrl",),
+    "ReMax": LACKING,
+    "BAPO": ("bapo",),
+    "R2VPO": UNREAD,
+    "VACO": UNREAD,
+    "clip-cov": ("clip_cov",),
+    "A-3PO": ("a3po", "a3po_uncorrected"),
+    "per-decision IS": ("prefix_is",),
+    "multiple importance sampling": LACKING,
+    "max-k3": ("max_k3_mask",),
+    "TRPL": UNREAD,
+    "MC-GRPO": ("mc_grpo",),
+    "AIS": UNREAD,
+    "MinPRO": ("minpro",),
+    "DISPO": ("dispo",),
+    "mu-GRPO": UNREAD,
+    "prime-rl's IPO": ("prime_rl_ipo",),
+    "distributional IPO": LACKING,
+    "staleness law": ("staleness",),
+    "length signal": ("length_signal",),
+    "P3O cap as a step rule": ("token_ess",),
+}
+"""a method that was asked for -> entries or step rules, or the table that says why there is none"""
+
+
+@pytest.mark.parametrize("method", ASKED)
+def test_what_was_asked_for_is_there_or_the_log_says_why_not(method: str):
+    answer = ASKED[method]
+    if isinstance(answer, tuple):
+        assert all(name in CATALOGUE or name in STEP_RULES for name in answer)
+        return
+    assert any(key.startswith(method) for key in answer)
+    log = (Path(__file__).parents[3] / "simulations" / "LOG.md").read_text()
+    _, about = log.split("## 2026-11-28: estimators of 2025 and 2026 in the catalogue")
+    known = {"multiple importance sampling": "balance-heuristic IS", "GEPO, group entropy": "GEPO"}
+    assert known.get(method, method) in about.split("\n## ")[0]
 
 
 def test_every_entry_and_rule_is_under_each_of_its_papers():

@@ -44,6 +44,7 @@ HOSTS = {
             *("dppo_binary_tv", "dppo_binary_kl", "dppo_binary_kl_anchor", "dppo_symmetric_tv"),
             *("gipo", "vespo", "vespo_docstring"),
             *("sapo", "luspo", "drpo", "prime_rl_ipo", "kimi_k15", "kimi_k15_token", "ctpo", "ctpo_released"),
+            "ctpo_geometric",
             *("cppo", "kpo", "max_k3_mask", "p3o", "p3o_released", "p4o", "bapo", "kl_cov"),
             *("a3po", "a3po_uncorrected", "open_instruct_tv", "minpro", "dispo"),
         ],

@@ -200,6 +200,44 @@ def test_a_leaderboard_of_other_settings_is_refused(monkeypatch: pytest.MonkeyPa
     leaderboard.read.cache_clear()
 
 
+@pytest.mark.slow
+def test_new_entries_join_the_leaderboard_and_the_others_stay(
+    tmp_path: Path, whole: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = leaderboard.write("2026-01-01", [whole.path], tmp_path / "board.json")
+    monkeypatch.setattr(leaderboard, "read", lambda: json.loads(path.read_text()))
+    before = path.read_text().splitlines()
+    assert before[0:2] == ["{", ' "date": "2026-01-01",']
+    more = Folder(tmp_path / "more", ("gspo", REFERENCE), TINY)
+    more.start()
+    with pytest.raises(InputError, match="units are missing"):
+        leaderboard.extend("2026-02-02", [more.path], path)
+    assert sweep(more, in_process) == 0
+    assert path.read_text().splitlines() == before
+    leaderboard.extend("2026-02-02", [more.path], path)
+    board = leaderboard.read()
+    assert list(board["estimators"]) == ["vcpo", REFERENCE, "gspo"]  # a stranger's row is nobody's to keep
+    assert board["date"] == board["estimators"]["gspo"]["made"]["date"] == "2026-02-02"
+    assert "made" not in board["estimators"]["vcpo"]
+    assert next(line for line in before if line.startswith('  "vcpo"')) in path.read_text().splitlines()
+    assert leaderboard.standing(TINY)["gspo"] == leaderboard.short(more.records()["gspo"])
+
+    alone = Folder(tmp_path / "alone", ("gspo",), TINY)
+    alone.start()
+    for unit in alone.units:
+        record = more.record(unit)
+        assert record is not None
+        alone.keep(unit, record)
+    with pytest.raises(InputError, match="dr_grpo is missing, by which runs are known to be paired"):
+        leaderboard.extend("2026-02-02", [alone.path], path)
+    (unit,) = [u for u in more.units if u.estimator == REFERENCE and u.setting.part == "learning"]
+    record = more.record(unit)
+    assert record is not None
+    more.keep(unit, {**record, "average": (np.array(record["average"]) - 0.05).tolist()})  # type: ignore[typeddict-item]
+    with pytest.raises(InputError, match="not paired"):
+        leaderboard.extend("2026-02-02", [more.path], path)
+
+
 # --- what seeds can bear ----------------------------------------------------------------------------------------------
 
 

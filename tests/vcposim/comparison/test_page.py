@@ -7,7 +7,8 @@ import pytest
 
 from tests.kit.browser import FORMS, complaints, opened
 from vcposim.comparison import leaderboard
-from vcposim.comparison.design import SIZES
+from vcposim.comparison.design import REFERENCE, SIZES, with_transformers
+from vcposim.comparison.measure import MeasuredTraining
 from vcposim.comparison.page import page
 from vcposim.comparison.result import comparison
 from vcposim.comparison.run import Folder
@@ -18,9 +19,13 @@ NAMED = ("vcpo", "<b>mine</b>.py:soft")
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    size = SIZES["quick"]
+    size = with_transformers(SIZES["quick"])
     standing = leaderboard.standing(size)
-    named = {NAMED[0]: standing["vcpo"], NAMED[1]: standing["ppo_clip"]}  # a name that only escaping makes harmless
+    for name, value in ((REFERENCE, 0.25), ("vcpo", 0.5), ("ppo_clip", 0.4)):
+        trained: MeasuredTraining = {"average": [[value, 0.3, 0.4, 0.5]], "lost": [[0, 0, 1, 0]],
+                                     "refused": [[0, 0, 0, 2]], "start": "0"}  # fmt: skip
+        standing[name] |= {setting.name: trained for setting in size.transformers}
+    named = {NAMED[0]: standing["vcpo"], NAMED[1]: standing.pop("ppo_clip")}  # a name that only escaping makes harmless
     result = comparison(Folder(Path("nowhere"), NAMED, size), named, standing, leaderboard.read())
     path = tmp_path_factory.mktemp("page") / "comparison.html"
     path.write_text(page(result))
@@ -35,6 +40,16 @@ def test_no_accessibility_violation_and_nothing_on_the_console(
     tab, said = opened(browser, report, width, scheme)
     assert complaints(tab, said, width) == []
     assert said == []
+
+
+def test_transformers_have_rows_of_their_own(browser: Any, report: Path) -> None:
+    tab, _ = opened(browser, report, 1400, "light")
+    lines = tab.locator("#transformers tbody tr").all_inner_texts()
+    assert len(lines) == 6
+    assert [line.split("\t")[0] for line in lines[:2]] in ([NAMED[0]] * 2, [NAMED[1]] * 2)
+    assert all("1 of 4; 2 updates without a finite gradient" in line for line in lines)
+    assert sum("undecided" in line for line in lines) == 4
+    assert tab.locator("nav a[href='#transformers']").count() == 1
 
 
 def test_sort_search_and_pick(browser: Any, report: Path) -> None:

@@ -1,0 +1,371 @@
+"""Kinds of files that people really have: the right numbers, a refusal that names what is wrong, or a note that does.
+
+Each case is the same batch, spoiled in one way. `SAME` has to come back with the numbers written (and the words, where
+there are some, among the notes), `REFUSED` in one line with the words in it, `SAID` with words in the notes.
+"""
+
+import gzip
+import io
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.kit.statistical import assert_near
+from tests.vcposim.replay.fixtures import Record, batch, mask_of, padded
+from vcposim.errors import InputError
+from vcposim.replay import read_dump
+
+BATCH = batch(1, prompts=8, responses=8)
+Change = Callable[[int, Record], Record]
+
+
+def rows(change: Change = lambda i, row: row) -> list[Record]:
+    """The batch, each row changed."""
+    plain = [
+        {"group": r.prompt, "reward": r.reward, "behavior_log_prob": [*r.sampler], "log_prob": [*r.learner]}
+        for r in BATCH
+    ]
+    return [change(i, row) for i, row in enumerate(plain)]
+
+
+def with_(**columns: Any) -> Change:
+    """Columns more, each a value or a function of (i, row)."""
+    return lambda i, row: row | {name: x(i, row) if callable(x) else x for name, x in columns.items()}
+
+
+def only(at: int, **columns: Any) -> Change:
+    return lambda i, row: with_(**columns)(i, row) if i == at else row
+
+
+def lines(table: list[Record]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in table).encode()
+
+
+def table(content: list[Record]) -> pa.Table:
+    return pa.Table.from_pylist(content)
+
+
+def tokens(row: Record) -> int:
+    return len(row["log_prob"])
+
+
+def in_two(name: str) -> Callable[[int, Record], list[list[float]]]:
+    return lambda i, row: [row[name][:2], row[name][2:]]
+
+
+def longer(i: int, row: Record) -> Record:
+    """One token more, which is not the policy's."""
+    return row | {"log_prob": [*row["log_prob"], -3.0], "behavior_log_prob": [*row["behavior_log_prob"], 0.0]}
+
+
+SAME, REFUSED, SAID = "same", "refused", "said"
+
+RECORDS: dict[str, tuple[Change, str, str]] = {
+    "versions as strings": (with_(version=lambda i, row: str(i % 3), learner_version="5"), SAME, ""),
+    "versions that are names": (with_(version="v1", learner_version="v5"), SAME, "'v1' and 'v5' are no numbers"),
+    "versions exchanged": (with_(version=5, learner_version=3), SAME, "lag is negative in 64 trajectories"),
+    "versions a token, as strings": (with_(versions=lambda i, row: ["9", "10"] + ["10"] * (tokens(row) - 2)), SAME, ""),
+    "a step that is null once": (lambda i, row: row | {"step": None if i == 3 else 1}, SAID, "step is null in 1 of 64"),
+    "groups of 2^64": (with_(group=lambda i, row: 2**64 - 9 + row["group"]), SAME, ""),
+    "groups of 10^30": (with_(group=lambda i, row: 10**30 + row["group"]), REFUSED, "is rounded"),
+    "groups as objects, keys in any order": (
+        with_(group=lambda i, row: {"a": 1, "b": row["group"]} if i % 2 else {"b": row["group"], "a": 1}), SAME, "",
+    ),
+    "groups with spaces behind some": (
+        with_(group=lambda i, row: f"p{row['group']}{' ' * (i % 2)}"), SAID, "differ in spaces alone",
+    ),
+    "groups null once": (only(3, group=None), REFUSED, "line 4: group: null"),
+    "a name twice in a record": (lambda i, row: row, REFUSED, '"reward" stands twice in one object'),
+    "a mask of floats": (lambda i, row: longer(i, row) | {"response_mask": [1.0] * tokens(row) + [0.0]}, SAME, ""),
+    "a mask in a batch of one": (with_(mask=lambda i, row: [[1] * tokens(row)]), SAME, ""),
+    "a mask named as in Java": (lambda i, row: longer(i, row) | {"responseMask": [1] * tokens(row) + [0]}, SAME, ""),
+    "a mask of padding": (
+        lambda i, row: longer(i, row) | {"padding_mask": [0] * tokens(row) + [1]}, SAID, "if 1 marks padding",
+    ),
+    "a mask of the prompt too": (
+        with_(loss_mask=lambda i, row: [0] * 9 + [1] * tokens(row)), REFUSED, "24 entries: does not match the 15",
+    ),
+    "a mask as text": (with_(mask=lambda i, row: "1" * tokens(row)), REFUSED, "does not match the 15 tokens"),
+    "a mask of indices": (with_(loss_mask=[0, 5]), REFUSED, "2 entries: does not match"),
+    "a mask with null in it": (with_(mask=lambda i, row: [None] + [1] * (tokens(row) - 1)), REFUSED, "else than 0"),
+    "padded with NaN": (
+        with_(log_prob=lambda i, row: padded(row["log_prob"], 40, math.nan),
+              behavior_log_prob=lambda i, row: padded(row["behavior_log_prob"], 40, math.nan)),
+        REFUSED, "NaN is not finite",
+    ),
+    "padded on the left with zeros": (
+        with_(log_prob=lambda i, row: [0.0] * (40 - tokens(row)) + row["log_prob"],
+              behavior_log_prob=lambda i, row: [0.0] * (40 - tokens(row)) + row["behavior_log_prob"]),
+        SAID, "FINDING padding",
+    ),
+    "an array printed by NumPy": (
+        with_(log_prob=lambda i, row: str(np.array(row["log_prob"]))), REFUSED, "a printed array.*write x.tolist",
+    ),
+    "a tensor printed by torch": (with_(log_prob="tensor([-0.1, -0.2])"), REFUSED, "a printed array"),
+    "a list in a string": (with_(log_prob=lambda i, row: json.dumps(row["log_prob"])), REFUSED, "json.loads"),
+    "numbers in strings": (with_(log_prob=lambda i, row: [*map(str, row["log_prob"])]), REFUSED, "is a string"),
+    "tokens by number": (
+        with_(log_prob=lambda i, row: {str(k): x for k, x in enumerate(row["log_prob"])}),
+        REFUSED, "write a list of its numbers",
+    ),
+    "pairs of number and token": (
+        with_(log_prob=lambda i, row: [[x, 5] for x in row["log_prob"]]), REFUSED, r"log_prob=log_prob\.\*\.0",
+    ),
+    "vLLM's objects": (
+        with_(behavior_log_prob=lambda i, row: [{"17": {"logprob": x, "rank": 1}} for x in row["behavior_log_prob"]]),
+        REFUSED, "the sampled token's number alone",
+    ),
+    "turns": (
+        with_(log_prob=in_two("log_prob"), behavior_log_prob=in_two("behavior_log_prob")), SAME, "turns of a",
+    ),
+    "turns of other lengths": (
+        with_(log_prob=in_two("log_prob"), behavior_log_prob=lambda i, row: [row["behavior_log_prob"][:1],
+                                                                             row["behavior_log_prob"][1:]]),
+        REFUSED, r"\[1, 14\] tokens a turn, where log_prob has \[2, 13\]",
+    ),
+    "the learner's -inf in a string": (
+        only(2, log_prob=lambda i, row: ["-inf", *row["log_prob"][1:]]), REFUSED, 'line 3: .* "-inf" is a string',
+    ),
+    "false for a token": (
+        only(1, log_prob=lambda i, row: [False, *row["log_prob"][1:]]), REFUSED, "line 2: log_prob: false is a boolean",
+    ),
+    "the sampler's -10000": (
+        only(2, behavior_log_prob=lambda i, row: [-10000.0, *row["behavior_log_prob"][1:]]), SAID, "FINDING sentinel",
+    ),
+    "a mask from the tenth record on": (
+        lambda i, row: row | ({"mask": [1] * tokens(row)} if i >= 9 else {}), REFUSED, "line 10: mask: is here",
+    ),
+    "a reward in a list": (with_(reward=lambda i, row: [row["reward"]]), SAME, ""),
+    "a reward of 400 digits": (only(1, reward=10**400), REFUSED, "line 2: reward: .* is not finite"),
+    "half a token": (with_(log_prob=-3.0, behavior_log_prob=-3.1, length=2.5), REFUSED, "no whole number of tokens"),
+    "prompts as messages": (
+        lambda i, row: {**{k: v for k, v in row.items() if k != "group"},
+                        "prompt": [{"role": "user", "content": f"q{row['group']}"}]},
+        REFUSED, "--column group=prompt",
+    ),
+}  # fmt: skip
+"""name -> change, what must come of it, words"""
+
+
+def check(path: Any, outcome: str, words: str, **options: Any) -> None:
+    """Read, and compare with what must come of it."""
+    if outcome == REFUSED:
+        with pytest.raises(InputError, match=words) as caught:
+            read_dump(path, **options)
+        assert "\n" not in str(caught.value)
+        return
+    dump = read_dump(path, **options)
+    said = [*dump.notes, *(f"FINDING {one.check}" for one in dump.findings)]
+    assert any(words in one for one in said) or not words, said
+    if outcome == SAME:
+        assert_near(dump.log_ratio, [r.log_ratio for r in BATCH])
+        np.testing.assert_array_equal(dump.reward, [r.reward for r in BATCH])
+        prompts = np.array([r.prompt for r in BATCH])
+        np.testing.assert_array_equal(dump.group[:, None] == dump.group, prompts[:, None] == prompts)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records(name: str, tmp_path: Path) -> None:
+    change, outcome, words = RECORDS[name]
+    data = lines(rows(change))
+    if name == "a name twice in a record":
+        data = data.replace(b"}\n", b', "reward": 7.0}\n')
+    (tmp_path / "r.jsonl").write_bytes(data)
+    check(tmp_path / "r.jsonl", outcome, words)
+
+
+def _stream(content: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, content.schema) as writer:
+        writer.write_table(content, max_chunksize=9)
+    return sink.getvalue()
+
+
+def _parquet(content: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(content, sink)
+    return sink.getvalue()
+
+
+def _typed(of: Callable[[pa.DataType], pa.DataType]) -> pa.Table:
+    numbers = {"group": pa.int64(), "reward": pa.float64()}
+    schema = pa.schema(numbers | dict.fromkeys(("log_prob", "behavior_log_prob"), of(pa.float64())))
+    return pa.Table.from_pylist(rows(), schema=schema)
+
+
+def _twice() -> pa.Table:
+    return table(rows()).append_column("reward", pa.array([7.0] * len(BATCH)))
+
+
+def _blobs() -> pa.Table:
+    return table(rows(with_(log_prob=lambda i, row: np.array(row["log_prob"]).tobytes())))
+
+
+def _fixed() -> pa.Table:
+    padding = [
+        {"group": r.prompt, "reward": r.reward, "log_prob": padded(r.learner, 30, -1.0),
+         "behavior_log_prob": padded(r.sampler, 30, 0.0), "mask": mask_of(r.sampler, 30)}
+        for r in BATCH
+    ]  # fmt: skip
+    lists = dict.fromkeys(("log_prob", "behavior_log_prob"), pa.list_(pa.float64(), 30))
+    schema = {"group": pa.int64(), "reward": pa.float64(), **lists, "mask": pa.list_(pa.int8(), 30)}
+    return pa.Table.from_pylist(padding, schema=pa.schema(schema))
+
+
+BYTES: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "an array behind a byte-order mark": (lambda: b"\xef\xbb\xbf" + json.dumps(rows()).encode(), SAME, ""),
+    "old Mac line breaks": (lambda: lines(rows()).replace(b"\n", b"\r"), REFUSED, "several JSON values"),
+    "UTF-16": (lambda: lines(rows()).decode().encode("utf-16"), REFUSED, "UTF-16 text, convert it"),
+    "UTF-16 without a mark": (lambda: lines(rows()).decode().encode("utf-16-le"), REFUSED, "iconv -f utf-16le"),
+    "UTF-16, the other way": (lambda: lines(rows()).decode().encode("utf-16-be"), REFUSED, "iconv -f utf-16be"),
+    "UTF-32": (lambda: lines(rows()).decode().encode("utf-32"), REFUSED, "UTF-32 text"),
+    "Latin-1": (lambda: lines(rows()).replace(b'"group"', b'"gr\xf6up"'), REFUSED, "not UTF-8 text"),
+    "a comma behind each line": (lambda: lines(rows()).replace(b"}\n", b"},\n"), REFUSED, "a comma ends the line"),
+    "Python's dicts": (lambda: "".join(f"{row}\n" for row in rows()).encode(), REFUSED, "as Python prints it"),
+    "no line breaks": (lambda: lines(rows()).replace(b"\n", b""), REFUSED, "several JSON values stand in one line"),
+    "zeros behind the end": (lambda: lines(rows()) + bytes(4096), REFUSED, "line 65: the file is cut off"),
+    "nothing": (lambda: b"", REFUSED, "no rollouts in it"),
+    "a byte-order mark alone": (lambda: b"\xef\xbb\xbf", REFUSED, "no rollouts in it"),
+    "an empty array": (lambda: b"[]", REFUSED, "no rollouts in it"),
+    "a line about the run first": (
+        lambda: b'{"model": "x"}\n' + lines(rows()),
+        REFUSED,
+        "line 1: columns .* not found",
+    ),
+    "two gzip members": (lambda: gzip.compress(lines(rows()[:30])) + gzip.compress(lines(rows()[30:])), SAME, ""),
+    "gzip, cut off": (lambda: gzip.compress(lines(rows()))[:-40], REFUSED, "cut off or damaged"),
+    "gzip of nothing": (lambda: gzip.compress(b""), REFUSED, "no rollouts in it"),
+    "gzip of gzip": (lambda: gzip.compress(gzip.compress(lines(rows()))), REFUSED, "compressed twice"),
+    "gzip of Parquet": (lambda: gzip.compress(_parquet(table(rows()))), SAME, ""),
+    "zstd of Arrow": (lambda: pa.compress(_stream(table(rows())), codec="zstd", asbytes=True), SAME, ""),
+    "Arrow, cut off": (lambda: _stream(table(rows()))[:-3000], REFUSED, "not a readable Arrow file"),
+    "Parquet, cut off": (lambda: _parquet(table(rows()))[:-20], REFUSED, "not a readable Parquet file"),
+    "Parquet of large lists": (lambda: _parquet(_typed(pa.large_list)), SAME, ""),
+    "Parquet of fixed lists": (lambda: _parquet(_fixed()), SAME, ""),
+    "Arrow of list views": (lambda: _stream(_typed(pa.list_view)), SAME, ""),
+    "Parquet of bytes": (lambda: _parquet(_blobs()), REFUSED, "is bytes, .* numpy.frombuffer"),
+    "Parquet with a column twice": (lambda: _parquet(_twice()), REFUSED, "several columns called 'reward'"),
+    "Arrow with a column twice": (lambda: _stream(_twice()), REFUSED, "several columns called 'reward'"),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_bytes(name: str, tmp_path: Path) -> None:
+    content, outcome, words = BYTES[name]
+    (tmp_path / "file").write_bytes(content())
+    check(tmp_path / "file", outcome, words)
+
+
+def _shards(folder: Path, suffix: str = "jsonl", count: int = 4) -> None:
+    for k in range(count):
+        (folder / f"data-{k:05d}-of-00004.{suffix}").write_bytes(lines(rows()[16 * k : 16 * k + 16]))
+
+
+def _saved(folder: Path, state: Record, count: int = 4) -> None:
+    for k in range(count):
+        part = table(rows()[16 * k : 16 * k + 16])
+        (folder / f"data-{k:05d}-of-00004.arrow").write_bytes(_stream(part))
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def _steps(folder: Path) -> None:
+    (folder / "step_10.jsonl").write_bytes(lines(rows()[32:]))
+    (folder / "step_9.jsonl").write_bytes(lines(rows()[:32]))
+
+
+def _beside(name: str, content: bytes = b"x") -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "a.jsonl").write_bytes(lines(rows()))
+        (folder / name).write_bytes(content)
+
+    return write
+
+
+def _linked(to: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "a.jsonl").write_bytes(lines(rows()))
+        (folder / "0_latest.jsonl").symlink_to(folder / to)
+
+    return write
+
+
+def _piped(folder: Path) -> None:
+    (folder / "a.jsonl").write_bytes(lines(rows()))
+    os.mkfifo(folder / "b.jsonl")
+
+
+def _hub(folder: Path) -> None:
+    for name in ("test", "train"):
+        (folder / f"{name}-00000-of-00001.parquet").write_bytes(_parquet(table(rows())))
+
+
+def _copied(folder: Path) -> None:
+    (folder / "a.jsonl").write_bytes(lines(rows()))
+    shutil.copy(folder / "a.jsonl", folder / "a (1).jsonl")
+
+
+def _renamed(folder: Path) -> None:
+    (folder / "a.jsonl").write_bytes(lines(rows()[:32]))
+    other = [{"rollout_log_probs" if k == "behavior_log_prob" else k: v for k, v in row.items()} for row in rows()[32:]]
+    (folder / "b.jsonl").write_bytes(lines(other))
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "step 9 before step 10": (_steps, SAME, ""),
+    "all parts": (_shards, SAME, ""),
+    "a part that is not there": (
+        lambda f: _shards(f, count=3), SAID, "1 of the 4 files data-*-of-00004.jsonl, which are not there",
+    ),
+    "a saved dataset": (lambda f: _saved(f, {"_data_files": []}), SAME, ""),
+    "a saved dataset of selected rows": (
+        lambda f: _saved(f, {"_indices_files": [{"filename": "i.arrow"}]}), REFUSED, "flatten_indices",
+    ),
+    "splits of a dataset": (_hub, REFUSED, "files of the splits test, train; pass one, as '.*/train-"),
+    "a checkpoint beside": (_beside("optimizer.pt", b"\x80\x02"), SAME, "not read in"),
+    "settings beside": (_beside("args.json", b"{}"), SAME, "args.json"),
+    "a text beside": (_beside("README.md"), SAME, "README.md"),
+    "an empty file beside": (_beside("b.jsonl", b""), SAME, "b.jsonl (empty)"),
+    "half a file beside": (_beside("b.jsonl", lines(rows())[:-50]), REFUSED, "b.jsonl: line 64: the file is cut off"),
+    "a link to the same file": (_linked("a.jsonl"), SAME, "1 of 2 files are others once more: read once"),
+    "a link to nothing": (_linked("nowhere"), SAME, "0_latest.jsonl (a link to nothing)"),
+    "a pipe": (_piped, SAME, "b.jsonl (no file, a pipe or a device)"),
+    "a copy": (_copied, SAID, "exact copies of earlier ones"),
+    "another name in another file": (_renamed, REFUSED, "b.jsonl: line 1: rollout_log_probs: is here, but not"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders(name: str, tmp_path: Path) -> None:
+    write, outcome, words = FOLDERS[name]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write(folder)
+    check(folder, outcome, words)
+
+
+def test_a_file_named_twice_is_read_once_and_a_name_of_two_lines_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(rows()))
+    check([path, tmp_path, path], SAME, "2 of 3 files are others once more: read once")
+    shutil.copy(path, tmp_path / "a\nb.jsonl")
+    check(tmp_path / "a\nb.jsonl", REFUSED, "cannot be shown in a line")
+
+
+@pytest.mark.parametrize("content", [lines(rows()), _parquet(table(rows())), gzip.compress(lines(rows()))])
+def test_a_named_pipe_is_read_to_its_end(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(content,))
+    writer.start()
+    check(path, SAME, "")
+    writer.join()
