@@ -1,11 +1,11 @@
-"""Of the tests of the tape, which are many and long together, the fast selection takes the first cases of each."""
+"""Of tests of the tape and of families of models, which are many, the fast selection takes the first cases of each."""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-MANY = ("test_scores.py", "test_hostile.py", "test_hostile_second.py")
+MANY = ("test_scores.py", "test_hostile.py", "test_hostile_second.py", "test_families.py")
 FIRST = 2
 """cases of a parametrized test that are fast; a test on its own is one"""
 
