@@ -117,6 +117,7 @@ ONE_RECORD = {"ess_reliability", "pipeline_speedup"}
 """their comparisons are one a record, which holds a whole sample or pipeline"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(WORLDS) - ONE_RECORD))
 def test_runs_of_one_seed_are_not_independent(name: str) -> None:
     """The same runs twice, under the same seeds, say nothing more: no interval gets narrower."""
