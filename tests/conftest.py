@@ -4,6 +4,7 @@ And the shapes that docstrings state are checked at every call (`tests/kit/shape
 """
 
 import gc
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,26 @@ settings.register_profile(
     "mutation", settings.get_profile("vcposim"), phases=(Phase.explicit, Phase.generate), max_examples=8
 )
 settings.load_profile("vcposim")
+
+
+FIRST_CASES = {
+    **dict.fromkeys(
+        ("test_scores.py", "test_hostile.py", "test_hostile_second.py", "test_hostile_fourth.py", "test_chunks.py"), 2
+    ),
+    **{"test_families.py": 2, "test_estimators.py": 8, "test_any_estimator.py": 8, "test_mutants.py": 24},
+}
+"""files whose tests have very many cases -> how many of each are in the fast selection; a test on its own is one"""
+
+
+@pytest.hookimpl(tryfirst=True)  # before they are selected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cases beyond the first ones are slow: not each alone, but together."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        seen[test] += 1
+        if seen[test] > FIRST_CASES.get(item.path.name, len(items)):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -70,7 +70,11 @@ class EssCap:
         top = xp.max(y, axis=-1, keepdims=True)
         # a NaN fails the comparisons, so does a pool without tokens
         sound = (top < math.inf) & (top > -math.inf)
-        weight = xp.exp(y - xp.where(sound, top, 0.0)) if not self.fails_open else _overflowing_exp(y)
+        if self.fails_open:  # exp as frameworks compute it, infinite beyond its range
+            largest = math.log(float(xp.finfo(y.dtype).max))
+            weight = xp.where(y > largest, math.inf, xp.exp(xp.minimum(y, largest)))
+        else:
+            weight = xp.exp(y - xp.where(sound, top, 0.0))
         first, second = xp.sum(weight, axis=-1, keepdims=True), xp.sum(weight * weight, axis=-1, keepdims=True)
         if self.fails_open:
             sound = (first < math.inf) & (second < math.inf)
@@ -384,10 +388,3 @@ def _counted(batch: Batch, x: Array) -> Array:
 def _per_pool(value: Array, batch: Batch) -> Array:
     """One number a pool against its tokens: (*pool, 1) -> (*pool, 1, 1) or (*pool, 1, 1, 1), that for a whole batch."""
     return namespace(value).reshape(value, (*value.shape[:-1], *[1] * (3 if batch.grouped else 2)))
-
-
-def _overflowing_exp(x: Array) -> Array:
-    """exp as frameworks compute it, infinite beyond its range."""
-    xp = namespace(x)
-    largest = math.log(float(xp.finfo(x.dtype).max))
-    return xp.where(x > largest, math.inf, xp.exp(xp.minimum(x, largest)))

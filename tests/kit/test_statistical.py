@@ -194,9 +194,6 @@ ROOT = Path(__file__).parents[1]
 TESTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 STATISTICAL = "kit/statistical.py"
 STILL_PLAIN = {
-    "llm_bridge/test_hostile.py": 2,
-    "llm_bridge/test_hostile_second.py": 2,
-    "llm_bridge/test_scores.py": 1,
     "vcposim/replay/test_kinds.py": 1,
     "vcposim/replay/test_replay.py": 2,
 }

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
-from tests.kit.statistical import BRAIN, HALF, assert_near, near
+from tests.kit.statistical import BRAIN, HALF, SUMMED, assert_near, near
 from vcposim.errors import InputError
 
 VOCABULARY, D, STEPS = 11, 6, 5
@@ -359,8 +359,8 @@ def taped(
 
 def same(ours: tuple[Tensor, list[Tensor]], twin: tuple[Tensor, list[Tensor]]) -> bool:
     scale = max(float(g.abs().max()) for g in twin[1])
-    near = all(float((a - b).abs().max()) <= 1e-9 * scale for a, b in zip(ours[1], twin[1], strict=True))
-    return near and bool(((ours[0] - twin[0]).abs() <= 1e-9 * twin[0]).all())
+    gradient = all(near(b, allow=SUMMED, scale=scale) == a for a, b in zip(ours[1], twin[1], strict=True))
+    return gradient and near(twin[0], allow=SUMMED, scale=0) == ours[0]
 
 
 def _given(body: Body, n: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:

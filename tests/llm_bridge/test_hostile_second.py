@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 from llm_bridge.scores import ScoreTape, layers, score_sq_norms_loop, weighted_gradient_loop
-from tests.kit.statistical import BRAIN, assert_near
+from tests.kit.statistical import BRAIN, SUMMED, assert_near, near
 from vcposim.errors import InputError
 
 VOCABULARY, D = 7, 4
@@ -530,10 +530,10 @@ def same(ours: Answer, twin: Answer) -> str:
     """What differs, or nothing."""
     if not torch.equal(ours[0], twin[0]):
         return "another forward"
-    if not bool(((ours[1] - twin[1]).abs() <= 1e-9 * twin[1].abs().max()).all()):
+    if near(twin[1], allow=SUMMED, scale=float(twin[1].abs().max())) != ours[1]:
         return f"norms {ours[1].tolist()}, not {twin[1].tolist()}"
     scale = max(float(g.abs().max()) for g in twin[2])
-    if not all(float((a - b).abs().max()) <= 1e-9 * scale for a, b in zip(ours[2], twin[2], strict=True)):
+    if not all(near(b, allow=SUMMED, scale=scale) == a for a, b in zip(ours[2], twin[2], strict=True)):
         return "gradient"
     return "" if all(torch.equal(a, b) for a, b in zip(ours[3], twin[3], strict=True)) else "buffers"
 

@@ -277,17 +277,15 @@ def _print_table(
     for name in SCALARS:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(Text(label(row)), *(Text(_cell(row, name)) for name in SCALARS))
+        cells = []
+        for name in SCALARS:
+            error = row.get("standard_error", {}).get(name)
+            # figures beyond the error say nothing, and 80 columns are few
+            cells.append(_text(row[name]) if error is None else f"{_text(row[name], 3)}\n±{error:.1g}")
+        table.add_row(Text(label(row)), *map(Text, cells))
     print_whole(console, table)
     for name, says in SCALARS.items():
         console.print(f"{name.replace('_', ' ')}: {says}", style="dim", markup=False, highlight=False, soft_wrap=True)
-
-
-def _cell(row: TableRow, name: str) -> str:
-    error = row.get("standard_error", {}).get(name)
-    if error is None:
-        return _text(row[name])
-    return f"{_text(row[name], 3)}\n±{error:.1g}"  # figures beyond the error say nothing, and 80 columns are few
 
 
 def _text(value: float | None, figures: int = 4) -> str:

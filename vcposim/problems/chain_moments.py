@@ -71,9 +71,14 @@ def contribution_moments(problem: "ChainProblem", estimator: Estimator, baseline
         return None
     scale = 1 / problem.chain.shape[0] if estimator.normalizer == "length" else 1.0
     advantage = scale * (problem.chain.reward - baseline[:, None])
-    groups = range(len(problem.group_probability))
-    mean = np.stack([_mean(problem, factor, g, advantage[g]) for g in groups])
-    return mean, np.array([_square(problem, factor, g, advantage[g] ** 2) for g in groups])
+    mean, square = [], []
+    for g in range(len(problem.group_probability)):
+        paths = zip(problem.path_probability, _measures(problem, factor.power), factor.token, strict=True)
+        start = problem.chain.start_law(g)
+        flow = [share * problem.chain.flow(q, start, advantage[g]) * token for share, q, token in paths]
+        mean.append(problem.target.combine(np.sum(flow, axis=0)))
+        square.append(_square(problem, factor, g, advantage[g] ** 2))
+    return np.stack(mean), np.array(square)
 
 
 def population_baseline(problem: "ChainProblem", weighting: Weighting) -> Array | None:
@@ -116,17 +121,6 @@ def diagnostics(problem: "ChainProblem") -> dict[str, float]:
 def _measures(problem: "ChainProblem", power: float) -> Array:
     # mu ratio^power of each path: (M, T, S, V)
     return problem.mu if power == 0 else problem.mu * np.exp(power * problem.log_ratio)
-
-
-def _mean(problem: "ChainProblem", factor: Factors, group: int, final: Array) -> Array:
-    start = problem.chain.start_law(group)
-    flow = [
-        probability * problem.chain.flow(q, start, final) * token
-        for probability, q, token in zip(
-            problem.path_probability, _measures(problem, factor.power), factor.token, strict=True
-        )
-    ]
-    return problem.target.combine(np.sum(flow, axis=0))
 
 
 def _square(problem: "ChainProblem", factor: Factors, group: int, final: Array) -> float:

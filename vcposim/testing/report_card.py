@@ -5,6 +5,7 @@ claimed too: what an estimator could claim is as telling as what it may not.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -83,7 +84,8 @@ def library_for(estimator: JudgedEstimator, needs: Iterable[str] = ()) -> str:
             continue  # its module has not imported torch, so it is no torch function
         subject, _ = subject_of(estimator, needs, convert=name)
         try:
-            subject.of(_probe(subject))
+            with warnings.catch_warnings(action="ignore"):  # a question: what it says of the wrong kind is no news
+                subject.of(_probe(subject))
         except (Broken, InputError) as error:
             said.append(f"given {name} arrays, {error}")
         else:

@@ -49,6 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 # --- however it was computed ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_four_shards_give_the_same_bytes(tmp_path: Path, whole: Folder) -> None:
     folder = Folder(tmp_path / "run", ESTIMATORS, TINY)
     owed = []
@@ -306,6 +307,7 @@ def test_a_word_for_many(words: list[str], over: str, says: str) -> None:
     assert verdict(words, over=over) == says
 
 
+@pytest.mark.slow
 def test_a_function_says_what_it_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "claiming.py"
     file.write_text("def plain(batch):\n    return batch.reward\n\n\nplain.claims = ('unbiased', 'reward_scale')\n")

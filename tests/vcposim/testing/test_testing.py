@@ -225,6 +225,7 @@ def test_an_exception_is_a_violation_with_its_cause():
     assert isinstance(caught.value.__cause__, TypeError)
 
 
+@pytest.mark.slow
 def test_a_correct_estimator_passes_and_the_report_says_what_it_does_not_claim():
     report = check_estimator(correct, ["shift", "reward_scale", "weight_scale", "unbiased"], without=["padding"])
     assert report["unbiased"] == report["groups"] == "holds"
@@ -232,6 +233,7 @@ def test_a_correct_estimator_passes_and_the_report_says_what_it_does_not_claim()
     assert report["token_mask"] == "does not apply"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["a trajectory", "a token"])
 def test_a_correct_sequence_weight_keeps_its_claims_on_token_ratios(shape: str):
     def by_hand(batch):
