@@ -44,7 +44,7 @@ from vcposim.control import (
 )
 from vcposim.diagnostics import Diagnostic, ess_fraction, weight_sums
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, whiten
+from vcposim.estimators import Estimator, FunctionEstimator, estimator_of, of_trajectories, whiten
 from vcposim.learning.step_rules import Control
 from vcposim.moments import SCALARS, Sums, descent_efficiency, moments, trace_covariance
 from vcposim.second_moment import (
@@ -754,6 +754,119 @@ def test_samples_without_measure_have_no_weight_however_large():
 def test_steps_of_no_length_have_no_efficiency():
     assert descent_efficiency(np.array(0.0), np.array(0.0), np.array(0.0)) == 0
     assert descent_efficiency(np.array(2.0), np.array(0.0), np.array(1.0)) == 0
+
+
+# ------------------------------------------------------------------------------------------- functions of a stranger
+
+
+def plain(batch: Batch) -> Any:
+    """A coefficient a sample."""
+    return batch.reward * 2
+
+
+class Refuses:
+    """Cannot be made without arguments."""
+
+    def __init__(self) -> None:
+        raise ValueError("no\n budget")
+
+    def __call__(self, batch: Batch) -> Any:
+        return batch.reward
+
+
+class Nearly:
+    """Has the method of an estimator and is none."""
+
+    def coefficients(self, batch: Batch) -> Any:
+        return batch.reward
+
+
+def test_what_a_function_says_of_itself_is_looked_up():
+    def own(batch: Batch) -> Any:
+        return batch.reward
+
+    assert (estimator_of(plain).needs, estimator_of(plain).exchangeable) == (frozenset(), False)
+    own.needs, own.exchangeable = ("tokens", "scores"), 1
+    found = estimator_of(own)
+    assert (found.needs, found.exchangeable, found.name) == ({"tokens", "scores"}, True, "own")
+    own.needs = "length"
+    assert estimator_of(own).needs == {"length"}
+    assert estimator_of(found) is found
+    kept = Estimator()
+    assert estimator_of(kept) is kept
+    for bad in (3, ("tokens", 3)):
+        own.needs = bad
+        with pytest.raises(
+            InputError, match=rf"^needs: {re.escape(repr(bad))} is no name and no tuple of names; write"
+        ):
+            estimator_of(own)
+    with pytest.raises(InputError, match=r"^needs: unknown name 'tokns'; did you mean 'tokens'"):
+        FunctionEstimator(plain, frozenset({"tokns"}))
+    with pytest.raises(
+        InputError, match=r"^estimator: Refuses\(\) raises ValueError: no budget \(line \d+ of test_kern"
+    ):
+        estimator_of(Refuses)
+    with pytest.raises(InputError, match=r"^estimator: Nearly has coefficients and is no vcposim\.Estimator; derive"):
+        estimator_of(Nearly())
+    with pytest.raises(InputError, match=r"^estimator: 3 is no Estimator and no function of a Batch"):
+        estimator_of(3)  # type: ignore[arg-type]
+    for size in (1, 2):
+        estimator_of(plain).require(size)
+    with pytest.raises(InputError, match=r"^group_size: 0 is not positive"):
+        estimator_of(plain).require(0)
+
+
+def test_what_a_function_may_return():
+    tokens = two(log_ratio=np.array([[0.5, 1.0], [2.0, 9.0]]), token_mask=np.array([[1.0, 1.0], [1.0, 0.0]]))
+
+    def of(answer: Any, needs: tuple[str, ...] = ()) -> FunctionEstimator:
+        return FunctionEstimator(lambda batch: answer(batch), frozenset(needs))
+
+    assert estimator_of(plain).coefficients(two()).tolist() == [2, 0]
+    assert of(lambda b: b.log_ratio * 1).coefficients(tokens).tolist() == [1.5, 2.0]  # products of tokens' ratios
+    assert of(lambda b: b.token_length()).coefficients(tokens).tolist() == [2, 1]
+    assert of(lambda b: b.log_ratio * 1, ("tokens",)).coefficients(tokens).shape == (2, 2)
+    assert of(lambda b: b.reward * 1, ("tokens",)).coefficients(tokens).shape == (2,)
+    for answer in (np.array([True, False]), np.array([1, 2]), np.ones(2, "float32")):
+        assert of(lambda b, answer=answer: answer).coefficients(two()).tolist() == answer.tolist()
+    wrong = {
+        r"returned a list; return an array like batch\.reward, one coefficient a sample": lambda b: [1.0, 2.0],
+        r"returned coefficients of shape \(3,\) for rewards \(2,\); return one a sample": lambda b: np.ones(3),
+        r"returned coefficients of shape \(2, 2\) for rewards \(2,\)": lambda b: np.ones((2, 2)),
+        r"returned coefficients of dtype float16; return real numbers, of 32 bits or more": lambda b: np.ones(
+            2, "float16"
+        ),
+        r"returned coefficients of dtype complex128": lambda b: np.ones(2, complex),
+        r"returned coefficients of dtype object": lambda b: np.array([1, 2], dtype=object),
+        r"raises ZeroDivisionError: division by zero \(line \d+ of test_kernel_edges\.py\), on": lambda b: 1 / 0,
+    }
+    for said, answer in wrong.items():
+        with pytest.raises(InputError, match="^estimator: <lambda> " + said):
+            of(answer).coefficients(two())
+    for need, said in (("tokens", "tokens: this needs log-ratios"), ("log_prob", "log_prob: ")):
+        with pytest.raises(InputError, match="^" + said):
+            of(plain, (need,)).coefficients(two())
+    exactly = Batch(reward=exact([1, 0]), ratio=exact([2, 3]))
+    assert estimator_of(plain).coefficients(exactly).tolist() == [2, 0]
+
+
+def test_tokens_as_trajectories():
+    log_ratio = np.array([[0.5, 1.0], [2.0, 9.0]])
+    given = {"token_mask": np.array([[1.0, 1.0], [1.0, 0.0]]), "log_prob": -np.ones((2, 2))}
+    scores = DenseScores(np.array([[[1.0], [2.0]], [[4.0], [7.0]]]), per_token=True)
+    found = of_trajectories(two(log_ratio=log_ratio, scores=scores, collision=np.ones((2, 2)), **given))
+    assert found.log_ratio is not None
+    assert found.log_ratio.tolist() == [1.5, 2.0]
+    assert found.length is not None
+    assert found.length.tolist() == [2, 1]
+    assert (found.token_mask, found.log_prob, found.collision, found.anchor_log_ratio) == (None,) * 4
+    assert found.scored().sq_norm(np.ones(2)).tolist() == [9, 16]  # the padding's 7 is not in it
+    exactly = of_trajectories(
+        Batch(reward=exact([1, 0]), ratio=exact([[2, 3], [5, 7]]), anchor_log_ratio=np.ones((2, 2)))
+    )
+    assert exactly.ratio is not None
+    assert exactly.ratio.tolist() == [6, 35]
+    assert (exactly.log_ratio, exactly.anchor_log_ratio, exactly.scores) == (None, None, None)
 
 
 # ---------------------------------------------------------------------------------------------------------- layouts
