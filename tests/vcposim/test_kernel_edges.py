@@ -44,7 +44,7 @@ from vcposim.control import (
 )
 from vcposim.diagnostics import Diagnostic, ess_fraction, weight_sums
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, FunctionEstimator, estimator_of, of_trajectories, whiten
+from vcposim.estimators import Estimator, FunctionEstimator, estimator_of, of_trajectories, told, whiten
 from vcposim.learning.step_rules import Control
 from vcposim.moments import SCALARS, Sums, descent_efficiency, moments, trace_covariance
 from vcposim.second_moment import (
@@ -133,8 +133,7 @@ def test_each_limit_of_a_surrogate_is_checked_by_its_name(make: Any, given: dict
         lambda: Weighting("truncate", cap=INF),
         lambda: Weighting("mask", cap=2.0, floor=-1.0),
         lambda: Weighting("importance", floor=0.5),
-        lambda: LoglinearAnchor(0.5),
-        lambda: LoglinearAnchor(INF),
+        lambda: DivergenceDamping(INF),
         lambda: SignedTruncation(positive=(-0.1, 1.0)),
         lambda: SignedTruncation(negative=(1.1, 1.0)),
         lambda: SignedTruncation(negative=(1.0, -0.1)),
@@ -161,6 +160,8 @@ def test_limits_on_the_edge_of_their_range_are_taken():
     LoglinearAnchor(1.0)
     SignedTruncation(positive=(0.0, 0.0), negative=(1.0, 0.5))
     Clip(level="geometric", times_length=True)
+    Monomial()
+    Monomial(weight=2, score=2)
     Monomial(score=2, length=1)
     length_signal_scale(np.ones(3), 1.5)
 
@@ -566,6 +567,8 @@ def test_weights_of_a_batch_are_free_of_overflow_and_blind_where_there_is_no_mea
         grouped=True,
     )
     assert_near(Evidence(apart, Weighting("importance")(apart)).batch_sq_norm(), [want, want])
+    ratios = replace(batch, log_ratio=None, ratio=w)  # on this scale what has no measure keeps its ratio
+    assert_near(Evidence(ratios, Weighting("importance")(ratios)).batch_sq_norm(), want)
     nothing = replace(batch, log_ratio=batch.log_ratio - INF)
     assert Evidence(nothing, Weighting("importance")(nothing)).batch_sq_norm().tolist() == [[0.0] * 3] * 2
 
@@ -574,7 +577,10 @@ def test_means_given_the_reward():
     reward = np.array([[0.0, 1.0], [1.0, 2.0], [5.0, 5.0]])
     x = np.array([[3.0, 1.0], [7.0, 4.0], [2.0, 2.0]])
     measure = np.array([[0.5, 0.25], [0.75, 0.25], [0.0, 0.0]])
-    assert mean_given_reward(x, reward, measure).tolist() == [[3.0, 5.5], [5.5, 4.0], [0.0, 0.0]]
+    want = [[3.0, 5.5], [5.5, 4.0], [0.0, 0.0]]
+    assert mean_given_reward(x, reward, measure).tolist() == want
+    again = mean_given_reward(np.stack([x, 2 * x]), np.stack([reward] * 2), np.stack([measure] * 2))
+    assert again.tolist() == [want, (2 * np.array(want)).tolist()]
 
 
 def test_what_has_no_twin_without_a_sample_says_so():
@@ -627,7 +633,7 @@ def test_steps_after_a_surge_of_length():
     def scale(*lengths: float, factor: float = 3.0) -> float:
         return float(length_signal_scale(np.array([*calm, *lengths]), factor))
 
-    assert scale(3.0) == 1  # as long is not longer
+    assert scale(3.0, *[1.0] * 92) == 1  # as long is not longer
     assert [scale(3.5, *[1.0] * k) for k in (0, 91, 92)] == [1.0, 1.0, 0.5]  # T = 51, a period of 91.8 updates
     assert scale(*[1.0] * 49, 3.5, *[1.0] * 179) == 1  # T = 100: the surge is where it was, not where counting began
     assert scale(*[1.0] * 49, 3.5, *[1.0] * 180) == 0.5
@@ -638,6 +644,9 @@ def test_steps_after_a_surge_of_length():
     assert float(length_signal_scale(np.array([*[NAN] * 48, 2.0, 0.0, 3.5, *[1.0] * 92]), 3.0)) == 0.5  # usual: 1
     assert float(length_signal_scale(np.array([*[NAN] * 50, 9.0, *[1.0] * 99]), 3.0)) == 1  # nothing to compare with
     assert float(length_signal_scale(np.array([1.0, 4.0, 1.0]), 3.0, first=1, period=0.5)) == 0.5
+    assert float(length_signal_scale(np.ones(9), 3.0, first=1, period=0.5)) == 1  # no surge
+    some = np.array([[*calm, 3.5, *[1.0] * 92], [*[NAN] * 50, 3.5, *[1.0] * 92]])
+    assert length_signal_scale(some, 3.0).tolist() == [0.5, 1.0]
     both = np.array([[*calm, 3.5, *[1.0] * 92], [*calm, *[1.0] * 93]])
     assert length_signal_scale(both, 3.0).tolist() == [0.5, 1.0]
     with pytest.raises(
@@ -711,6 +720,23 @@ def test_on_an_advantage_of_zero():
     assert_near(DivergenceDamping()(batch, zero), DivergenceDamping()(batch, np.ones(2)))
 
 
+@pytest.mark.parametrize("lag", [0.5, INF, NAN])
+def test_an_anchor_needs_a_lag(lag: float):
+    with pytest.raises(InputError, match=rf"^lag: {lag} is not a finite number of updates of at least 1; on policy"):
+        LoglinearAnchor(lag)
+
+
+def test_a_penalty_is_added():
+    batch = two(log_ratio=np.array([2.0, -1.0]))
+    estimator = Estimator(Weighting("none"), "zero", surrogate=QuadraticPull(0.5))
+    assert estimator.coefficients(batch).tolist() == [1 - 0.5 * 2, 0.5]
+
+
+def test_a_held_ratio_is_nothing_where_there_is_no_measure():
+    batch = two(log_ratio=np.zeros((2, 1)), measure=np.array([1.0, 0.0]), unit=1.0)
+    assert SignedTruncation()(batch, np.ones(2)).tolist() == [[1.0], [0.0]]
+
+
 def test_a_level_that_a_pull_does_not_know_is_refused_with_those_it_knows():
     for level in ("token", "sequence"):
         QuadraticPull(level=level)
@@ -774,6 +800,13 @@ class Refuses:
         return batch.reward
 
 
+class Doubles:
+    """A class in place of its instance."""
+
+    def __call__(self, batch: Batch) -> Any:
+        return batch.reward * 2
+
+
 class Nearly:
     """Has the method of an estimator and is none."""
 
@@ -806,10 +839,17 @@ def test_what_a_function_says_of_itself_is_looked_up():
         InputError, match=r"^estimator: Refuses\(\) raises ValueError: no budget \(line \d+ of test_kern"
     ):
         estimator_of(Refuses)
-    with pytest.raises(InputError, match=r"^estimator: Nearly has coefficients and is no vcposim\.Estimator; derive"):
+    with pytest.raises(
+        InputError,
+        match=r"^estimator: Nearly has .* derive it from that, or pass its method, as in mine\.coefficients$",
+    ):
         estimator_of(Nearly())
     with pytest.raises(InputError, match=r"^estimator: 3 is no Estimator and no function of a Batch"):
         estimator_of(3)  # type: ignore[arg-type]
+    assert told(ValueError("in\n words")) == "ValueError: in words"
+    made = estimator_of(Doubles)
+    assert isinstance(made, FunctionEstimator)
+    assert made.coefficients(two()).tolist() == [2, 0]
     for size in (1, 2):
         estimator_of(plain).require(size)
     with pytest.raises(InputError, match=r"^group_size: 0 is not positive"):
@@ -827,11 +867,15 @@ def test_what_a_function_may_return():
     assert of(lambda b: b.token_length()).coefficients(tokens).tolist() == [2, 1]
     assert of(lambda b: b.log_ratio * 1, ("tokens",)).coefficients(tokens).shape == (2, 2)
     assert of(lambda b: b.reward * 1, ("tokens",)).coefficients(tokens).shape == (2,)
+    groups = Batch(reward=np.ones((3, 2)), log_ratio=np.zeros((3, 2, 4)))
+    assert of(lambda b: b.log_ratio * 1, ("tokens",)).coefficients(groups).shape == (3, 2, 4)
     for answer in (np.array([True, False]), np.array([1, 2]), np.ones(2, "float32")):
         assert of(lambda b, answer=answer: answer).coefficients(two()).tolist() == answer.tolist()
     wrong = {
         r"returned a list; return an array like batch\.reward, one coefficient a sample": lambda b: [1.0, 2.0],
-        r"returned coefficients of shape \(3,\) for rewards \(2,\); return one a sample": lambda b: np.ones(3),
+        r"returned coefficients of shape \(3,\) for rewards .* or one a token if it needs tokens$": lambda b: np.ones(
+            3
+        ),
         r"returned coefficients of shape \(2, 2\) for rewards \(2,\)": lambda b: np.ones((2, 2)),
         r"returned coefficients of dtype float16; return real numbers, of 32 bits or more": lambda b: np.ones(
             2, "float16"
