@@ -230,7 +230,7 @@ class ScorePass:
         return sum(rows[: inner.number])
 
     def told(self, kind: str, name: str, param: nn.Parameter, grad: Tensor) -> bool:
-        """Whether these are rows of all trajectories.
+        """Whether the rows of `grad` (...) are those of all trajectories.
 
         Not if the model was run in chunks of rows, or earlier batches came as pieces (N, d): then n tokens of one are
         no look at one token of each. Raises `InputError` where they may be either, and no pass has told.

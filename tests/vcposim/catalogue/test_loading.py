@@ -127,6 +127,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "p.json").write_text(json.dumps(bandit))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["vcposim", "variance", "--estimator"])  # as a script that parses would read it
     monkeypatch.delitem(sys.modules, "newcomer", raising=False)
     return tmp_path
 
