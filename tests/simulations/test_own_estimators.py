@@ -15,7 +15,11 @@ from simulations.questions import baselines_under_lag as experiment
 from simulations.report import gathered, page
 from simulations.summaries import load_section
 from tests.kit.statistical import assert_near
+from vcposim.arrays import Array
+from vcposim.batch import Batch
 from vcposim.errors import InputError
+from vcposim.estimators import estimator_of
+from vcposim.laboratory import exact
 from vcposim.learning.lags import Lag
 
 FILE = """
@@ -148,6 +152,22 @@ def test_exact_moments_of_anyone_stand_among_those_of_baselines(folder: Path, mo
     headings, *rows = standing(records, ["newcomer.py:weighted"])
     assert headings[-1] == "newcomer.py:weighted over it"
     assert next(row for row in rows if row[0] == "group_mean")[-1].split()[0] == "1"
+
+
+def test_who_minds_the_order_on_a_later_problem_alone_is_shown_all_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promise that the first problem bears out and another breaks costs time, and changes no number."""
+    monkeypatch.setattr(experiment, "GROUP_SIZE", 3)
+    setting = {"policy": "random", "chi2": 1.0, "seeds": 2}
+    (known, _), (other, _) = (experiment.problem_of(setting, seed) for seed in (1, 0))
+    large = float(known.reward.max())
+    assert other.reward.max() > large  # else this asks nothing
+
+    def late(batch: Batch) -> Array:
+        return batch.reward - (batch.reward[..., :1] > large)
+
+    assert exact.exchangeable(known, late, 3)
+    found = [experiment.moments_of(other, estimator_of(late), any_order) for any_order in (True, False)]
+    assert found[0].mse == found[1].mse
 
 
 @pytest.mark.parametrize("name", ["ablation", "regime_factors", "beyond_vcpo"])

@@ -22,6 +22,7 @@ one are shown each multiset.
 Where none of these is feasible the error says how many terms it would take and how to ask for Monte Carlo.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from math import comb, log10
 
@@ -50,11 +51,14 @@ LARGEST_ENUMERATION = 2 * 10**8
 """numbers in all batches together; about a minute"""
 
 
-def moments(problem: Problem, estimator: str | AnyEstimator, group_size: int) -> Moments:
+def moments(
+    problem: Problem, estimator: str | AnyEstimator, group_size: int, *, any_order: bool | None = None
+) -> Moments:
     """Exact moments of an estimator, its name, or any function of a `Batch`, on groups of `group_size` samples.
 
     The context of a group is random too: variances are over contexts and samples. What a function may say of itself:
-    see `vcposim.estimators.FunctionEstimator`.
+    see `vcposim.estimators.FunctionEstimator`. `any_order` promises that the order of samples does not matter, as
+    `exchangeable` on the function does (default: what that says): the same moments from multisets of outcomes alone.
 
     Raises `InputError` if there is no exact form or it is infeasible; the message says what to call instead.
 
@@ -63,22 +67,11 @@ def moments(problem: Problem, estimator: str | AnyEstimator, group_size: int) ->
     >>> moments(problem, lambda batch: batch.reward - batch.reward.mean(axis=-1, keepdims=True), 2).mean
     array([ 0.09375, -0.09375])
     """
-    require_problem(problem)
-    estimator = on_numpy(estimator)
-    estimator.require(group_size)
-    if estimator.needs & TOKENS:
-        problem = by_token(problem)
-    if "grouped" in estimator.needs:
-        if isinstance(estimator, FunctionEstimator):
-            what = f"estimator: {estimator.name}"
-        else:
-            what = f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
-        raise InputError(f"{what} looks at several prompts at once; moments here are of one group")
-    if isinstance(estimator, FunctionEstimator) or not reads_counts(estimator):
-        return moments_of_sums(shown_sums(problem, estimator, group_size), problem.gradient, drawn=False)
-    if counts_heads(estimator):
-        multisets = FunctionEstimator(estimator.coefficients, estimator.needs, exchangeable=True)
-        return moments_of_sums(shown_sums(problem, multisets, group_size), problem.gradient, drawn=False)
+    problem, estimator = _looked_up(problem, estimator, group_size)
+    if isinstance(estimator, FunctionEstimator) or not reads_counts(estimator) or counts_heads(estimator):
+        ordered = not (takes_any_order(estimator) if any_order is None else any_order)
+        sums = shown_sums(problem, estimator, group_size, ordered=ordered)
+        return moments_of_sums(sums, problem.gradient, drawn=False)
     if estimator.weighting.smooth is not None:
         raise InputError(f"weighting: a smoothed weight has no exact moments; {monte_carlo_call(group_size)}")
     if not sees_one_sample(estimator):
@@ -90,6 +83,48 @@ def moments(problem: Problem, estimator: str | AnyEstimator, group_size: int) ->
     else:
         sums = independent_sums(*known, problem.group_probability, group_size)
     return moments_of_sums(sums, problem.gradient, drawn=False)
+
+
+def exchangeable(problem: Problem, estimator: str | AnyEstimator, group_size: int) -> bool:
+    """Whether the order of samples does not matter to an estimator in any batch of this problem: all are tried.
+
+    Each is shown as drawn, with its first two samples exchanged, and turned by one; these two moves make every order.
+    Worth its price, that of three sums over all batches, where many problems of one kind are to come: see `any_order`
+    of `moments`. One that breaks ties by the place of a sample is said to mind the order, though no moment shows it.
+
+    Raises `InputError` as `moments` does.
+    """
+    problem, estimator = _looked_up(problem, estimator, group_size)
+    if takes_any_order(estimator):
+        return True
+    asked, place = Asked(estimator), np.arange(group_size)
+    swapped = np.concatenate([place[1::-1], place[2:]])
+    return all(
+        _follow(asked, batch, asked.coefficients(batch), order)
+        for batch, _ in _shown(problem, estimator, group_size, ordered=True)
+        for order in (swapped, np.roll(place, 1))
+    )
+
+
+def takes_any_order(estimator: Resolved) -> bool:
+    """Whether an estimator is known not to mind the order of samples: ours, and functions that say so."""
+    return estimator.exchangeable if isinstance(estimator, FunctionEstimator) else reads_counts(estimator)
+
+
+def _looked_up(problem: Problem, estimator: str | AnyEstimator, group_size: int) -> tuple[Problem, Resolved]:
+    """What is to be computed: the problem by tokens if they are read, and an estimator of one group."""
+    require_problem(problem)
+    estimator = on_numpy(estimator)
+    estimator.require(group_size)
+    if estimator.needs & TOKENS:
+        problem = by_token(problem)
+    if "grouped" in estimator.needs:
+        if isinstance(estimator, FunctionEstimator):
+            what = f"estimator: {estimator.name}"
+        else:
+            what = f"baseline: {estimator.baseline!r} with normalizer {estimator.normalizer!r}"
+        raise InputError(f"{what} looks at several prompts at once; moments here are of one group")
+    return problem, estimator
 
 
 def reads_counts(estimator: Estimator) -> bool:
@@ -175,15 +210,32 @@ def oracle(problem: Problem, estimator: Resolved) -> Array:
     return population_baseline(problem, weighting)
 
 
-def shown_sums(problem: Problem, estimator: Resolved, group_size: int) -> Sums:
+def shown_sums(problem: Problem, estimator: Resolved, group_size: int, *, ordered: bool = True) -> Sums:
     """Sums over all batches as drawn, with their probability: right for any function of a batch.
 
+    `ordered=False` shows one order of each multiset, and holds the estimator to it that order does not matter.
     Raises `InputError` where there are too many batches to list.
     """
+    asked, total, rng = Asked(estimator), None, np.random.default_rng(0)
+    for batch, mass in _shown(problem, estimator, group_size, ordered=ordered):
+        coefficient = asked.coefficients(batch)
+        if not ordered:
+            shuffled = rng.permuted(np.broadcast_to(np.arange(group_size), batch.reward.shape), axis=-1)
+            for order in (np.arange(group_size)[::-1], shuffled):
+                if not _follow(asked, batch, coefficient, order):
+                    raise InputError(
+                        "exchangeable: the function's coefficients depend on the order of samples; do not promise it"
+                    )
+        part = batch_sums(batch, coefficient, mass)
+        total = part if total is None else total.merge(part)
+    assert total is not None  # probabilities sum to one, so some group has one
+    return total
+
+
+def _shown(problem: Problem, estimator: Resolved, group_size: int, *, ordered: bool) -> Iterator[tuple[Batch, Array]]:
+    """Batches (m, n) of every context as drawn, or one order of each multiset, with their probability (m,)."""
     _require_listable(problem, group_size)
-    ordered, asked = not getattr(estimator, "exchangeable", False), Asked(estimator)
     population = with_population(problem.outcomes(), problem, estimator)
-    total: Sums | None = None
     for group, rho in enumerate(problem.group_probability):
         if rho == 0:
             continue
@@ -195,28 +247,25 @@ def shown_sums(problem: Problem, estimator: Resolved, group_size: int) -> Sums:
                 f"{outcomes} outcomes (exchangeable = True on the function: multisets alone); "
                 f"{monte_carlo_call(group_size)}"
             )
-        parts = enumeration.batches(
-            problem, population, group, group_size, per_token=bool(estimator.needs & TOKENS), ordered=ordered
-        )
-        for batch, mass in parts:
-            coefficient = asked.coefficients(batch)
-            if not ordered:
-                _require_exchangeable(estimator, batch, coefficient)
-            part = batch_sums(batch, coefficient, rho * mass)
-            total = part if total is None else total.merge(part)
-    assert total is not None  # probabilities sum to one, so some group has one
-    return total
+        per_token = bool(estimator.needs & TOKENS)
+        for batch, mass in enumeration.batches(
+            problem, population, group, group_size, per_token=per_token, ordered=ordered
+        ):
+            yield batch, rho * mass
 
 
-def _require_exchangeable(estimator: Resolved, batch: Batch, coefficient: Array) -> None:
-    """Hold a function to its promise: the same samples backwards have the same coefficients backwards."""
-    known = {name: x[:, ::-1] for name, x in vars(batch).items() if name in _PER_SAMPLE and x is not None}
+def _follow(asked: Asked, batch: Batch, coefficient: Array, order: Array) -> bool:
+    """Whether the samples in another order, (n,) or one a group (m, n), have the same coefficients in that order."""
+
+    def moved(x: Array) -> Array:
+        return np.take_along_axis(x, order.reshape(*(1,) * (2 - order.ndim), *order.shape, *(1,) * (x.ndim - 2)), 1)
+
     scores = batch.scored()
     assert isinstance(scores, DenseScores)
-    backwards = replace(batch, **known, scores=replace(scores, score=scores.score[:, ::-1]))
-    found, size = estimator.coefficients(backwards)[:, ::-1], np.max(np.abs(coefficient), initial=0.0)
-    if not np.allclose(found, coefficient, rtol=0, atol=1e-9 * size, equal_nan=True):
-        raise InputError("exchangeable: the function's coefficients depend on the order of samples; do not promise it")
+    known = {name: moved(x) for name, x in vars(batch).items() if name in _PER_SAMPLE and x is not None}
+    found = asked.coefficients(replace(batch, **known, scores=replace(scores, score=moved(scores.score))))
+    size = np.max(np.abs(coefficient), initial=0.0)
+    return np.allclose(found, moved(coefficient), rtol=0, atol=1e-9 * size, equal_nan=True)
 
 
 _PER_SAMPLE = ("reward", "length", "log_ratio", "token_mask", "log_prob", "collision")

@@ -373,6 +373,40 @@ def test_multisets_are_enough_for_who_promises_and_keeps_it() -> None:
     assert np.isfinite(exact.moments(larger, FunctionEstimator(soft, exchangeable=True), 8).mse)
 
 
+def ends_are_baseline(batch: Batch) -> Array:
+    """Minds the order of samples, and not that they come backwards."""
+    return batch.reward - (batch.reward[..., :1] + batch.reward[..., -1:]) / 2
+
+
+def of_all_rows(batch: Batch) -> Array:
+    """Right of one group alone, and of none beside another."""
+    return batch.reward - batch.reward.mean()
+
+
+def second_is_special(batch: Batch) -> Array:
+    """Minds what few orders show: which of the two largest rewards comes last."""
+    first_two = np.sort(batch.reward, axis=-1)[..., -2:]
+    return batch.reward + 1.0 * (batch.reward[..., -1:] == first_two[..., :1])
+
+
+@pytest.mark.parametrize("function", [soft, by_norm, token_clip, of_all_rows])
+def test_who_does_not_mind_the_order_is_known_by_all_orders(function: Function) -> None:
+    problem = standard_problem("stale") if function is token_clip else bandit(6, 3)
+    assert exact.exchangeable(problem, function, 4)
+    every, few = exact.moments(problem, function, 4), exact.moments(problem, function, 4, any_order=True)
+    assert_same(few, (every.mean, float(every.variance_per_sample), float(every.variance_of_mean)))
+
+
+@pytest.mark.parametrize("function", [first_is_baseline, ends_are_baseline, second_is_special])
+def test_who_minds_the_order_is_known_too_and_held_to_a_promise(function: Function) -> None:
+    assert not exact.exchangeable(bandit(6, 3), function, 4)
+    with pytest.raises(InputError, match="depend on the order of samples"):
+        exact.moments(bandit(6, 3), function, 4, any_order=True)
+    assert exact.exchangeable(bandit(6, 3), "rloo", 4)
+    with pytest.raises(InputError, match="method: exact moments of a function need all"):
+        exact.exchangeable(bandit(7, 12), function, 8)
+
+
 def test_monte_carlo_and_the_learner_take_functions_and_draw_as_for_ours() -> None:
     problem, rloo = bandit(8, 4), entry("rloo").estimator
     found = monte_carlo.moments(
