@@ -14,6 +14,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import PurePath
 from reprlib import repr as shortened
 from typing import Any
@@ -75,6 +76,18 @@ class Estimator:
             raise InputError(f"reference_penalty: {self.reference_penalty} is not a finite non-negative number")
         if not -float("inf") < self.baseline_shift < float("inf"):
             raise InputError(f"baseline_shift: {self.baseline_shift} is not finite; it is in units of reward")
+
+    def __init_subclass__(cls) -> None:
+        """A subclass with coefficients of its own is held to what a function is."""
+        super().__init_subclass__()
+        own = cls.__dict__.get("coefficients")
+        if own is not None:
+
+            @wraps(own)
+            def coefficients(self: Estimator, batch: Batch) -> Array:
+                return answered(type(self).__name__, partial(own, self), batch)
+
+            cls.coefficients = coefficients  # type: ignore[method-assign]
 
     def coefficients(self, batch: Batch) -> Array:
         """c_i = w_i (R_i - b) / normalizer: (..., n), or (..., n, t) if weight, surrogate or baseline is per token."""
@@ -166,36 +179,7 @@ class FunctionEstimator:
             batch.require(need)
         if batch.per_token and not self.needs & PER_TOKEN:
             batch = of_trajectories(batch)
-        want = tuple(batch.reward.shape)
-        try:
-            c = self.function(batch)
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:  # sys.exit() in it would end whatever called it, without a word
-            raise InputError(f"estimator: {self.name} raises {told(error)}, on rewards of shape {want}") from error
-        if not hasattr(c, "shape"):
-            if hasattr(c, "close"):
-                c.close()  # a coroutine that nobody awaits would have the last word
-            raise InputError(
-                f"estimator: {self.name} returned a {type(c).__name__}; return an array like batch.reward, one "
-                "coefficient a sample, or one a token if it needs tokens"
-            )
-        if hasattr(c, "filled"):
-            raise InputError(
-                f"estimator: {self.name} returned a masked array; say what stands where it is masked, as in c.filled(0)"
-            )
-        got = tuple(c.shape)
-        if got != want and not (got[:-1] == want and batch.per_token):
-            raise InputError(
-                f"estimator: {self.name} returned coefficients of shape {got} for rewards {want}; return one a sample, "
-                "or one a token if it needs tokens"
-            )
-        if not real(c, batch):
-            raise InputError(
-                f"estimator: {self.name} returned coefficients of dtype {c.dtype}; return real numbers, of 32 bits or "
-                "more"
-            )
-        return c
+        return answered(self.name, self.function, batch)
 
     @property
     def name(self) -> str:
@@ -207,6 +191,42 @@ class FunctionEstimator:
         require_group(group_size)
 
 
+def answered(name: str, function: Callable[[Batch], Array], batch: Batch) -> Array:
+    """What a stranger's function says of a batch: (..., n) or (..., n, t).
+
+    Raises `InputError`, which calls it `name`, where it raises and for what is no array of real coefficients.
+    """
+    want = tuple(batch.reward.shape)
+    try:
+        c = function(batch)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # sys.exit() in it would end whatever called it, without a word
+        raise InputError(f"estimator: {name} raises {told(error)}, on rewards of shape {want}") from error
+    if not hasattr(c, "shape"):
+        if hasattr(c, "close"):
+            c.close()  # a coroutine that nobody awaits would have the last word
+        raise InputError(
+            f"estimator: {name} returned a {type(c).__name__}; return an array like batch.reward, one "
+            "coefficient a sample, or one a token if it needs tokens"
+        )
+    if hasattr(c, "filled"):
+        raise InputError(
+            f"estimator: {name} returned a masked array; say what stands where it is masked, as in c.filled(0)"
+        )
+    got = tuple(c.shape)
+    if got != want and not (got[:-1] == want and batch.per_token):
+        raise InputError(
+            f"estimator: {name} returned coefficients of shape {got} for rewards {want}; return one a sample, "
+            "or one a token if it needs tokens"
+        )
+    if not real(c, batch):
+        raise InputError(
+            f"estimator: {name} returned coefficients of dtype {c.dtype}; return real numbers, of 32 bits or more"
+        )
+    return c
+
+
 def real(c: Array, batch: Batch) -> bool:
     """Whether c is of real numbers, 32 bits or more: same -> bool. Objects (fractions, say) only where rewards are."""
     kind = str(c.dtype)
@@ -214,15 +234,14 @@ def real(c: Array, batch: Batch) -> bool:
     return "float16" not in kind and any(x in kind for x in numbers)
 
 
-LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(PurePath(__file__).parent))
 """where a stranger's code is not"""
 
 
 def told(error: BaseException) -> str:
     """What a stranger's function or file raised as one line, and where it did: in a file of theirs if any."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours, which called it
-    theirs = [f for f in frames if not f.filename.startswith(("<frozen", *LIBRARIES))]
-    at = (theirs or [f for f in frames if not f.filename.startswith("<frozen")])[-1:]
+    at = [f for f in frames if not f.filename.startswith(("<frozen", *LIBRARIES))][-1:]
     syntax = isinstance(error, SyntaxError)  # it names the place itself
     where = f" (line {at[0].lineno} of {PurePath(at[0].filename).name})" if at and not syntax else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -24,7 +24,7 @@ import numpy as np
 from vcposim.batch import Batch, DenseScores, Scores
 from vcposim.catalogue.entries import entry
 from vcposim.errors import InputError, unknown_name
-from vcposim.estimators import AnyEstimator, FunctionEstimator, Resolved, estimator_of, told
+from vcposim.estimators import AnyEstimator, Estimator, FunctionEstimator, Resolved, estimator_of, told
 
 
 def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy", *, several: bool = True) -> Resolved:
@@ -47,6 +47,8 @@ def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy"
         raise InputError(f"estimator: {name} is {shortened(found)}, no Estimator and no function of a Batch")
     estimator = estimator_of(found)
     if not isinstance(estimator, FunctionEstimator):
+        if type(estimator) is not Estimator:  # theirs
+            _require_sound(name, estimator, library, several=several)
         return estimator
     estimator = replace(estimator, needs=estimator.needs | frozenset(needs))
     said = []
@@ -59,9 +61,7 @@ def estimator_named(name: str, needs: Iterable[str] = (), library: str = "numpy"
         except InputError as error:
             said.append(f"on {own} arrays {str(error).removeprefix('estimator: ')}")
         else:
-            _require_function(name, asked, library)
-            if several and "grouped" not in asked.needs:
-                _require_apart(name, asked, library)
+            _require_sound(name, asked, library, several=several)
             return asked
     raise InputError(
         f"estimator: {name} does not answer a small batch: {'; '.join(said)}. It takes a Batch and returns one "
@@ -89,7 +89,13 @@ def on_numpy(given: str | AnyEstimator, *, several: bool = False) -> Resolved:
     return estimator
 
 
-def _require_function(name: str, asked: FunctionEstimator, library: str) -> None:
+def _require_sound(name: str, asked: Resolved, library: str, *, several: bool) -> None:
+    _require_function(name, asked, library)
+    if several and "grouped" not in asked.needs:
+        _require_apart(name, asked, library)
+
+
+def _require_function(name: str, asked: Resolved, library: str) -> None:
     """Refuse what changes the batch it is shown, or says something else the second time."""
     batch, untouched = (_in_library(_small(asked.needs), library) for _ in range(2))
     first, second = (_numbers(asked.coefficients(batch)) for _ in range(2))
@@ -102,7 +108,7 @@ def _require_function(name: str, asked: FunctionEstimator, library: str) -> None
         )
 
 
-def _require_apart(name: str, asked: FunctionEstimator, library: str) -> None:
+def _require_apart(name: str, asked: Resolved, library: str) -> None:
     """Refuse what mixes groups that are shown side by side."""
     both = _numbers(asked.coefficients(_in_library(_small(asked.needs, groups=2), library)))
     for g in (0, 1):

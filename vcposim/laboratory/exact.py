@@ -224,11 +224,14 @@ def shown_sums(problem: Problem, estimator: Resolved, group_size: int, *, ordere
             for order in (np.arange(group_size)[::-1], shuffled):
                 if not _follow(asked, batch, coefficient, order):
                     raise InputError(
-                        "exchangeable: the function's coefficients depend on the order of samples; do not promise it"
+                        f"exchangeable: coefficients of {asked.name} depend on the order of samples; do not promise it"
                     )
-        part = batch_sums(batch, coefficient, mass)
+        with np.errstate(over="ignore"):
+            part = batch_sums(batch, coefficient, mass)
         total = part if total is None else total.merge(part)
     assert total is not None  # probabilities sum to one, so some group has one
+    if not np.isfinite(total.contribution_sq_norm):
+        raise InputError(f"estimator: {asked.name} returns coefficients too large to be squared; use other units")
     return total
 
 

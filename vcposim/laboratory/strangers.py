@@ -13,7 +13,7 @@ import numpy as np
 from vcposim.arrays import Array
 from vcposim.batch import Batch, DenseScores, Scores
 from vcposim.errors import InputError
-from vcposim.estimators import FunctionEstimator, Resolved
+from vcposim.estimators import FunctionEstimator, Resolved, answered
 
 ROWS = 16
 """of different rewards, by which a function is judged before it is shown all"""
@@ -46,7 +46,7 @@ class Asked:
                 c = np.stack([self._alone(batch, i) for i in rows])
             else:
                 # a copy, which it may change
-                c = np.asarray(self.estimator.coefficients(part(batch, slice(None))), dtype=float)
+                c = np.asarray(self._said(part(batch, slice(None))), dtype=float)
         bad = ~np.isfinite(c).reshape(len(rows), -1).all(axis=-1)
         if bad.any():
             i = int(bad.argmax())
@@ -69,7 +69,7 @@ class Asked:
                 "has no moments then"
             )
         try:
-            both = np.asarray(self.estimator.coefficients(part(batch, some)), dtype=float)
+            both = np.asarray(self._said(part(batch, some)), dtype=float)
         except InputError:
             return True
         size = max(float(np.max(np.abs(x), initial=0.0)) for x in apart)
@@ -77,7 +77,10 @@ class Asked:
         return None if same and len(some) < 2 else not same
 
     def _alone(self, batch: Batch, i: int) -> Array:
-        return np.array(self.estimator.coefficients(part(batch, i)), dtype=float)
+        return np.array(self._said(part(batch, i)), dtype=float)
+
+    def _said(self, batch: Batch) -> Array:
+        return answered(self.name, self.estimator.coefficients, batch)
 
 
 def part(batch: Batch, at: Any) -> Batch:

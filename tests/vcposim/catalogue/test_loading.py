@@ -53,6 +53,15 @@ class Halved(Estimator):
     def coefficients(self, batch):
         return super().coefficients(batch) / 2
 
+class Mixed(Estimator):
+    def coefficients(self, batch):
+        return batch.reward - batch.reward.mean()
+
+class Drifting(Estimator):
+    def coefficients(self, batch):
+        seen.append(batch)
+        return batch.reward * len(seen)
+
 class Alike:
     def coefficients(self, batch):
         return batch.reward
@@ -223,6 +232,7 @@ def test_a_torch_function_says_on_numpy_arrays_what_it_says_on_its_own(folder: P
         ),
         ("--estimator newcomer.py:centers_in_place", "centers_in_place changes batch.reward; compute with a copy"),
         ("--estimator newcomer.py:counts", "newcomer.py:counts gives two answers to one batch; a state or random"),
+        ("--estimator newcomer.py:Drifting", "newcomer.py:Drifting gives two answers to one batch; a state or random"),
         ("--estimator rloo rloo", "--estimator: 'rloo' is given twice"),
         ("--estimator rloo --baseline zero", "--baseline: zero is for estimators of parts; drop it, or --estimator"),
         ("--estimator rloo --cap 8", "--cap: 8.0 is for estimators of parts"),
@@ -265,6 +275,8 @@ def test_an_answer_in_other_arrays_is_one_in_the_batchs(
 def test_who_mixes_groups_is_refused_where_several_are_shown(folder: Path):
     with pytest.raises(InputError, match="coefficients alone than beside another; reduce over the last axis only"):
         estimator_named("newcomer.py:over_everything")
+    with pytest.raises(InputError, match="Mixed gives a group other coefficients alone than beside"):
+        estimator_named("newcomer.py:Mixed")
     assert estimator_named("newcomer.py:over_everything", ["grouped"]).needs == {"grouped"}
 
 

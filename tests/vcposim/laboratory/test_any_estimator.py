@@ -164,6 +164,20 @@ THEIRS: dict[str, Any] = {
 }
 
 
+def subclass(own: Callable[[Estimator, Batch], object], **fields: object) -> Estimator:
+    """An instance of a subclass of theirs, `Theirs`, with coefficients of its own."""
+    return type("Theirs", (Estimator,), {"coefficients": own, **fields})()  # type: ignore[no-any-return]
+
+
+class Broken:
+    """A surrogate of theirs."""
+
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, batch: Batch, advantage: Array) -> Array:
+        raise ValueError("no budget")
+
+
 def bandit(seed: int, k: int) -> Problem:
     rng = np.random.default_rng(seed)
     target, behavior = rng.dirichlet(np.ones(k), size=2)
@@ -364,7 +378,7 @@ def test_multisets_are_enough_for_who_promises_and_keeps_it() -> None:
     problem, every = bandit(6, 4), exact.moments(bandit(6, 4), by_norm, 5)
     found = exact.moments(problem, FunctionEstimator(by_norm, exchangeable=True), 5)
     assert_same(found, (every.mean, float(every.variance_per_sample), float(every.variance_of_mean)))
-    with pytest.raises(InputError, match="exchangeable: the function's coefficients depend on the order"):
+    with pytest.raises(InputError, match="exchangeable: coefficients of first_is_baseline depend on the order"):
         exact.moments(problem, FunctionEstimator(first_is_baseline, exchangeable=True), 3)
     # 12^8 orders are too many, binom(19, 8) multisets are not
     larger = bandit(7, 12)
@@ -478,6 +492,32 @@ class Partial:
         (
             lambda: monte_carlo.moments(bandit(0, 3), {"a": by_std}, group_size=2, samples=64, seed=0),
             "by_std returns a coefficient that is no number",
+        ),
+        (
+            lambda: exact.moments(bandit(0, 3), subclass(lambda self, b: b.rewards), 3),
+            r"estimator: Theirs raises AttributeError: .* \(line \d+ of test_any_estimator\.py\), on rewards of shape",
+        ),
+        (
+            lambda: monte_carlo.moments(
+                bandit(0, 3), {"a": subclass(lambda self, b: b.reward.tolist())}, group_size=2, samples=8, seed=0
+            ),
+            "estimator: Theirs returned a list; return an array like batch.reward",
+        ),
+        (
+            lambda: subclass(lambda self, b: b.reward.sum()).coefficients(bandit(0, 3).outcomes()),
+            r"estimator: Theirs returned coefficients of shape \(\) for rewards \(1, 3\)",
+        ),
+        (
+            lambda: subclass(lambda self, b: exit(0)).coefficients(bandit(0, 3).outcomes()),
+            "estimator: Theirs raises SystemExit: 0",
+        ),
+        (
+            lambda: exact.moments(bandit(0, 3), Estimator(surrogate=Broken()), 3),
+            "estimator: Estimator raises ValueError: no budget",
+        ),
+        (
+            lambda: exact.moments(bandit(0, 3), lambda b: b.reward * 1e308, 3),
+            "estimator: <lambda> returns coefficients too large to be squared",
         ),
         (lambda: exact.moments(bandit(0, 3), Counting(), 3), "Counting gives two answers to one batch: it keeps"),
         (
