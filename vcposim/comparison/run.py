@@ -133,18 +133,21 @@ class Folder:
         }
 
     def start(self) -> None:
-        """Create the folder, or find a run in it that this one goes on with.
+        """Create the folder, or find a run in it that this one goes on with. Shards may all do so at once.
 
         Raises `InputError` if it holds something else, or a run that differs in one of `SAME`.
         """
         file = self.path / "provenance.json"
-        text = json.dumps(self.identity, indent=1, ensure_ascii=False) + "\n"
         if not file.exists():
-            if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            # begun by another shard, or by one that was killed: provenance.json and what is written on the way to it
+            foreign = self.path.is_file() or (
+                self.path.is_dir() and not all(known.name.startswith(file.name) for known in self.path.iterdir())
+            )
+            if foreign and not file.exists():
                 raise InputError(f"--out: {self.path} is not empty and holds no comparison; choose another --out")
-            (self.path / "records").mkdir(parents=True, exist_ok=True)
-            write_atomically(file, text.encode())
-            return
+            if not foreign:
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, (json.dumps(self.identity, indent=1, ensure_ascii=False) + "\n").encode())
         try:
             known = json.loads(file.read_bytes())
         except ValueError as error:

@@ -6,6 +6,7 @@ Another machine's workers come through `concurrent.futures.Executor` too (`clust
 import contextlib
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXP
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all, even if the machine stops or another process writes the same."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")  # machines share folders
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()

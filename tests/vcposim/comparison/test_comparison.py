@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,30 @@ def test_four_shards_give_the_same_bytes(tmp_path: Path, whole: Folder) -> None:
     found = [comparison(f, f.records(), {}, None) for f in (folder, whole)]
     assert report_json(found[0]) == report_json(found[1])
     assert page(found[0]) == page(found[1])
+
+
+@pytest.mark.parametrize("other", [ESTIMATORS, ("rloo",)])
+def test_shards_start_at_once_in_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: tuple[str, ...]
+) -> None:
+    """One was killed while it began, another is overtaken by a third while it looks whether the folder is free."""
+    overtaken, first = Folder(tmp_path, ESTIMATORS, TINY), Folder(tmp_path, other, TINY)
+    (tmp_path / "provenance.json.elsewhere.7.tmp").write_text('{"sche')
+    look = Path.iterdir
+
+    def looks_late(path: Path) -> Iterator[Path]:
+        monkeypatch.undo()
+        first.start()
+        first.keep(first.units[0], {"not_judged": "for a test"})
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", looks_late)
+    if other == ESTIMATORS:
+        overtaken.start()
+        assert overtaken.record(overtaken.units[0]) == {"not_judged": "for a test"}
+    else:
+        with pytest.raises(InputError, match="holds a comparison of other estimators"):
+            overtaken.start()
 
 
 def test_a_damaged_record_is_made_again(tmp_path: Path, whole: Folder) -> None:
