@@ -110,7 +110,10 @@ def _require_function(name: str, asked: Resolved, library: str) -> None:
 
 def _require_apart(name: str, asked: Resolved, library: str) -> None:
     """Refuse what mixes groups that are shown side by side."""
-    both = _numbers(asked.coefficients(_in_library(_small(asked.needs, groups=2), library)))
+    try:
+        both = _numbers(asked.coefficients(_in_library(_small(asked.needs, groups=2), library)))
+    except InputError as error:
+        raise InputError(f"{error}; here it is shown groups beside each other, (groups, samples)") from error
     for g in (0, 1):
         alone = _numbers(asked.coefficients(_in_library(_small(asked.needs, groups=2, only=g), library)))
         if not _same(both[g], alone):

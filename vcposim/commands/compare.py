@@ -49,7 +49,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "old, 4 seeds at one step size (quick) or 8 at two (full): a quarter of a\n"
         "minute, or one, of CPU for each estimator. The group mean learns them too, for\n"
         "the leaderboard has no transformers. Policies are warmed up once and kept in\n"
-        "the cache folder."
+        "the cache folder. A calculator, over four times as long, is in\n"
+        "  python -m simulations run transformer_collapse --estimator mine.py:mine"
     )
     says = "catalogue names, path/to/file.py:function, or module:function (a function of a vcposim.Batch)"
     complete_with(p.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help=says), CATALOGUE)

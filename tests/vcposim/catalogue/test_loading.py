@@ -53,6 +53,9 @@ class Halved(Estimator):
     def coefficients(self, batch):
         return super().coefficients(batch) / 2
 
+def sample_by_sample(batch):
+    return np.array([2.0 * float(r) for r in batch.reward])
+
 class Mixed(Estimator):
     def coefficients(self, batch):
         return batch.reward - batch.reward.mean()
@@ -275,6 +278,10 @@ def test_an_answer_in_other_arrays_is_one_in_the_batchs(
 def test_who_mixes_groups_is_refused_where_several_are_shown(folder: Path):
     with pytest.raises(InputError, match="coefficients alone than beside another; reduce over the last axis only"):
         estimator_named("newcomer.py:over_everything")
+    with pytest.raises(
+        InputError, match=r"\(line \d+ of newcomer\.py\).*shown groups beside each other, \(groups, samp"
+    ):
+        estimator_named("newcomer.py:sample_by_sample")
     with pytest.raises(InputError, match="Mixed gives a group other coefficients alone than beside"):
         estimator_named("newcomer.py:Mixed")
     assert estimator_named("newcomer.py:over_everything", ["grouped"]).needs == {"grouped"}
