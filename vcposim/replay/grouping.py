@@ -9,7 +9,7 @@ import numpy as np
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError
 from vcposim.replay.columns import Columns
-from vcposim.replay.dumps import Dump, Tokens
+from vcposim.replay.dumps import Dump, Places, Tokens
 from vcposim.replay.names import ABSENT, SESSIONS, TRAJECTORY
 
 
@@ -124,7 +124,7 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
         slices={name: (c[first], v) for name, (c, v) in dump.slices.items() if name != TRAJECTORY},
         kept=kept,
         reference_log_ratio=None if reference is None else np.bincount(code, reference),
-        place=tuple(dump.place[i] for i in first),
+        place=Places(list(dump.place)).take(first),
     )
 
 
