@@ -386,6 +386,15 @@ def test_lags_are_sliced_unasked_and_other_columns_on_request(tmp_path: Path) ->
         replay(read_dump(path), by=["temper"])
 
 
+def test_null_versions_leave_a_lag_that_stands_apart(tmp_path: Path) -> None:
+    table = rows(batch(0, 6, 6))
+    for i, row in enumerate(table):
+        row |= {"version": None if i % 6 == 0 else 3 + i % 2, "learner_version": 5}
+    found = replay(read_dump(write(tmp_path, table)), resamples=100, by=["lag"])
+    assert {one.value: one.n for one in found.slices["lag"]} == {1: 18, 2: 12, None: 6}
+    assert any("lag is null in 6 of 36" in note for note in found.notes)
+
+
 # ------------------------------------------------------------------------------------------------------ corrections
 
 
