@@ -13,6 +13,7 @@ import pytest
 
 from tests.kit.statistical import assert_near
 from tests.kit.strategies import exact
+from vcposim import baselines
 from vcposim.arrays import LINEAR, LOG, namespace
 from vcposim.baselines import (
     BASELINES,
@@ -581,6 +582,16 @@ def test_means_given_the_reward():
     assert mean_given_reward(x, reward, measure).tolist() == want
     again = mean_given_reward(np.stack([x, 2 * x]), np.stack([reward] * 2), np.stack([measure] * 2))
     assert again.tolist() == [want, (2 * np.array(want)).tolist()]
+
+
+def test_means_given_the_reward_by_sorting_are_those_by_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, reward = rng.gamma(0.3, size=(40, 8)), rng.integers(0, 5, (40, 8)) / 4
+    measure = rng.dirichlet(np.ones(8), 40)
+    measure[reward == 0.75] = 0.0  # a level that no sample counts for
+    pairs = mean_given_reward(x, reward, measure)
+    monkeypatch.setattr(baselines, "MOST_PAIRED", 0)
+    assert_near(mean_given_reward(x, reward, measure), pairs)
 
 
 def test_what_has_no_twin_without_a_sample_says_so():

@@ -7,7 +7,7 @@ Groups of one size are evaluated together: ragged groups need no padding, and no
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,12 @@ from vcposim.weights import Weight, Weighting
 
 SCALE_FREE = frozenset({"importance", "self_normalize", "pareto_smooth"})
 """treatments that commute with a factor on all ratios, which may then be chosen free of overflow"""
+
+
+TOGETHER = 4096
+"""groups that are evaluated at once"""
+MOST_DRAWN = 8192
+"""units that the bootstrap draws; more groups than that are put together at random, some to a unit"""
 
 
 class Table(NamedTuple):
@@ -64,8 +70,8 @@ def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting) 
     sq_norm = dump.score_sq_norm / (dump.score_sq_norm.max() or 1.0)
     order = np.argsort(dump.group, kind="stable")
     start = np.cumsum(size) - size
-    for n in np.unique(size):
-        groups = np.flatnonzero(size == n)
+    for groups in _alike(size):
+        n = int(size[groups[0]])
         index = order[start[groups][:, None] + np.arange(n)]
         batch = Batch(
             reward=dump.reward[index],
@@ -86,6 +92,13 @@ def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting) 
         for i, name in enumerate(names):
             _fill(table, i, groups, batch, weight, name, sq_norm[index])
     return table
+
+
+def _alike(size: Any) -> Iterator[Any]:
+    """Groups of one size, no more than `TOGETHER` at once: what they take does not grow with the file."""
+    for n in np.unique(size):
+        groups = np.flatnonzero(size == n)
+        yield from np.array_split(groups, -(-groups.size // TOGETHER))
 
 
 def _fill(table: Table, i: int, groups: Any, batch: Batch, weight: Weight, name: str, sq_norm: Any) -> None:
@@ -122,10 +135,16 @@ def bootstrap_ratios(pair: Any, resamples: int, seed: int) -> list[Interval]:
 
     Groups are resampled once for all pairs, so intervals are comparable and adding a pair moves no other. A group with
     x_g = y_g = 0 carries no information; a resample of such groups alone is left out. Fewer than two groups with
-    y_g > 0: no interval; none: no value.
+    y_g > 0: no interval; none: no value. Of more than `MOST_DRAWN` groups, as many units of g / `MOST_DRAWN` groups
+    each, put together at random, are drawn: sums of independent groups, so the variance that is estimated is the same.
     """
-    rng, groups = np.random.default_rng(seed), pair.shape[-1]
-    drawn, flat = np.empty((resamples, *pair.shape[:2])), pair.reshape(-1, groups)
+    rng = np.random.default_rng(seed)
+    flat = pair.reshape(-1, pair.shape[-1])
+    if flat.shape[-1] > MOST_DRAWN:
+        unit = rng.permutation(flat.shape[-1]) % MOST_DRAWN
+        flat = np.stack([np.bincount(unit, one, MOST_DRAWN) for one in flat])
+    groups = flat.shape[-1]
+    drawn = np.empty((resamples, *pair.shape[:2]))
     for sums in drawn:
         count = np.bincount(rng.integers(groups, size=groups), minlength=groups)
         sums[:] = (flat @ count.astype(np.float64)).reshape(sums.shape)

@@ -19,9 +19,10 @@ it with a few samples. Intervals are percentile bootstrap over groups, the same 
 Token-level estimators see the tokens of the first groups only, as many as fit `CELLS`; the answer says how many.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -97,25 +98,14 @@ def rank(
     batch, groups = _batch(dump)
     if batch is None:
         return None
-    token = batch.per_token
-    q = _sq_norm(dump, batch)
-    scaled, log_scale = _safe(batch)
-    with np.errstate(all="ignore"):
-        target, held_target = (
-            _on_cells(e.coefficients(scaled), batch)
-            for e in (UNTRUNCATED, replace(UNTRUNCATED, baseline="leave_one_out"))
-        )
-    size = np.sqrt(_sum(q * target * target, token))
-    if not size.sum() > 0:
+    yard = _Yardstick.of(dump, batch)
+    if yard is None:
         return None
-    rng = np.random.default_rng(seed)
-    counts = np.stack([np.bincount(rng.integers(groups, size=groups), minlength=groups) for _ in range(resamples)])
-    live = np.abs(batch.reward - _mean(batch)) > 0
-    live = (live[..., None] & (batch.given("token_mask") > 0)) if token else live & (batch.measure > 0)
     rows: list[Correction] = []
+    sums: list[Array] = []
     absent: dict[str, list[str]] = {}
     have = {"grouped", "length"} | {name for name in OF_TOKENS if getattr(batch, name) is not None}
-    have |= {"tokens"} if token else set()
+    have |= {"tokens"} if batch.per_token else set()
     have |= {"reference_log_ratio"} if batch.reference_log_ratio is not None else set()
     catalogue: Mapping[str, Resolved] = {name: entry.estimator for name, entry in CATALOGUE.items()}
     for name, estimator in (catalogue if estimators is None else estimators).items():
@@ -131,11 +121,36 @@ def rank(
             absent.setdefault("scores themselves", []).append(name)
             continue
         if np.all(np.isfinite(c)):
-            rows.append(_measured(name, estimator, c, target, held_target, log_scale, q, size, batch, live, counts))
+            row, of_groups = yard.measure(name, estimator, c)
+            rows.append(row)
+            sums.append(of_groups)
         else:
             absent.setdefault("log-ratios in range (its coefficients are no numbers here)", []).append(name)
-    rows.sort(key=lambda row: (math.isnan(row.risk.value), row.risk.value))
-    return CorrectionRanking(rows, groups, token, absent)
+    rows = [replace(row, risk=risk) for row, risk in zip(rows, _risks(sums, resamples, seed), strict=True)]
+    # what is the same but for rounding stays in the order of the catalogue
+    rows.sort(key=lambda row: (math.isnan(row.risk.value), float(f"{row.risk.value:.12g}")))
+    return CorrectionRanking(rows, groups, batch.per_token, absent)
+
+
+def _risks(sums: Sequence[Array], resamples: int, seed: int) -> list[Interval]:
+    """bias^2 + spread of each estimator from its sums (3, g) a group, with intervals over groups."""
+    if not sums:
+        return []
+    flat = np.concatenate(sums)
+    groups, rng = flat.shape[-1], np.random.default_rng(seed)
+    drawn = np.empty((resamples, len(flat)))
+    for one in drawn:
+        one[:] = flat @ np.bincount(rng.integers(groups, size=groups), minlength=groups).astype(np.float64)
+    with np.errstate(all="ignore"):
+        top, distance, moment = flat.sum(axis=-1).reshape(-1, 3).T
+        values = (distance / top) ** 2 + moment / top**2
+        all_risks = (drawn[:, 1::3] / drawn[:, ::3]) ** 2 + drawn[:, 2::3] / drawn[:, ::3] ** 2
+    found = []
+    for value, risks in zip(values.tolist(), all_risks.T, strict=True):
+        usable = risks[np.isfinite(risks)]
+        low, high = np.quantile(usable, (0.025, 0.975)) if usable.size and groups > 1 else (math.nan, math.nan)
+        found.append(Interval(value=value, low=float(low), high=float(high)))
+    return found
 
 
 class NeedsScores(InputError):
@@ -261,107 +276,149 @@ def _safe(batch: Batch) -> tuple[Batch, float]:
 
 
 def _on_cells(c: Array, batch: Batch) -> Array:
-    """Coefficients on tokens where there are tokens, 0 on padding."""
+    """Coefficients (g, n), or (g, n, t) with zeros on padding, or (g, n, 1) the same on all tokens of a trajectory."""
     c = np.asarray(c)
-    if batch.per_token:
-        mask = batch.given("token_mask") if batch.token_mask is not None else np.ones_like(batch.given_ratio)
-        c = c[..., None] if c.ndim == 2 else c
-        return np.where(mask > 0, c * np.ones_like(batch.given_ratio), 0.0)
-    return np.where(batch.measure > 0, c, 0.0)
-
-
-def _sq_norm(dump: Dump, batch: Batch) -> Array:
-    norm = batch.scored().sq_norm(np.ones_like(batch.reward))
     if not batch.per_token:
-        return norm
-    return (norm / np.maximum(batch.token_length(), 1))[..., None] * batch.token_mask
+        return np.where(batch.measure > 0, c, 0.0)
+    mask = batch.given("token_mask") > 0
+    if c.ndim == 2 or c.shape[-1] == 1:
+        return np.where(mask.any(axis=-1, keepdims=True), c.reshape(*c.shape[:2], 1), 0.0)
+    return c if mask.all() else np.where(mask, c, 0.0)
 
 
-def _mean(batch: Batch) -> Array:
-    return np.sum(batch.measure * batch.reward, axis=-1, keepdims=True)
+@dataclass
+class _Yardstick:
+    """What coefficients of one batch are measured with: g groups of n trajectories, t tokens each or none."""
 
+    batch: Batch
+    cells: Array
+    """(g, n, t) whether a token is one, or (g, n, 1)"""
+    count: Array
+    """(g, n) tokens"""
+    live: Array
+    """as `cells`: tokens of trajectories with an advantage"""
+    q: Array
+    """(g, n) squared norm of a token's score"""
+    target: Array
+    """(g, n) untruncated coefficients, relative to the largest weight"""
+    size: Array
+    """(g, n) ||c*_i||"""
+    held_total: float
+    """second moment of the untruncated coefficients with the mean of the others"""
+    unscaled: float
+    """the largest weight^-2: `target` is relative to it, an estimator's own coefficients are not"""
+    plain: dict[Estimator, Array | None] = field(default_factory=dict)
+    """coefficients of untreated ratios, which many estimators share"""
 
-def _sum(x: Array, token: bool) -> Array:
-    return x.sum(axis=-1) if token else x
+    @classmethod
+    def of(cls, dump: Dump, batch: Batch) -> "_Yardstick | None":
+        """That of a batch; None where no trajectory has a weighted advantage."""
+        scaled, log_scale = _safe(batch)
+        with np.errstate(all="ignore"):
+            target, held = (
+                np.where(batch.measure > 0, e.coefficients(scaled), 0.0)
+                for e in (UNTRUNCATED, replace(UNTRUNCATED, baseline="leave_one_out"))
+            )
+        real = batch.measure > 0
+        cells = batch.given("token_mask") > 0 if batch.per_token else real[..., None]
+        count = cells.sum(axis=-1)
+        q = batch.scored().sq_norm(np.ones_like(batch.reward)) / np.maximum(count, 1)
+        size = np.sqrt(q * count) * np.abs(target)
+        if not size.sum() > 0:
+            return None
+        mean = np.sum(batch.measure * batch.reward, axis=-1, keepdims=True)
+        return cls(
+            batch=batch,
+            cells=cells,
+            count=count,
+            live=cells & (np.abs(batch.reward - mean) > 0)[..., None],
+            q=q,
+            target=target,
+            size=size,
+            held_total=float((q * count * held * held).sum()),
+            # the target was scaled down by e^log_scale
+            unscaled=float(np.exp(-2 * log_scale)),
+        )
 
+    def sq_norm(self, c: Array) -> Array:
+        """||c_i||^2 = sum_t q_it c_it^2 of coefficients on cells: -> (g, n)."""
+        c = c if c.ndim == 3 else c[..., None]
+        return self.q * (np.vecdot(c, c) if c.shape == self.cells.shape else self.count * c[..., 0] ** 2)
 
-def _measured(
-    name: str,
-    estimator: Resolved,
-    c: Array,
-    target: Array,
-    held_target: Array,
-    log_scale: float,
-    q: Array,
-    size: Array,
-    batch: Batch,
-    live: Array,
-    counts: Array,
-) -> Correction:
-    token = batch.per_token
-    own = _sum(q * c * c, token)
-    both, all_target = _sum(q * c * target, token), _sum(q * target * target, token)
-    total = own.sum()
-    alpha = both.sum() / total if total > 0 else 0.0
-    off = np.sqrt(_sum(q * (alpha * c - target) ** 2, token))
-    # per group: size of c*, distance, second moment
-    sums = np.stack([size.sum(-1), off.sum(-1), alpha**2 * own.sum(-1)])
-    drawn = counts @ sums.T
-    with np.errstate(all="ignore"):
-        risks = (drawn[:, 1] / drawn[:, 0]) ** 2 + drawn[:, 2] / drawn[:, 0] ** 2
-        top, distance, moment = sums.sum(axis=-1)
-        bias, spread = float(distance / top), float(moment / top**2)
-        usable = risks[np.isfinite(risks)]
-        low, high = np.quantile(usable, (0.025, 0.975)) if usable.size and counts.shape[1] > 1 else (math.nan, math.nan)
-        norm = np.sqrt(own)
-        effective = float(norm.sum() ** 2 / max(own.sum(), 1e-300) / max((batch.measure > 0).sum(), 1))
-        # the target was scaled down by e^log_scale, the estimator's own coefficients were not
-        unscaled = float(np.exp(-2 * log_scale))
-        cosine = float(both.sum() / math.sqrt(max(total * all_target.sum(), 1e-300)))
-    held = None
-    twin = TWIN.get(str(estimator.baseline)) if isinstance(estimator, Estimator) else None
-    if isinstance(estimator, Estimator) and twin is not None and not estimator.baseline_shift:
-        try:
-            with np.errstate(all="ignore"):
-                other = _on_cells(replace(estimator, baseline=twin).coefficients(batch), batch)
-            bottom = _sum(q * held_target * held_target, token).sum()
-            held = float(_sum(q * other * other, token).sum() / bottom * unscaled) if bottom > 0 else None
-        except InputError:
-            held = None
-    return Correction(
-        name=name,
-        risk=Interval(value=bias**2 + spread, low=float(low), high=float(high)),
-        bias=bias,
-        spread=spread,
-        kept=float(np.mean(c[live] != 0)) if live.any() else math.nan,
-        changed=_changed(estimator, c, batch, live) if isinstance(estimator, Estimator) else None,
-        second_moment_ratio=float(total / all_target.sum() * unscaled) if all_target.sum() > 0 else math.nan,
-        held_out_ratio=held,
-        effective=effective,
-        cosine=cosine,
-    )
+    def product(self, c: Array) -> Array:
+        """sum_t q_it c_it c*_it: -> (g, n)."""
+        c = c if c.ndim == 3 else c[..., None]
+        return self.q * self.target * (c.sum(axis=-1) if c.shape == self.cells.shape else self.count * c[..., 0])
 
+    def distance(self, c: Array) -> Array:
+        """||c_i - c*_i||: -> (g, n)."""
+        off = (c if c.ndim == 3 else c[..., None]) - self.target[..., None]
+        if off.shape == self.cells.shape and not self.cells.all():
+            off *= self.cells
+        return np.sqrt(self.sq_norm(off))
 
-def _changed(estimator: Estimator, c: Array, batch: Batch, live: Array) -> float | None:
-    """Share of live cells whose coefficient is not that of the untreated ratio of its level."""
-    if estimator.surrogate is None and estimator.weighting.treatment in ("none", "importance"):
-        return None if estimator.weighting.treatment == "none" else 0.0
-    levels = (estimator.weighting.level,) if estimator.surrogate is None else ("token", "sequence", "geometric")
-    shares = []
-    for level in levels:
-        if level == "token" and not batch.per_token:
-            continue
-        plain = replace(estimator, weighting=Weighting("importance", level), surrogate=None, baseline=_plain(estimator))
-        try:
-            with np.errstate(all="ignore"):
-                x = _on_cells(plain.coefficients(batch), batch)
-        except InputError:
-            continue
-        ratio = np.abs(c - x) > 1e-9 * np.abs(x)
-        shares.append(float(np.mean(ratio[live])) if live.any() else math.nan)
-    return min(shares, default=None)
+    def share(self, cells: Array) -> float:
+        """Of the live tokens, those where `cells` is true; NaN where nothing lives."""
+        cells = cells if cells.ndim == 3 else cells[..., None]
+        alive = np.count_nonzero(self.live)
+        return np.count_nonzero(self.live & cells) / alive if alive else math.nan
 
+    def measure(self, name: str, estimator: Resolved, c: Array) -> tuple[Correction, Array]:
+        """One estimator's row, its risk not yet placed, and its sums (3, g): size of c*, distance, second moment."""
+        own, both = self.sq_norm(c), self.product(c)
+        total = own.sum()
+        alpha = both.sum() / total if total > 0 else 0.0
+        sums = np.stack([self.size.sum(-1), self.distance(alpha * c).sum(-1), alpha**2 * own.sum(-1)])
+        with np.errstate(all="ignore"):
+            top, distance, moment = sums.sum(axis=-1)
+            effective = np.sqrt(own).sum() ** 2 / max(total, 1e-300) / max((self.batch.measure > 0).sum(), 1)
+            all_target = (self.size**2).sum()
+            cosine = both.sum() / math.sqrt(max(total * all_target, 1e-300))
+        row = Correction(
+            name=name,
+            risk=Interval(value=math.nan, low=math.nan, high=math.nan),
+            bias=float(distance / top),
+            spread=float(moment / top**2),
+            kept=self.share(c != 0),
+            changed=self._changed(estimator, c) if isinstance(estimator, Estimator) else None,
+            second_moment_ratio=float(total / all_target * self.unscaled) if all_target > 0 else math.nan,
+            held_out_ratio=self._held_out(estimator, own) if isinstance(estimator, Estimator) else None,
+            effective=float(effective),
+            cosine=float(cosine),
+        )
+        return row, sums
 
-def _plain(estimator: Estimator) -> str | float:
-    # an off-policy optimal baseline moves with its weights; only the ratio in front is compared here
-    return estimator.baseline
+    def _held_out(self, estimator: Estimator, own: Array) -> float | None:
+        twin = TWIN.get(str(estimator.baseline))
+        if twin is None or estimator.baseline_shift or not self.held_total > 0:
+            return None
+        with np.errstate(all="ignore"), contextlib.suppress(InputError):
+            if twin != estimator.baseline:
+                c = _on_cells(replace(estimator, baseline=twin).coefficients(self.batch), self.batch)
+                own = self.sq_norm(c)
+            return float(own.sum() / self.held_total * self.unscaled)
+        return None
+
+    def _changed(self, estimator: Estimator, c: Array) -> float | None:
+        """Share of live tokens whose coefficient is not that of the untreated ratio of its level."""
+        if estimator.surrogate is None and estimator.weighting.treatment in ("none", "importance"):
+            return None if estimator.weighting.treatment == "none" else 0.0
+        levels = (estimator.weighting.level,) if estimator.surrogate is None else ("token", "sequence", "geometric")
+        shares = []
+        for level in levels:
+            if level == "token" and not self.batch.per_token:
+                continue
+            # an off-policy optimal baseline moves with its weights; only the ratio in front is compared here
+            x = self._plain(replace(estimator, weighting=Weighting("importance", level), surrogate=None))
+            if x is not None:
+                with np.errstate(all="ignore"):
+                    off = c - x
+                    shares.append(self.share(np.abs(off, out=off) > 1e-9 * np.abs(x)))
+        return min(shares, default=None)
+
+    def _plain(self, estimator: Estimator) -> Array | None:
+        if estimator not in self.plain:
+            self.plain[estimator] = None
+            with np.errstate(all="ignore"), contextlib.suppress(InputError):
+                self.plain[estimator] = _on_cells(estimator.coefficients(self.batch), self.batch)
+        return self.plain[estimator]

@@ -4,9 +4,10 @@
 """
 
 import math
-from collections.abc import Hashable
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -23,6 +24,51 @@ class Tokens(NamedTuple):
     behavior_log_prob: np.ndarray
     beside: dict[str, np.ndarray]
     """what else the file has a token: `anchor_log_prob`, `collision`"""
+
+
+class Places(Sequence[str]):
+    """Where trajectories stand in the file, a string each; kept in pieces, a tenth of what as many strings take."""
+
+    def __init__(self, places: Sequence[str] = ()):
+        self.pieces: list[str] = []
+        self.ends: list[int] = []
+        self.extend(places)
+
+    def extend(self, places: Sequence[str]) -> None:
+        """More of them, a piece: few enough to be taken apart again for one."""
+        if places:
+            self.ends.append(len(self) + len(places))
+            self.pieces.append("\0".join(place.replace("\0", " ") for place in places))
+
+    def take(self, rows: np.ndarray) -> "Places":
+        """Those of `rows` (k,), in that order."""
+        every = list(self)
+        return Places([every[i] for i in rows])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self.pieces:
+            yield from piece.split("\0")
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[str]: ...
+    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = int(i) + (len(self) if i < 0 else 0)
+        if not 0 <= i < len(self):
+            raise IndexError(f"place {i} of {len(self)}")
+        piece = bisect_right(self.ends, i)
+        return self.pieces[piece].split("\0")[i - (self.ends[piece - 1] if piece else 0)]
 
 
 @dataclass(frozen=True)
@@ -61,7 +107,7 @@ class Dump:
     """tokens of the first groups"""
     reference_log_ratio: np.ndarray | None = None
     """(n,) log pi(tau) - log reference(tau), nats, where the file has the reference's log-probabilities"""
-    place: tuple[str, ...] = ()
+    place: Sequence[str] = ()
     """(n,) where each trajectory (its first row) stands"""
 
     def select(self, rows: np.ndarray) -> "Dump":
@@ -77,7 +123,7 @@ class Dump:
             group=code[taken.group],
             slices={name: (values[rows], names) for name, (values, names) in self.slices.items()},
             kept=tuple(one._replace(row=int(new[one.row])) for one in self.kept if rows[one.row]),
-            place=tuple(p for p, here in zip(self.place, rows, strict=False) if here),
+            place=Places([p for p, here in zip(self.place, rows, strict=False) if here]),
         )
 
     def take(self, rows: np.ndarray) -> "Dump":

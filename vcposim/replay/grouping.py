@@ -9,7 +9,7 @@ import numpy as np
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError
 from vcposim.replay.columns import Columns
-from vcposim.replay.dumps import Dump, Tokens
+from vcposim.replay.dumps import Dump, Places, Tokens
 from vcposim.replay.names import ABSENT, SESSIONS, TRAJECTORY
 
 
@@ -124,7 +124,7 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
         slices={name: (c[first], v) for name, (c, v) in dump.slices.items() if name != TRAJECTORY},
         kept=kept,
         reference_log_ratio=None if reference is None else np.bincount(code, reference),
-        place=tuple(dump.place[i] for i in first),
+        place=Places(list(dump.place)).take(first),
     )
 
 
@@ -143,13 +143,18 @@ def with_lag(dump: Dump, notes: list[str]) -> Dump:
         return dump
     (a, sampler), (b, learner) = dump.slices["version"], dump.slices["learner_version"]
     try:
-        lag = np.array([float(v) for v in learner])[b] - np.array([float(v) for v in sampler])[a]
+        ends = [[math.nan if v is None else float(v) for v in values] for values in (learner, sampler)]
+        lag = np.array(ends[0])[b] - np.array(ends[1])[a]
     except (TypeError, ValueError):
         if any(isinstance(v, str) for v in (*learner, *sampler)):
             notes.append(f"versions such as {sampler[0]!r} and {learner[0]!r} are no numbers: no lag is read from them")
         return dump
+    if np.isnan(lag).all():
+        return dump
     order, code = coded(lag)
-    return replace(dump, slices={**dump.slices, "lag": (code, [int(x) if x == int(x) else float(x) for x in order])})
+    # a version that is null leaves a lag that is none
+    values = [None if math.isnan(x) else int(x) if x == int(x) else float(x) for x in order]
+    return replace(dump, slices={**dump.slices, "lag": (code, values)})
 
 
 def whole_groups(dump: Dump) -> tuple[Tokens, ...]:

@@ -234,11 +234,13 @@ def is_log(record: Mapping[str, Any]) -> bool:
 
 def _csv_header(head: bytes) -> list[str]:
     line = head.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf")
+    if line.lstrip().startswith((b"{", b"[")):
+        return []
     with contextlib.suppress(UnicodeDecodeError, csv.Error):
         names = next(csv.reader([line.decode()]), [])
         own = {_plain_key(n.partition(" - ")[2] or n) for n in names}
         known = any(fnmatchcase(n, key) for n in own for key in NO_ROLLOUT) or {"grad_norm", "reward"} <= own
-        if len(names) > 1 and known and not ROLLOUT & own and not line.lstrip().startswith((b"{", b"[")):
+        if len(names) > 1 and known and not ROLLOUT & own:
             return names
     return []
 

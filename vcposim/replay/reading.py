@@ -28,7 +28,7 @@ from vcposim.replay.blocks import block_of, read_block
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
 from vcposim.replay.containers import Progress, read_items
-from vcposim.replay.dumps import Dump, Tokens
+from vcposim.replay.dumps import Dump, Places, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted
@@ -113,11 +113,11 @@ class _Reader:
         self.unfolding, self.record = Unfolding(columns, skip_bad), RecordReader(columns)
         self.wanted = Wanted()
         self.code: dict[Hashable, int] = {}
-        numbers = ("group", "reward", "log_ratio", "length", "norm", "reference")
-        self.number = {name: array.array("d") for name in numbers}
+        self.group = array.array("q")
+        self.number = {name: array.array("d") for name in ("reward", "log_ratio", "length", "norm", "reference")}
         self.slices: dict[str, tuple[dict[Any, int], array.array[int]]] = {}
-        self.sums: dict[str, list[np.ndarray]] = {name: [] for name in ("scale", "count", "total", "square")}
-        self.where: list[str] = []
+        self.sums = {name: array.array("d") for name in ("scale", "count", "total", "square")}
+        self.where = Places()
         self.waiting: list[Item] = []
         self.waiting_tokens = 0
         self.pending = Rows("")
@@ -285,7 +285,7 @@ class _Reader:
             if "log_ratio" not in self.columns.mapping:
                 self.statistics.add(learner, sampler, ends[real], first + real, largest, Path(rows.file).name)
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
-            self.sums[name].append(values)
+            self.sums[name].frombytes(values.tobytes())
         for k, (end, size, beside) in enumerate(zip(ends.tolist(), rows.size, rows.beside, strict=True)):
             if self.kept_tokens > TOKENS_KEPT:
                 break
@@ -295,15 +295,20 @@ class _Reader:
 
     def _add(self, rows: Rows, log_ratio: Sequence[float]) -> None:
         number, code = self.number, self.code
-        number["group"].extend([code.setdefault(label, len(code)) for label in rows.label])
+        self.group.extend([code.setdefault(label, len(code)) for label in rows.label])
         number["log_ratio"].extend(log_ratio)
-        for name in ("reward", "length", "norm", "reference"):
-            number[name].extend(getattr(rows, name))
+        number["reward"].extend(rows.reward)
+        number["length"].extend(rows.length)
+        if self.columns.norm_source != "length":
+            number["norm"].extend(rows.norm)
+        if "reference_log_prob" in self.columns.mapping:
+            number["reference"].extend(rows.reference)
         for name, values in rows.marks.items():
             known, codes = self.slices.setdefault(name, ({}, array.array("q")))
             codes.extend([known.setdefault(value, len(known)) for value in values])
-        self.where += [f"{Path(rows.file).name}: {place}" for place in rows.place] if self.several else rows.place
-        self.in_file.extend([self.files.setdefault(rows.file, len(self.files))] * len(rows.place))
+        self.where.extend([f"{Path(rows.file).name}: {place}" for place in rows.place] if self.several else rows.place)
+        if self.several:
+            self.in_file.extend([self.files.setdefault(rows.file, len(self.files))] * len(rows.place))
         self.no_weight += log_ratio.count(-math.inf)
         self.empty += rows.length.count(0)
         self.mixed += sum(rows.mixed)
@@ -324,28 +329,32 @@ class _Reader:
                 f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
                 "short, so the rows are not what this option takes them for"
             )
-        length = np.array(self.number["length"])
-        n = length.size
-        whole = len(self.sums["count"]) > 0 and sum(map(len, self.sums["count"])) == n
-        tokens = WeightSums(*map(np.concatenate, self.sums.values())) if whole else None
+        # views: what was read is not held twice
+        number = {name: np.frombuffer(values) for name, values in self.number.items() if values}
+        length = number["length"]
+        whole = len(self.sums["count"]) == length.size
+        tokens = WeightSums(*map(np.frombuffer, self.sums.values())) if whole else None
         dump = Dump(
             path=self.path,
             labels=list(self.code),
-            group=np.array(self.number["group"]).astype(int),
-            reward=np.array(self.number["reward"]),
-            log_ratio=np.array(self.number["log_ratio"]),
+            group=np.frombuffer(self.group, dtype=np.int64),
+            reward=number["reward"],
+            log_ratio=number["log_ratio"],
             length=length,
-            score_sq_norm=length if columns.norm_source == "length" else np.array(self.number["norm"]),
+            score_sq_norm=length if columns.norm_source == "length" else number["norm"],
             norm_source=columns.norm_source,
             tokens=tokens,
             has_group="group" in columns.mapping or bool(columns.group_columns) or columns.group_size is not None,
             has_reward="reward" in columns.mapping,
             layout=columns.layout.name if columns.layout else "",
-            slices={name: (np.array(codes), list(values)) for name, (values, codes) in self.slices.items()},
+            slices={
+                name: (np.frombuffer(codes, dtype=np.int64), list(values))
+                for name, (values, codes) in self.slices.items()
+            },
             skipped=self.skipped,
             kept=tuple(self.kept),
-            reference_log_ratio=np.array(self.number["reference"]) if "reference_log_prob" in columns.mapping else None,
-            place=tuple(self.where),
+            reference_log_ratio=number.get("reference"),
+            place=self.where,
         )
         notes = list(columns.notes)
         notes += self._doubtful_groups(dump)
@@ -379,16 +388,16 @@ class _Reader:
             codes, known = dump.slices.get(name, (np.zeros(0, int), []))
             none = np.flatnonzero(codes == known.index(None)) if None in known else codes[:0]
             if 0 < none.size < codes.size:
-                at = _first([dump.place[i] for i in none])
+                at = _first([dump.place[i] for i in none.tolist()])
                 notes.append(f"{name} is null in {none.size} of {codes.size} trajectories ({at}): they stand apart")
         codes, known = dump.slices.get("lag", (np.zeros(0, int), []))
         ahead = np.flatnonzero(np.array([isinstance(x, int | float) and x < 0 for x in known], bool)[codes])
         if ahead.size:
-            at = _first([dump.place[i] for i in ahead])
+            at = _first([dump.place[i] for i in ahead.tolist()])
             notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
         copies = _copies(dump)
         if copies.size > 0.02 * dump.group.size:
-            at = _first([dump.place[i] for i in copies])
+            at = _first([dump.place[i] for i in copies.tolist()])
             notes.append(f"{copies.size} trajectories are exact copies of earlier ones ({at}): files that overlap?")
         if record.left_out:
             notes.append(f"{record.left_out} trajectories have a sample mask of 0: left out, as the trainer did")
@@ -472,11 +481,12 @@ def _joined(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def _copies(dump: Dump) -> np.ndarray:
     """Trajectories of more than a few tokens that repeat an earlier one's group, reward and log-ratio exactly."""
-    rows = np.stack([dump.group, np.nan_to_num(dump.reward), dump.log_ratio, dump.length], axis=1)
-    first = np.unique(rows, axis=0, return_index=True)[1]
-    again = np.ones(dump.group.size, dtype=bool)
-    again[first] = False
-    return np.flatnonzero(again & (dump.length >= 8) & (dump.log_ratio != 0) & np.isfinite(dump.log_ratio))
+    order = np.argsort(dump.log_ratio)
+    equal = np.diff(dump.log_ratio[order]) == 0
+    at = np.sort(order[np.concatenate([[False], equal]) | np.concatenate([equal, [False]])])  # few, as a rule
+    at = at[(dump.length[at] >= 8) & (dump.log_ratio[at] != 0) & np.isfinite(dump.log_ratio[at])]
+    rows = np.stack([dump.group[at], np.nan_to_num(dump.reward[at]), dump.log_ratio[at], dump.length[at]], axis=1)
+    return np.delete(at, np.unique(rows, axis=0, return_index=True)[1])
 
 
 def _first(places: list[str]) -> str:

@@ -113,7 +113,7 @@ class Replay(Result):
     """column -> its values in order"""
     ranking: CorrectionRanking | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
-    place: tuple[str, ...] = ()
+    place: Sequence[str] = ()
     """(n,) where each trajectory stands in the file"""
     lags: tuple[Any, ...] = ()
     """the lags that the file states"""

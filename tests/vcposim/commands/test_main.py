@@ -67,6 +67,7 @@ def test_help_loads_nothing_that_computes(arguments: list[str]) -> None:
         (["cite", "vcpo"], {"scipy", "matplotlib", "pyarrow", "rich", "torch"}),
         (["variance", "--json"], {"matplotlib", "pyarrow", "torch", "arviz_stats"}),
         (["plan", "--help"], {"matplotlib", "pyarrow", "torch", "arviz_stats"}),
+        (["replay", "--sample", "--no-figure"], {"matplotlib", "pyarrow", "torch", "arviz_stats", "hypothesis"}),
         (["check", "--help"], {"matplotlib", "pyarrow", "torch", "hypothesis"}),
     ],
 )

@@ -45,6 +45,34 @@ def test_tail_length_is_the_librarys() -> None:
     assert all(tail_length(n) == array_stats._get_ps_tails(n, 1, "right") for n in range(MIN_SAMPLES, 3000))
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(MIN_SAMPLES, 3000),
+    spread=st.sampled_from([0.01, 0.3, 1.0, 3.0, 20.0]),
+    kind=st.sampled_from(["normal", "pareto", "student", "bounded", "ties"]),
+)
+def test_fit_and_smoothing_are_the_librarys(seed: int, n: int, spread: float, kind: str) -> None:
+    from arviz_stats.base import array_stats
+
+    rng = np.random.default_rng(seed)
+    log_weight = {
+        "normal": lambda: spread * rng.normal(size=n),
+        "pareto": lambda: -spread * np.log(rng.random(n)),
+        "student": lambda: spread * rng.standard_t(2, n),
+        "bounded": lambda: np.log(rng.random(n)) * spread,
+        "ties": lambda: np.round(spread * rng.normal(size=n), 1),
+    }[kind]()
+    ours = fit(log_weight)
+    assert tail_index(log_weight) == near(ours.khat, allow=0.0)
+    if not math.isfinite(ours.khat):
+        return  # the library has no word for these
+    smoothed, shape = array_stats.psislw(-log_weight)
+    assert ours.khat == near(float(shape))
+    # the library's weights are normalized; which of several equal ones gets which quantile is nobody's promise
+    ours_sorted, theirs = np.sort(ours.log_weight), np.sort(smoothed)
+    assert_near(ours_sorted - ours_sorted[0], theirs - theirs[0], allow=SEARCHED)
+
+
 def test_threshold_and_required_samples_are_inverse() -> None:
     assert khat_threshold(100) == near(0.5)
     assert khat_threshold(10**9) == 0.7

@@ -18,9 +18,11 @@ from vcposim.baselines import baseline
 from vcposim.commands.main import main
 from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
-from vcposim.replay import Dump, parse_columns, read_dump, to_json
+from vcposim.replay import Dump, contributions, parse_columns, read_dump, to_json
 from vcposim.replay.contributions import Interval, bootstrap_ratios
+from vcposim.replay.dumps import Places
 from vcposim.replay.replay import DEFAULT_BASELINES, replay, verdict
+from vcposim.weights import Weighting
 
 Record = dict[str, Any]
 
@@ -550,3 +552,35 @@ def test_missing_file_directory_and_cut_parquet(tmp_path: Path, capsys: pytest.C
     assert "row 1" in run(capsys, path)[2]
     pq.write_table(pa.table({"score": [1.0], "uid": [2]}), path)
     assert "--column group=uid" in run(capsys, path)[2]
+
+
+def test_places_in_pieces_are_a_sequence_of_strings() -> None:
+    names = [f"line {k}" for k in range(7)]
+    places = Places()
+    for part in (names[:3], [], names[3:4], names[4:]):
+        places.extend(part)
+    assert list(places) == names == [places[i] for i in range(7)] == list(places[:])
+    assert places[-1] == "line 6"
+    assert list(places.take(np.array([5, 0]))) == ["line 5", "line 0"]
+    with pytest.raises(IndexError):
+        places[7]
+
+
+def test_groups_put_together_give_the_same_ratio_and_an_interval_as_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = np.random.default_rng(1).gamma(1.0, size=(2, 2, 4000))
+    alone = contributions.bootstrap_ratios(pair, 1000, 0)
+    monkeypatch.setattr(contributions, "MOST_DRAWN", 500)
+    for one, other in zip(contributions.bootstrap_ratios(pair, 1000, 0), alone, strict=True):
+        assert one.value == near(other.value)
+        # a width is a quantile of 1,000 resamples over 500 units: within 4 of its standard errors, about 0.05 each
+        assert abs((one.high - one.low) / (other.high - other.low) - 1) < 0.3
+
+
+def test_groups_tabulated_by_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = read_dump(Path(contributions.__file__).parent / "sample.jsonl")
+    size = np.bincount(dump.group)
+    whole = contributions.tabulate(dump, size, ("group_mean", "opob"), Weighting("importance"))
+    monkeypatch.setattr(contributions, "TOGETHER", 3)
+    parts = contributions.tabulate(dump, size, ("group_mean", "opob"), Weighting("importance"))
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
