@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from simulations import claims, log, papers
+from simulations import claims, conclusion, log, papers
 from simulations.protocol import SIZES, Experiment, discover, select, settings_of
 from simulations.report import (
     Findings,
@@ -256,11 +256,17 @@ def run_command(options: argparse.Namespace, experiments: Mapping[str, Experimen
     target = root / "report.html" if "quick" in options.ids else None
     if target and target.exists() and not is_report(target):
         raise InputError(f"--out: {target} is not a report of this program; move it or choose another --out")
+    source = conclusion.sources() if target else ""
     if all(state == "complete" for state in states) and not options.resume:
         age = time.time() - max(folder.results.stat().st_mtime for folder in folders)
         place = f"report at {target}" if target else f"a page of it: {PROGRAM} report {root}"
         say(f"complete, {age:,.0f} s ago; {place}; nothing to compute in {root} (delete it to start over)")
-        return conclude(root, folders, target, experiments)
+        sections = conclusion.kept(source, folders, target) if target else None
+        if sections is not None:
+            code = tell(Findings(sections))
+            print(f"records: {root}")
+            return code
+        return conclude(root, folders, target, experiments, source)
     with contextlib.ExitStack() as stack:
         for folder, state in zip(folders, states, strict=True):
             open_folder(folder, state, command, stack)
@@ -282,7 +288,7 @@ def run_command(options: argparse.Namespace, experiments: Mapping[str, Experimen
             "the same command tries them again"
         )
     complete = [folder for folder in folders if folder.results.exists()]
-    return max(1 if failures else 0, conclude(root, complete, target, experiments) if complete else 0)
+    return max(1 if failures else 0, conclude(root, complete, target, experiments, source) if complete else 0)
 
 
 def open_folder(folder: RunFolder, state: str, command: Sequence[str], stack: contextlib.ExitStack) -> None:
@@ -342,9 +348,16 @@ def progress(count: int) -> Iterator[Callable[[RunFolder, int], None]]:
 
 
 def conclude(
-    root: Path, complete: Sequence[RunFolder], target: Path | None, experiments: Mapping[str, Experiment]
+    root: Path,
+    complete: Sequence[RunFolder],
+    target: Path | None,
+    experiments: Mapping[str, Experiment],
+    source: str,
 ) -> int:
-    """Analyse the complete runs of this command, print their verdicts, write summaries of full runs and the report."""
+    """Analyse the complete runs of this command, print their verdicts, write summaries of full runs and the report.
+
+    With a report goes a conclusion (`simulations.conclusion`) by `source`, if nothing failed.
+    """
     known = {folder.experiment.id: folder.experiment for folder in complete}
     sections = [load_section(folder.path, known) for folder in complete]
     for section in sections:
@@ -352,9 +365,12 @@ def conclude(
             write_atomically(section.path / "summary.json", dump(section))
     own = gathered(sections, {s.id: s for s in committed(known).values() if s.id not in full_ids(sections)})
     # the terminal shows what was run; the page also what the committed full runs found
-    code = tell(Findings([s.beside if s.beside and s.path is None else s for s in own.sections]))
+    told = [s.beside if s.beside and s.path is None else s for s in own.sections]
+    code = tell(Findings(told))
     if target:
         code = max(code, write_page(gathered(sections, committed(experiments)), target))
+        if code == 0:
+            conclusion.keep(source, complete, target, told)
     print(f"records: {root}" if target else f"records: {root}; a page of them: {PROGRAM} report {root}")
     return code
 

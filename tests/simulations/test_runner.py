@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations import protocol
+import simulations.__main__
+from simulations import conclusion, protocol
 from simulations.__main__ import main
 from simulations.protocol import (
     Analysis,
@@ -605,6 +606,63 @@ def test_quick_runs_everything_and_reports(quick: Path, finished_run: Path, tmp_
         assert word in out
 
 
+def test_quick_asked_again_says_the_same_and_judges_nothing(
+    quick: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(quick, tmp_path / "copy")  # nothing in it says where it was made
+    page, (_, said, _) = (copy / "report.html").read_bytes(), cli("run", "quick", "--out", copy, "--resume")
+    assert (copy / "report.html").read_bytes() == page
+    monkeypatch.setattr("simulations.__main__.load_section", None)
+    monkeypatch.setattr("simulations.__main__.page", None)
+    code, again, _ = cli("run", "quick", "--out", copy)
+    assert (code, again) == (0, said)
+    assert (copy / "report.html").read_bytes() == page
+
+
+def edited(path: Path) -> None:
+    """One letter of a file is another."""
+    text = path.read_text()
+    path.write_text(text.replace("mean of three", "mean of seven", 1) if "mean of three" in text else text + "\n")
+    assert path.read_text() != text
+
+
+@pytest.mark.parametrize("change", ["the report", "no report", "what was told", "a run", "the source", "a package"])
+def test_quick_concludes_again_from_what_has_changed(
+    change: str, quick: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(quick, tmp_path / "copy")
+    page, told = ((copy / name).read_bytes() for name in ("report.html", conclusion.FILE))
+    if change == "the report":
+        edited(copy / "report.html")
+    elif change == "no report":
+        (copy / "report.html").unlink()
+    elif change == "what was told":
+        edited(copy / conclusion.FILE)
+    elif change == "a run":
+        edited(copy / "toy-reduced" / "results.jsonl")
+    elif change == "the source":
+        code = tmp_path / "code"
+        for package in conclusion.OURS:
+            shutil.copytree(conclusion.ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(conclusion, "ROOT", code)
+        assert conclusion.kept(conclusion.sources(), plan_of(copy), copy / "report.html") is not None
+        edited(code / "simulations" / "drawing.py")
+    else:
+        monkeypatch.setattr("importlib.metadata.distributions", lambda: [])
+    judged = []
+    load = simulations.__main__.load_section
+    monkeypatch.setattr("simulations.__main__.load_section", lambda *a: judged.append(a) or load(*a))
+    assert cli("run", "quick", "--out", copy)[0] == 0
+    assert len(judged) == len(toy.EXPERIMENTS)
+    assert (copy / "report.html").read_bytes() == page
+    assert change not in ("the report", "no report", "what was told") or (copy / conclusion.FILE).read_bytes() == told
+
+
+def plan_of(root: Path) -> list[RunFolder]:
+    """The run folders of `run quick` on the toys in `root`."""
+    return simulations.__main__.plan(["quick"], toy.EXPERIMENTS, size="reduced", estimators=(), out=root)[1]
+
+
 def test_quick_leaves_out_what_is_not_installed_and_says_so(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,7 +672,7 @@ def test_quick_leaves_out_what_is_not_installed_and_says_so(
     code, _, err = cli("run", "quick", "--workers", 1, "--out", tmp_path / "quick", experiments=known)
     assert code == 0
     assert "toy_two is left out" in err
-    assert {p.name for p in (tmp_path / "quick").iterdir()} == {"toy-reduced", "report.html"}
+    assert {p.name for p in (tmp_path / "quick").iterdir()} == {"toy-reduced", "report.html", "conclusion.json"}
     monkeypatch.setitem(protocol.EXTRAS, "llm", ("json",))
     cli("run", "quick", "--workers", 1, "--out", tmp_path / "both", experiments=known)
     assert (tmp_path / "both" / "toy_two-reduced").is_dir()
