@@ -150,7 +150,8 @@ def test_the_design_covers_every_level_and_lets_no_two_factors_go_together() -> 
     cells = [c._asdict() for c in regime_factors.DESIGN]
     levels = {f: {c[f] for c in cells} for f in regime_factors.FACTORS}
     assert levels["prompts"] == {1, 4, 16, 64}
-    assert levels["length"] == {8, 32, 128}
+    assert levels["length"] == {8, 32, 128, 512}
+    assert levels["family"] == {"linear", "network"}
     assert levels["rewards"] == set(regime_factors.LOWEST)
     assert len({(c["prompts"], c["lag"]) for c in cells}) == 16
     for f in levels:

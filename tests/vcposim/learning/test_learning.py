@@ -16,14 +16,15 @@ from vcposim.control import STEP_RULES, snr_of_groups
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.learning import learner as learning
+from vcposim.learning import tables
 from vcposim.learning.lags import LAG_LAWS, History, Lag
 from vcposim.learning.learner import Learner
 from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
 from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
 from vcposim.learning.streams import CHUNK, RandomNumbers
-from vcposim.learning.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
-from vcposim.learning.tasks import TASKS, LearningTask, many_prompts, network, task, warm
+from vcposim.learning.tables import Linear, OneLayer, TableScores, Tabular, TwoLayer, gradient, table_log_prob
+from vcposim.learning.tasks import TASKS, LearningTask, linear, many_prompts, network, task, warm
 from vcposim.problems.chains import chain_problem
 from vcposim.problems.policies import TabularSoftmax
 from vcposim.weights import Weighting
@@ -239,7 +240,8 @@ def test_the_gradient_is_the_sum_of_coefficients_times_scores(kind: str) -> None
 
 def families() -> list[object]:
     rng = np.random.default_rng(1)
-    return [Tabular(4, 5), Linear(rng.normal(size=(4, 5, 6))), TwoLayer(rng.normal(size=(4, 3)), 7, 5)]
+    return [Tabular(4, 5), Linear(rng.normal(size=(4, 5, 6))), OneLayer(rng.normal(size=(4, 3)), 5),
+            TwoLayer(rng.normal(size=(4, 3)), 7, 5)]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda f: type(f).__name__)
@@ -272,15 +274,31 @@ def test_lookups_of_orthogonal_scores_equal_vectors(per_token: bool) -> None:
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-def test_norms_by_gram_matrices_equal_vectors(per_token: bool) -> None:
+@pytest.mark.parametrize("long", [2, 64])
+@pytest.mark.parametrize("family", [network, linear])
+def test_norms_by_gram_matrices_or_sums_equal_vectors(
+    family: Any, long: int, per_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tokens, by pairs or, where that is called long, by the gradients themselves."""
+    monkeypatch.setattr(tables, "LONG", long)
     problem = many_prompts(3, 4, 5)
     runs = [Run("vcpo", seed=s, lag=Lag(2)) for s in range(2)]
-    learner = learned(problem, runs, family=network(problem))
+    learner = learned(problem, runs, family=family(problem))
     cell = learner._draw().cell
     scores = TableScores(learner.family, learner.state.theta, learner.state.prob, cell)
     weight = np.random.default_rng(4).normal(size=cell.shape if per_token else cell.shape[:-1])
     slow = np.sum(scores._vectors(weight) ** 2, axis=-1)
     assert_near(scores.sq_norm(weight), slow, scale=0)
+
+
+def test_a_linear_policy_starts_where_asked_and_every_row_moves_the_others() -> None:
+    problem = many_prompts(4)
+    family = linear(problem)
+    logit = family.logit(family.parameters(problem.logit)[None])[0]
+    assert_near(logit, problem.logit - problem.logit.mean(axis=1, keepdims=True))
+    overlap = family.x @ family.x.T
+    assert np.all(overlap != 0)
+    assert np.all(np.abs(overlap - np.diag(np.diag(overlap))) < np.diag(overlap)[:, None])
 
 
 def test_each_of_many_prompts_pays_for_its_own_string_alone() -> None:
