@@ -353,6 +353,18 @@ def at_edge(best: Mapping[str, list[Record]], sizes: Sequence[float]) -> str:
     return f"best step sizes at the grid's edge, so bounds from below: {'; '.join(found) or 'none'}"
 
 
+PAPERS_ESS = (0.1, 0.3)
+"""ESS / n that VCPO's authors see under large lag"""
+
+
+def ess_told(best: Mapping[str, list[Record]], method: str) -> str:
+    """The mean ESS of a method in each place at its own best step size, as words; and where it is the paper's."""
+    ess = {p: float(np.mean([r["ess"] for r in chosen(own, method=method)])) for p, own in best.items()}
+    within = [p for p, x in ess.items() if PAPERS_ESS[0] <= x <= PAPERS_ESS[1]]
+    each = "; ".join(f"{p} {x:.2f}" for p, x in ess.items())
+    return f"ESS / n of {method}: {each}; within the paper's 0.1 to 0.3: {'; '.join(within) or 'nowhere'}"
+
+
 def best_of(records: list[Record]) -> list[Record]:
     """The records of all methods, each at its own best step size."""
     return [r for method in dict.fromkeys(r["method"] for r in records) for r in at_own_best(records, method)]

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from simulations.drawing import Plot, of_intervals, panel, plot, series
-from simulations.methods import Method, at_edge, at_own_best, best_of, outcome, own_methods, run_of, trace
+from simulations.methods import Method, at_edge, at_own_best, best_of, ess_told, outcome, own_methods, run_of, trace
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.regime_map import METHODS as MAP
 from simulations.questions.regime_map import SGD_STEP, STEP_SIZES
@@ -176,9 +176,9 @@ def analyse(records: list[Record]) -> Analysis:
     )
     places = {f"{r['prompts']} prompts, lag {r['lag']}": FactorCell(*(r[f] for f in FACTORS)) for r in records}
     own = {p: best_of([r for r in records if FactorCell(*(r[f] for f in FACTORS)) == c]) for p, c in places.items()}
-    edges = at_edge(own, sorted({r["step_size"] for r in records}))
+    notes = {"norms": at_edge(own, sorted({r["step_size"] for r in records})), "vcpo": ess_told(own, "n2")}
     questions = [
-        Question(key, claim, words, rule, levels(name), "where", note=edges if key == "norms" else "", beside=True)
+        Question(key, claim, words, rule, levels(name), "where", note=notes.get(key, ""), beside=True)
         for key, claim, words, rule, name in asked
     ]
     strongest = {name: max(FACTORS, key=lambda f: moved(by[f])) for name, by in found.items()}

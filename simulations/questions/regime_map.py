@@ -24,6 +24,7 @@ from simulations.methods import (
     at_edge,
     at_own_best,
     chosen,
+    ess_told,
     gain,
     outcome,
     own_methods,
@@ -242,9 +243,12 @@ def analyse(records: list[Record]) -> Analysis:
          "the stale n^2 baseline with no ratio is not worse than synchronous training with n^2, own best step",
          not_worse, compared(plain, "n2 / synchronous / full step", best)),
     ]  # fmt: skip
-    edges = at_edge(best, sorted({r["step_size"] for r in records}))
-    questions = [Question(*one, over="where", note=edges if number == 0 else "", beside=True)
-                 for number, one in enumerate(asked)]  # fmt: skip
+    notes = {
+        "baseline_before_ratio": at_edge(best, sorted({r["step_size"] for r in records})),
+        "rivals_gain_from_n2": ess_told(best, "mean / TIS / full step"),
+        "n2_alone_own_best": ess_told(best, plain),
+    }
+    questions = [Question(*one, over="where", note=notes.get(one[0], ""), beside=True) for one in asked]
     caption = (
         "Value averaged over training, each method at its own best step size: one row a baseline, one color a ratio "
         "and step rule, with 95% intervals over seeds. What moves from row to row is the baseline's doing."

@@ -165,7 +165,14 @@ def test_the_factor_that_was_planted_is_found() -> None:
 
     def record(cell: dict[str, Any], method: str, seed: int) -> dict[str, Any]:
         gain = 0.3 if method == "n2" and cell["prompts"] >= 16 else 0.0
-        return {**cell, "method": method, "step_size": 0.1, "seed": seed, "average": 0.5 + gain + 1e-3 * seed}
+        return {
+            **cell,
+            "method": method,
+            "step_size": 0.1,
+            "seed": seed,
+            "average": 0.5 + gain + 1e-3 * seed,
+            "ess": 0.5,
+        }
 
     records = [
         record(c._asdict(), m, s) for c in regime_factors.DESIGN for m in regime_factors.METHODS for s in range(6)
