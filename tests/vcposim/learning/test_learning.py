@@ -484,19 +484,34 @@ def test_history_keeps_what_was_pushed_and_refuses_what_it_lost() -> None:
         history.slot(np.array([3]))
 
 
+def test_each_run_has_its_own_memory_of_squares() -> None:
+    """beta2 acts on the run that has it, from the second update on, and on nobody else."""
+    runs = [Run("dr_grpo", seed=1), Run("dr_grpo", seed=1, beta2=0.5), Run("dr_grpo", seed=1)]
+    learner = Learner(task("contextual_bandit"), runs, groups=8, group_size=8)
+    list(learner.updates(1))
+    assert_near(learner.state.theta[0], learner.state.theta[1])
+    list(learner.updates(3))
+    assert np.array_equal(learner.state.theta[0], learner.state.theta[2])
+    assert np.abs(learner.state.theta[0] - learner.state.theta[1]).max() > 1e-4
+    with pytest.raises(InputError, match="beta2: 1"):
+        Run("dr_grpo", beta2=1.0)
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_adam_and_weight_decay_are_pytorchs() -> None:
+@pytest.mark.parametrize("beta2", [0.999, 0.95])
+def test_adam_and_weight_decay_are_pytorchs(beta2: float) -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(6)
     theta, grads = rng.normal(size=(2, 5)), rng.normal(size=(12, 2, 5))
     moments, mine = AdamMoments.zeros(theta.shape), theta.copy()
     theirs = torch.tensor(theta, requires_grad=True)
-    optimizer = torch.optim.AdamW([theirs], lr=0.03, weight_decay=0.2)
+    optimizer = torch.optim.AdamW([theirs], lr=0.03, weight_decay=0.2, betas=(0.9, beta2))
+    betas = 0.9, np.full((2, 1), beta2)
     for g in grads:
-        mine = stepped(mine, adam_direction(moments, g), np.full(2, 0.03), np.full(2, 0.2))
+        mine = stepped(mine, adam_direction(moments, g, beta=betas), np.full(2, 0.03), np.full(2, 0.2))
         theirs.grad = torch.tensor(-g)
         optimizer.step()
     assert_near(mine, theirs.detach().numpy(), scale=0)
