@@ -5,7 +5,7 @@ and nothing is given. They take turns, and a sound method must end above 95% suc
 nothing of generalization (after prime-rl's sanity example). What fails on policy is a broken trainer; what passes on
 policy and fails under lag is a method that staleness breaks.
 
-The policy and the chains of thought are those of `long_trajectories`, shorter: the running sums of 16 digits. Everybody
+The policy and the chains of thought are those of `long_trajectories`, shorter: the running sums of 24 digits. Everybody
 has three step sizes and is judged at its own best, chosen on seeds of the other parity.
 """
 
@@ -20,7 +20,7 @@ from simulations.protocol import Analysis, Comparison, Experiment, Figure, Quest
 from simulations.questions.long_trajectories import BASE_RATE, LEAD, SYNCHRONOUS
 from simulations.questions.long_trajectories import METHODS as AT_LENGTH
 
-TASK: dict[str, Any] = {"task": "running_sum", "task_options": {"steps": 16, "modulus": 5}, "max_new_tokens": 17}
+TASK: dict[str, Any] = {"task": "running_sum", "task_options": {"steps": 24, "modulus": 5}, "max_new_tokens": 25}
 METHODS: dict[str, Method] = {
     name: AT_LENGTH[name] for name in ("VCPO", "TIS", "GSPO", "M2PO", "no correction", "n2", LEAD, *SYNCHRONOUS)
 }
@@ -102,7 +102,7 @@ def policy() -> Any:
 
     task = load_task(TASK["task"], **TASK["task_options"])
     recipe = Recipe(every=100, lessons=4096, batch=32, checks=256)
-    return load_model("char", task=task, base_rate=BASE_RATE, recipe=recipe, hidden=32, layers=2, heads=2, length=40)
+    return load_model("char", task=task, base_rate=BASE_RATE, recipe=recipe, hidden=32, layers=2, heads=2, length=56)
 
 
 @cache
