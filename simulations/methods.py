@@ -4,7 +4,7 @@ A method is an estimator of the catalogue, a step rule, and whether it learns fr
 the plain host `R - group mean`, so that differences come from the ratio treatment alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -337,6 +337,32 @@ def at_own_best(records: list[Record], method: str, field: str = "average") -> l
         best = max(sizes, key=lambda e: np.mean([r[field] for r in others if r["step_size"] == e]))
         out += [r for r in mine if r["seed"] % 2 == parity and r["step_size"] == best]
     return out
+
+
+def at_edge(best: Mapping[str, list[Record]], sizes: Sequence[float]) -> str:
+    """Which methods have their best step size at the first or last of the grid, by place: bounds from below, as words.
+
+    `best`: the records of each place, each method at its own best (`best_of`).
+    """
+    found = [
+        f"{method} at {p}"
+        for p, own in best.items()
+        for method in dict.fromkeys(r["method"] for r in own)
+        if {r["step_size"] for r in chosen(own, method=method)} & {min(sizes), max(sizes)}
+    ]
+    return f"best step sizes at the grid's edge, so bounds from below: {'; '.join(found) or 'none'}"
+
+
+PAPERS_ESS = (0.1, 0.3)
+"""ESS / n that VCPO's authors see under large lag"""
+
+
+def ess_told(best: Mapping[str, list[Record]], method: str) -> str:
+    """The mean ESS of a method in each place at its own best step size, as words; and where it is the paper's."""
+    ess = {p: float(np.mean([r["ess"] for r in chosen(own, method=method)])) for p, own in best.items()}
+    within = [p for p, x in ess.items() if PAPERS_ESS[0] <= x <= PAPERS_ESS[1]]
+    each = "; ".join(f"{p} {x:.2f}" for p, x in ess.items())
+    return f"ESS / n of {method}: {each}; within the paper's 0.1 to 0.3: {'; '.join(within) or 'nowhere'}"
 
 
 def best_of(records: list[Record]) -> list[Record]:

@@ -255,11 +255,19 @@ class LockStep:
 
     def evaluate(self, problems: int = 256) -> Array:
         """Success rates on held-out problems, one response each, as `Trainer.evaluate` has them: (run,)."""
-        index = tuple(range(HELD_OUT, HELD_OUT + problems))
-        found = np.empty(len(self.configs))
+        return self.success(range(HELD_OUT, HELD_OUT + problems)).mean(axis=1)
+
+    def success(self, problems: Sequence[int], responses: int = 1) -> Array:
+        """The share of `responses` to each of these problems that solve it: (run, problem).
+
+        Random numbers are those of the problem's number: ask for numbers that no update trains on.
+        """
+        index = tuple(problems)
+        found = np.empty((len(self.configs), len(index)))
         for rows in self._chunks(range(len(self.configs))):
-            drawn = self._sample(self.theta[rows], [(self.seed[i], index, 1) for i in rows])
-            found[rows] = (drawn.reward >= 1).double().mean(1).numpy()
+            drawn = self._sample(self.theta[rows], [(self.seed[i], index, responses) for i in rows])
+            solved = (drawn.reward >= 1).double().unflatten(1, (len(index), responses))
+            found[rows] = solved.mean(2).numpy()
         return found
 
     # --- sampling -----------------------------------------------------------------------------------------------------

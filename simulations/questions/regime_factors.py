@@ -1,6 +1,6 @@
 """Which factor of a regime decides what n^2, ratios and the ESS step are worth?
 
-A screen over nine factors, of which `regime_map` varies a few one at a time: all 16 pairs of prompts and lag, and with
+A screen over ten factors, of which `regime_map` varies a few one at a time: all 16 pairs of prompts and lag, and with
 each pair one level of every other factor, so that each level meets several of every other (`DESIGN`). In each cell four
 differences, each method at its own best step size, chosen on seeds of the other parity:
 
@@ -10,7 +10,7 @@ differences, each method at its own best step size, chosen on seeds of the other
     VCPO over n^2         all three parts against n^2 alone
 
 A level's effect is the mean of a difference over the cells that have it: main effects, others averaged out as far as
-16 cells can. Lengths reach 128, with the spread of log-ratios growing as it does; graded rewards pay the share
+16 cells can. Lengths reach 512, with the spread of log-ratios growing as it does; graded rewards pay the share
 of right tokens. Values are E[R], exact, less the lowest reward, averaged over training.
 """
 
@@ -19,17 +19,18 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from simulations.drawing import Plot, of_intervals, panel, plot, series
-from simulations.methods import Method, at_own_best, outcome, own_methods, run_of, trace
+from simulations.methods import Method, at_edge, at_own_best, best_of, ess_told, outcome, own_methods, run_of, trace
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.regime_map import METHODS as MAP
 from simulations.questions.regime_map import SGD_STEP, STEP_SIZES
 from simulations.stats import DIFFERENCE, Estimate, of_seeds
 from vcposim.learning.lags import Lag
-from vcposim.learning.tasks import LearningTask, many_prompts
+from vcposim.learning.tasks import LearningTask, linear, many_prompts, network
 
 
 class FactorCell(NamedTuple):
-    """A level of every factor; a clip norm of 0 is none; three targets share all but their last two tokens."""
+    """A level of every factor; a clip norm of 0 is none; three targets share all but their last two tokens; a linear
+    policy has one layer on random inputs, twice as many as rows, so that all rows share all parameters."""
 
     prompts: int
     lag: int
@@ -40,24 +41,25 @@ class FactorCell(NamedTuple):
     group_size: int
     optimizer: str
     clip_norm: float
+    family: str = "network"
 
 
 FACTORS = FactorCell._fields
 DESIGN = (
     FactorCell(1, 0, 32, 1, 0.02, "0/1", 4, "adam", 1.0),
-    FactorCell(1, 4, 8, 3, 0.17, "-1/0", 8, "adam", 0.0),
+    FactorCell(1, 4, 8, 3, 0.17, "-1/0", 8, "adam", 0.0, "linear"),
     FactorCell(1, 16, 128, 1, 0.5, "1/2", 16, "adam", 1.0),
-    FactorCell(1, 64, 8, 1, 0.17, "graded", 8, "sgd", 1.0),
+    FactorCell(1, 64, 512, 1, 0.17, "graded", 8, "adam", 1.0),
     FactorCell(4, 0, 8, 3, 0.5, "-1/0", 16, "adam", 1.0),
-    FactorCell(4, 4, 128, 1, 0.17, "1/2", 4, "sgd", 0.0),
-    FactorCell(4, 16, 8, 1, 0.02, "graded", 8, "adam", 0.0),
-    FactorCell(4, 64, 32, 1, 0.5, "0/1", 8, "adam", 1.0),
-    FactorCell(16, 0, 8, 1, 0.17, "graded", 4, "adam", 0.0),
+    FactorCell(4, 4, 512, 1, 0.17, "1/2", 4, "sgd", 0.0),
+    FactorCell(4, 16, 8, 1, 0.02, "graded", 8, "adam", 0.0, "linear"),
+    FactorCell(4, 64, 128, 1, 0.5, "0/1", 8, "adam", 1.0),
+    FactorCell(16, 0, 8, 1, 0.17, "graded", 4, "sgd", 0.0),
     FactorCell(16, 4, 8, 3, 0.5, "0/1", 8, "adam", 1.0),
     FactorCell(16, 16, 32, 1, 0.17, "-1/0", 8, "adam", 1.0),
-    FactorCell(16, 64, 8, 3, 0.02, "1/2", 16, "adam", 1.0),
+    FactorCell(16, 64, 8, 3, 0.02, "1/2", 16, "adam", 1.0, "linear"),
     FactorCell(64, 0, 8, 1, 0.5, "1/2", 8, "sgd", 1.0),
-    FactorCell(64, 4, 8, 1, 0.02, "graded", 16, "adam", 1.0),
+    FactorCell(64, 4, 8, 1, 0.02, "graded", 16, "adam", 1.0, "linear"),
     FactorCell(64, 16, 8, 3, 0.17, "0/1", 4, "adam", 1.0),
     FactorCell(64, 64, 8, 1, 0.5, "-1/0", 8, "adam", 0.0),
 )
@@ -108,7 +110,9 @@ def run(setting: Setting) -> list[Record]:
     options = {"step_size": step, "optimizer": setting["optimizer"], "clip_norm": setting["clip_norm"] or float("inf")}
     runs = [run_of(methods[name], Lag(setting["lag"]), seed=seed, **options) for name, seed in keys]
     size = setting["group_size"]
-    found = trace(place(setting), runs, setting["updates"], groups=32 // size, group_size=size)
+    problem = place(setting)
+    family = linear(problem) if setting["family"] == "linear" else network(problem)
+    found = trace(problem, runs, setting["updates"], family=family, groups=32 // size, group_size=size)
     found["value"] = found["value"] - LOWEST[setting["rewards"]]
     cell = {name: setting[name] for name in FACTORS}
     out = []
@@ -170,8 +174,12 @@ def analyse(records: list[Record]) -> Analysis:
         ("brake", "C14", "on n^2, the ESS step is better than the full step", better, "ESS step over full"),
         ("vcpo", "C13", "VCPO is not worse than n^2 alone", not_worse, "VCPO over n^2"),
     )
+    places = {f"{r['prompts']} prompts, lag {r['lag']}": FactorCell(*(r[f] for f in FACTORS)) for r in records}
+    own = {p: best_of([r for r in records if FactorCell(*(r[f] for f in FACTORS)) == c]) for p, c in places.items()}
+    notes = {"norms": at_edge(own, sorted({r["step_size"] for r in records})), "vcpo": ess_told(own, "n2")}
     questions = [
-        Question(key, claim, words, rule, levels(name), "where", beside=True) for key, claim, words, rule, name in asked
+        Question(key, claim, words, rule, levels(name), "where", note=notes.get(key, ""), beside=True)
+        for key, claim, words, rule, name in asked
     ]
     strongest = {name: max(FACTORS, key=lambda f: moved(by[f])) for name, by in found.items()}
     caption = (

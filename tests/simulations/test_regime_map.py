@@ -150,7 +150,8 @@ def test_the_design_covers_every_level_and_lets_no_two_factors_go_together() -> 
     cells = [c._asdict() for c in regime_factors.DESIGN]
     levels = {f: {c[f] for c in cells} for f in regime_factors.FACTORS}
     assert levels["prompts"] == {1, 4, 16, 64}
-    assert levels["length"] == {8, 32, 128}
+    assert levels["length"] == {8, 32, 128, 512}
+    assert levels["family"] == {"linear", "network"}
     assert levels["rewards"] == set(regime_factors.LOWEST)
     assert len({(c["prompts"], c["lag"]) for c in cells}) == 16
     for f in levels:
@@ -164,7 +165,14 @@ def test_the_factor_that_was_planted_is_found() -> None:
 
     def record(cell: dict[str, Any], method: str, seed: int) -> dict[str, Any]:
         gain = 0.3 if method == "n2" and cell["prompts"] >= 16 else 0.0
-        return {**cell, "method": method, "step_size": 0.1, "seed": seed, "average": 0.5 + gain + 1e-3 * seed}
+        return {
+            **cell,
+            "method": method,
+            "step_size": 0.1,
+            "seed": seed,
+            "average": 0.5 + gain + 1e-3 * seed,
+            "ess": 0.5,
+        }
 
     records = [
         record(c._asdict(), m, s) for c in regime_factors.DESIGN for m in regime_factors.METHODS for s in range(6)

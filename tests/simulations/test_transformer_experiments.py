@@ -1,5 +1,6 @@
 """What the transformer experiments conclude from records made by hand: the true verdict, whatever it is."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from simulations.drawing import draw
 from simulations.methods import chosen
-from simulations.questions import proxy_quality, transformer_collapse
+from simulations.questions import acceptance, proxy_quality, transformer_collapse
 from simulations.questions.proxy_quality import EXACT, PROXIES, WAYS, loss_of, moments, pareto
 from simulations.questions.transformer_collapse import RIVALS, outcome, settings
 from tests.kit.statistical import near
@@ -125,3 +126,27 @@ def test_second_moments_by_hand() -> None:
     assert moments(group, EXACT).tolist() == near([0.75**2 + 3 * 0.25**2, 1 + 3])
     assert moments(group, "length").tolist() == near([0.25 + 3 * 0.25, 1 + 3])
     assert moments(group, "mean").tolist() == near([0.25 + 3 * 0.25, 1 + 3])
+
+
+# --- acceptance -------------------------------------------------------------------------------------------------------
+
+
+def test_the_set_holds_what_the_start_solves_sometimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Success rates planted by problem: never, always and in between; what is trained on are the last, in order."""
+
+    class Start:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def success(self, index: Sequence[int], responses: int) -> np.ndarray:
+            assert responses == acceptance.TRIED
+            return np.array([[(0.0, 0.2, 0.5, 0.81, 1.0)[i % 5] for i in index]])
+
+    monkeypatch.setattr("llm_bridge.training.lockstep.LockStep", Start)
+    monkeypatch.setattr(acceptance, "policy", lambda: None)
+    acceptance.problems.cache_clear()
+    found = acceptance.problems(30)
+    acceptance.problems.cache_clear()
+    assert found.chosen == tuple(i for i in range(1024) if i % 5 in (1, 2))[:30]
+    assert found.problem(31).prompt == found.inner.problem(found.chosen[1]).prompt  # they take turns
+    with pytest.raises(ValueError, match="problems: 410 of 2000 are solved 20% to 80% of the time"):
+        acceptance.problems(2000)

@@ -400,6 +400,10 @@ OF_THEIR_OWN = {"others_biased", "vcpo_beats_rivals_with_n2", "lead_beats_vcpo"}
 """questions that are true only where another of their experiment is false: each has worlds of its own"""
 BETWEEN = {
     "ablation": {"opob_beats_mean": "fails", "opob_more_than_parts": "fails", "baseline_needed": "fails"},
+    "as_published": dict.fromkeys(
+        ("beats_rivals", "both_parts", "both_parts_grid", "opob_over_n2", "sqrt_over_linear", "group_std"), "fails"
+    )
+    | dict.fromkeys(("simple_n2_not_worse", "matches_synchronous", "matches_best_synchronous"), "holds"),
     "async_learning": dict.fromkeys(("both_parts", "group_std"), "fails")
     | dict.fromkeys(("matches_mean", "matches_opob"), "holds"),
     "best_step_size": dict.fromkeys(("beats_rivals", "both_parts", "group_std"), "fails")

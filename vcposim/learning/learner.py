@@ -141,6 +141,7 @@ class Learner:
         self._step_size, self._decay = (
             np.array([getattr(run, name) for run in self.runs]) for name in ("step_size", "weight_decay")
         )
+        self._betas = 0.9, np.array([run.beta2 for run in self.runs])[:, None]
         self._adam = np.array([run.optimizer == "adam" for run in self.runs])[:, None]
         self.state = self._initial()
 
@@ -367,7 +368,7 @@ class Learner:
         for limit, members in self._limits:
             shrink[members] = norm_scale(size[members], limit)
         turned *= shrink[:, None]
-        direction = np.where(self._adam, adam_direction(state.moments, turned), turned)
+        direction = np.where(self._adam, adam_direction(state.moments, turned, beta=self._betas), turned)
         moved = stepped(state.theta, direction, self._step_size * scale, self._decay)
         # a run whose parameters leave the range of floats stands still from then on, and the others go on
         with np.errstate(over="ignore", invalid="ignore"):

@@ -28,9 +28,12 @@ class AdamMoments:
 
 
 def adam_direction(
-    moments: AdamMoments, gradient: Array, *, beta: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
+    moments: AdamMoments, gradient: Array, *, beta: tuple[float, float | Array] = (0.9, 0.999), epsilon: float = 1e-8
 ) -> Array:
-    """m_hat / (sqrt(v_hat) + epsilon), moving the moments in place (arXiv 1412.6980): (run, p) -> (run, p)."""
+    """m_hat / (sqrt(v_hat) + epsilon), moving the moments in place (arXiv 1412.6980): (run, p) -> (run, p).
+
+    `beta`: what is kept of the first and second moments, numbers or (run, 1).
+    """
     moments.count += 1
     moments.first += (1 - beta[0]) * (gradient - moments.first)
     moments.second += (1 - beta[1]) * (gradient * gradient - moments.second)

@@ -71,6 +71,7 @@ class Run:
     `estimator` is a name of the catalogue, an `Estimator` or a function of a `Batch`; `clip_norm` (inf for none) the
     limit of the gradient's global norm. `memory` in [0, 1): what is left of a prompt's sums when it is visited again,
     the baseline being a weighted mean over its past responses too (1 / (1 - memory) visits of them); 0 for none.
+    `beta2` in [0, 1): what Adam keeps of its second moment.
 
     Raises `InputError` for unknown names and numbers out of range, and for a memory of what is no such baseline.
     """
@@ -84,6 +85,7 @@ class Run:
     clip_norm: float = 1.0
     weight_decay: float = 0.0
     memory: float = 0.0
+    beta2: float = 0.999
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -92,6 +94,8 @@ class Run:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}: {value} is not a finite non-negative number")
+        if not 0 <= self.beta2 < 1:
+            raise InputError(f"beta2: {self.beta2} is not in [0, 1); 0.999 is Adam's own, 0.95 that of large models")
         if not self.clip_norm > 0:
             raise InputError(f"clip_norm: {self.clip_norm} is not positive; use inf for no clipping")
         if self.seed < 0:

@@ -1,15 +1,16 @@
 """Policies of many runs at once, as tables (run, row, token) of log-probabilities, with explicit scores.
 
-Three families make logits from parameters theta (run, p):
+Four families make logits from parameters theta (run, p):
 
     Tabular    logit = theta                                   p = rows V; rows are independent
     Linear     logit[row, v] = <feature[row, v], theta>        rows share parameters
+    OneLayer   logit[row] = x[row] W                           the same with one x for all tokens of a row
     TwoLayer   logit[row] = tanh(x[row] W1) W2                 a small network; rows share a hidden layer
 
 The score of a token is J(row, v) - E_pi J(row, .), J the Jacobian of the logits. A gradient sum c s needs only the sums
 of c on each (row, token) and one product with J; only norms of whole trajectories need more. For `Tabular` these are
-lookups; `TwoLayer` has them from Gram matrices of a trajectory's tokens; the others write one vector a trajectory, by
-one matrix product a run.
+lookups; layers have them from Gram matrices of a trajectory's tokens, or, where tokens are many, from the gradients
+themselves; `Linear` writes one vector a trajectory, by one matrix product a run.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from vcposim.arrays import Array
 from vcposim.learning.optimizers import AdamMoments, adam_direction
@@ -101,6 +103,64 @@ class Linear:
         return np.einsum("rtv,tvp->rp", weight, self.feature)
 
 
+@dataclass(frozen=True)
+class OneLayer:
+    """logit[row] = x[row] W, no bias: inputs `x` (rows, d), V tokens; theta = W.
+
+    `Linear` whose features are one for all tokens of a row: norms of trajectories cost pairs of tokens, not vectors.
+    """
+
+    x: Array
+    vocabulary: int
+    orthogonal: bool = False
+
+    def parameters(self, logit: Array) -> Array:
+        """Least squares: exact where the inputs of rows are linearly independent: (rows, V) -> (p,)."""
+        return np.linalg.lstsq(self.x, logit - logit.mean(axis=1, keepdims=True), rcond=None)[0].reshape(-1)
+
+    def logit(self, theta: Array) -> Array:
+        """See `Family`."""
+        return self.x @ theta.reshape(len(theta), -1, self.vocabulary)
+
+    def jacobian(self, theta: Array) -> Array:
+        """Inputs on each token's own columns: (run, p) -> (run, rows, V, p)."""
+        one = np.einsum("td,vu->tvdu", self.x, np.eye(self.vocabulary)).reshape(len(self.x), self.vocabulary, -1)
+        return np.broadcast_to(one, (len(theta), *one.shape))
+
+    def pull_back(self, theta: Array, weight: Array) -> Array:
+        """See `Family`."""
+        return (self.x.T @ weight).reshape(len(theta), -1)
+
+    def sq_norm(self, theta: Array, row: Array, push: Array) -> Array:
+        """||sum_t sum_v push_tv J(row_t, v)||^2: (run, p), (run, i, time), (run, i, time, V) -> (run, i)."""
+        return sq_norm_of_outer(self.x, row, push)
+
+
+def sq_norm_of_outer(x: Array, row: Array, u: Array) -> Array:
+    """||sum_t x[row_t] u_t^T||_F^2: (rows, d), (run, i, time), (run, i, time, k) -> (run, i).
+
+    Pairs of tokens, sum_{t, t'} <x_t, x_t'> <u_t, u_t'>, take time^2 numbers a trajectory, the sum itself d k of them.
+    Inputs that are mostly zeros (one-hot) make it a product with a sparse matrix, cheap however large d is.
+    """
+    run, i, time = row.shape
+    if time <= LONG:
+        return np.einsum("...tu,...tu->...", (x @ x.T)[row[..., :, None], row[..., None, :]], _gram(u))
+    used = csr_array(x)[row.reshape(-1)]  # one line a token; its columns become those of its own trajectory
+    own = np.repeat(np.arange(run * i), time) * x.shape[1]
+    shifted = used.indices + np.repeat(own, np.diff(used.indptr))
+    spread = csr_array((used.data, shifted, used.indptr), shape=(run * i * time, run * i * x.shape[1]))
+    total = spread.T @ u.reshape(run * i * time, -1)
+    return np.sum((total * total).reshape(run, i, -1), axis=-1)
+
+
+LONG = 64
+"""tokens of a trajectory above which norms are made from gradients instead of pairs of tokens"""
+
+
+def _gram(y: Array) -> Array:
+    return y @ np.swapaxes(y, -1, -2)
+
+
 FIT_STEP = 0.02
 """Adam's step size in a network's supervised start"""
 
@@ -173,9 +233,11 @@ class TwoLayer:
         active = np.tanh(self.x @ first)
         hidden = active[np.arange(len(theta))[:, None, None], row]
         arriving = (push @ np.swapaxes(second, 1, 2)[:, None]) * (1 - hidden**2)
-        gram = lambda y: y @ np.swapaxes(y, -1, -2)  # noqa: E731
-        inputs = gram(self.x)[row[..., :, None], row[..., None, :]]
-        return np.sum(inputs * gram(arriving) + gram(hidden) * gram(push), axis=(-2, -1))
+        inner = sq_norm_of_outer(self.x, row, arriving)
+        if row.shape[-1] <= LONG:
+            return inner + np.einsum("...tu,...tu->...", _gram(hidden), _gram(push))
+        outer = np.swapaxes(hidden, -1, -2) @ push
+        return inner + np.einsum("...hv,...hv->...", outer, outer)
 
 
 def gradient(family: Family, theta: Array, prob: Array, weight: Array) -> Array:
@@ -242,7 +304,7 @@ class TableScores:
 
     def sq_norm(self, weight: Array) -> Array:
         """||weight_i s_i||^2, or ||sum_t weight_it s_it||^2: -> (run, group, n)."""
-        if isinstance(self.family, TwoLayer):
+        if isinstance(self.family, OneLayer | TwoLayer):
             # rows passed and w_t (e_token - pi(row)) on their logits: (run, group n, time), (run, group n, time, V)
             run, time, (rows, vocabulary) = len(self.cell), self.cell.shape[-1], self.prob.shape[1:]
             cell = self.cell.reshape(run, -1, time) - np.arange(run)[:, None, None] * (rows * vocabulary)

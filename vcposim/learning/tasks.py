@@ -20,7 +20,7 @@ import numpy as np
 
 from vcposim.arrays import Array
 from vcposim.errors import InputError, unknown_name
-from vcposim.learning.tables import TwoLayer
+from vcposim.learning.tables import OneLayer, TwoLayer
 from vcposim.problems.token_chains import TokenChain, any_match, exact_match, modular_sum, partial_credit
 
 
@@ -265,3 +265,13 @@ def network(problem: LearningTask, inputs: int = 5, hidden: int | None = None) -
         return TwoLayer(problem.inputs, hidden or 32, vocabulary, fit=SUPERVISED)
     x = np.random.default_rng(0).standard_normal((rows, inputs))
     return TwoLayer(x, hidden or 16, vocabulary)
+
+
+def linear(problem: LearningTask) -> OneLayer:
+    """A linear policy for a task, on random inputs, twice as many as rows: it can say anything, and all rows overlap.
+
+    Its logits start where the task says, exactly, and what is learned for one row moves every other a little.
+    """
+    rows, vocabulary = problem.logit.shape
+    x = np.random.default_rng(0).standard_normal((rows, 2 * rows))
+    return OneLayer(x / np.sqrt(2 * rows), vocabulary)

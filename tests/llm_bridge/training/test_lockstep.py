@@ -13,6 +13,7 @@ from llm_bridge.models.language_model import CharTokenizer, LanguageModel, char_
 from llm_bridge.tasks.base import Task, TaskProblem  # noqa: E402
 from llm_bridge.training import TrainConfig, Trainer  # noqa: E402
 from llm_bridge.training.lockstep import LockStep  # noqa: E402
+from llm_bridge.training.trainer import HELD_OUT  # noqa: E402
 from tests.kit.statistical import ADAPTED, near  # noqa: E402
 from tests.llm_bridge.training.toys import Letters  # noqa: E402
 from vcposim.errors import InputError  # noqa: E402
@@ -85,6 +86,19 @@ def test_a_run_is_the_trainers(task: Task) -> None:
         assert together.theta[i].numpy() == near(weights(alone.model).numpy(), allow=ADAPTED)
         assert success[i] == alone.evaluate(16)["success_rate"]
         assert any(r["gradient_norm"][i] > 0 for r in records)
+
+
+def test_success_is_by_run_and_problem() -> None:
+    """One response to each is what `evaluate` has the mean of; several, the mean reward of a group of the trainer's."""
+    configs = [config(seed=1), config(seed=2)]
+    runs = LockStep(configs, lm=language_model(), task=Letters(), chunk=1)
+    one = runs.success(range(HELD_OUT, HELD_OUT + 6))
+    assert one.shape == (2, 6)
+    assert runs.evaluate(6) == near(one.mean(axis=1))
+    several = runs.success([0, 1], 4)  # the two groups of the first update
+    reward = next(runs.updates(1))["reward"]
+    assert several.mean(axis=1) == near(reward)
+    assert len({float(x) for x in several.flat}) > 1
 
 
 def test_who_is_beside_a_run_changes_nothing() -> None:

@@ -16,14 +16,15 @@ from vcposim.control import STEP_RULES, snr_of_groups
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator
 from vcposim.learning import learner as learning
+from vcposim.learning import tables
 from vcposim.learning.lags import LAG_LAWS, History, Lag
 from vcposim.learning.learner import Learner
 from vcposim.learning.optimizers import AdamMoments, adam_direction, stepped
 from vcposim.learning.run_records import Run
 from vcposim.learning.step_rules import Control
 from vcposim.learning.streams import CHUNK, RandomNumbers
-from vcposim.learning.tables import Linear, TableScores, Tabular, TwoLayer, gradient, table_log_prob
-from vcposim.learning.tasks import TASKS, LearningTask, many_prompts, network, task, warm
+from vcposim.learning.tables import Linear, OneLayer, TableScores, Tabular, TwoLayer, gradient, table_log_prob
+from vcposim.learning.tasks import TASKS, LearningTask, linear, many_prompts, network, task, warm
 from vcposim.problems.chains import chain_problem
 from vcposim.problems.policies import TabularSoftmax
 from vcposim.weights import Weighting
@@ -239,7 +240,8 @@ def test_the_gradient_is_the_sum_of_coefficients_times_scores(kind: str) -> None
 
 def families() -> list[object]:
     rng = np.random.default_rng(1)
-    return [Tabular(4, 5), Linear(rng.normal(size=(4, 5, 6))), TwoLayer(rng.normal(size=(4, 3)), 7, 5)]
+    return [Tabular(4, 5), Linear(rng.normal(size=(4, 5, 6))), OneLayer(rng.normal(size=(4, 3)), 5),
+            TwoLayer(rng.normal(size=(4, 3)), 7, 5)]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda f: type(f).__name__)
@@ -272,15 +274,31 @@ def test_lookups_of_orthogonal_scores_equal_vectors(per_token: bool) -> None:
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-def test_norms_by_gram_matrices_equal_vectors(per_token: bool) -> None:
+@pytest.mark.parametrize("long", [2, 64])
+@pytest.mark.parametrize("family", [network, linear])
+def test_norms_by_gram_matrices_or_sums_equal_vectors(
+    family: Any, long: int, per_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tokens, by pairs or, where that is called long, by the gradients themselves."""
+    monkeypatch.setattr(tables, "LONG", long)
     problem = many_prompts(3, 4, 5)
     runs = [Run("vcpo", seed=s, lag=Lag(2)) for s in range(2)]
-    learner = learned(problem, runs, family=network(problem))
+    learner = learned(problem, runs, family=family(problem))
     cell = learner._draw().cell
     scores = TableScores(learner.family, learner.state.theta, learner.state.prob, cell)
     weight = np.random.default_rng(4).normal(size=cell.shape if per_token else cell.shape[:-1])
     slow = np.sum(scores._vectors(weight) ** 2, axis=-1)
     assert_near(scores.sq_norm(weight), slow, scale=0)
+
+
+def test_a_linear_policy_starts_where_asked_and_every_row_moves_the_others() -> None:
+    problem = many_prompts(4)
+    family = linear(problem)
+    logit = family.logit(family.parameters(problem.logit)[None])[0]
+    assert_near(logit, problem.logit - problem.logit.mean(axis=1, keepdims=True))
+    overlap = family.x @ family.x.T
+    assert np.all(overlap != 0)
+    assert np.all(np.abs(overlap - np.diag(np.diag(overlap))) < np.diag(overlap)[:, None])
 
 
 def test_each_of_many_prompts_pays_for_its_own_string_alone() -> None:
@@ -466,19 +484,34 @@ def test_history_keeps_what_was_pushed_and_refuses_what_it_lost() -> None:
         history.slot(np.array([3]))
 
 
+def test_each_run_has_its_own_memory_of_squares() -> None:
+    """beta2 acts on the run that has it, from the second update on, and on nobody else."""
+    runs = [Run("dr_grpo", seed=1), Run("dr_grpo", seed=1, beta2=0.5), Run("dr_grpo", seed=1)]
+    learner = Learner(task("contextual_bandit"), runs, groups=8, group_size=8)
+    list(learner.updates(1))
+    assert_near(learner.state.theta[0], learner.state.theta[1])
+    list(learner.updates(3))
+    assert np.array_equal(learner.state.theta[0], learner.state.theta[2])
+    assert np.abs(learner.state.theta[0] - learner.state.theta[1]).max() > 1e-4
+    with pytest.raises(InputError, match="beta2: 1"):
+        Run("dr_grpo", beta2=1.0)
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_adam_and_weight_decay_are_pytorchs() -> None:
+@pytest.mark.parametrize("beta2", [0.999, 0.95])
+def test_adam_and_weight_decay_are_pytorchs(beta2: float) -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(6)
     theta, grads = rng.normal(size=(2, 5)), rng.normal(size=(12, 2, 5))
     moments, mine = AdamMoments.zeros(theta.shape), theta.copy()
     theirs = torch.tensor(theta, requires_grad=True)
-    optimizer = torch.optim.AdamW([theirs], lr=0.03, weight_decay=0.2)
+    optimizer = torch.optim.AdamW([theirs], lr=0.03, weight_decay=0.2, betas=(0.9, beta2))
+    betas = 0.9, np.full((2, 1), beta2)
     for g in grads:
-        mine = stepped(mine, adam_direction(moments, g), np.full(2, 0.03), np.full(2, 0.2))
+        mine = stepped(mine, adam_direction(moments, g, beta=betas), np.full(2, 0.03), np.full(2, 0.2))
         theirs.grad = torch.tensor(-g)
         optimizer.step()
     assert_near(mine, theirs.detach().numpy(), scale=0)
