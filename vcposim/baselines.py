@@ -27,8 +27,6 @@ Every function is (..., n) -> (..., 1) for one baseline a group, (..., n) for on
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from vcposim.arrays import (
     LINEAR,
     LOG,
@@ -451,16 +449,21 @@ MOST_PAIRED = 2048
 def mean_given_reward(x: Array, reward: Array, measure: Array) -> Array:
     """E[x | R = R_i] over all prompts and samples of a batch: (..., group, n) -> (..., group, n).
 
-    By all pairs, or by sorting where there are more than `MOST_PAIRED` samples: of 15,000 the pairs take gigabytes.
+    By all pairs, or reward by reward above `MOST_PAIRED` samples: the pairs of 15,000 take gigabytes.
     Rewards of a verifier are equal to the bit. Where the rewards are all different it is x itself.
     """
     xp = namespace(x, reward)
     flat = (*reward.shape[:-2], reward.shape[-2] * reward.shape[-1])
     value, level, mass = (xp.reshape(y, flat) for y in (x, reward, xp.broadcast_to(measure, reward.shape)))
-    if flat[-1] > MOST_PAIRED and reward.ndim == 2 and isinstance(value, np.ndarray):
-        kind = np.unique(level, return_inverse=True)[1]
-        sums, mass_of = np.bincount(kind, mass * value), np.bincount(kind, mass)
-        return xp.reshape(safe_divide(sums, mass_of, sums * 0)[kind], reward.shape)
+    if flat[-1] > MOST_PAIRED:
+        found = value * 0
+        for one in xp.unique_values(level):
+            own = xp.where(level == one, mass, mass * 0)
+            total = xp.sum(own, axis=-1, keepdims=True)
+            found = xp.where(
+                level == one, safe_divide(xp.sum(own * value, axis=-1, keepdims=True), total, total * 0), found
+            )
+        return xp.reshape(found, reward.shape)
     same = xp.where(level[..., None, :] == level[..., :, None], mass[..., None, :], mass[..., None, :] * 0)
     total = xp.sum(same, axis=-1)
     return xp.reshape(safe_divide(xp.sum(same * value[..., None, :], axis=-1), total, value * 0), reward.shape)

@@ -20,7 +20,7 @@ from simulations.protocol import Analysis, Comparison, Experiment, Figure, Quest
 from simulations.questions.long_trajectories import BASE_RATE, LEAD, SYNCHRONOUS
 from simulations.questions.long_trajectories import METHODS as AT_LENGTH
 
-TASK: dict[str, Any] = {"task": "running_sum", "task_options": {"steps": 24, "modulus": 5}, "max_new_tokens": 25}
+TASK, STEPS, MODULUS = "running_sum", 24, 5
 METHODS: dict[str, Method] = {
     name: AT_LENGTH[name] for name in ("VCPO", "TIS", "GSPO", "M2PO", "no correction", "n2", LEAD, *SYNCHRONOUS)
 }
@@ -79,7 +79,9 @@ def config(method: Method, seed: int, setting: Setting) -> Any:
     from llm_bridge.training import TrainConfig
 
     return TrainConfig(
-        **TASK,
+        task=TASK,
+        task_options={"steps": STEPS, "modulus": MODULUS},
+        max_new_tokens=STEPS + 1,
         estimator=method.estimator,
         step_rule=method.control.rule,
         lag=setting["lag"] if method.stale else 0,
@@ -100,7 +102,7 @@ def policy() -> Any:
     from llm_bridge.models.warmup import Recipe
     from llm_bridge.tasks import load_task
 
-    task = load_task(TASK["task"], **TASK["task_options"])
+    task = load_task(TASK, steps=STEPS, modulus=MODULUS)
     recipe = Recipe(every=100, lessons=4096, batch=32, checks=256)
     return load_model("char", task=task, base_rate=BASE_RATE, recipe=recipe, hidden=32, layers=2, heads=2, length=56)
 
@@ -115,7 +117,7 @@ def problems(number: int) -> Any:
     from llm_bridge.training.lockstep import LockStep
     from llm_bridge.training.trainer import Repeated
 
-    task = load_task(TASK["task"], **TASK["task_options"])
+    task = load_task(TASK, steps=STEPS, modulus=MODULUS)
     start = LockStep([config(METHODS["VCPO"], 0, {"lag": 0, "step_size": 0.0, "updates": 1})], lm=policy(), task=task)
     kept: list[int] = []
     for first in range(0, 1024, 64):
