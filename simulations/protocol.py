@@ -39,7 +39,7 @@ import math
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -300,7 +300,7 @@ def source_files(experiment: Experiment) -> dict[str, Path]:
         path = _module_file(name) if name not in files and name.partition(".")[0] in ours else None
         if path is not None:
             files[name] = path
-            waiting.extend(_imports(name, path))
+            waiting.extend(_imports(name, path.name == "__init__.py", path.read_bytes()))
     return dict(sorted(files.items()))
 
 
@@ -314,19 +314,21 @@ def _module_file(name: str) -> Path | None:
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
-def _imports(name: str, path: Path) -> Iterator[str]:
+@functools.cache  # experiments share most modules: each is parsed once, unless it changes
+def _imports(name: str, is_package: bool, source: bytes) -> tuple[str, ...]:
     """Names a module may import, too many rather than too few: for `from a import b`, `a` and `a.b`."""
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    yield from (".".join(package[:depth]) for depth in range(1, len(package) + 1))
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    package = name.split(".") if is_package else name.split(".")[:-1]
+    found = [".".join(package[:depth]) for depth in range(1, len(package) + 1)]
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from (alias.name[: match.start()] for match in re.finditer(r"\.|$", alias.name))
+                found += [alias.name[: match.start()] for match in re.finditer(r"\.|$", alias.name)]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (base[: match.start()] for match in re.finditer(r"\.|$", base))
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            found += [base[: match.start()] for match in re.finditer(r"\.|$", base)]
+            found += [f"{base}.{alias.name}" for alias in node.names]
+    return tuple(dict.fromkeys(found))
 
 
 def source_hash(experiment: Experiment) -> str:

@@ -194,7 +194,7 @@ def test_own_methods_are_beside_the_others_and_change_none(
         ("quick --estimator rloo", "--estimator: 'quick' runs every experiment as it is"),
         (
             "variance_vs_lag --estimator rloo",
-            "vcposim compare has the exact variance of yours over lag; those that take yours: ablation, async_learning",
+            "vcposim compare has the exact variance of yours over lag; those that take yours: ablation, as_published",
         ),
         ("ess_reliability --estimator rloo", "reads the weights of a batch, before any estimator does; those that"),
     ],
