@@ -339,18 +339,27 @@ def at_own_best(records: list[Record], method: str, field: str = "average") -> l
     return out
 
 
-def at_edge(best: Mapping[str, list[Record]], sizes: Sequence[float]) -> str:
-    """Which methods have their best step size at the first or last of the grid, by place: bounds from below, as words.
+def at_edge(best: Mapping[str, list[Record]], among: Mapping[str, list[Record]]) -> str:
+    """Which methods have their best step size at the first or last of their place's grid: bounds from below, as words.
 
-    `best`: the records of each place, each method at its own best (`best_of`).
+    `best`: the records of each place, each method at its own best; `among`: those at all step sizes.
     """
+    sizes = {p: {r["step_size"] for r in own} for p, own in among.items()}
     found = [
         f"{method} at {p}"
         for p, own in best.items()
         for method in dict.fromkeys(r["method"] for r in own)
-        if {r["step_size"] for r in chosen(own, method=method)} & {min(sizes), max(sizes)}
+        if {r["step_size"] for r in chosen(own, method=method)} & {min(sizes[p]), max(sizes[p])}
     ]
     return f"best step sizes at the grid's edge, so bounds from below: {'; '.join(found) or 'none'}"
+
+
+def over_the_grid(records: list[Record]) -> list[Record]:
+    """One record for each method and seed of one place: the mean over step sizes."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    for r in records:
+        found.setdefault((r["method"], r["seed"]), []).append(r)
+    return [{**group[0], "average": float(np.mean([r["average"] for r in group]))} for group in found.values()]
 
 
 PAPERS_ESS = (0.1, 0.3)

@@ -19,6 +19,7 @@ from simulations.methods import Method, at_edge, best_of, chosen, value_of
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.long_trajectories import BASE_RATE, LEAD, SYNCHRONOUS
 from simulations.questions.long_trajectories import METHODS as AT_LENGTH
+from vcposim.errors import InputError
 
 TASK, STEPS, MODULUS = "running_sum", 24, 5
 METHODS: dict[str, Method] = {
@@ -111,7 +112,7 @@ def policy() -> Any:
 def problems(number: int) -> Any:
     """The first `number` problems that the start solves now and then, to train on in turn.
 
-    Raises `ValueError` if there are not so many among the first 1,024.
+    Raises `InputError` if there are not so many among the first 1,024.
     """
     from llm_bridge.tasks import load_task
     from llm_bridge.training.lockstep import LockStep
@@ -125,13 +126,14 @@ def problems(number: int) -> Any:
         kept += [first + i for i, x in enumerate(rate) if RANGE[0] <= x <= RANGE[1]]
         if len(kept) >= number:
             return Repeated(task, tuple(kept[:number]))
-    raise ValueError(f"problems: {len(kept)} of {number} are solved {RANGE[0]:.0%} to {RANGE[1]:.0%} of the time")
+    raise InputError(f"problems: {len(kept)} of {number} are solved {RANGE[0]:.0%} to {RANGE[1]:.0%} of the time")
 
 
 def analyse(records: list[Record]) -> Analysis:
     """C13, C14 and C15: who passes, on policy and under lag."""
     lags = list(dict.fromkeys(r["lag"] for r in records))
-    best = {f"lag {k}": best_of(chosen(records, lag=k)) for k in lags}
+    places = {f"lag {k}": chosen(records, lag=k) for k in lags}
+    best = {p: best_of(own) for p, own in places.items()}
     passes = Rule("accuracy on the problems trained on, at the end, own best step", ">", ACCEPTED, 0.0)
 
     def of(*names: str) -> list[Comparison]:
@@ -145,7 +147,7 @@ def analyse(records: list[Record]) -> Analysis:
         ("uncorrected_passes", "C13", "no correction passes under lag", of("no correction")),
         ("n2_passes", "C14", "n^2 without ratios, with and without the ESS step, passes under lag", of("n2", LEAD)),
     ]
-    edges = at_edge(best, sorted({r["step_size"] for r in records}))
+    edges = at_edge(best, places)
     questions = [
         Question(key, claim, f"acceptance: {words} (above 95% on problems the start solves 20 to 80% of the time)",
                  passes, found, "where", "transformer", edges if key == "sound_on_policy" else "", True)

@@ -1,15 +1,17 @@
 """VCPO as its authors run it: their hosts, cap, step rule and lags; many prompts, long responses.
 
 Hosts, batches and numbers are those of the released scripts (github.com/mit-han-lab/vcpo, recipe/fully_async_policy/
-shell/vcpo/gsm8k/vcpo_k=12.sh and math/vcpo_k=128.sh, read on 2026-11-28): groups of 8, 8 prompts an update, GRPO with
-group std or REINFORCE without, no clip, sequence ratios truncated at 8, OPOB in place of the mean (the paper's, and
-the release's with unclipped ratios), the step times sqrt(ESS / n) of unclipped ratios, AdamW with weight decay 0.1 and
-gradients clipped at 1, samplers that take new weights while they write (`partial_rollout`), lag at most 12 and 128.
-Adam keeps 0.95 of its second moment, as large models do: the scripts leave it at their framework's.
+shell/vcpo/, gsm8k/vcpo_k=12.sh and math/vcpo_k=64.sh, read on 2026-11-28; the first has groups of 8 and 8 prompts an
+update): GRPO with group std, or REINFORCE without; no clip; sequence ratios truncated at 8; OPOB in place of the mean
+(the paper's, and the release's, which counts w twice); the step times sqrt(ESS / n) of unclipped ratios; AdamW with
+weight decay 0.1, gradients clipped at 1; samplers that take new weights while they write (`partial_rollout`); a lag of
+at most 12, or of 128, the largest they report. Adam keeps 0.95 of its second moment, as large models do: the scripts
+leave it at their framework's.
 
-What ESS a full step has (`rho_ref`) is measured, on policy: in the synchronous runs of each cell. Policies are small
-networks on strings of 32 tokens, 16 prompts at once, so values are exact; step sizes are therefore not theirs: each
-method has five and is judged at its own best, chosen on seeds of the other parity, and over all of them.
+The ESS of a full step, `rho_ref`, is 1, as in the release (`base_ess_ratio`): it is what the synchronous runs have,
+measured and recorded, for sampler and learner are one program here. Policies are small networks on strings of 32
+tokens, 16 prompts at once, so values are exact; step sizes are therefore not theirs: each method has five and is judged
+at its own best, chosen on seeds of the other parity, and over all of them.
 """
 
 from collections.abc import Iterable
@@ -30,6 +32,7 @@ from simulations.methods import (
     lost_more,
     lost_of,
     outcome,
+    over_the_grid,
     own_methods,
     run_of,
     told,
@@ -37,7 +40,6 @@ from simulations.methods import (
     value_ranking,
 )
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
-from simulations.questions.regime_map import over_the_grid
 from vcposim.catalogue import entry
 from vcposim.estimators import Estimator
 from vcposim.learning.lags import Lag
@@ -132,10 +134,11 @@ def run(setting: Setting) -> list[Record]:
 def analyse(records: list[Record]) -> Analysis:
     """C10, C11, C13, C14, C15 and C19 where VCPO's authors would look for them."""
     lags = list(dict.fromkeys(r["lag"] for r in records))
-    best = {f"lag {k}": best_of(chosen(records, lag=k)) for k in lags}
-    grid = {f"lag {k}": over_the_grid(chosen(records, lag=k)) for k in lags}
+    places = {f"lag {k}": chosen(records, lag=k) for k in lags}
+    best = {p: best_of(own) for p, own in places.items()}
+    grid = {p: over_the_grid(own) for p, own in places.items()}
     sizes = sorted({r["step_size"] for r in records})
-    common = {f"lag {k}": chosen(records, lag=k, step_size=sizes[len(sizes) // 2]) for k in lags}
+    common = {p: chosen(own, step_size=sizes[len(sizes) // 2]) for p, own in places.items()}
 
     def against(first: str, others: Iterable[str], among: dict[str, list[Record]] = best) -> list[Comparison]:
         return [
@@ -183,7 +186,7 @@ def analyse(records: list[Record]) -> Analysis:
     notes = {
         "rivals_collapse": f"lost at {sizes[len(sizes) // 2]:g}: {lost}" if sizes else "",
         "beats_rivals": "; ".join(f"{p}: {told(own, shown)}" for p, own in best.items()),
-        "simple_n2_not_worse": at_edge(best, sizes or [0.0]),
+        "simple_n2_not_worse": at_edge(best, places),
         "both_parts": "; ".join(f"rho_ref, measured, {p}: {x:.4f}" for p, x in reference.items()),
         "matches_synchronous": ess_told(best, "GRPO: VCPO") if best else "",
     }

@@ -19,7 +19,19 @@ from types import MappingProxyType
 import numpy as np
 
 from simulations.drawing import Plot, plot, ranking
-from simulations.methods import ESS, FULL_STEP, Method, chosen, gain, outcome, own_methods, trace, value_of
+from simulations.methods import (
+    ESS,
+    FULL_STEP,
+    Method,
+    at_edge,
+    chosen,
+    gain,
+    outcome,
+    over_the_grid,
+    own_methods,
+    trace,
+    value_of,
+)
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.regime_map import METHODS as MAP
 from vcposim.estimators import Estimator
@@ -135,14 +147,6 @@ def own_best(records: list[Record], best: dict[str, float]) -> list[Record]:
     return [r for r in records if r["step_size"] == best.get(r["method"])]
 
 
-def over_the_grid(records: list[Record]) -> list[Record]:
-    """One record for each method and seed: the mean over step sizes."""
-    found: dict[tuple[str, int], list[Record]] = {}
-    for r in records:
-        found.setdefault((r["method"], r["seed"]), []).append(r)
-    return [{**rs[0], "average": float(np.mean([r["average"] for r in rs]))} for rs in found.values()]
-
-
 def pick(halves: dict[str, list[Record]]) -> str:
     """The candidate whose smallest lead over the best rival is largest, from the choosing half at own best."""
 
@@ -165,9 +169,6 @@ def analyse(records: list[Record]) -> Analysis:
     winner = pick({p: own_best(of[p, "choose"], best[p]) for p in places})
     test = {p: own_best(of[p, "test"], best[p]) for p in places}
     grid = {p: over_the_grid(of[p, "test"]) for p in places}
-    edges = {p: {min(r["step_size"] for r in of[p, "choose"]), max(r["step_size"] for r in of[p, "choose"])}
-             for p in places}  # fmt: skip
-    at_edge = [f"{m} at {p}" for p in places for m, e in best[p].items() if e in edges[p]]
     not_worse = Rule("value, first minus second", ">", 0.0, -MARGIN)
     better = Rule("value, first minus second, at own best and over the grid of step sizes", ">", 0.0, MARGIN)
     stale = [m for m in RIVALS if not m.startswith("synchronous") and m != VCPO]
@@ -178,7 +179,7 @@ def analyse(records: list[Record]) -> Analysis:
             Comparison(f"{p}: {o}, {k}", gain(among[k][p], first, o)) for k in kinds for p in places for o in others
         ]
 
-    edges_note = f"best step sizes at the grid's edge, so bounds from below: {'; '.join(at_edge) or 'none'}"
+    edges_note = at_edge(test, {p: of[p, "test"] for p in places})
     asked: list[tuple[str, str, str, Rule, list[Comparison], str]] = [
         ("vcpo_not_worse", "C13",
          f"VCPO learns not worse than {winner}, which was chosen on other tasks and seeds",

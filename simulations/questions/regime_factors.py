@@ -174,9 +174,11 @@ def analyse(records: list[Record]) -> Analysis:
         ("brake", "C14", "on n^2, the ESS step is better than the full step", better, "ESS step over full"),
         ("vcpo", "C13", "VCPO is not worse than n^2 alone", not_worse, "VCPO over n^2"),
     )
-    places = {f"{r['prompts']} prompts, lag {r['lag']}": FactorCell(*(r[f] for f in FACTORS)) for r in records}
-    own = {p: best_of([r for r in records if FactorCell(*(r[f] for f in FACTORS)) == c]) for p, c in places.items()}
-    notes = {"norms": at_edge(own, sorted({r["step_size"] for r in records})), "vcpo": ess_told(own, "n2")}
+    cells: dict[str, list[Record]] = {}  # the design has one for each pair of prompts and lag
+    for r in records:
+        cells.setdefault(f"{r['prompts']} prompts, lag {r['lag']}", []).append(r)
+    best = {p: best_of(own) for p, own in cells.items()}
+    notes = {"norms": at_edge(best, cells), "vcpo": ess_told(best, "n2")}
     questions = [
         Question(key, claim, words, rule, levels(name), "where", note=notes.get(key, ""), beside=True)
         for key, claim, words, rule, name in asked

@@ -27,6 +27,7 @@ from simulations.methods import (
     ess_told,
     gain,
     outcome,
+    over_the_grid,
     own_methods,
     run_of,
     trace,
@@ -198,14 +199,6 @@ def best_in(records: list[Record]) -> list[Record]:
     return [r for method in dict.fromkeys(r["method"] for r in records) for r in at_own_best(records, method)]
 
 
-def over_the_grid(records: list[Record]) -> list[Record]:
-    """One record for each method and seed of one cell: the mean over step sizes."""
-    found: dict[tuple[str, int], list[Record]] = {}
-    for r in records:
-        found.setdefault((r["method"], r["seed"]), []).append(r)
-    return [{**group[0], "average": float(np.mean([r["average"] for r in group]))} for group in found.values()]
-
-
 def analyse(records: list[Record]) -> Analysis:
     """Verdicts beside C10, C13, C14 and C15 (none is what the paper claims), each over the cells."""
     cells = cells_of(records)
@@ -244,7 +237,7 @@ def analyse(records: list[Record]) -> Analysis:
          not_worse, compared(plain, "n2 / synchronous / full step", best)),
     ]  # fmt: skip
     notes = {
-        "baseline_before_ratio": at_edge(best, sorted({r["step_size"] for r in records})),
+        "baseline_before_ratio": at_edge(best, cells),
         "rivals_gain_from_n2": ess_told(best, "mean / TIS / full step"),
         "n2_alone_own_best": ess_told(best, plain),
     }

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from simulations.methods import at_edge, ess_told
 from simulations.questions import beyond_vcpo, mechanism, regime_factors, regime_map
 from tests.kit.statistical import assert_near, near
 from vcposim.batch import Batch, DenseScores
@@ -182,3 +183,25 @@ def test_the_factor_that_was_planted_is_found() -> None:
     assert all(regime_factors.moved(found[f]) < 0.25 for f in regime_factors.FACTORS if f != "prompts")
     caption = regime_factors.analyse(records).figures[0].caption
     assert "n^2 over the mean: prompts" in caption
+
+
+# --- what stands beside verdicts --------------------------------------------------------------------------------------
+
+
+def test_edges_are_those_of_each_places_own_grid() -> None:
+    """The same step size is the last of one grid and within another."""
+    grids = {"here": (0.01, 0.02, 0.04), "there": (0.02, 0.04, 0.08)}
+    among = {p: [{"method": "n2", "step_size": e} for e in sizes] for p, sizes in grids.items()}
+    best = dict.fromkeys(grids, [{"method": "n2", "step_size": 0.04}])
+    assert at_edge(best, among).endswith("bounds from below: n2 at here")
+    assert at_edge(dict.fromkeys(grids, []), among).endswith("bounds from below: none")
+
+
+def test_ess_is_told_by_place_and_where_it_is_the_papers() -> None:
+    best = {
+        p: [{"method": "n2", "ess": x}, {"method": "n2", "ess": x + 0.1}, {"method": "mean", "ess": 0.2}]
+        for p, x in {"near": 0.7, "far": 0.15, "farther": 0.0}.items()
+    }
+    assert ess_told(best, "n2") == (
+        "ESS / n of n2: near 0.75; far 0.20; farther 0.05; within the paper's 0.1 to 0.3: far"
+    )

@@ -12,6 +12,7 @@ from simulations.questions import acceptance, proxy_quality, transformer_collaps
 from simulations.questions.proxy_quality import EXACT, PROXIES, WAYS, loss_of, moments, pareto
 from simulations.questions.transformer_collapse import RIVALS, outcome, settings
 from tests.kit.statistical import near
+from vcposim.errors import InputError
 
 
 def world(of: Any) -> list[dict[str, Any]]:
@@ -148,5 +149,5 @@ def test_the_set_holds_what_the_start_solves_sometimes(monkeypatch: pytest.Monke
     acceptance.problems.cache_clear()
     assert found.chosen == tuple(i for i in range(1024) if i % 5 in (1, 2))[:30]
     assert found.problem(31).prompt == found.inner.problem(found.chosen[1]).prompt  # they take turns
-    with pytest.raises(ValueError, match="problems: 410 of 2000 are solved 20% to 80% of the time"):
+    with pytest.raises(InputError, match="problems: 410 of 2000 are solved 20% to 80% of the time"):
         acceptance.problems(2000)
