@@ -456,8 +456,10 @@ def mean_given_reward(x: Array, reward: Array, measure: Array) -> Array:
     flat = (*reward.shape[:-2], reward.shape[-2] * reward.shape[-1])
     value, level, mass = (xp.reshape(y, flat) for y in (x, reward, xp.broadcast_to(measure, reward.shape)))
     if flat[-1] > MOST_PAIRED:
-        found = value * 0
-        for one in xp.unique_values(level):
+        kinds, counts = xp.unique_counts(level)
+        alone = xp.take(counts, xp.reshape(xp.unique_inverse(level)[1], (-1,))) == 1
+        found = xp.where(xp.reshape(alone, flat) & (mass > 0), value, value * 0)  # a sum of one is that one
+        for one in kinds[counts > 1]:
             own = xp.where(level == one, mass, mass * 0)
             total = xp.sum(own, axis=-1, keepdims=True)
             found = xp.where(

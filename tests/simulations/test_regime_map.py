@@ -192,9 +192,9 @@ def test_edges_are_those_of_each_places_own_grid() -> None:
     """The same step size is the last of one grid and within another."""
     grids = {"here": (0.01, 0.02, 0.04), "there": (0.02, 0.04, 0.08)}
     among = {p: [{"method": "n2", "step_size": e} for e in sizes] for p, sizes in grids.items()}
-    best = dict.fromkeys(grids, [{"method": "n2", "step_size": 0.04}])
+    best = {key: [{"method": "n2", "step_size": 0.04}] for key in grids}
     assert at_edge(best, among).endswith("bounds from below: n2 at here")
-    assert at_edge(dict.fromkeys(grids, []), among).endswith("bounds from below: none")
+    assert at_edge({key: [] for key in grids}, among).endswith("bounds from below: none")
 
 
 def test_ess_is_told_by_place_and_where_it_is_the_papers() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kit.statistical import assert_near
+from tests.kit.statistical import as_numpy, assert_near
 from tests.kit.strategies import exact
 from vcposim import baselines
 from vcposim.arrays import LINEAR, LOG, namespace
@@ -584,14 +584,21 @@ def test_means_given_the_reward():
     assert again.tolist() == [want, (2 * np.array(want)).tolist()]
 
 
-def test_means_given_the_reward_by_sorting_are_those_by_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["numpy", "array_api_strict", "torch"])
+def test_means_given_the_reward_one_by_one_are_those_by_pairs(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x, reward = rng.gamma(0.3, size=(40, 8)), rng.integers(0, 5, (40, 8)) / 4
     measure = rng.dirichlet(np.ones(8), 40)
     measure[reward == 0.75] = 0.0  # a level that no sample counts for
+    reward[0], measure[0, 3] = rng.normal(size=8), 0.0  # rewards of one sample each, one of which does not count
+    reward[1, :2] = 99  # of two
+    x, reward, measure = (np.stack([y, y[::-1]]) for y in (x, reward, measure))  # two batches
+    reward[1] += 10  # no reward in both
     pairs = mean_given_reward(x, reward, measure)
     monkeypatch.setattr(baselines, "MOST_PAIRED", 0)
-    assert_near(mean_given_reward(x, reward, measure), pairs)
+    asarray = pytest.importorskip(library).asarray
+    found = mean_given_reward(*(asarray(y.copy()) for y in (x, reward, measure)))
+    assert_near(as_numpy(found), pairs)
 
 
 def test_what_has_no_twin_without_a_sample_says_so():
