@@ -50,7 +50,7 @@ from vcposim.errors import InputError
 
 __all__ = ["cluster_executor", "interrupts_held", "local_executor", "write_atomically"]
 
-PACKAGES = ("vcposim", "numpy", "scipy", "array-api-compat", "arviz-stats")
+PACKAGES = ("vcposim", "numpy", "scipy", "array-api-compat")
 SAME = {
     "experiment": "another experiment",
     "size": "another size",

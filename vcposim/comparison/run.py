@@ -36,7 +36,7 @@ from vcposim.comparison.workers import interrupts_held, write_atomically
 from vcposim.errors import InputError
 
 SCHEMA = "vcposim.comparison/1"
-PACKAGES = ("numpy", "scipy", "array-api-compat", "arviz-stats", "hypothesis")
+PACKAGES = ("numpy", "scipy", "array-api-compat", "hypothesis")
 SAME = {
     "schema": "another format",
     "size": "another size",
