@@ -63,6 +63,9 @@ def variance_figure(rows: Sequence[TableRow]) -> Figure:
         ax.barh(at, variance, color=ACCENT, label="variance of the mean")
         ax.barh(at, np.maximum(mse - variance, 0), left=variance, color=ALARM, label="squared bias")
         ax.set_yticks(at, [row.get("estimator") or f"{row['weighting']}, {row['baseline']}" for row in rows])
+        longest = max(mse[np.isfinite(mse)], default=0.0)
+        if longest > 0:
+            ax.set_xlim(0, 1.05 * longest)  # the longest bar ends before the frame does
         ax.set_xlabel("MSE of the gradient estimate")
         ax.set_title("Error of the gradient, by estimator")
         ax.legend(loc="best")

@@ -15,6 +15,7 @@ from vcposim import __version__
 from vcposim.catalogue import CATALOGUE, FAMILIES, entries
 from vcposim.commands import catalogue
 from vcposim.commands.completion import SHELLS, script
+from vcposim.commands.figures import variance_figure
 from vcposim.commands.logs import quiet_libraries
 from vcposim.commands.main import main, subcommands
 from vcposim.estimators import Estimator
@@ -294,3 +295,12 @@ def test_other_libraries_say_errors_in_one_line_and_nothing_else(capsys: pytest.
 def test_the_trainer_explains_itself_within_two_seconds() -> None:
     pytest.importorskip("torch")
     assert any(seconds <= 2 for seconds in processor_s(sys.executable, "-m", "llm_bridge.train", "--help"))
+
+
+def test_the_longest_bar_ends_within_the_frame() -> None:
+    """Also where it has no bias, and where some estimator has no moments at all."""
+    shown = (("sequence_is", 2.0, 2.0), ("vcpo", 1.0, 1.5), ("broken", None, None))
+    rows: list[Any] = [{"estimator": n, "variance_of_mean": v, "mse": m} for n, v, m in shown]
+    axes = variance_figure(rows).axes[0]
+    assert axes.get_xlim()[0] == 0
+    assert 2.05 < axes.get_xlim()[1] < 2.5
