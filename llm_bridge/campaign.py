@@ -334,6 +334,11 @@ def _load(model: str, plan: Plan) -> Any:
     return load_folder(Path(model), model)
 
 
+def _threads() -> int:
+    """Of every process, this one included: sums in another number of threads are others in their last bits."""
+    return max(1, (os.cpu_count() or 1) // 4) if _cuda() else 1
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +351,7 @@ def _worker(model: str, plan: Plan, state: Path, log: Path, queue: Any, deadline
     import torch
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4) if _cuda() else 1)
+    torch.set_num_threads(_threads())
     warnings.simplefilter("ignore")
 
     def say(text: str) -> None:
@@ -391,10 +396,17 @@ def run(plan: Plan, *, model: str, out: Path, state: Path, budget_s: float, proc
     todo.sort(key=lambda cell: not (state / cell.name / "checkpoints").exists())  # those under way first; stable
     log = state / LOG
     if processes == 0:  # in this process
-        runner = Runner(model, plan, state)
-        for cell in todo:
-            if time.time() < deadline:
-                runner.run(cell, deadline, _logger(log))
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(_threads())
+        try:
+            runner = Runner(model, plan, state)
+            for cell in todo:
+                if time.time() < deadline:
+                    runner.run(cell, deadline, _logger(log))
+        finally:
+            torch.set_num_threads(before)
     elif todo:
         _spread(plan, model, state, log, todo, deadline, processes, out)
     _write(plan, state, out, time.time() - began)
