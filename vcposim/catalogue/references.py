@@ -378,7 +378,11 @@ def short(key: str) -> str:
     'Kong 1992, Technical Report 348'
     """
     source = reference(key)
-    first, *others = (_surname(name) for name in source.authors)
+    # the family name: all of an organization, what precedes a comma, otherwise the last word
+    first, *others = (
+        name.strip("{}") if name.startswith("{") else name.partition(",")[0] if "," in name else name.split()[-1]
+        for name in source.authors
+    )
     who = first if not others else f"{first} and {others[0]}" if len(others) == 1 else f"{first} et al."
     return f"{who} {source.year}, {source.id}"
 
@@ -389,19 +393,6 @@ def bibtex(keys: Iterable[str]) -> str:
     Raises `InputError` for an unknown key.
     """
     return "\n\n".join(_bibtex_entry(reference(key)) for key in keys)
-
-
-def _surname(name: str) -> str:
-    """The family name: what precedes a comma, all of an organization, otherwise the last word."""
-    if name.startswith("{"):
-        return name.strip("{}")
-    family, comma, _ = name.partition(",")
-    return family if comma else name.split()[-1]
-
-
-def _author(name: str) -> str:
-    """The name as BibTeX reads it: an organization keeps the braces that stop it from being split into names."""
-    return "{" + escape(name.strip("{}")) + "}" if name.startswith("{") else escape(name)
 
 
 def _locator(identifier: str) -> dict[str, str]:
@@ -417,10 +408,11 @@ def _locator(identifier: str) -> dict[str, str]:
 
 
 def _bibtex_entry(source: Reference) -> str:
-    """One `@misc` entry; the title in double braces keeps its capitals."""
+    """One `@misc` entry; the title in double braces keeps its capitals, an organization in them is no list of names."""
+    authors = ("{" + escape(x.strip("{}")) + "}" if x.startswith("{") else escape(x) for x in source.authors)
     fields = {
         "title": "{" + escape(source.title) + "}",
-        "author": " and ".join(_author(name) for name in source.authors),
+        "author": " and ".join(authors),
         "year": str(source.year),
         "howpublished": escape(source.venue),
         **_locator(source.id),

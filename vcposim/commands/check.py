@@ -140,29 +140,21 @@ def _print_card(name: str, arrays: str, found: Sequence["LawFinding"], rows: Seq
     console.print(table)
     broken = [one for one in found if one.status == "violated"]
     for one in broken:
-        _print_violation(console, one, laws[one.law].universal)
+        seen = one.violation
+        assert seen is not None  # it is what makes a law violated
+        lines = str(seen).splitlines()
+        console.print(lines[0], style="bold red", markup=False, highlight=False)
+        for line in lines[1:-1]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if laws[one.law].universal:
+            console.print(f"  if it is not meant to keep it: --without {one.law}", markup=False, highlight=False)
+        again = f'  reproduce: python -c "import vcposim.testing; {seen.reproduction}"'
+        console.print(again, markup=False, highlight=False, soft_wrap=True)
     for problem in dict.fromkeys(row["problem"] for row in rows if row["mine"]):
         console.print(_standing([row for row in rows if row["problem"] == problem]), markup=False, highlight=False)
     claimed = sum(one.status in STYLES for one in found)
     verdict = f"breaks {len(broken)} of the {claimed} laws it must keep" if broken else f"keeps all {claimed} laws"
     console.print(f"{name} {verdict}", style="bold", markup=False, highlight=False)
-
-
-def _print_violation(console: Console, one: "LawFinding", universal: bool) -> None:
-    seen = one.violation
-    assert seen is not None  # it is what makes a law violated
-    lines = str(seen).splitlines()
-    console.print(lines[0], style="bold red", markup=False, highlight=False)
-    for line in lines[1:-1]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if universal:
-        console.print(f"  if it is not meant to keep it: --without {one.law}", markup=False, highlight=False)
-    console.print(
-        f'  reproduce: python -c "import vcposim.testing; {seen.reproduction}"',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def _standing(rows: Sequence[TableRow]) -> str:

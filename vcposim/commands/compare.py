@@ -74,7 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
     workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
     if workers < 1:
         raise InputError(f"--workers: {workers} is less than 1; use 1 or more")
-    shard = _shard(arguments.shard)
+    shard = 1, 1
+    if arguments.shard is not None:
+        said = re.fullmatch(r"(\d+)/(\d+)", arguments.shard)
+        if not said or not 1 <= int(said[1]) <= int(said[2]):
+            raise InputError(
+                f"--shard: {arguments.shard!r} is no part of the work; write I/N with 1 <= I <= N, as in 2/4"
+            )
+        shard = int(said[1]), int(said[2])
     from vcposim.catalogue.loading import estimator_named
     from vcposim.comparison import leaderboard, transformers
     from vcposim.comparison.design import REFERENCE, size_named, with_transformers
@@ -115,15 +122,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"shard {shard[0]} of {shard[1]} is done; {owed} of {len(folder.units)} measurements are others' to make")
         return 0
     return _finished(folder, standing, "json" if arguments.json else "html" if arguments.html else "table")
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 1, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--shard: {text!r} is no part of the work; write I/N with 1 <= I <= N, as in 2/4")
-    return int(found[1]), int(found[2])
 
 
 def _finished(folder: "Folder", standing: "MeasuredByName", printed: str) -> int:

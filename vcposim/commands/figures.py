@@ -45,7 +45,12 @@ def replay_figure(found: Replay) -> Figure:
         figure = Figure(figsize=(10, 7), layout="constrained")
         axes = figure.subplots(2, 2)
         _weights(axes[0, 0], found)
-        shown = _most_different(found)
+        # the groups to show, ordered by mean reward: all, or those where the baselines differ most
+        mean = found.mean_reward
+        per_group = np.array([row.per_group for row in found.rows if row.baseline != "zero"] or [mean])
+        spread = np.nan_to_num(np.nanmax(np.vstack([per_group, mean]), axis=0) - np.nanmin(per_group, axis=0))
+        shown = np.argsort(-spread, kind="stable")[:MOST_GROUPS]
+        shown = shown[np.argsort(mean[shown], kind="stable")]
         _baselines(axes[0, 1], found, shown)
         _leverage(axes[1, 0], found, shown)
         _ratios(axes[1, 1], found)
@@ -138,14 +143,6 @@ def _weights(ax: Axes, found: Replay) -> None:
     tail = "not estimable" if np.isnan(khat.value) else f"{khat.value:.2f}"
     title = f"Weights: ESS {ess.value:.2g} of n, k-hat {tail} (limit {khat.threshold:.2f})"
     ax.set_title(title, color=ALARM if ess.alarming or khat.alarming else INK)
-
-
-def _most_different(found: Replay) -> np.ndarray:
-    """The groups to show, ordered by mean reward: all, or those where the baselines differ most."""
-    per_group = np.array([row.per_group for row in found.rows if row.baseline != "zero"] or [found.mean_reward])
-    spread = np.nan_to_num(np.nanmax(np.vstack([per_group, found.mean_reward]), axis=0) - np.nanmin(per_group, axis=0))
-    chosen = np.argsort(-spread, kind="stable")[:MOST_GROUPS]
-    return chosen[np.argsort(found.mean_reward[chosen], kind="stable")]
 
 
 def _baselines(ax: Axes, found: Replay, shown: np.ndarray) -> None:

@@ -215,6 +215,7 @@ def _row(name: str, records: Mapping[str, Measured], named: bool, size: Size) ->
     learned = {setting.name: _learned(records[setting.name], setting, COMMON) for setting in size.learning()}
     trained = {s.name: _learned(records[s.name], s, TRANSFORMER_COMMON) for s in size.transformers if s.name in records}
     parts = {"laws": laws, "moments": moments, **learned, **{f"transformer on {k}": x for k, x in trained.items()}}
+    lawful = "not judged" if "laws" not in laws else "fails" if counted(laws)["broken"] else "holds"
     row: ComparedEstimator = {
         "name": name,
         "named": named,
@@ -222,7 +223,7 @@ def _row(name: str, records: Mapping[str, Measured], named: bool, size: Size) ->
         "moments": moments,
         "learning": learned,
         "not_judged": {part: record["not_judged"] for part, record in parts.items() if "not_judged" in record},
-        "words": {"laws": _laws_word(laws), "unbiased": _unbiased(moments)},
+        "words": {"laws": lawful, "unbiased": _unbiased(moments)},
         "summary": {},
     }
     if trained:
@@ -284,12 +285,6 @@ def counted(laws: Measured) -> dict[str, int]:
         "claimed": sum(w in ("holds", "broken") for w in words),
         "broken": sum(w == "broken" for w in words),
     }
-
-
-def _laws_word(laws: Measured) -> str:
-    if "laws" not in laws:
-        return "not judged"
-    return "fails" if counted(laws)["broken"] else "holds"
 
 
 def _unbiased(moments: Measured) -> str:
