@@ -145,7 +145,20 @@ def _known_row(problem: str, name: str, entry: Entry) -> CardRow | None:
 
 def _row(problem: str, subject: Subject, *, mine: bool) -> CardRow:
     def asked(batch: Batch) -> Any:
-        return _of_one_group_each(subject, batch) if mine and not subject.per_prompt else subject.raw(batch)
+        c = subject.raw(batch)
+        if not mine or subject.per_prompt:
+            return c
+        # groups stand side by side here: each must have the coefficients that it has alone, and numbers
+        last, scores = batch.reward.shape[0] - 1, batch.scores
+        assert isinstance(scores, DenseScores)
+        for g in (0, last // 3, last):
+            one: dict[str, Any] = {name: x[g : g + 1] for name, x in vars(batch).items() if hasattr(x, "dtype")}
+            alone = replace(batch, **one, scores=replace(scores, score=scores.score[g : g + 1]))
+            if not np.allclose(as_numpy(subject.raw(alone))[0], as_numpy(c)[g], equal_nan=True):
+                raise Broken("a group has other coefficients alone than beside others")
+        if not np.all(np.isfinite(as_numpy(c))):
+            raise Broken("a coefficient is no number")
+        return c
 
     with np.errstate(all="ignore"):
         found = exact_moments(
@@ -165,21 +178,6 @@ def _row(problem: str, subject: Subject, *, mine: bool) -> CardRow:
         "variance": float(found.variance_of_mean) / size,
         "mse": float(found.mse) / size,
     }
-
-
-def _of_one_group_each(subject: Subject, batch: Batch) -> Any:
-    """The coefficients of groups side by side, if they are those of each alone, and numbers; else it is `Broken`."""
-    c, last = subject.raw(batch), batch.reward.shape[0] - 1
-    scores = batch.scores
-    assert isinstance(scores, DenseScores)
-    for g in (0, last // 3, last):
-        one: dict[str, Any] = {name: x[g : g + 1] for name, x in vars(batch).items() if hasattr(x, "dtype")}
-        alone = replace(batch, **one, scores=replace(scores, score=scores.score[g : g + 1]))
-        if not np.allclose(as_numpy(subject.raw(alone))[0], as_numpy(c)[g], equal_nan=True):
-            raise Broken("a group has other coefficients alone than beside others")
-    if not np.all(np.isfinite(as_numpy(c))):
-        raise Broken("a coefficient is no number")
-    return c
 
 
 def catalogue_card(name: str, examples: int) -> list[LawFinding]:
