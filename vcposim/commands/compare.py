@@ -168,7 +168,7 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
     from rich.table import Table
     from rich.text import Text
 
-    from vcposim.comparison.result import by_rank, counted, staled, unjudged
+    from vcposim.comparison.result import MODES, because, by_rank, counted, staled, unjudged
 
     console = Console()
     rows = by_rank(result["estimators"])
@@ -207,8 +207,14 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
     if result["size"] != "full":
         console.print(f"Size {result['size']}: few seeds; what they do not decide reads undecided.", style="dim")
     named = [r for r in rows if r["named"]]
-    for row in named if len(named) <= MOST_NAMED else []:
-        _print_words(console, row, result)
+    for row in named if len(named) <= MOST_NAMED else []:  # a word for each claim, and what it rests on
+        words = Table.grid(padding=(0, 1, 0, 0))
+        for claim, statement in result["claims"].items():
+            word = row["words"][claim]
+            if claim not in MODES or row["name"] != result["reference"]:
+                words.add_row("", Text(word, style=WORD_STYLE[word]), Text(f"{statement}{because(row, claim)}"))
+        console.print(Text(row["name"], style="bold"))
+        console.print(words)
     for row in rows:
         if row["named"]:
             for why, parts in unjudged(row).items():
@@ -258,22 +264,6 @@ def _print_transformers(console: "Console", rows: "Sequence[ComparedEstimator]",
 def standing_beside(result: "ComparisonReport") -> bool:
     """Whether there are others than those asked for."""
     return any(not row["named"] for row in result["estimators"])
-
-
-def _print_words(console: "Console", row: "ComparedEstimator", result: "ComparisonReport") -> None:
-    """A word for each claim, and what it rests on."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from vcposim.comparison.result import MODES, because
-
-    table = Table.grid(padding=(0, 1, 0, 0))
-    for claim, statement in result["claims"].items():
-        word = row["words"][claim]
-        if claim not in MODES or row["name"] != result["reference"]:
-            table.add_row("", Text(word, style=WORD_STYLE[word]), Text(f"{statement}{because(row, claim)}"))
-    console.print(Text(row["name"], style="bold"))
-    console.print(table)
 
 
 def _short(value: float | None) -> str:

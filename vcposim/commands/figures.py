@@ -105,7 +105,13 @@ def _bias_variance(ax: Axes, rows: Sequence[TableRow]) -> None:
     named = [i for i, row in enumerate(rows) if row["estimator"] in NAMED and not row["mine"]]
     ax.scatter(x[~mine], y[~mine], s=14, color=MUTED, label="catalogue")
     ax.scatter(x[named], y[named], s=18, color=ACCENT)
-    for near in _clusters(np.log10([x[named], y[named]]).T):
+    # points that lie too near each other for two labels share one, from the left
+    point, reach = np.log10([x[named], y[named]]).T, 0.2
+    clusters: list[list[int]] = []
+    for i in np.argsort(point[:, 0], kind="stable").tolist():
+        close = [c for c in clusters if np.all(np.abs(point[i] - point[c[0]]) < (4 * reach, reach))]
+        close[0].append(i) if close else clusters.append([i])
+    for near in clusters:
         label, first = ", ".join(rows[named[i]]["estimator"] for i in near), named[near[0]]
         at: Any = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7, "color": ACCENT}
         ax.annotate(label, (x[first], y[first]), annotation_clip=False, **at)
@@ -118,15 +124,6 @@ def _bias_variance(ax: Axes, rows: Sequence[TableRow]) -> None:
         ax.plot(line, np.maximum(mse - line, LEAST), color=MUTED, lw=0.5, alpha=0.5, zorder=0)
     ax.set(xscale="log", yscale="log", xlim=(LEAST / 1.5, highest), ylim=(LEAST / 1.5, highest))
     ax.legend(loc="lower left")
-
-
-def _clusters(point: np.ndarray, reach: float = 0.2) -> list[list[int]]:
-    """Indices of points (k, 2) that lie too near each other for two labels, from the left."""
-    found: list[list[int]] = []
-    for i in np.argsort(point[:, 0], kind="stable").tolist():
-        near = [c for c in found if np.all(np.abs(point[i] - point[c[0]]) < (4 * reach, reach))]
-        near[0].append(i) if near else found.append([i])
-    return found
 
 
 def _weights(ax: Axes, found: Replay) -> None:

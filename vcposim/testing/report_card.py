@@ -19,7 +19,7 @@ from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD, UNKNOWN, exact_moments, standard_problem
 from vcposim.testing.kit import CLAIMED, NOT_CLAIMED, JudgedEstimator, Trial, Violation, subject_of, trials
 from vcposim.testing.laws import LAWS, Broken, Subject, as_numpy
-from vcposim.testing.strategies import Case, case_of
+from vcposim.testing.strategies import case_of
 
 VIOLATED = "violated"
 CardRow = dict[str, Any]
@@ -83,9 +83,23 @@ def library_for(estimator: JudgedEstimator, needs: Iterable[str] = ()) -> str:
         if name not in sys.modules:
             continue  # its module has not imported torch, so it is no torch function
         subject, _ = subject_of(estimator, needs, convert=name)
+        if subject.per_token:
+            given: CardRow = {
+                "ratio": [["1/2", 2], [1, 1]],
+                "score": [[[1], [1]], [[-1], [0]]],
+                "token_mask": [[1, 1], [1, 0]],
+                "token_probability": [["1/2", "1/3"], ["1/2", "1/2"]],
+                "anchor_ratio": [[1, 1], [1, 1]],
+            }
+        else:
+            given = {"ratio": [2, "1/2"], "score": [[1], [-1]]}
+        given |= {"reward": [1, 0], "length": [2, 1]}
+        if subject.per_prompt:
+            given = {k: [x] for k, x in given.items()} | {"grouped": True}
+        small = case_of(**given)
         try:
             with warnings.catch_warnings(action="ignore"):  # a question: what it says of the wrong kind is no news
-                subject.of(_probe(subject))
+                subject.of(small)
         except (Broken, InputError) as error:
             said.append(f"given {name} arrays, {error}")
         else:
@@ -94,23 +108,6 @@ def library_for(estimator: JudgedEstimator, needs: Iterable[str] = ()) -> str:
         f"estimator: {estimator} does not answer a small batch: {'; '.join(said)}. It takes a Batch and returns "
         "one coefficient a sample (..., n) or a token (..., n, t); --needs names the optional fields that it reads"
     )
-
-
-def _probe(subject: Subject) -> Case:
-    reward, length = [1, 0], [2, 1]
-    if subject.per_token:
-        given: CardRow = {
-            "ratio": [["1/2", 2], [1, 1]],
-            "score": [[[1], [1]], [[-1], [0]]],
-            "token_mask": [[1, 1], [1, 0]],
-        }
-        given |= {"token_probability": [["1/2", "1/3"], ["1/2", "1/2"]], "anchor_ratio": [[1, 1], [1, 1]]}
-    else:
-        given = {"ratio": [2, "1/2"], "score": [[1], [-1]]}
-    given |= {"reward": reward, "length": length}
-    if subject.per_prompt:
-        given = {k: [x] for k, x in given.items()} | {"grouped": True}
-    return case_of(**given)
 
 
 def measured(mine: Subject) -> tuple[list[CardRow], str]:
