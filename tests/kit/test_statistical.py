@@ -239,6 +239,27 @@ def plain_tolerances(text: str) -> list[str]:
     return found
 
 
+def rounding_by_hand(text: str) -> list[str]:
+    """Comparisons with a number that only rounding can be below, like `bias < 1e-10`."""
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for held in ast.walk(ast.parse(text))
+        if isinstance(held, ast.Assert)
+        for node in ast.walk(held)
+        if isinstance(node, ast.Compare)
+        for order, right in zip(node.ops, node.comparators, strict=True)
+        if isinstance(order, ast.Lt | ast.LtE) and isinstance(right, ast.Constant) and isinstance(right.value, float)
+        if 0 < right.value < 1e-8
+    ]
+
+
+def test_no_other_file_says_what_rounding_is():
+    found = {name: hand for name, text in TESTS.items() if name != STATISTICAL and (hand := rounding_by_hand(text))}
+    assert not found, "use near(0)"
+    assert len(rounding_by_hand("assert bias < 1e-10\nassert (x.max() <= 1e-13) == y\nassert 0 <= v < 1e-15")) == 3
+    assert not rounding_by_hand("assert x < 1e-3\nassert x > 1e-12\nwhile x < 1e-12:\n    pass")
+
+
 def test_no_other_file_compares_a_difference_with_a_tolerance():
     found = {name: plain for name, text in TESTS.items() if name != STATISTICAL and (plain := plain_tolerances(text))}
     beyond = [name for name, lines in found.items() if len(lines) > STILL_PLAIN.get(name, 0)]

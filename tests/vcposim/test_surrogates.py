@@ -517,7 +517,8 @@ def difference(estimator, objective, seed, lag=1.0, grouped=False):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_coefficient_times_score_is_the_gradient_of_the_published_objective(name, grouped):
     for seed in SEEDS:
-        assert difference(CATALOGUE[name].estimator, OBJECTIVES[name], seed, LAG.get(name, 1.0), grouped) < 1e-10
+        off = difference(CATALOGUE[name].estimator, OBJECTIVES[name], seed, LAG.get(name, 1.0), grouped)
+        assert off == near(0, scale=10)  # coefficients reach 560; KPO's filter, written another way, agrees to 7e-12
 
 
 def test_every_surrogate_of_the_catalogue_has_a_published_objective_here():
@@ -644,7 +645,7 @@ def test_the_length_in_gspo_is_part_of_its_gradient():
         s = geometric(d).detach()[..., None] * torch.exp(d.log_pi - d.log_pi.detach())
         return token_sum(d, clipped(s, d.a, 3e-4, 4e-4)) / d.length
 
-    assert difference(CATALOGUE["gspo"].estimator, per_token, seed=3) < 1e-10
+    assert difference(CATALOGUE["gspo"].estimator, per_token, seed=3) == near(0)
 
 
 def test_a_sigmoid_gate_amplifies_before_it_damps():
@@ -827,7 +828,7 @@ def test_prefix_ratios_are_unbiased_for_one_token_and_not_for_the_reward_of_two(
         c = CATALOGUE["prefix_is"].estimator.coefficients(batch)
         mean = (c[..., None] * batch.scored().score * mass.astype(float)[:, None, None, None]).sum((0, 1, 2))
         first = (mean - problem.gradient.astype(float))[:2]  # the parameters of the first token
-        assert (np.abs(first).max() < 1e-12) == unbiased
+        assert (np.abs(first).max() == near(0)) == unbiased
 
 
 @pytest.mark.parametrize("surrogate", [EssCap(), QuadraticPull(), ProbabilityBand()], ids=repr)

@@ -245,7 +245,7 @@ def subject_of(
 
 def _resolved(estimator: JudgedEstimator) -> Estimator | Coefficients:
     if isinstance(estimator, str):
-        estimator = load(estimator) if ":" in estimator else entry(estimator).estimator
+        estimator = load(estimator) if ":" in estimator or estimator.endswith(".py") else entry(estimator).estimator
     if isinstance(estimator, type):
         made = estimator_of(estimator)
         return made if isinstance(made, Estimator) else made.function
