@@ -166,10 +166,11 @@ def backward(module: str, names: set[str]) -> list[str]:
 
 
 def circles(root: Path) -> list[str]:
-    """Import circles at module level within vcposim."""
-    known = dict(modules(root, "vcposim"))
+    """Import circles at module level, within a package or between them."""
+    packages = ("vcposim", "proofs", "simulations", "llm_bridge")
+    known = {module: path for package in packages for module, path in modules(root, package)}
     graph = {
-        m: {n for n in imports(path, m, everywhere=False) if n in known} - {m, "vcposim"} for m, path in known.items()
+        m: {n for n in imports(path, m, everywhere=False) if n in known} - {m, *packages} for m, path in known.items()
     }
     done: set[str] = set()
 

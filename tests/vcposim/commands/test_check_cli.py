@@ -184,7 +184,7 @@ def test_torch_functions_are_found_out(folder: Path, capsys: pytest.CaptureFixtu
     ("arguments", "says"),
     [
         ("my_estimators.py:own_smaple", "my_estimators.py: unknown name 'own_smaple'; did you mean 'own_sample'"),
-        ("my_estimators.py", "estimator: unknown name 'my_estimators.py'"),
+        ("my_estimators.py", "estimator: 'my_estimators.py' names no function; write module:function or path/"),
         ("my_estimators.py:np.pi", "is no Estimator, catalogue name or function of a Batch"),
         ("my_estimators.py:total", "given numpy arrays, coefficients of shape () for rewards of shape (2,)"),
         ("my_estimators.py:per_token", "given numpy arrays, it raised TypeError: "),
