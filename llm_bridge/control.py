@@ -186,23 +186,24 @@ class EssStepScale:
         self._seen = pending and WeightSums(*torch.tensor(pending, dtype=_precise(device), device=device))
 
     def _decide(self) -> StepRecord:
-        seen = self._nothing() if self._seen is None else self._seen
+        seen = self._seen
+        if seen is None:  # nothing was observed on this rank
+            device = self.optimizer.param_groups[0]["params"][0].device
+            seen = weight_sums(torch.empty(0, dtype=_precise(device), device=device))
         seen, self._seen = merged(seen, self.process_group), None
         fraction, count = seen.ess_fraction(), float(seen.count)
         rho = float(fraction)
-        reference = self._reference(rho)
+        if isinstance(self.reference, str):
+            known = self._mean if self._usable else rho
+            reference = min(known, 1.0) if known > 0 else 1.0  # NaN too: the scale is 0 then, whatever the reference
+        else:
+            reference = self.reference
         scale = float(step_scale(fraction, reference=reference, exponent=self.exponent))
         self._steps += 1
         if scale > 0:
             self._learn(rho)
         reason = "" if scale > 0 else _reason(seen)
         return StepRecord(self._steps, scale, rho, reference, count, float(seen.log_mean()), reason)
-
-    def _reference(self, rho: float) -> float:
-        if not isinstance(self.reference, str):
-            return self.reference
-        known = self._mean if self._usable else rho
-        return min(known, 1.0) if known > 0 else 1.0  # NaN too: the scale is 0 then, whatever the reference
 
     def _learn(self, rho: float) -> None:
         if self.reference == "first" and self._usable:
@@ -216,10 +217,6 @@ class EssStepScale:
             )
         self._usable += 1
         self._mean = rho if self._usable == 1 else self._mean + (rho - self._mean) / self._usable
-
-    def _nothing(self) -> WeightSums:
-        device = self.optimizer.param_groups[0]["params"][0].device
-        return weight_sums(torch.empty(0, dtype=_precise(device), device=device))
 
     def _scale(self, scale: float) -> None:
         done: set[int] = set()

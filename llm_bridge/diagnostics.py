@@ -41,7 +41,16 @@ def diagnose(batch: Batch, *, cap: float = 8.0, prefix: str = "vcpo/") -> dict[s
     broken = real & (np.isnan(sequence) | (sequence == math.inf) | ~np.isfinite(_norm(here)))
     out = {"trajectories": float(real.sum()), "unusable": float(broken.sum())}
     if np.any(real & ~broken):
-        for one in panel(_without(here, broken) if broken.any() else here, cap).values():
+        if broken.any():  # left out: of no measure, and numbers that do not spread
+            row = broken if here.given_ratio.ndim == broken.ndim else broken[..., None]
+            norms = None if here.scores is None else ScoreNorms(np.where(broken, 0.0, _norm(here)))
+            here = replace(
+                here,
+                measure=np.where(broken, 0.0, here.given("measure")),
+                log_ratio=np.where(row, 0.0, here.given_ratio),
+                scores=norms,
+            )
+        for one in panel(here, cap).values():
             out |= flat(one)
     return {prefix + name: value for name, value in out.items()}
 
@@ -59,27 +68,17 @@ def flat(one: Diagnostic) -> dict[str, float]:
 def to_numpy(batch: Batch) -> Batch:
     """The same batch in NumPy float64, off the device and off the graph."""
     column = {f.name: _numpy(getattr(batch, f.name)) for f in fields(batch) if f.name != "scores"}
-    return Batch(**column, scores=_numpy_scores(batch.scores))
-
-
-def _without(batch: Batch, broken: Any) -> Batch:
-    measure, log_ratio = np.where(broken, 0.0, batch.given("measure")), batch.given_ratio
-    row = broken if log_ratio.ndim == broken.ndim else broken[..., None]
-    norms = None if batch.scores is None else ScoreNorms(np.where(broken, 0.0, _norm(batch)))
-    return replace(batch, measure=measure, log_ratio=np.where(row, 0.0, log_ratio), scores=norms)
+    scores: Any = batch.scores
+    if isinstance(scores, ScoreNorms):
+        scores = ScoreNorms(_numpy(scores.score_sq_norm))
+    elif isinstance(scores, DenseScores):
+        scores = DenseScores(_numpy(scores.score), scores.per_token)
+    return Batch(**column, scores=scores)
 
 
 def _norm(batch: Batch) -> Any:
     one = np.ones(batch.reward.shape)
     return one if batch.scores is None else batch.scores.sq_norm(one)
-
-
-def _numpy_scores(scores: Any) -> Any:
-    if isinstance(scores, ScoreNorms):
-        return ScoreNorms(_numpy(scores.score_sq_norm))
-    if isinstance(scores, DenseScores):
-        return DenseScores(_numpy(scores.score), scores.per_token)
-    return scores
 
 
 def _numpy(x: Any) -> Any:

@@ -80,7 +80,9 @@ def group_sums(reward: Tensor, log_a: Tensor, group: Tensor, groups: int, presen
 
     Raises `InputError` for a group index out of range.
     """
-    _require_index(group, groups)
+    if group.numel() and not bool(((group >= 0) & (group < groups)).all()):
+        found = f"{int(group.min())}..{int(group.max())}"
+        raise InputError(f"group: {found} is not within 0..{groups - 1}; number the groups of all ranks together")
     here = torch.ones_like(group, dtype=torch.bool) if present is None else present > 0
     log_a = torch.where(here, log_a, -math.inf)
     top = log_a.new_full((groups,), -math.inf).scatter_reduce(0, group, log_a, "amax")
@@ -206,16 +208,13 @@ def _baseline(estimator: Estimator, batch: Batch, group: Tensor, total: GroupSum
             raise InputError(f"rest: baseline {name!r} needs the sums of the other parts; pass rest")
         value = weighted_mean_of_others(batch.reward, LOG_A[name](estimator, batch), group, rest, batch.measure)
     elif name == "leverage_damped_mean":
-        value = _damped_mean(batch.reward, log_opob_weight(estimator, batch), group, total)
+        own = torch.exp(log_opob_weight(estimator, batch) - _finite_or_zero(total.log_scale)[group])
+        equal = safe_divide(torch.ones_like(own), total.count[group], 0.0)  # where no weight is known
+        share = safe_divide(own, total.weight[group], equal)
+        value = leverage_damped(batch.reward, total.mean_reward[group], share)
     else:
         value = total.weighted_mean()[group]
     return value
-
-
-def _damped_mean(reward: Tensor, log_a: Tensor, group: Tensor, total: GroupSums) -> Tensor:
-    own = torch.exp(log_a - _finite_or_zero(total.log_scale)[group])
-    share = safe_divide(own, total.weight[group], safe_divide(torch.ones_like(own), total.count[group], 0.0))
-    return leverage_damped(reward, total.mean_reward[group], share)
 
 
 def _log_score_sq(batch: Batch) -> Tensor:
@@ -224,9 +223,3 @@ def _log_score_sq(batch: Batch) -> Tensor:
 
 def _finite_or_zero(log_scale: Tensor) -> Tensor:
     return torch.where(log_scale == -math.inf, 0.0, log_scale)
-
-
-def _require_index(group: Tensor, groups: int) -> None:
-    if group.numel() and not bool(((group >= 0) & (group < groups)).all()):
-        found = f"{int(group.min())}..{int(group.max())}"
-        raise InputError(f"group: {found} is not within 0..{groups - 1}; number the groups of all ranks together")

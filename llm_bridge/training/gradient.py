@@ -89,7 +89,11 @@ class GradientMaker:
         if self._affine(parts):
             made = self._by_group(parts, rollouts, step)
         elif len(parts) == 1 and not self.sharded:
-            made = self._one_pass(rollouts, step)
+            with self._tape(step) as tape:
+                log_prob, reading = self._read(rollouts, tape, keep=True)
+                made = self._made(rollouts, reading)
+                if made.finite:
+                    _descend(made.coefficient, log_prob, rollouts, tape)
         else:
             made = self._two_passes(parts, rollouts, step)
         if made.finite and not self.sharded:
@@ -111,14 +115,6 @@ class GradientMaker:
         return policy_log_prob(logits, rollouts)
 
     # --- passes -------------------------------------------------------------------------------------------------------
-
-    def _one_pass(self, rollouts: Rollouts, step: int) -> BatchGradient:
-        with self._tape(step) as tape:
-            log_prob, reading = self._read(rollouts, tape, keep=True)
-            made = self._made(rollouts, reading)
-            if made.finite:
-                _descend(made.coefficient, log_prob, rollouts, tape)
-        return made
 
     def _by_group(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> BatchGradient:
         filled = gathered_rows(torch.stack([present(part.mask).any() for part in parts])).sum().clamp(min=1)
@@ -192,11 +188,7 @@ class GradientMaker:
             rollouts.mask,
             score_sq_norm=norm,
         )
-        return replace(record, **self._fields(rollouts, reading))
-
-    def _fields(self, rollouts: Rollouts, reading: Reading) -> dict[str, Array]:
-        """The optional fields of `Batch` that the estimator asks for."""
-        fields: dict[str, Array] = {}
+        fields: dict[str, Array] = {}  # the optional ones that the estimator asks for
         needs = self.estimator.needs
         if "log_prob" in needs:
             fields["log_prob"] = reading.log_prob
@@ -206,7 +198,7 @@ class GradientMaker:
             fields["anchor_log_ratio"] = self._ratio_to("anchor", rollouts, reading)
         if "reference_log_ratio" in needs:
             fields["reference_log_ratio"] = self._ratio_to("reference", rollouts, reading).sum(-1)
-        return fields
+        return replace(record, **fields)
 
     @torch.no_grad()
     def _ratio_to(self, version: str, rollouts: Rollouts, reading: Reading) -> Tensor:

@@ -35,7 +35,8 @@ class RolloutQueue:
         if self.schedule.law.law == "in_flight":
             self._fly(lm, due, version)
             return
-        for part in _chunks(due, len(self.mine)):  # at most one update's rows in the sampler at once
+        for i in range(0, len(due), len(self.mine) or 1):  # at most one update's rows in the sampler at once
+            part = due[i : i + len(self.mine)]
             drawn = self.sampler.advance(lm, self.sampler.start(lm, self._problems(part)), version=version)
             self._put(part, self.sampler.finished(lm, drawn))
 
@@ -130,7 +131,3 @@ def moved(rollouts: Rollouts, device: torch.device) -> Rollouts:
 
 def _wide(x: Tensor, width: int, value: int) -> Tensor:
     return F.pad(x, (0, width - x.shape[1]), value=value)
-
-
-def _chunks(slots: list[Slot], size: int) -> Iterable[list[Slot]]:
-    return (slots[i : i + size] for i in range(0, len(slots), size)) if size else ()

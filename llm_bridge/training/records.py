@@ -31,11 +31,14 @@ def update_record(step: int, rollouts: Rollouts, made: BatchGradient) -> Trainin
     `behavior_entropy` (nats: mean of -log mu) are means over the policy's own tokens; `length` counts them;
     `equal_groups` is the share of prompts whose responses all have one reward.
     """
-    gauges = diagnose(made.every.batch, prefix="")
+    batch = made.every.batch
+    gauges = diagnose(batch, prefix="")
+    filled = batch.given("measure").sum(-1) > 0
+    equal = (group_std(batch.reward, batch.measure)[..., 0] == 0) & filled
     return (
         {"step": float(step)}
         | _means(step, rollouts, made)
-        | {"equal_groups": _equal_groups(made)}
+        | {"equal_groups": _over(float(equal.sum()), float(filled.sum()))}
         | {name: gauges.get(name, math.nan) for name in GAUGES}
     )
 
@@ -76,13 +79,6 @@ def _means(step: int, rollouts: Rollouts, made: BatchGradient) -> TrainingRecord
         "entropy": _over(entropy, tokens),
         "behavior_entropy": _over(surprise, tokens),
     }
-
-
-def _equal_groups(made: BatchGradient) -> float:
-    batch = made.every.batch
-    filled = batch.given("measure").sum(-1) > 0
-    equal = (group_std(batch.reward, batch.measure)[..., 0] == 0) & filled
-    return _over(float(equal.sum()), float(filled.sum()))
 
 
 def _over(x: float, count: float) -> float:

@@ -71,10 +71,20 @@ class Steps:
         """
         if "length" in self.rule.needs:
             self.lengths.append(length)
-        gradient = self._gradient() if finite else []
+        gradient = [p.grad for p in self._parameters() if p.grad is not None] if finite else []
         norm = float(_norm(gradient)) if finite else math.nan
-        self._turn(gradient)
-        self._clip(gradient, norm)
+        if self.rule.turn is not None and gradient:
+            found = torch.cat([g.flatten() for g in gradient])
+            if self.previous is not None:
+                turned = self.rule.turn(found, self.previous, self.config.control())
+                for g, part in zip(gradient, turned.split([g.numel() for g in gradient]), strict=True):
+                    g.copy_(part.view_as(g))
+            self.previous = found
+        if math.isfinite(self.config.clip_norm) and gradient:
+            size = torch.tensor(norm) if self.rule.turn is None else _norm(gradient)
+            factor = float(norm_scale(np.array(float(size)), self.config.clip_norm))
+            if factor < 1:
+                torch._foreach_mul_(list(gradient), factor)
         self.brake.observe(log_ratio, present)
         scale = 0.0
         with self.brake.applied(drop_gradients=False) as ready:
@@ -84,7 +94,9 @@ class Steps:
                 with scaled(self.optimizer, scale):
                     self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._remember(norm)
+        if math.isfinite(norm):
+            known = math.isfinite(self.typical_norm)
+            self.typical_norm = MEMORY * self.typical_norm + (1 - MEMORY) * norm if known else norm
         if not ready.reason and not math.isfinite(norm):
             warnings.warn(f"step {step + 1} skipped: {self._why(norm)}", RuntimeWarning, stacklevel=2)
         return Stepped(scale, norm, ready.reason or ("" if scale > 0 else self._why(norm)))
@@ -105,19 +117,6 @@ class Steps:
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"])
 
-    def _gradient(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters() if p.grad is not None]
-
-    def _turn(self, gradient: Sequence[Tensor]) -> None:
-        if self.rule.turn is None or not gradient:
-            return
-        found = torch.cat([g.flatten() for g in gradient])
-        if self.previous is not None:
-            turned = self.rule.turn(found, self.previous, self.config.control())
-            for g, part in zip(gradient, turned.split([g.numel() for g in gradient]), strict=True):
-                g.copy_(part.view_as(g))
-        self.previous = found
-
     def _scale(
         self,
         step: int,
@@ -133,19 +132,6 @@ class Steps:
         tokens = None if token_ess_fraction is None else np.array([token_ess_fraction])
         lengths = np.array([self.lengths]) if self.lengths else None
         return float(control.scale(Seen(step, rho, lags, norms, typical, groups, tokens, lengths))[0])
-
-    def _clip(self, gradient: Sequence[Tensor], norm: float) -> None:
-        if not (math.isfinite(self.config.clip_norm) and gradient):
-            return
-        size = torch.tensor(norm) if self.rule.turn is None else _norm(gradient)
-        factor = float(norm_scale(np.array(float(size)), self.config.clip_norm))
-        if factor < 1:
-            torch._foreach_mul_(list(gradient), factor)
-
-    def _remember(self, norm: float) -> None:
-        if math.isfinite(norm):
-            known = math.isfinite(self.typical_norm)
-            self.typical_norm = MEMORY * self.typical_norm + (1 - MEMORY) * norm if known else norm
 
     def _why(self, norm: float) -> str:
         if math.isnan(norm):

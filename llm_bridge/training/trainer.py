@@ -106,12 +106,23 @@ class Trainer:
         mine = self._own_groups()
         self._refuse_what_cannot_be()
         self.task = training_task(config, task)
-        self.lm = self._load_model(report) if lm is None else lm
+        if lm is None:
+            with self.accelerator.main_process_first():  # one rank fills the cache, the others read it
+                warm = load_task(config.task, seed=config.model_seed, **config.task_options)
+                lm = load_model(
+                    config.model, task=warm, seed=config.model_seed, base_rate=config.base_rate, report=report
+                )
+        self.lm = lm
         self.model: nn.Module = self.lm.model.to(self.accelerator.device, PRECISION[config.dtype]).eval()
         self.trained = sharded(copy.deepcopy(self.model)) if config.sharding == "fsdp2" else self.model
         self.optimizer = make_optimizer(config, list(self.trained.parameters()))
         self.steps = Steps(config, self.optimizer)
-        self.older = self._older_models()
+        # the policies that ratios are taken to besides mu: one update ago (itself on policy), and the start
+        self.older: dict[str, nn.Module] = {}
+        if "anchor_log_ratio" in config.resolved().needs:
+            self.older["anchor"] = copy.deepcopy(self.model) if config.lag else self.model
+        if "reference_log_ratio" in config.resolved().needs:
+            self.older["reference"] = copy.deepcopy(self.model)
         self.maker = GradientMaker(self.model, self.trained, config, self.older)
         schedule = Schedule(config.law, config.groups, config.seed, None if config.extend else config.updates)
         self.sampler = sampler(self.task, config.group_size, config.max_new_tokens, config.seed, config.temperature)
@@ -150,8 +161,12 @@ class Trainer:
             "step_scale": stepped.step_scale,
             "lr": self.config.lr * stepped.step_scale,
         }
+        every = self.config.evaluate_every
         with self.phase("evaluation"):
-            return record | self._held_out()
+            if every and self.version % every == 0:
+                found = self.evaluate(self.config.evaluate_problems)
+                record |= {f"held_out_{name}": x for name, x in found.items()}
+        return record
 
     def evaluate(self, problems: int = 256) -> TrainingRecord:
         """Means of reward, success (a reward of 1) and length on held-out problems, one response each.
@@ -233,33 +248,9 @@ class Trainer:
             synchronize(self.model, self.trained)
         return stepped
 
-    def _held_out(self) -> TrainingRecord:
-        every = self.config.evaluate_every
-        if not every or self.version % every:
-            return {}
-        return {f"held_out_{name}": x for name, x in self.evaluate(self.config.evaluate_problems).items()}
-
     def _precision(self) -> AbstractContextManager[Any]:
         bf16 = self.config.dtype == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16)
-
-    def _load_model(self, report: ReportProgress) -> LanguageModel:
-        config = self.config
-        with self.accelerator.main_process_first():  # one rank fills the cache, the others read it
-            task = load_task(config.task, seed=config.model_seed, **config.task_options)
-            return load_model(
-                config.model, task=task, seed=config.model_seed, base_rate=config.base_rate, report=report
-            )
-
-    def _older_models(self) -> dict[str, nn.Module]:
-        """The policies that ratios are taken to besides mu: one update ago (itself on policy), and the start."""
-        needs = self.config.resolved().needs
-        older: dict[str, nn.Module] = {}
-        if "anchor_log_ratio" in needs:
-            older["anchor"] = copy.deepcopy(self.model) if self.config.lag else self.model
-        if "reference_log_ratio" in needs:
-            older["reference"] = copy.deepcopy(self.model)
-        return older
 
     def _own_groups(self) -> range:
         """The groups of an update that this rank samples and reads."""
