@@ -58,7 +58,10 @@ def table(found: Mapping[str, Any]) -> str:
         "step scale",
     )  # fmt: skip
     lines = [head, "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for key, runs in _grouped(done).items():
+    grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for run in sorted(done, key=lambda r: (r["task"], r["lag"], r["lr"])):
+        grouped.setdefault((run["task"], run["lag"], run["lr"], run["method"]), []).append(run)
+    for key, runs in grouped.items():
         task, lag, lr, method = key
         rates = [[rate for _, rate in held_out(run)] for run in runs]
         best = [max(range(len(x)), key=x.__getitem__) for x in rates]
@@ -68,19 +71,12 @@ def table(found: Mapping[str, Any]) -> str:
             _mean([_mean_of(run, "ess_fraction_sequence", lag) for run in runs]),
             _mean([_mean_of(run, "step_scale", lag) for run in runs]),
         ]  # fmt: skip
-        numbers = " | ".join(f"{x:.3f}" for x in cells)
-        lines.append(f"| {task} | {lag} | {lr:g} | {LABELS.get(method, method)} | {len(runs)} | {numbers} |")
+        means = " | ".join(f"{x:.3f}" for x in cells)
+        lines.append(f"| {task} | {lag} | {lr:g} | {LABELS.get(method, method)} | {len(runs)} | {means} |")
     lines += [
         "",
         "ESS fraction and step scale: from the update on at which the lag has been reached.",
         "",
-        *_times(found),
-    ]
-    return "\n".join(lines)
-
-
-def _times(found: Mapping[str, Any]) -> list[str]:
-    lines = [
         "Median seconds of an update, as one process sees them:",
         "",
         "| method | all | sampling | gradient | record | step |",
@@ -89,7 +85,7 @@ def _times(found: Mapping[str, Any]) -> list[str]:
     for method, spent in found["profile"].items():
         numbers = [spent.get(name, math.nan) for name in ("seconds", "s_sampling", "s_gradient", "s_record", "s_step")]
         lines.append(f"| {LABELS.get(method, method)} | " + " | ".join(f"{x:.3f}" for x in numbers) + " |")
-    return lines
+    return "\n".join(lines)
 
 
 def figure(found: Mapping[str, Any], path: Path) -> None:
@@ -127,13 +123,6 @@ def figure(found: Mapping[str, Any], path: Path) -> None:
     fig.tight_layout(rect=(0, 0.06, 1, 1))
     fig.savefig(path, dpi=130)
     plt.close(fig)
-
-
-def _grouped(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    out: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for run in sorted(runs, key=lambda r: (r["task"], r["lag"], r["lr"])):
-        out.setdefault((run["task"], run["lag"], run["lr"], run["method"]), []).append(run)
-    return out
 
 
 def _mean(values: Sequence[float]) -> float:

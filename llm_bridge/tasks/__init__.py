@@ -108,22 +108,18 @@ def load_task(name: str, *, seed: int = 0, style: str = "short", **options: Any)
         raise InputError(f"seed: {seed}; give a whole number of at least 0")
     described = {"name": name, "seed": seed, "style": style, **options}
     if name.startswith(GYM):
-        return _any_dataset(name, seed, described, options)
+        dataset = name.removeprefix(GYM)
+        if dataset not in DATASETS:
+            raise unknown_name("task", name, [GYM + d for d in DATASETS])
+        data = make_dataset(dataset, seed, options)
+        _trial(name, data)
+        return GymTask(name, "reasoning", data, reasoning.TEXT, {**described, "style": "instruct"})
     if name not in TASKS:
         raise unknown_name("task", name, [*TASKS, *(GYM + d for d in DATASETS if GYM in name)])
     known = set(inspect.signature(TASKS[name].configure).parameters) - {"seed", "style", "options"}
     for option in set(options) - known:
         raise unknown_name(f"option of task {name!r}", option, known | {"style", "seed"})
     return TASKS[name](name, seed=seed, style=style, options=described, **options)
-
-
-def _any_dataset(name: str, seed: int, described: dict[str, Any], options: dict[str, Any]) -> Task:
-    dataset = name.removeprefix(GYM)
-    if dataset not in DATASETS:
-        raise unknown_name("task", name, [GYM + d for d in DATASETS])
-    data = make_dataset(dataset, seed, options)
-    _trial(name, data)
-    return GymTask(name, "reasoning", data, reasoning.TEXT, {**described, "style": "instruct"})
 
 
 def _trial(name: str, data: Any, problems: int = 5) -> None:

@@ -87,19 +87,6 @@ class TrainConfig:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
-        self._check_numbers()
-        if self.lag < 0:
-            raise InputError(f"lag: {self.lag} is negative; it counts updates, 0 for on policy")
-        try:
-            self.control()
-        except InputError as error:
-            raise InputError(f"step_{error}") from None
-        self.resolved().require(self.group_size)
-        require_memory(self.memory, self.resolved())
-        if self.memory and not self.problems:
-            raise InputError(f"memory: {self.memory} where no prompt comes twice; say how many take turns (problems)")
-
-    def _check_numbers(self) -> None:
         for name, least in (
             ("updates", 1), ("groups", 1), ("group_size", 1), ("max_new_tokens", 0), ("seed", 0), ("model_seed", 0),
             ("micro_batch", 0), ("checkpoint_every", 0), ("keep", 1), ("evaluate_every", 0), ("evaluate_problems", 1),
@@ -114,6 +101,16 @@ class TrainConfig:
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: {getattr(self, name)} is not a finite non-negative number")
+        if self.lag < 0:
+            raise InputError(f"lag: {self.lag} is negative; it counts updates, 0 for on policy")
+        try:
+            self.control()
+        except InputError as error:
+            raise InputError(f"step_{error}") from None
+        self.resolved().require(self.group_size)
+        require_memory(self.memory, self.resolved())
+        if self.memory and not self.problems:
+            raise InputError(f"memory: {self.memory} where no prompt comes twice; say how many take turns (problems)")
 
     def resolved(self) -> Resolved:
         """The estimator itself; a function that is written for NumPy is fed with NumPy's arrays.
@@ -145,7 +142,10 @@ class TrainConfig:
         """Plain values, for a file; an estimator that has no name is written by its representation."""
         named = self.estimator if isinstance(self.estimator, str) else repr(self.estimator)
         out = asdict(self) | {"task_options": dict(self.task_options), "step_schedule": list(self.step_schedule)}
-        return out | {"estimator": named, "clip_norm": _finite(self.clip_norm)}
+        return out | {
+            "estimator": named,
+            "clip_norm": self.clip_norm if math.isfinite(self.clip_norm) else str(self.clip_norm),
+        }
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "TrainConfig":
@@ -191,7 +191,9 @@ def _convert(kind: Any, value: Any) -> Any:
         case _ if kind is bool:
             return value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]
         case _ if kind is int:
-            return _whole(value)
+            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+                raise ValueError(value)
+            return int(value)
         case _ if kind is float:
             return float(value)
         case _ if kind is str:
@@ -199,29 +201,19 @@ def _convert(kind: Any, value: Any) -> Any:
         case _ if kind == float | None:
             return None if value is None or value == "none" else float(value)
         case _ if kind == float | str:
-            return _number_or_name(value)
+            try:
+                return float(value)
+            except ValueError:
+                return value
         case _ if kind == tuple[float, ...]:
             return tuple(float(x) for x in value)
     return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-        raise ValueError(value)
-    return int(value)
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value
-
-
-def _number_or_name(value: Any) -> Any:
-    try:
-        return float(value)
-    except ValueError:
-        return value
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -238,7 +230,3 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"--config: {path}: holds no table of names and values")
     return found
-
-
-def _finite(x: float) -> float | str:
-    return x if math.isfinite(x) else str(x)

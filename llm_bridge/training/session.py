@@ -77,7 +77,10 @@ class Session:
     def run(self) -> int:
         """Train to the end; returns the exit code: 0, or 128 plus the signal after an interrupt, with all saved."""
         config, started, first = self.trainer.config, time.perf_counter(), self.trainer.version
-        self._start_loggers()
+        if self.trainer.accelerator.log_with:
+            plain = {name: x if isinstance(x, int | float | str) else str(x) for name, x in config.as_dict().items()}
+            again = {"tensorboard": {"purge_step": first}}
+            self.trainer.accelerator.init_trackers("log", config=plain, init_kwargs=again)
         with self._interruptible(), self._warnings_in_a_line(), self._progress() as show:
             for record in self.trainer.updates():
                 self._write(record)
@@ -89,7 +92,17 @@ class Session:
                     self.say(f"interrupted after update {self.trainer.version}, saved; go on with --resume")
                     return 128 + (self.signals or [signal.SIGINT])[0]
             self.save()
-        self._finish(self.trainer.version - first, time.perf_counter() - started)
+        seconds, n = time.perf_counter() - started, config.evaluate_problems
+        found = self.trainer.evaluate(n)
+        if main_process():
+            self.trainer.lm.save_pretrained(self.folder / MODEL)
+        self.trainer.accelerator.end_training()
+        low, high = binomtest(round(found["success_rate"] * n), n).proportion_ci(method="wilson")
+        self.say(
+            f"{self.trainer.version - first} updates in {seconds:.0f} s; held-out success rate "
+            f"{found['success_rate']:.2f}, 95% interval {low:.2f} to {high:.2f} ({n} problems); everything is in "
+            f"{self.folder}"
+        )
         return 0
 
     def save(self) -> None:
@@ -115,28 +128,6 @@ class Session:
             records = self.trainer.dump_records()
             if main_process():
                 self.trajectories.append(lines(records))
-
-    def _start_loggers(self) -> None:
-        if not self.trainer.accelerator.log_with:
-            return
-        plain = {
-            name: x if isinstance(x, int | float | str) else str(x) for name, x in self.trainer.config.as_dict().items()
-        }
-        again = {"tensorboard": {"purge_step": self.trainer.version}}
-        self.trainer.accelerator.init_trackers("log", config=plain, init_kwargs=again)
-
-    def _finish(self, updates: int, seconds: float) -> None:
-        config = self.trainer.config
-        found = self.trainer.evaluate(config.evaluate_problems)
-        if main_process():
-            self.trainer.lm.save_pretrained(self.folder / MODEL)
-        self.trainer.accelerator.end_training()
-        n = config.evaluate_problems
-        low, high = binomtest(round(found["success_rate"] * n), n).proportion_ci(method="wilson")
-        self.say(
-            f"{updates} updates in {seconds:.0f} s; held-out success rate {found['success_rate']:.2f}, 95% interval "
-            f"{low:.2f} to {high:.2f} ({n} problems); everything is in {self.folder}"
-        )
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[TrainingRecord], None]]:
