@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from vcposim.arrays import Array
 from vcposim.batch import Batch, DenseScores, sample_measure
 
 Exact = np.ndarray
@@ -165,24 +164,18 @@ class Case:
             given["ratio"] = library(self.ratio)
         else:
             given["log_ratio"] = library.floats(log(self.ratio) if self.log_ratio is None else self.log_ratio)
-            given |= self._policies(library)
+            if self.token_probability is not None and self.anchor_ratio is not None:
+                p, anchor = as_float(self.token_probability), log(self.anchor_ratio)
+                given["log_prob"] = library.floats(np.log(p))
+                given["collision"] = library.floats(p * p + (1 - p) * (1 - p))
+                given["anchor_log_ratio"] = library.floats(anchor)
+                given["reference_log_ratio"] = library.floats(anchor.sum(axis=-1))
         for name in ("token_mask", "population_baseline"):
             if getattr(self, name) is not None:
                 given[name] = library(getattr(self, name))
         scores = DenseScores(library(self.score), per_token=self.score.ndim > self.reward.ndim + 1)
         fixed = {"reward": library(self.reward), "scores": scores, "grouped": self.grouped}
         return Batch(**{**fixed, **given, **changes})
-
-    def _policies(self, library: Library) -> dict[str, Array]:
-        if self.token_probability is None or self.anchor_ratio is None:
-            return {}
-        p, anchor = as_float(self.token_probability), log(self.anchor_ratio)
-        return {
-            "log_prob": library.floats(np.log(p)),
-            "collision": library.floats(p * p + (1 - p) * (1 - p)),
-            "anchor_log_ratio": library.floats(anchor),
-            "reference_log_ratio": library.floats(anchor.sum(axis=-1)),
-        }
 
     def groups(self) -> Iterator["Case"]:
         """Every group as a case of its own, in C order of the leading axes."""
