@@ -20,6 +20,7 @@ Token-level estimators see the tokens of the first groups only, as many as fit `
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, Resolved
 from vcposim.replay.dumps import Dump
+from vcposim.replay.storage import by_code, counts, largest
 from vcposim.results import Interval
 from vcposim.weights import Weighting
 
@@ -202,17 +204,22 @@ COLUMN_OF = {
 
 def _batch(dump: Dump) -> tuple[Batch | None, int]:
     """The first groups that fit, padded: (g, n), or (g, n, t) where there are tokens."""
-    order = np.argsort(dump.group, kind="stable")
-    size = np.bincount(dump.group)
-    starts = np.cumsum(size) - size
+    size = counts(dump.group)
+    order, starts = by_code(dump.group, size), np.cumsum(size) - size
     tokens = {one.row: one for one in dump.kept}
-    whole = [g for g in range(size.size) if all(int(i) in tokens for i in order[starts[g] : starts[g] + size[g]])]
+
+    def rows_of(g: int) -> Any:
+        rows = order[int(starts[g]) : int(starts[g] + size[g])]
+        return np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+
+    groups = (g for g in range(size.size) if all(int(i) in tokens for i in rows_of(g))) if tokens else iter(())
+    first = next(groups, None)
+    whole = first is not None
     chosen: list[int] = []
     n = t = 0
-    for g in whole or range(size.size):
-        rows = order[starts[g] : starts[g] + size[g]]
+    for g in itertools.chain([first], groups) if first is not None else range(size.size):
         wide = max(n, size[g])
-        long = max(t, *(tokens[int(i)].log_prob.size for i in rows)) if whole else 1
+        long = max(t, *(tokens[int(i)].log_prob.size for i in rows_of(g))) if whole else 1
         if chosen and (len(chosen) + 1) * wide * long > CELLS:
             break
         chosen.append(g)
@@ -220,7 +227,7 @@ def _batch(dump: Dump) -> tuple[Batch | None, int]:
     index = np.zeros((len(chosen), n), dtype=int)
     here = np.zeros((len(chosen), n))
     for k, g in enumerate(chosen):
-        index[k, : size[g]] = order[starts[g] : starts[g] + size[g]]
+        index[k, : size[g]] = rows_of(g)
         here[k, : size[g]] = 1
     if not len(chosen):
         return None, 0
@@ -230,7 +237,7 @@ def _batch(dump: Dump) -> tuple[Batch | None, int]:
         reward=dump.reward[index] * here,
         log_ratio=np.where(here > 0, dump.log_ratio[index], 0.0),
         length=np.where(here > 0, dump.length[index], 0.0),
-        scores=ScoreNorms(dump.score_sq_norm[index] * here / (dump.score_sq_norm.max() or 1.0)),
+        scores=ScoreNorms(dump.score_sq_norm[index] * here / (largest(dump.score_sq_norm) or 1.0)),
         measure=measure,
         unit=unit,
         grouped=True,
