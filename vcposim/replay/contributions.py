@@ -31,6 +31,9 @@ TOGETHER = 1 << 15
 MOST_DRAWN = 8192
 """units that the bootstrap draws; more groups than that are put together at random, some to a unit"""
 
+DRAWN_AT_ONCE = 64
+"""resamples that are added up together"""
+
 
 @dataclass
 class Table:
@@ -154,13 +157,28 @@ def bootstrap_ratios(pair: np.ndarray, held: np.ndarray, resamples: int, rng: np
     than two give no interval, none gives no value. Of more than `MOST_DRAWN` groups, as many `units` of some groups
     each are given and drawn: sums of independent groups, so the variance that is estimated is the same.
     """
-    flat = pair.reshape(-1, pair.shape[-1])
-    groups = flat.shape[-1]
-    drawn = np.empty((resamples, *pair.shape[:2]))
-    for sums in drawn:
-        count = np.bincount(rng.integers(groups, size=groups), minlength=groups)
-        sums[:] = (flat @ count.astype(np.float64)).reshape(sums.shape)
+    drawn = resampled(pair.reshape(-1, pair.shape[-1]), resamples, rng).reshape(resamples, *pair.shape[:2])
     return [_interval(one, int(held[k]), drawn[:, k]) for k, one in enumerate(pair)]
+
+
+def resampled(sums: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Totals (resamples, k) of `sums` (k, g) over g groups drawn with replacement, the same ones for all k."""
+    groups = sums.shape[-1]
+    found = np.empty((resamples, len(sums)))
+    for first in range(0, resamples, DRAWN_AT_ONCE):
+        several = found[first : first + DRAWN_AT_ONCE]
+        count = np.empty((len(several), groups))
+        for row in count:
+            row[:] = np.bincount(rng.integers(groups, size=groups), minlength=groups)
+        several[:] = count @ sums.T
+    return found
+
+
+def in_units(sums: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Sums (k, g) of groups added up in their units (g,): (k, u)."""
+    if unit.size <= MOST_DRAWN:
+        return sums
+    return np.stack([np.bincount(unit, one, MOST_DRAWN) for one in sums])
 
 
 def _interval(pair: Any, held: int, drawn: Any) -> Interval:

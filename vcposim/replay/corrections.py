@@ -32,10 +32,13 @@ from vcposim.arrays import Array
 from vcposim.batch import Batch, ScoreNorms, sample_measure
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, Resolved
+from vcposim.estimators import NORMALIZERS, Estimator, Resolved
+from vcposim.pooled import BalancedClip, CovarianceClip, InfluenceCap
+from vcposim.replay.contributions import in_units, resampled, units
 from vcposim.replay.dumps import Dump
 from vcposim.replay.storage import by_code, counts, largest
 from vcposim.results import Interval
+from vcposim.surrogates import Penalized, Product
 from vcposim.weights import Weighting
 
 CELLS = 300_000
@@ -103,6 +106,8 @@ def rank(
     yard = _Yardstick.of(dump, batch)
     if yard is None:
         return None
+    rng = np.random.default_rng(seed)
+    unit = units(groups, rng)
     rows: list[Correction] = []
     sums: list[Array] = []
     absent: dict[str, list[str]] = {}
@@ -125,24 +130,21 @@ def rank(
         if np.all(np.isfinite(c)):
             row, of_groups = yard.measure(name, estimator, c)
             rows.append(row)
-            sums.append(of_groups)
+            sums.append(in_units(of_groups, unit))
         else:
             absent.setdefault("log-ratios in range (its coefficients are no numbers here)", []).append(name)
-    rows = [replace(row, risk=risk) for row, risk in zip(rows, _risks(sums, resamples, seed), strict=True)]
+    rows = [replace(row, risk=risk) for row, risk in zip(rows, _risks(sums, resamples, rng), strict=True)]
     # what is the same but for rounding stays in the order of the catalogue
     rows.sort(key=lambda row: (math.isnan(row.risk.value), float(f"{row.risk.value:.12g}")))
     return CorrectionRanking(rows, groups, batch.per_token, absent)
 
 
-def _risks(sums: Sequence[Array], resamples: int, seed: int) -> list[Interval]:
-    """bias^2 + spread of each estimator from its sums (3, g) a group, with intervals over groups."""
+def _risks(sums: Sequence[Array], resamples: int, rng: np.random.Generator) -> list[Interval]:
+    """bias^2 + spread of each estimator from its sums (3, u) a unit of groups, with intervals over these."""
     if not sums:
         return []
     flat = np.concatenate(sums)
-    groups, rng = flat.shape[-1], np.random.default_rng(seed)
-    drawn = np.empty((resamples, len(flat)))
-    for one in drawn:
-        one[:] = flat @ np.bincount(rng.integers(groups, size=groups), minlength=groups).astype(np.float64)
+    drawn = resampled(flat, resamples, rng)
     with np.errstate(all="ignore"):
         top, distance, moment = flat.sum(axis=-1).reshape(-1, 3).T
         values = (distance / top) ** 2 + moment / top**2
@@ -150,9 +152,28 @@ def _risks(sums: Sequence[Array], resamples: int, seed: int) -> list[Interval]:
     found = []
     for value, risks in zip(values.tolist(), all_risks.T, strict=True):
         usable = risks[np.isfinite(risks)]
-        low, high = np.quantile(usable, (0.025, 0.975)) if usable.size and groups > 1 else (math.nan, math.nan)
+        low, high = np.quantile(usable, (0.025, 0.975)) if usable.size and flat.shape[-1] > 1 else (math.nan, math.nan)
         found.append(Interval(value=value, low=float(low), high=float(high)))
     return found
+
+
+BY_SIZE = (BalancedClip, CovarianceClip, InfluenceCap)
+"""surrogates that look at the sizes of advantages, not at their signs alone"""
+
+
+def scales_with_advantage(estimator: Estimator) -> bool:
+    """Whether an advantage that is larger by any factor makes its coefficients larger by that factor, and no others."""
+    surrogate = estimator.surrogate
+    factors = surrogate.factors if isinstance(surrogate, Product) else (surrogate,)
+    signs = all(x is None or (known(x) and not isinstance(x, (*BY_SIZE, Penalized))) for x in factors)
+    return (
+        signs and known(estimator) and not NORMALIZERS[estimator.normalizer].centers and not estimator.reference_penalty
+    )
+
+
+def known(part: Any) -> bool:
+    """Whether it is of a class of this package: of yours, nobody knows what it looks at."""
+    return type(part).__module__.startswith("vcposim.")
 
 
 class NeedsScores(InputError):
@@ -314,6 +335,8 @@ class _Yardstick:
     """second moment of the untruncated coefficients with the mean of the others"""
     unscaled: float
     """the largest weight^-2: `target` is relative to it, an estimator's own coefficients are not"""
+    others: Array
+    """(g, n) square of what subtracting the mean of the others makes of the advantage, instead of that of all"""
     plain: dict[Estimator, Array | None] = field(default_factory=dict)
     """coefficients of untreated ratios, which many estimators share"""
 
@@ -333,18 +356,22 @@ class _Yardstick:
         size = np.sqrt(q * count) * np.abs(target)
         if not size.sum() > 0:
             return None
-        mean = np.sum(batch.measure * batch.reward, axis=-1, keepdims=True)
+        advantage, without = (
+            batch.reward - e.baseline_value(scaled)
+            for e in (UNTRUNCATED, replace(UNTRUNCATED, baseline="leave_one_out"))
+        )
         return cls(
             batch=batch,
             cells=cells,
             count=count,
-            live=cells & (np.abs(batch.reward - mean) > 0)[..., None],
+            live=cells & (np.abs(advantage) > 0)[..., None],
             q=q,
             target=target,
             size=size,
             held_total=float((q * count * held * held).sum()),
             # the target was scaled down by e^log_scale
             unscaled=float(np.exp(-2 * log_scale)),
+            others=np.divide(without, advantage, out=np.ones_like(advantage), where=advantage != 0) ** 2,
         )
 
     def sq_norm(self, c: Array) -> Array:
@@ -400,7 +427,9 @@ class _Yardstick:
         if twin is None or estimator.baseline_shift or not self.held_total > 0:
             return None
         with np.errstate(all="ignore"), contextlib.suppress(InputError):
-            if twin != estimator.baseline:
+            if estimator.baseline == "group_mean" and scales_with_advantage(estimator):
+                own = own * self.others
+            elif twin != estimator.baseline:
                 c = _on_cells(replace(estimator, baseline=twin).coefficients(self.batch), self.batch)
                 own = self.sq_norm(c)
             return float(own.sum() / self.held_total * self.unscaled)

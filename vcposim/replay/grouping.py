@@ -12,6 +12,9 @@ from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.names import ABSENT, SESSIONS, TRAJECTORY
 from vcposim.replay.storage import Stored, coded, counts, distinct, numbered, picked
 
+AT_ONCE = 1 << 16
+"""groups that are named together"""
+
 
 def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
     """A prompt that comes up at several steps is a group at each: its responses are of different policies."""
@@ -36,10 +39,13 @@ def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
     if size.max() > 1 and split.max() == 1:
         notes.append(f"{column!r} differs within every group, so it is no training step and splits none")
         return dump
+    names = dump.labels if isinstance(dump.labels, Stored) else Stored(dump.labels)
     labels = Stored()
-    for start in range(0, order.size, 1024):
-        some = order[start : start + 1024].tolist()
-        labels.extend([(values[p % len(values)], dump.labels[p // len(values)]) for p in some])
+    for start in range(0, order.size, AT_ONCE):
+        group, at = np.divmod(order[start : start + AT_ONCE], len(values))
+        pairs_here = [(values[k], label) for k, label in zip(at.tolist(), names.some(group), strict=True)]
+        for k in range(0, len(pairs_here), 1024):
+            labels.extend(pairs_here[k : k + 1024])
     name = columns.mapping.get("group", "group")
     notes.append(
         f"groups are ({column}, {name}): {name!r} comes up at several steps, {len(size)} values make {len(labels)} "
@@ -131,7 +137,7 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
         slices={name: (c[first], v) for name, (c, v) in dump.slices.items() if name != TRAJECTORY},
         kept=kept,
         reference_log_ratio=None if reference is None else np.bincount(code, reference),
-        place=Stored(list(dump.place)).take(first),
+        place=(dump.place if isinstance(dump.place, Stored) else Stored(dump.place)).take(first),
     )
 
 

@@ -244,9 +244,21 @@ class Stored(Sequence[Any]):
             self.bytes.append(json.dumps(values).encode())
             self.offsets.append(self.bytes.size)
 
+    def some(self, rows: np.ndarray) -> list[Any]:
+        """Those of `rows` (k,), in that order; each piece is taken apart once."""
+        found: list[Any] = [None] * len(rows)
+        for k in np.argsort(rows, kind="stable").tolist():
+            found[k] = self[int(rows[k])]
+        return found
+
     def take(self, rows: np.ndarray) -> "Stored":
-        """Those of `rows` (k,), in that order."""
-        return Stored([self[int(i)] for i in rows])
+        """The same, stored again."""
+        found = Stored()
+        for start in range(0, len(rows), PIECE):
+            several = self.some(rows[start : start + PIECE])
+            for k in range(0, len(several), 1024):
+                found.extend(several[k : k + 1024])
+        return found
 
     def _piece(self, k: int) -> list[Any]:
         if self.last is None or self.last[0] != k:
