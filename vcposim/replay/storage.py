@@ -179,11 +179,19 @@ def distinct(*columns: np.ndarray, key: Any, rows: np.ndarray | range | None = N
     waiting: list[np.ndarray] = []
     size = 0
     for x in pieces(*columns, rows=rows):
-        waiting.append(np.unique(key(*x)))
+        waiting.append(_unique(key(*x)))
         size += waiting[-1].size
         if size > max(found.size, 1 << 18):
-            found, waiting, size = np.unique(np.concatenate([found, *waiting])), [], 0
-    return np.unique(np.concatenate([found, *waiting]))
+            found, waiting, size = _unique(np.concatenate([found, *waiting])), [], 0
+    return _unique(np.concatenate([found, *waiting]))
+
+
+def _unique(values: np.ndarray) -> np.ndarray:
+    # numpy's own hashes whole numbers, and takes fifty times as long over multiples of one number
+    if values.dtype.kind == "f":
+        return np.unique(values)
+    ordered = np.sort(values)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: ordered.size]]
 
 
 def coded(*columns: np.ndarray, key: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
