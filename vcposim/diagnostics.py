@@ -176,13 +176,13 @@ class WeightSums(NamedTuple):
         return namespace(self.total).log(mean) + self.log_scale
 
 
-def weight_sums(log_weight: Array, present: Array | None = None) -> WeightSums:
-    """Sums over all axes of log-weights, `present` (0/1) marking the real ones: same -> sums."""
+def weight_sums(log_weight: Array, measure: Array | None = None) -> WeightSums:
+    """Sums over all axes of log-weights, each counted `measure` times (default once; 0 for padding): same -> sums."""
     xp = namespace(log_weight)
     flat = xp.reshape(log_weight, (-1,))
-    here = xp.ones_like(flat) if present is None else xp.reshape(present, (-1,))
+    here = xp.ones_like(flat) if measure is None else xp.reshape(measure, (-1,))
     kept = supported(flat, here)
     log_scale = xp.max(kept) if flat.shape[0] else xp.sum(flat) - float("inf")
     top = xp.where(log_scale == -float("inf"), 0.0, log_scale)
     weight = xp.exp(kept - top)
-    return WeightSums(log_scale, xp.sum(here), xp.sum(weight), xp.sum(weight * weight))
+    return WeightSums(log_scale, xp.sum(here), xp.sum(here * weight), xp.sum(here * weight * weight))

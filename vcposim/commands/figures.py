@@ -31,6 +31,8 @@ STYLE: Any = {
 INK, MUTED, ACCENT, ALARM = "#222222", "#9a9a9a", "#0b6e99", "#c1442e"
 COLORS = (INK, ACCENT, "#d08700", "#5b8c3a", "#7b4ea3", ALARM)
 """told apart in print and by color-blind readers: they differ in lightness too"""
+MOST_POINTS = 4000
+"""of one curve; more lie on each other"""
 MOST_GROUPS = 40
 """more than this cannot be told apart on one axis"""
 
@@ -129,7 +131,8 @@ def _bias_variance(ax: Axes, rows: Sequence[TableRow]) -> None:
 def _weights(ax: Axes, found: Replay) -> None:
     log10_weight = np.sort(found.log_ratio)[::-1] / np.log(10)
     rank = np.arange(1, found.n + 1)
-    ax.plot(rank, log10_weight, color=ACCENT, lw=1.8)
+    rank = rank if found.n <= MOST_POINTS else np.unique(np.geomspace(1, found.n, MOST_POINTS).astype(int))
+    ax.plot(rank, log10_weight[rank - 1], color=ACCENT, lw=1.8)
     ax.axhline(0, color=MUTED, lw=0.8)
     if log10_weight[0] > 0.5 * np.log10(found.cap):
         ax.axhline(np.log10(found.cap), color=ALARM, lw=0.8, ls="--")

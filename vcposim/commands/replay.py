@@ -30,10 +30,9 @@ from vcposim.replay import (
     read_dump,
     replay,
     summary,
-    to_json,
     verdict,
 )
-from vcposim.replay.as_json import metrics_json
+from vcposim.replay.as_json import json_text, metrics_json
 from vcposim.replay.containers import Progress
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.metrics import LoggedRun, find_metrics, metrics_summary, read_metrics
@@ -152,7 +151,9 @@ def run(arguments: argparse.Namespace) -> None:
     if page is not None:
         _write_page(found, _title(files), page)
     if output.json:
-        print(json.dumps(to_json(found), allow_nan=False))
+        for text in json_text(found):
+            sys.stdout.write(text)
+        print()
         return None
     render(found, Console())
     if path is not None:

@@ -88,8 +88,31 @@ def pareto_smooth(log_weight: Array, measure: Array) -> Array:
 def tail_index(log_weight: Array) -> float:
     """k-hat of one sample, draws of zero weight (-inf) left out: `log_weight` (n,), nats."""
     x = np.asarray(log_weight, dtype=np.float64)
-    tail = _tail(x[x > -math.inf])
-    return tail.khat if isinstance(tail, Tail) else tail
+    sample = Heaviest(x.size)
+    sample.add(x)
+    return sample.tail_index()
+
+
+class Heaviest:
+    """The largest log-weights of a sample of at most n that comes in pieces: all that its k-hat depends on."""
+
+    def __init__(self, n: int):
+        self.kept = tail_length(n) + 1
+        self.count = 0
+        """positive weights so far"""
+        self.largest = np.zeros(0)
+
+    def add(self, log_weight: Array) -> None:
+        """A piece: (m,), nats."""
+        positive = log_weight[log_weight > -math.inf]
+        self.count += positive.size
+        every = np.concatenate([self.largest, positive]) if self.largest.size else positive
+        self.largest = every if every.size <= self.kept else np.partition(every, -self.kept)[-self.kept :]
+
+    def tail_index(self) -> float:
+        """k-hat of all pieces."""
+        tail = _tail(self.largest, self.count)
+        return tail.khat if isinstance(tail, Tail) else tail
 
 
 def khat(log_weight: Array, measure: Array | None = None) -> Diagnostic:
@@ -100,11 +123,15 @@ def khat(log_weight: Array, measure: Array | None = None) -> Diagnostic:
     require_weights("log_weight", log_weight)
     x = np.asarray(log_weight)
     present = np.ones(x.shape, bool) if measure is None else np.broadcast_to(np.asarray(measure) > 0, x.shape)
-    shape = tail_index(x[present])
+    return khat_diagnostic(tail_index(x[present]), int(present.sum()))
+
+
+def khat_diagnostic(shape: float, n: int) -> Diagnostic:
+    """The k-hat `shape` of n samples, with its threshold and the n it asks for."""
     return Diagnostic(
         name="khat",
         value=shape,
-        threshold=khat_threshold(int(present.sum())),
+        threshold=khat_threshold(n),
         high_is_bad=True,
         required=required_samples(shape),
         meaning="shape of the weights' tail: no finite variance from 0.5 on, no mean from 1 on",
@@ -115,7 +142,7 @@ def fit(log_weight: Array) -> Fit:
     """Fit the top tail of one sample and smooth it: `log_weight` (n,). What has no fit: see the module."""
     x = np.asarray(log_weight, dtype=np.float64)
     positive = np.flatnonzero(x > -math.inf)
-    tail = _tail(x[positive])
+    tail = _tail(x[positive], positive.size)
     if not isinstance(tail, Tail):
         return Fit(x, tail)
     length = tail.excess.size
@@ -145,13 +172,12 @@ class Tail(NamedTuple):
     scale: float
 
 
-def _tail(log_weight: Array) -> Tail | float:
-    """The fitted tail of positive weights (n,), or what k-hat is where there is none."""
-    n = log_weight.size
+def _tail(log_weight: Array, n: int) -> Tail | float:
+    """The fitted tail of n positive weights, of which the largest ones are given, or what k-hat is without one."""
     if n < MIN_SAMPLES:
         return math.nan
     length = tail_length(n)
-    highest = np.sort(np.partition(log_weight, n - length - 1)[-length - 1 :])
+    highest = np.sort(np.partition(log_weight, -length - 1)[-length - 1 :])
     top = float(highest[-1])
     highest = highest - top
     # the fit divides by the tail's lower quartile; where that is zero it returns a finite k-hat all the same (0.08 for

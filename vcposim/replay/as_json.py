@@ -3,7 +3,9 @@
 A number that does not exist (NaN, infinity) is None. Who reads an answer back finds every field here.
 """
 
+import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,68 @@ from vcposim.diagnostics import Diagnostic
 from vcposim.replay.corrections import CorrectionRanking
 from vcposim.replay.metrics import LoggedRun, metrics_summary
 from vcposim.replay.replay import Replay, ReplayedBaseline, summary
+from vcposim.replay.storage import Stored, forget
 from vcposim.replay.tracks import Slice, Track, first_alarms
 from vcposim.results import Interval
 
 
 def to_json(found: Replay) -> dict[str, Any]:
     """The machine-readable form of a replay."""
+    return _plain(_answer(found))  # type: ignore[no-any-return]
+
+
+def json_text(found: Replay) -> Iterator[str]:
+    """The same as text, in parts: an answer that lists a million groups is never held whole."""
+    return _text(_answer(found))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(x) for key, x in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_plain(x) for x in value]
+    return [x for part in _parts(value) for x in part] if isinstance(value, COLUMNS) else value
+
+
+def _text(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        between = "{"
+        for key, x in value.items():
+            yield f"{between}{json.dumps(key)}: "
+            yield from _text(x)
+            between = ", "
+        yield "}" if value else "{}"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for k, x in enumerate(value):
+            yield ", " if k else "["
+            yield from _text(x)
+        yield "]"
+    elif isinstance(value, COLUMNS) and len(value):
+        for k, part in enumerate(_parts(value)):
+            yield (", " if k else "[") + json.dumps(part, allow_nan=False)[1:-1]
+        yield "]"
+    else:
+        yield json.dumps([] if isinstance(value, COLUMNS) else value, allow_nan=False)
+
+
+AT_ONCE = 1 << 16
+COLUMNS = (np.ndarray, Stored)
+"""a number or a name a group, in the answer before it is text"""
+
+
+def _parts(column: np.ndarray | Stored) -> Iterator[list[Any]]:
+    """Lists of some of the entries, as JSON knows them."""
+    for start in range(0, len(column), AT_ONCE):
+        part = column[start : start + AT_ONCE]
+        yield (
+            [_number(x) if isinstance(x, float) else x for x in part.tolist()]
+            if isinstance(part, np.ndarray)
+            else list(part)
+        )
+        forget(column if isinstance(column, np.ndarray) else None)
+
+
+def _answer(found: Replay) -> dict[str, Any]:
     return {
         "n": found.n,
         "groups": len(found.labels),
@@ -34,10 +92,10 @@ def to_json(found: Replay) -> dict[str, Any]:
         "rows": [_row_json(row) for row in found.rows],
         "per_group": {
             "group": found.labels,
-            "n": found.size.tolist(),
-            "mean_reward": _numbers(found.mean_reward),
-            "ess_fraction": _numbers(found.ess_fraction),
-            "max_leverage": _numbers(found.max_leverage),
+            "n": found.size,
+            "mean_reward": found.mean_reward,
+            "ess_fraction": found.ess_fraction,
+            "max_leverage": found.max_leverage,
         },
         "weighting": {"treatment": found.weighting.treatment, "level": "sequence", "cap": found.weighting.cap},
         "norm_source": found.norm_source,
@@ -86,7 +144,7 @@ def _row_json(row: ReplayedBaseline) -> dict[str, Any]:
     held_out = row.held_out_ratio
     return {
         "baseline": row.baseline,
-        "per_group": _numbers(row.per_group),
+        "per_group": row.per_group,
         "second_moment_ratio": _interval(row.second_moment_ratio),
         "held_out_ratio": None if held_out is None else _interval(held_out),
     }
@@ -98,10 +156,6 @@ def _interval(one: Interval) -> dict[str, float | None]:
 
 def _number(x: float) -> float | None:
     return float(x) if math.isfinite(x) else None
-
-
-def _numbers(x: np.ndarray) -> list[float | None]:
-    return [_number(value) for value in x.tolist()]
 
 
 def metrics_json(found: LoggedRun) -> dict[str, Any]:

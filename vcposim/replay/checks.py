@@ -12,6 +12,7 @@ Thresholds are set so that clean data (independent noise between the policies, l
 standard deviation up to 1.5 nats) raise nothing; the measured rate stands in `tests/vcposim/replay/test_checks.py`.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vcposim.diagnostics import log_mean_weight
+from vcposim.diagnostics import WeightSums, weight_sums
+from vcposim.replay.storage import largest, numbered, pieces
 
 ENOUGH = 200
 """tokens without which no pattern of tokens is claimed"""
@@ -295,7 +297,7 @@ def _identical(evidence: str) -> Finding:
 
 
 def _some(rows: Sequence[int], count: int, places: Sequence[str]) -> str:
-    return ", ".join(places[i] for i in rows[:EXAMPLES]) + (" ..." if count > EXAMPLES else "")
+    return ", ".join(places[i] for i in rows[: min(EXAMPLES, count)]) + (" ..." if count > EXAMPLES else "")
 
 
 def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
@@ -482,28 +484,37 @@ def trajectory_findings(
     found: list[Finding] = []
     if n < 8:
         return found
-    if not tokens and np.all(log_ratio == 0):
+    if not tokens and all((x == 0).all() for (x,) in pieces(log_ratio)):
         return [_identical(f"all {n} trajectories")]
-    top = log_ratio.max()
+    top = largest(log_ratio)
     if top == -math.inf:
         return [Finding("no weight", "every trajectory has weight 0", "the learner cannot produce any of them")]
-    weight = np.exp(log_ratio - top)
     few = max(1, math.ceil(0.01 * n))
-    order = np.argsort(-weight, kind="stable")[:few]
-    share = float(weight[order].sum() / weight.sum())
+    heavy, first, total = np.zeros(0), np.zeros((2, 0)), 0.0
+    sums, inverses = [], []
+    for start, (x,) in numbered(log_ratio):
+        weight = np.exp(x - top)
+        total += float(weight.sum())
+        heavy = np.sort(np.concatenate([heavy, weight]))[-few:]
+        order = np.argsort(-weight, kind="stable")[:EXAMPLES]
+        first = np.concatenate([first, [weight[order], start + order]], axis=1)
+        first = first[:, np.argsort(-first[0], kind="stable")[:EXAMPLES]]
+        sums.append(weight_sums(x))
+        inverses.append(weight_sums(-x[np.isfinite(x)]))
+    share = float(heavy.sum() / total)
     if share > 0.5 and n >= 20:
         found.append(
             Finding(
                 "a few carry everything",
-                f"{few} of {n} trajectories hold {share:.0%} of all weight ({_some(order.tolist(), few, places)})",
+                f"{few} of {n} trajectories hold {share:.0%} of all weight "
+                f"({_some(first[1].astype(int).tolist(), few, places)})",
                 "look at these records: broken log-probabilities, or a tail too heavy for untruncated weights; "
                 "truncate (--weighting truncate --cap 8)",
             )
         )
     explained = any(f.check not in ("padding", "precision") for f in told)
     as_said = "what the checks above say, most likely; mend that first"
-    log_mean = float(log_mean_weight(log_ratio))
-    inverse = float(log_mean_weight(-log_ratio[np.isfinite(log_ratio)]))
+    log_mean, inverse = (float(functools.reduce(WeightSums.merge, one).log_mean()) for one in (sums, inverses))
     if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found and not explained:
         found.append(
             Finding(

@@ -20,6 +20,7 @@ Token-level estimators see the tokens of the first groups only, as many as fit `
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,9 +32,13 @@ from vcposim.arrays import Array
 from vcposim.batch import Batch, ScoreNorms, sample_measure
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
-from vcposim.estimators import Estimator, Resolved
+from vcposim.estimators import NORMALIZERS, Estimator, Resolved
+from vcposim.pooled import BalancedClip, CovarianceClip, InfluenceCap
+from vcposim.replay.contributions import in_units, resampled, units
 from vcposim.replay.dumps import Dump
+from vcposim.replay.storage import by_code, counts, largest
 from vcposim.results import Interval
+from vcposim.surrogates import Penalized, Product
 from vcposim.weights import Weighting
 
 CELLS = 300_000
@@ -101,6 +106,8 @@ def rank(
     yard = _Yardstick.of(dump, batch)
     if yard is None:
         return None
+    rng = np.random.default_rng(seed)
+    unit = units(groups, rng)
     rows: list[Correction] = []
     sums: list[Array] = []
     absent: dict[str, list[str]] = {}
@@ -123,24 +130,21 @@ def rank(
         if np.all(np.isfinite(c)):
             row, of_groups = yard.measure(name, estimator, c)
             rows.append(row)
-            sums.append(of_groups)
+            sums.append(in_units(of_groups, unit))
         else:
             absent.setdefault("log-ratios in range (its coefficients are no numbers here)", []).append(name)
-    rows = [replace(row, risk=risk) for row, risk in zip(rows, _risks(sums, resamples, seed), strict=True)]
+    rows = [replace(row, risk=risk) for row, risk in zip(rows, _risks(sums, resamples, rng), strict=True)]
     # what is the same but for rounding stays in the order of the catalogue
     rows.sort(key=lambda row: (math.isnan(row.risk.value), float(f"{row.risk.value:.12g}")))
     return CorrectionRanking(rows, groups, batch.per_token, absent)
 
 
-def _risks(sums: Sequence[Array], resamples: int, seed: int) -> list[Interval]:
-    """bias^2 + spread of each estimator from its sums (3, g) a group, with intervals over groups."""
+def _risks(sums: Sequence[Array], resamples: int, rng: np.random.Generator) -> list[Interval]:
+    """bias^2 + spread of each estimator from its sums (3, u) a unit of groups, with intervals over these."""
     if not sums:
         return []
     flat = np.concatenate(sums)
-    groups, rng = flat.shape[-1], np.random.default_rng(seed)
-    drawn = np.empty((resamples, len(flat)))
-    for one in drawn:
-        one[:] = flat @ np.bincount(rng.integers(groups, size=groups), minlength=groups).astype(np.float64)
+    drawn = resampled(flat, resamples, rng)
     with np.errstate(all="ignore"):
         top, distance, moment = flat.sum(axis=-1).reshape(-1, 3).T
         values = (distance / top) ** 2 + moment / top**2
@@ -148,9 +152,28 @@ def _risks(sums: Sequence[Array], resamples: int, seed: int) -> list[Interval]:
     found = []
     for value, risks in zip(values.tolist(), all_risks.T, strict=True):
         usable = risks[np.isfinite(risks)]
-        low, high = np.quantile(usable, (0.025, 0.975)) if usable.size and groups > 1 else (math.nan, math.nan)
+        low, high = np.quantile(usable, (0.025, 0.975)) if usable.size and flat.shape[-1] > 1 else (math.nan, math.nan)
         found.append(Interval(value=value, low=float(low), high=float(high)))
     return found
+
+
+BY_SIZE = (BalancedClip, CovarianceClip, InfluenceCap)
+"""surrogates that look at the sizes of advantages, not at their signs alone"""
+
+
+def scales_with_advantage(estimator: Estimator) -> bool:
+    """Whether an advantage that is larger by any factor makes its coefficients larger by that factor, and no others."""
+    surrogate = estimator.surrogate
+    factors = surrogate.factors if isinstance(surrogate, Product) else (surrogate,)
+    signs = all(x is None or (known(x) and not isinstance(x, (*BY_SIZE, Penalized))) for x in factors)
+    return (
+        signs and known(estimator) and not NORMALIZERS[estimator.normalizer].centers and not estimator.reference_penalty
+    )
+
+
+def known(part: Any) -> bool:
+    """Whether it is of a class of this package: of yours, nobody knows what it looks at."""
+    return type(part).__module__.startswith("vcposim.")
 
 
 class NeedsScores(InputError):
@@ -202,17 +225,22 @@ COLUMN_OF = {
 
 def _batch(dump: Dump) -> tuple[Batch | None, int]:
     """The first groups that fit, padded: (g, n), or (g, n, t) where there are tokens."""
-    order = np.argsort(dump.group, kind="stable")
-    size = np.bincount(dump.group)
-    starts = np.cumsum(size) - size
+    size = counts(dump.group)
+    order, starts = by_code(dump.group, size), np.cumsum(size) - size
     tokens = {one.row: one for one in dump.kept}
-    whole = [g for g in range(size.size) if all(int(i) in tokens for i in order[starts[g] : starts[g] + size[g]])]
+
+    def rows_of(g: int) -> Any:
+        rows = order[int(starts[g]) : int(starts[g] + size[g])]
+        return np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+
+    groups = (g for g in range(size.size) if all(int(i) in tokens for i in rows_of(g))) if tokens else iter(())
+    first = next(groups, None)
+    whole = first is not None
     chosen: list[int] = []
     n = t = 0
-    for g in whole or range(size.size):
-        rows = order[starts[g] : starts[g] + size[g]]
+    for g in itertools.chain([first], groups) if first is not None else range(size.size):
         wide = max(n, size[g])
-        long = max(t, *(tokens[int(i)].log_prob.size for i in rows)) if whole else 1
+        long = max(t, *(tokens[int(i)].log_prob.size for i in rows_of(g))) if whole else 1
         if chosen and (len(chosen) + 1) * wide * long > CELLS:
             break
         chosen.append(g)
@@ -220,7 +248,7 @@ def _batch(dump: Dump) -> tuple[Batch | None, int]:
     index = np.zeros((len(chosen), n), dtype=int)
     here = np.zeros((len(chosen), n))
     for k, g in enumerate(chosen):
-        index[k, : size[g]] = order[starts[g] : starts[g] + size[g]]
+        index[k, : size[g]] = rows_of(g)
         here[k, : size[g]] = 1
     if not len(chosen):
         return None, 0
@@ -230,7 +258,7 @@ def _batch(dump: Dump) -> tuple[Batch | None, int]:
         reward=dump.reward[index] * here,
         log_ratio=np.where(here > 0, dump.log_ratio[index], 0.0),
         length=np.where(here > 0, dump.length[index], 0.0),
-        scores=ScoreNorms(dump.score_sq_norm[index] * here / (dump.score_sq_norm.max() or 1.0)),
+        scores=ScoreNorms(dump.score_sq_norm[index] * here / (largest(dump.score_sq_norm) or 1.0)),
         measure=measure,
         unit=unit,
         grouped=True,
@@ -307,6 +335,8 @@ class _Yardstick:
     """second moment of the untruncated coefficients with the mean of the others"""
     unscaled: float
     """the largest weight^-2: `target` is relative to it, an estimator's own coefficients are not"""
+    others: Array
+    """(g, n) square of what subtracting the mean of the others makes of the advantage, instead of that of all"""
     plain: dict[Estimator, Array | None] = field(default_factory=dict)
     """coefficients of untreated ratios, which many estimators share"""
 
@@ -326,18 +356,22 @@ class _Yardstick:
         size = np.sqrt(q * count) * np.abs(target)
         if not size.sum() > 0:
             return None
-        mean = np.sum(batch.measure * batch.reward, axis=-1, keepdims=True)
+        advantage, without = (
+            batch.reward - e.baseline_value(scaled)
+            for e in (UNTRUNCATED, replace(UNTRUNCATED, baseline="leave_one_out"))
+        )
         return cls(
             batch=batch,
             cells=cells,
             count=count,
-            live=cells & (np.abs(batch.reward - mean) > 0)[..., None],
+            live=cells & (np.abs(advantage) > 0)[..., None],
             q=q,
             target=target,
             size=size,
             held_total=float((q * count * held * held).sum()),
             # the target was scaled down by e^log_scale
             unscaled=float(np.exp(-2 * log_scale)),
+            others=np.divide(without, advantage, out=np.ones_like(advantage), where=advantage != 0) ** 2,
         )
 
     def sq_norm(self, c: Array) -> Array:
@@ -393,7 +427,9 @@ class _Yardstick:
         if twin is None or estimator.baseline_shift or not self.held_total > 0:
             return None
         with np.errstate(all="ignore"), contextlib.suppress(InputError):
-            if twin != estimator.baseline:
+            if estimator.baseline == "group_mean" and scales_with_advantage(estimator):
+                own = own * self.others
+            elif twin != estimator.baseline:
                 c = _on_cells(replace(estimator, baseline=twin).coefficients(self.batch), self.batch)
                 own = self.sq_norm(c)
             return float(own.sum() / self.held_total * self.unscaled)

@@ -1,18 +1,20 @@
 """What was read from a dump of rollouts: a handful of numbers a trajectory, whatever framework wrote it.
 
+Columns of a large dump are mapped from a file: they are arrays like any other, but a loop over one goes by pieces.
+
 `vcposim.replay.reading.read_dump` makes one.
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vcposim.diagnostics import WeightSums
 from vcposim.replay.checks import Finding
+from vcposim.replay.storage import Stored, picked, pieces
 
 
 class Tokens(NamedTuple):
@@ -26,57 +28,12 @@ class Tokens(NamedTuple):
     """what else the file has a token: `anchor_log_prob`, `collision`"""
 
 
-class Places(Sequence[str]):
-    """Where trajectories stand in the file, a string each; kept in pieces, a tenth of what as many strings take."""
-
-    def __init__(self, places: Sequence[str] = ()):
-        self.pieces: list[str] = []
-        self.ends: list[int] = []
-        self.extend(places)
-
-    def extend(self, places: Sequence[str]) -> None:
-        """More of them, a piece: few enough to be taken apart again for one."""
-        if places:
-            self.ends.append(len(self) + len(places))
-            self.pieces.append("\0".join(place.replace("\0", " ") for place in places))
-
-    def take(self, rows: np.ndarray) -> "Places":
-        """Those of `rows` (k,), in that order."""
-        every = list(self)
-        return Places([every[i] for i in rows])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self.pieces:
-            yield from piece.split("\0")
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[str]: ...
-    def __getitem__(self, i: int | slice) -> str | Sequence[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = int(i) + (len(self) if i < 0 else 0)
-        if not 0 <= i < len(self):
-            raise IndexError(f"place {i} of {len(self)}")
-        piece = bisect_right(self.ends, i)
-        return self.pieces[piece].split("\0")[i - (self.ends[piece - 1] if piece else 0)]
-
-
 @dataclass(frozen=True)
 class Dump:
     """What a file held: n trajectories, groups coded 0, 1, ... in order of appearance."""
 
     path: str
-    labels: list[Hashable]
+    labels: Sequence[Hashable]
     """the file's name of each group"""
     group: np.ndarray
     """(n,) code of the group"""
@@ -99,7 +56,7 @@ class Dump:
     notes: tuple[str, ...] = ()
     """what was used, and what was left out"""
     findings: tuple[Finding, ...] = ()
-    slices: dict[str, tuple[np.ndarray, list[Any]]] = field(default_factory=dict)
+    slices: dict[str, tuple[np.ndarray, Sequence[Any]]] = field(default_factory=dict)
     """name -> code (n,) and the value of each code"""
     skipped: dict[str, list[str]] = field(default_factory=dict)
     """reason -> places of the records that were left out"""
@@ -123,26 +80,33 @@ class Dump:
             group=code[taken.group],
             slices={name: (values[rows], names) for name, (values, names) in self.slices.items()},
             kept=tuple(one._replace(row=int(new[one.row])) for one in self.kept if rows[one.row]),
-            place=Places([p for p, here in zip(self.place, rows, strict=False) if here]),
+            place=Stored([p for p, here in zip(self.place, rows, strict=False) if here]),
         )
 
     def take(self, rows: np.ndarray) -> "Dump":
         """The numbers of the trajectories `rows` (k,), and nothing else; groups keep their codes."""
         return replace(
             self,
-            tokens=None if self.tokens is None else WeightSums(*(x[rows] for x in self.tokens)),
-            reference_log_ratio=None if self.reference_log_ratio is None else self.reference_log_ratio[rows],
+            tokens=None if self.tokens is None else WeightSums(*(picked(x, rows) for x in self.tokens)),
+            reference_log_ratio=None if self.reference_log_ratio is None else picked(self.reference_log_ratio, rows),
             slices={},
             kept=(),
             place=(),
-            **{name: getattr(self, name)[rows] for name in ("group", "reward", "log_ratio", "length", "score_sq_norm")},
+            group=picked(self.group, rows),
+            reward=picked(self.reward, rows),
+            log_ratio=picked(self.log_ratio, rows),
+            length=picked(self.length, rows),
+            score_sq_norm=picked(self.score_sq_norm, rows),
         )
 
 
-def pooled(tokens: WeightSums) -> WeightSums:
-    """Sums over all trajectories of sums (n,) each, on the largest scale."""
-    top = tokens.log_scale.max(initial=-math.inf)
-    if top == -math.inf:
-        return WeightSums(top, tokens.count.sum(), np.float64(0), np.float64(0))
-    factor = np.exp(tokens.log_scale - top)
-    return WeightSums(top, tokens.count.sum(), (tokens.total * factor).sum(), (tokens.square * factor * factor).sum())
+def pooled(tokens: WeightSums, rows: np.ndarray | range | None = None) -> WeightSums:
+    """Sums over all trajectories, or some, of sums (n,) each, on the largest scale."""
+    nothing = np.float64(0)
+    found = WeightSums(np.float64(-math.inf), nothing, nothing, nothing)
+    for piece in pieces(*tokens, rows=rows):
+        scale, count, total, square = piece
+        top = scale.max()
+        factor = np.exp(scale - (top if top > -math.inf else 0.0))
+        found = found.merge(WeightSums(top, count.sum(), (total * factor).sum(), (square * factor * factor).sum()))
+    return found

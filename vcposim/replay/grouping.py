@@ -1,7 +1,6 @@
 """Rows into trajectories and groups, once all are read: steps that split a prompt, rows of one trajectory, lags."""
 
 import math
-from collections.abc import Hashable
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +8,12 @@ import numpy as np
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError
 from vcposim.replay.columns import Columns
-from vcposim.replay.dumps import Dump, Places, Tokens
+from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.names import ABSENT, SESSIONS, TRAJECTORY
+from vcposim.replay.storage import Stored, coded, counts, distinct, numbered, picked
+
+AT_ONCE = 1 << 16
+"""groups that are named together"""
 
 
 def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
@@ -18,21 +21,31 @@ def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
     if "step" not in dump.slices or columns.group_columns or not dump.has_group or columns.group_size:
         return dump
     step, values = dump.slices["step"]
-    pair = dump.group * len(values) + step
-    pairs = np.unique(pair)
+
+    def pair(g: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return g.astype(np.int64) * len(values) + t
+
+    pairs = distinct(dump.group, step, key=pair)
     if pairs.size == len(dump.labels):
         return dump
     if TRAJECTORY in dump.slices:
-        ids = dump.slices[TRAJECTORY][0]
-        if np.unique(dump.group * (ids.max() + 1) + ids).size < np.unique(pair * (ids.max() + 1) + ids).size:
+        ids, every = dump.slices[TRAJECTORY][0], len(dump.slices[TRAJECTORY][1])
+        in_groups = distinct(dump.group, ids, key=lambda g, i: g.astype(np.int64) * every + i)
+        if in_groups.size < distinct(dump.group, step, ids, key=lambda g, t, i: pair(g, t) * every + i).size:
             return dump  # it changes inside a trajectory: a turn, not a training step
-    size, split = np.bincount(dump.group), np.unique(pair, return_counts=True)[1]
+    order, _, code = coded(dump.group, step, key=pair)
+    size, split = counts(dump.group), counts(code)
     column = columns.mapping["step"]
     if size.max() > 1 and split.max() == 1:
         notes.append(f"{column!r} differs within every group, so it is no training step and splits none")
         return dump
-    order, code = coded(pair)
-    labels: list[Hashable] = [(values[p % len(values)], dump.labels[p // len(values)]) for p in order]
+    names = dump.labels if isinstance(dump.labels, Stored) else Stored(dump.labels)
+    labels = Stored()
+    for start in range(0, order.size, AT_ONCE):
+        group, at = np.divmod(order[start : start + AT_ONCE], len(values))
+        pairs_here = [(values[k], label) for k, label in zip(at.tolist(), names.some(group), strict=True)]
+        for k in range(0, len(pairs_here), 1024):
+            labels.extend(pairs_here[k : k + 1024])
     name = columns.mapping.get("group", "group")
     notes.append(
         f"groups are ({column}, {name}): {name!r} comes up at several steps, {len(size)} values make {len(labels)} "
@@ -51,12 +64,11 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
     ids, values = dump.slices[TRAJECTORY]
     column = columns.mapping["trajectory"]
     asked = "trajectory" in columns.explicit
-    key = dump.group * (len(values) + 1) + ids
-    order, code = coded(key)
+    order, first, code = coded(dump.group, ids, key=lambda g, i: g.astype(np.int64) * (len(values) + 1) + i)
     if order.size == ids.size:
         return dump
-    groups_of_id = np.bincount(np.unique(key) % (len(values) + 1), minlength=len(values))
-    ids_of_group = np.bincount(np.unique(key) // (len(values) + 1))
+    groups_of_id = np.bincount(order % (len(values) + 1), minlength=len(values))
+    ids_of_group = np.bincount(order // (len(values) + 1))
     if not asked and ids_of_group.max() == 1 and (groups_of_id.max() > 1 or len(values) == 1):
         notes.append(f"{column!r} is the same in whole groups: a counter of the run, not of trajectories, not used")
         return dump
@@ -66,9 +78,10 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
             f"trajectory, --trajectory {column} merges them"
         )
         return dump
-    first = np.unique(code, return_index=True)[1]
-    last = ids.size - 1 - np.unique(code[::-1], return_index=True)[1]
-    reward = dump.reward[last if merge_reward == "last" else first]
+    last = np.zeros_like(first)
+    for start, (here,) in numbered(code):
+        np.maximum.at(last, here, start + np.arange(here.size))
+    reward = picked(dump.reward, last if merge_reward == "last" else first)
     if merge_reward == "sum":
         reward = np.bincount(code, dump.reward)
     elif merge_reward == "same" and dump.has_reward and np.any(dump.reward != reward[code]):
@@ -124,17 +137,8 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
         slices={name: (c[first], v) for name, (c, v) in dump.slices.items() if name != TRAJECTORY},
         kept=kept,
         reference_log_ratio=None if reference is None else np.bincount(code, reference),
-        place=Places(list(dump.place)).take(first),
+        place=(dump.place if isinstance(dump.place, Stored) else Stored(dump.place)).take(first),
     )
-
-
-def coded(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct keys in order of appearance, and the code of each: (n,) -> (k,), (n,)."""
-    values, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    rank = np.empty(values.size, dtype=int)
-    order = np.argsort(first)
-    rank[order] = np.arange(values.size)
-    return values[order], rank[inverse]
 
 
 def with_lag(dump: Dump, notes: list[str]) -> Dump:
@@ -151,7 +155,7 @@ def with_lag(dump: Dump, notes: list[str]) -> Dump:
         return dump
     if np.isnan(lag).all():
         return dump
-    order, code = coded(lag)
+    order, _, code = coded(lag, key=lambda x: x)
     # a version that is null leaves a lag that is none
     values = [None if math.isnan(x) else int(x) if x == int(x) else float(x) for x in order]
     return replace(dump, slices={**dump.slices, "lag": (code, values)})

@@ -9,16 +9,16 @@
     records      one record -> the numbers of one trajectory, or what is wrong with it; `blocks` many at once
     checks       what tokens and weights say about how the data were made
     grouping     rows of one trajectory, prompts at several steps, lags
+    storage      columns that grow with the file
 
-Token lists are summed as they come and leave a handful of numbers a trajectory.
+Token lists are summed as they come and leave a handful of numbers a trajectory, which wait on disk (`storage`) where
+there are many: memory does not grow with the file.
 """
 
-import array
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,12 +28,13 @@ from vcposim.replay.blocks import block_of, read_block
 from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
 from vcposim.replay.containers import Progress, read_items
-from vcposim.replay.dumps import Dump, Places, Tokens
+from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted
 from vcposim.replay.names import FIELDS, OF_THE_RUN
 from vcposim.replay.records import RecordReader, Rows
+from vcposim.replay.storage import Codes, Column, Stored, distinct, numbered, picked
 from vcposim.replay.unfolding import Unfolding
 
 FILE = "file"
@@ -46,6 +47,8 @@ tokens that a record waits for none, as there is nothing to gain"""
 KEPT_BYTES = 16 << 20
 IN_RANGE = 100.0
 """magnitude of log-probabilities, nats, whose ratios and squares need no scale of their own"""
+COMPARED = 1 << 20
+"""trajectories among which copies are looked for at once, about"""
 TOKENS_KEPT = 1_500_000
 """tokens of the first groups that are kept for the estimators that look at tokens"""
 
@@ -112,12 +115,12 @@ class _Reader:
         self.path, self.columns, self.several, self.skip_bad = path, columns, several, skip_bad
         self.unfolding, self.record = Unfolding(columns, skip_bad), RecordReader(columns)
         self.wanted = Wanted()
-        self.code: dict[Hashable, int] = {}
-        self.group = array.array("q")
-        self.number = {name: array.array("d") for name in ("reward", "log_ratio", "length", "norm", "reference")}
-        self.slices: dict[str, tuple[dict[Any, int], array.array[int]]] = {}
-        self.sums = {name: array.array("d") for name in ("scale", "count", "total", "square")}
-        self.where = Places()
+        self.code = Codes()
+        self.group = Column("i4")
+        self.number = {name: Column() for name in ("reward", "log_ratio", "length", "norm", "reference")}
+        self.slices: dict[str, tuple[Codes, Column]] = {}
+        self.sums = {name: Column() for name in ("scale", "count", "total", "square")}
+        self.where = Stored()
         self.waiting: list[Item] = []
         self.waiting_tokens = 0
         self.pending = Rows("")
@@ -129,7 +132,7 @@ class _Reader:
         self.skipped: dict[str, list[str]] = {}
         self.empty = self.no_weight = self.mixed = 0
         self.by_file = FILE in (*columns.group_columns, *columns.by)
-        self.in_file = array.array("q")
+        self.in_file = Column("i4")
         self.files: dict[str, int] = {}
 
     def take(self, item: Item) -> None:
@@ -285,7 +288,7 @@ class _Reader:
             if "log_ratio" not in self.columns.mapping:
                 self.statistics.add(learner, sampler, ends[real], first + real, largest, Path(rows.file).name)
         for name, values in zip(self.sums, (scale, sizes.astype(float), total, square), strict=True):
-            self.sums[name].frombytes(values.tobytes())
+            self.sums[name].extend(values)
         for k, (end, size, beside) in enumerate(zip(ends.tolist(), rows.size, rows.beside, strict=True)):
             if self.kept_tokens > TOKENS_KEPT:
                 break
@@ -294,8 +297,8 @@ class _Reader:
         return log_ratio.tolist()  # type: ignore[no-any-return]
 
     def _add(self, rows: Rows, log_ratio: Sequence[float]) -> None:
-        number, code = self.number, self.code
-        self.group.extend([code.setdefault(label, len(code)) for label in rows.label])
+        number = self.number
+        self.group.extend(self.code.codes(rows.label))
         number["log_ratio"].extend(log_ratio)
         number["reward"].extend(rows.reward)
         number["length"].extend(rows.length)
@@ -304,8 +307,8 @@ class _Reader:
         if "reference_log_prob" in self.columns.mapping:
             number["reference"].extend(rows.reference)
         for name, values in rows.marks.items():
-            known, codes = self.slices.setdefault(name, ({}, array.array("q")))
-            codes.extend([known.setdefault(value, len(known)) for value in values])
+            known, codes = self.slices.setdefault(name, (Codes(), Column("i4")))
+            codes.extend(known.codes(values))
         self.where.extend([f"{Path(rows.file).name}: {place}" for place in rows.place] if self.several else rows.place)
         if self.several:
             self.in_file.extend([self.files.setdefault(rows.file, len(self.files))] * len(rows.place))
@@ -329,15 +332,14 @@ class _Reader:
                 f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
                 "short, so the rows are not what this option takes them for"
             )
-        # views: what was read is not held twice
-        number = {name: np.frombuffer(values) for name, values in self.number.items() if values}
+        number = {name: values.array() for name, values in self.number.items() if len(values)}
         length = number["length"]
         whole = len(self.sums["count"]) == length.size
-        tokens = WeightSums(*map(np.frombuffer, self.sums.values())) if whole else None
+        tokens = WeightSums(*(values.array() for values in self.sums.values())) if whole else None
         dump = Dump(
             path=self.path,
-            labels=list(self.code),
-            group=np.frombuffer(self.group, dtype=np.int64),
+            labels=self.code.values(),
+            group=self.group.array(),
             reward=number["reward"],
             log_ratio=number["log_ratio"],
             length=length,
@@ -347,10 +349,7 @@ class _Reader:
             has_group="group" in columns.mapping or bool(columns.group_columns) or columns.group_size is not None,
             has_reward="reward" in columns.mapping,
             layout=columns.layout.name if columns.layout else "",
-            slices={
-                name: (np.frombuffer(codes, dtype=np.int64), list(values))
-                for name, (values, codes) in self.slices.items()
-            },
+            slices={name: (codes.array(), known.values()) for name, (known, codes) in self.slices.items()},
             skipped=self.skipped,
             kept=tuple(self.kept),
             reference_log_ratio=number.get("reference"),
@@ -423,23 +422,25 @@ class _Reader:
         if self.columns.group_size is not None:
             return []
         notes = []
-        texts = {name for name in self.code if isinstance(name, str)}
-        twice = [name for name in self.code if isinstance(name, int | float) and str(name) in texts]
+        twice = [name for name in dump.labels if isinstance(name, int | float) and str(name) in self.code]
         if twice:
             notes.append(
                 f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
                 f"{len(twice) - 1} more; write one kind"
             )
+        spaced = {name for name in dump.labels if isinstance(name, str) and name.strip() != name}
+        bare = {name.strip() for name in spaced if name.strip() in self.code}
         once: dict[str, str] = {}
-        alike = [name for name in sorted(texts) if once.setdefault(name.strip(), name) != name]
+        alike = [name for name in sorted(spaced | bare) if once.setdefault(name.strip(), name) != name]
         if alike:
             notes.append(
                 f"groups {once[alike[0].strip()]!r} and {alike[0]!r} are two here and differ in spaces alone, as do "
                 f"{len(alike) - 1} more; strip them where they are written"
             )
         if len(self.files) > 1 and "step" not in self.slices:
-            pairs = np.unique(dump.group * len(self.files) + np.array(self.in_file))
-            spread = int(np.sum(np.bincount(pairs // len(self.files)) > 1))
+            files = len(self.files)
+            pairs = distinct(dump.group, self.in_file.array(), key=lambda g, file: g.astype(np.int64) * files + file)
+            spread = int(np.sum(np.bincount(pairs // files) > 1))
             if spread:
                 name = ",".join(self.columns.group_columns) or self.columns.mapping.get("group", "group")
                 notes.append(
@@ -481,12 +482,30 @@ def _joined(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def _copies(dump: Dump) -> np.ndarray:
     """Trajectories of more than a few tokens that repeat an earlier one's group, reward and log-ratio exactly."""
-    order = np.argsort(dump.log_ratio)
-    equal = np.diff(dump.log_ratio[order]) == 0
-    at = np.sort(order[np.concatenate([[False], equal]) | np.concatenate([equal, [False]])])  # few, as a rule
-    at = at[(dump.length[at] >= 8) & (dump.log_ratio[at] != 0) & np.isfinite(dump.log_ratio[at])]
-    rows = np.stack([dump.group[at], np.nan_to_num(dump.reward[at]), dump.log_ratio[at], dump.length[at]], axis=1)
-    return np.delete(at, np.unique(rows, axis=0, return_index=True)[1])
+    parts = -(-dump.log_ratio.size // COMPARED)
+    found = [_copies_among(dump, _same_part(dump.log_ratio, part, parts)) for part in range(parts)]
+    return np.sort(np.concatenate(found))
+
+
+def _same_part(log_ratio: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """Rows of one of so many parts of the trajectories, equal log-ratios in the same: (n,) -> (k,)."""
+    rows = []
+    for first, (x,) in numbered(log_ratio):
+        mixed = x.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
+        rows.append(first + np.flatnonzero(mixed % np.uint64(parts) == part))
+    return np.concatenate(rows)
+
+
+def _copies_among(dump: Dump, rows: np.ndarray) -> np.ndarray:
+    log_ratio = picked(dump.log_ratio, rows)
+    order = np.argsort(log_ratio)
+    equal = np.diff(log_ratio[order]) == 0
+    at = np.sort(rows[order[np.concatenate([[False], equal]) | np.concatenate([equal, [False]])]])  # few, as a rule
+    ratio, length = picked(dump.log_ratio, at), picked(dump.length, at)
+    at = at[(length >= 8) & (ratio != 0) & np.isfinite(ratio)]
+    columns = (dump.group, dump.reward, dump.log_ratio, dump.length)
+    same = np.stack([np.nan_to_num(picked(column, at)) for column in columns], axis=1)
+    return np.delete(at, np.unique(same, axis=0, return_index=True)[1])
 
 
 def _first(places: list[str]) -> str:

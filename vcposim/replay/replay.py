@@ -31,12 +31,13 @@ from vcposim.control import step_scale
 from vcposim.diagnostics import Diagnostic, WeightSums
 from vcposim.errors import InputError
 from vcposim.estimators import Resolved
-from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
+from vcposim.gauges.panel import HALF, PanelSums, leverage_diagnostic
 from vcposim.gauges.tails import MIN_SAMPLES
 from vcposim.replay.checks import BY_THE_RUN, Finding
-from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate
+from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate, units
 from vcposim.replay.corrections import CorrectionRanking, rank
 from vcposim.replay.dumps import Dump, pooled
+from vcposim.replay.storage import by_code, counts, distinct, largest, pieces, where_largest
 from vcposim.replay.tracks import Slice, first_alarms
 from vcposim.results import Interval, Records, Result
 from vcposim.weights import Weighting
@@ -84,7 +85,7 @@ class Replay(Result):
     """What the dump says, ready to print, draw or dump; groups in order of appearance."""
 
     n: int
-    labels: list[Hashable]
+    labels: Sequence[Hashable]
     size: np.ndarray
     """(g,) responses per group"""
     mean_reward: np.ndarray
@@ -167,19 +168,21 @@ def replay(
         raise InputError(f"seed: {seed} is negative; use 0 or more")
     weigh = named_weighting(weighting, cap=cap, floor=floor) if weighting in LIMITED else named_weighting(weighting)
     dump = _kept_groups(dump, min_group, notes)
-    size = np.bincount(dump.group)
+    size = counts(dump.group)
     diagnostics = _gauges(dump, cap)
     table, rows, ranking = None, [], None
     if dump.has_group and dump.has_reward:
-        table = tabulate(dump, size, names, weigh)
-        ratio = bootstrap_ratios(np.concatenate([table.in_sample, table.held_out]), resamples, seed)
+        rng = np.random.default_rng(seed)
+        table = tabulate(dump, size, names, weigh, units(size.size, rng))
+        sums = np.concatenate([table.in_sample, table.held_out])
+        ratio = bootstrap_ratios(sums, table.held.ravel(), resamples, rng)
         rows = [
             ReplayedBaseline(
                 name, table.per_group[k], ratio[k], ratio[len(names) + k] if baseline(name).has_held_out else None
             )
             for k, name in enumerate(names)
         ]
-        diagnostics["max_leverage"] = leverage_diagnostic(float(table.max_leverage.max()))
+        diagnostics["max_leverage"] = leverage_diagnostic(largest(table.max_leverage))
         notes += _explanations(dump, size, table, rows, weigh)
         ranking = rank(dump, resamples, seed, asked) if corrections else None
     else:
@@ -226,13 +229,15 @@ def _asked(estimators: Sequence[str]) -> dict[str, Resolved] | None:
     return {**{name: one.estimator for name, one in rivals.items()}, **named}
 
 
-def _gauges(dump: Dump, cap: float) -> dict[str, Diagnostic]:
-    """All gauges of the weights; chi2 withheld where the samples cannot know it."""
-    # an empty response has no token to average over; its log-ratio is 0
-    length = np.maximum(dump.length, 1)
-    found = sample_panel(dump.log_ratio, length=length, norm=np.sqrt(dump.score_sq_norm), cap=cap)
+def _gauges(dump: Dump, cap: float, rows: Any = None) -> dict[str, Diagnostic]:
+    """All gauges of the weights, of all trajectories or of some; chi2 withheld where the samples cannot know it."""
+    sums = PanelSums(dump.log_ratio.size if rows is None else len(rows), cap)
+    for log_ratio, length, sq_norm in pieces(dump.log_ratio, dump.length, dump.score_sq_norm, rows=rows):
+        # an empty response has no token to average over; its log-ratio is 0
+        sums.add(log_ratio, length=np.maximum(length, 1), norm=np.sqrt(sq_norm))
+    found = sums.diagnostics()
     if dump.tokens is not None:
-        found["ess_fraction_token"] = _token_ess(pooled(dump.tokens))
+        found["ess_fraction_token"] = _token_ess(pooled(dump.tokens, rows))
     log_mean = found["log_mean_weight"].value
     if not abs(log_mean) <= math.log(NEAR_ONE):
         found["chi2"] = replace(
@@ -254,15 +259,18 @@ def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]
             have = ", ".join(dump.slices) or "no column to slice by"
             raise InputError(f"--by: {name!r} is not in the file, or has too many values; it has: {have}")
         code, values = dump.slices[name]
-        ends = np.cumsum(np.bincount(code, minlength=len(values)))
-        rows = np.split(np.argsort(code, kind="stable"), ends[:-1])
+        size = counts(code, len(values))
+        order, ends = by_code(code, size), np.cumsum(size)
         found = []
         for k in sorted(range(len(values)), key=lambda k: _ordered(values[k])):
-            if not rows[k].size:
+            if not size[k]:
                 continue
-            part = dump.take(rows[k])
-            reward = float(part.reward.mean()) if dump.has_reward else math.nan
-            found.append(Slice(values[k], rows[k].size, np.unique(part.group).size, reward, _gauges(part, cap)))
+            rows = order[int(ends[k] - size[k]) : int(ends[k])]
+            groups = distinct(dump.group, key=lambda g: g, rows=rows).size
+            reward = math.nan
+            if dump.has_reward:
+                reward = sum(float(x.sum()) for (x,) in pieces(dump.reward, rows=rows)) / len(rows)
+            found.append(Slice(values[k], len(rows), groups, reward, _gauges(dump, cap, rows)))
         out[name] = found
     return out
 
@@ -290,7 +298,7 @@ def _known(baselines: Sequence[str], notes: list[str]) -> list[str]:
 def _kept_groups(dump: Dump, min_group: int, notes: list[str]) -> Dump:
     if min_group < 1:
         raise InputError(f"min_group: {min_group} is not positive; use 1 to keep every group")
-    size = np.bincount(dump.group)
+    size = counts(dump.group)
     kept = size >= min_group
     if kept.all():
         return dump
@@ -322,7 +330,7 @@ def _explanations(
         notes.append(f"groups of fewer than {MIN_SAMPLES} have no tail to smooth: their weights are untouched")
     if dump.norm_source != "score_sq_norm":
         notes.append(f"the dump has no score_sq_norm: {dump.norm_source} stands in for ||s||^2 everywhere")
-    if not np.any(dump.score_sq_norm > 0):
+    if not largest(dump.score_sq_norm) > 0:
         notes.append(f"every {dump.norm_source} is 0: no contribution has a size, ratios are undefined")
     alone = int((size < 2).sum())
     if alone:
@@ -410,7 +418,7 @@ def summary(found: Replay) -> list[str]:
         f"Staleness: {ess:.0%} of the samples count (ESS of sequence weights), the mean weight is {mean:.3g} where 1 "
         f"is expected, KL {d['kl_behavior_target'].value:.3g} nats{spread}."
     )
-    heaviest = int(np.argmax(found.log_ratio))
+    heaviest = where_largest(found.log_ratio)
     where = f" ({found.place[heaviest]})" if found.place else ""
     share = d["max_share"].value
     dominates = f"Dominates: the heaviest trajectory{where} has {share:.1%} of all weight"

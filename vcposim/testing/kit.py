@@ -31,6 +31,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -299,14 +300,17 @@ def _nothing_left_behind() -> Iterator[None]:
 
     Its own home stays untouched: these cases are derandomized and kept nowhere.
     """
-    name = "__hypothesis_home_directory"
-    before = getattr(configuration, name, None)
-    with tempfile.TemporaryDirectory() as folder:
-        configuration.set_hypothesis_home_dir(folder)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)
+    before = getattr(configuration, "__hypothesis_home_directory", None)
+    configuration.set_hypothesis_home_dir(_scratch().name)
+    try:
+        yield
+    finally:
+        configuration.set_hypothesis_home_dir(before)
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # goes when the process does
 
 
 def _try(name: str, subject: Subject, case: Any) -> None:

@@ -6,6 +6,7 @@ The files those reports were made into are read as well where they are at hand (
 import itertools
 import json
 import math
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import CATALOGUE
 from vcposim.commands.main import main
 from vcposim.errors import InputError
-from vcposim.replay import Dump, first_alarms, rank, read_dump, replay, summary, to_json
+from vcposim.estimators import Estimator, Resolved
+from vcposim.replay import Dump, corrections, first_alarms, rank, read_dump, replay, summary, to_json
+from vcposim.surrogates import Clip
 
 REPORTS = Path(__file__).parents[4] / "shared" / "data" / "reports"
 
@@ -427,6 +430,48 @@ def test_the_ranking_is_its_definition(tmp_path: Path) -> None:
         assert row.second_moment_ratio == near(own / (target**2 * size**2).sum())
     order = [(float(f"{row.risk.value:.12g}"), list(CATALOGUE).index(row.name)) for row in found.rows]
     assert order == sorted(order)  # equal risks in the catalogue's order, not in that of their rounding
+
+
+def test_held_out_moments_by_scaling_are_those_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ragged groups, one of them alone; a clip of yours by the size of the advantage takes the long way."""
+
+    @dataclass(frozen=True)
+    class Sized(Clip):
+        def __call__(self, batch: Batch, advantage: Any) -> Any:
+            return super().__call__(batch, advantage) * (np.abs(advantage) < 0.6)[..., None]
+
+    b = batch(7, prompts=9, responses=5)
+    table = [row for k, row in enumerate(with_others(b)) if k % 7 and k not in (1, 2, 3, 4)]
+    dump = read_dump(write(tmp_path, table))
+    everything: dict[str, Resolved] = {name: entry.estimator for name, entry in CATALOGUE.items()}
+    everything["yours"] = Estimator(baseline="group_mean", surrogate=Sized())
+    fast = rank(dump, 100, estimators=everything)
+    assert sum(map(corrections.scales_with_advantage, everything.values())) > 60
+    monkeypatch.setattr(corrections, "scales_with_advantage", lambda estimator: False)
+    slow = rank(dump, 100, estimators=everything)
+    assert fast is not None
+    assert slow is not None
+    twin = {row.name: row.held_out_ratio for row in slow.rows}
+    assert {row.name for row in fast.rows} == set(twin)
+    for row in fast.rows:
+        assert row.held_out_ratio == (None if twin[row.name] is None else near(twin[row.name])), row.name
+
+
+@pytest.mark.parametrize("name", [n for n, e in CATALOGUE.items() if getattr(e.estimator, "surrogate", None)])
+def test_surrogates_look_at_signs_alone_unless_listed(name: str, tmp_path: Path) -> None:
+    b = batch(8, prompts=12, responses=6)
+    rewards = np.random.default_rng(1).random(len(b))
+    table = [{**row, "reward": float(x)} for row, x in zip(with_others(b), rewards, strict=True)]
+    found, _ = corrections._batch(read_dump(write(tmp_path, table)))
+    assert found is not None
+    estimator = CATALOGUE[name].estimator
+    assert isinstance(estimator, Estimator)
+    assert estimator.surrogate is not None
+    advantage = found.reward - found.reward.mean(axis=-1, keepdims=True)
+    factor = estimator.surrogate(found, advantage)
+    larger = np.random.default_rng(2).lognormal(size=(20, *advantage.shape))
+    same = all(np.array_equal(estimator.surrogate(found, advantage * x), factor) for x in larger)
+    assert same != isinstance(estimator.surrogate, corrections.BY_SIZE)
 
 
 def test_every_estimator_is_ranked_or_said_to_lack_a_column(tmp_path: Path) -> None:

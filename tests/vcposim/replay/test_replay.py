@@ -20,7 +20,6 @@ from vcposim.diagnostics import ess_fraction
 from vcposim.errors import InputError
 from vcposim.replay import Dump, contributions, parse_columns, read_dump, to_json
 from vcposim.replay.contributions import Interval, bootstrap_ratios
-from vcposim.replay.dumps import Places
 from vcposim.replay.replay import DEFAULT_BASELINES, replay, verdict
 from vcposim.weights import Weighting
 
@@ -232,7 +231,7 @@ def test_bootstrap_is_scipys_percentile_bootstrap() -> None:
     rng = np.random.default_rng(0)
     y = rng.lognormal(size=40)
     x = y * rng.lognormal(size=40, sigma=0.3)
-    found = bootstrap_ratios(np.array([[x, y]]), 20_000, seed=1)[0]
+    found = bootstrap_ratios(np.array([[x, y]]), np.array([40]), 20_000, np.random.default_rng(1))[0]
     twin = stats.bootstrap(
         (x, y),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
@@ -554,23 +553,16 @@ def test_missing_file_directory_and_cut_parquet(tmp_path: Path, capsys: pytest.C
     assert "--column group=uid" in run(capsys, path)[2]
 
 
-def test_places_in_pieces_are_a_sequence_of_strings() -> None:
-    names = [f"line {k}" for k in range(7)]
-    places = Places()
-    for part in (names[:3], [], names[3:4], names[4:]):
-        places.extend(part)
-    assert list(places) == names == [places[i] for i in range(7)] == list(places[:])
-    assert places[-1] == "line 6"
-    assert list(places.take(np.array([5, 0]))) == ["line 5", "line 0"]
-    with pytest.raises(IndexError):
-        places[7]
-
-
 def test_groups_put_together_give_the_same_ratio_and_an_interval_as_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = np.random.default_rng(1).gamma(1.0, size=(2, 2, 4000))
-    alone = contributions.bootstrap_ratios(pair, 1000, 0)
+    held = np.array([4000, 4000])
+    alone = contributions.bootstrap_ratios(pair, held, 1000, np.random.default_rng(0))
     monkeypatch.setattr(contributions, "MOST_DRAWN", 500)
-    for one, other in zip(contributions.bootstrap_ratios(pair, 1000, 0), alone, strict=True):
+    rng = np.random.default_rng(0)
+    unit = contributions.units(4000, rng)
+    together = np.array([[np.bincount(unit, one) for one in two] for two in pair])
+    assert together.shape == (2, 2, 500)
+    for one, other in zip(contributions.bootstrap_ratios(together, held, 1000, rng), alone, strict=True):
         assert one.value == near(other.value)
         # a width is that of quantiles of 1,000 resamples over 500 units: a standard error of about 0.05
         assert_within_errors((one.high - one.low) / (other.high - other.low), 1.0, 0.05, degrees=1000)
@@ -579,8 +571,9 @@ def test_groups_put_together_give_the_same_ratio_and_an_interval_as_wide(monkeyp
 def test_groups_tabulated_by_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     dump = read_dump(Path(contributions.__file__).parent / "sample.jsonl")
     size = np.bincount(dump.group)
-    whole = contributions.tabulate(dump, size, ("group_mean", "opob"), Weighting("importance"))
-    monkeypatch.setattr(contributions, "TOGETHER", 3)
-    parts = contributions.tabulate(dump, size, ("group_mean", "opob"), Weighting("importance"))
-    for one, other in zip(parts, whole, strict=True):
+    unit = np.arange(size.size)
+    whole = contributions.tabulate(dump, size, ("group_mean", "opob"), Weighting("importance"), unit)
+    monkeypatch.setattr(contributions, "TOGETHER", 3 * 24)
+    parts = contributions.tabulate(dump, size, ("group_mean", "opob"), Weighting("importance"), unit)
+    for one, other in zip(vars(parts).values(), vars(whole).values(), strict=True):
         np.testing.assert_array_equal(one, other)
