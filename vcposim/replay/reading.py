@@ -31,7 +31,7 @@ from vcposim.replay.containers import Progress, read_items
 from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
-from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted
+from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
 from vcposim.replay.names import FIELDS, OF_THE_RUN
 from vcposim.replay.records import RecordReader, Rows
 from vcposim.replay.storage import Codes, Column, Stored, distinct, numbered, picked
@@ -64,6 +64,7 @@ def read_dump(
     merge_reward: str = "same",
     by: Sequence[str] = (),
     skip_bad: bool = False,
+    growing: bool = False,
     progress: Progress | None = None,
 ) -> Dump:
     """All rollouts of files, folders, globs or `-`; `columns` maps field names to the file's own, or to `none`.
@@ -72,6 +73,7 @@ def read_dump(
     `group_size`: the file has no group, but is ordered, that many responses a prompt. `trajectory`: the column that the
     rows of one trajectory share; `merge_reward` then says what their rewards are: the `same`, to `sum`, or the `last`.
     `by`: columns to slice by later. `skip_bad`: leave broken records out and count them, instead of refusing the file.
+    `growing`: files are still being written, so that an unfinished last line is left out, and said.
 
     Raises `InputError`, one line, on input that is missing, empty, cut off or malformed, on missing, mistyped or
     ambiguous fields, and on values that cannot be.
@@ -92,7 +94,7 @@ def read_dump(
     explicit = dict(columns or {}) | ({} if trajectory is None else {"trajectory": trajectory})
     resolved = Columns(explicit, layout_name, tuple(group), group_size, tuple(by))
     resolved.notes = notes
-    reader = _Reader(named, resolved, len(files) > 1, skip_bad)
+    reader = _Reader(named, resolved, len(files) > 1, skip_bad, growing)
     # glibc keeps what is freed, up to twice the largest block freed so far; without this, every array of tokens is
     # given back and its pages are faulted in anew, an eighth of all time
     np.empty(KEPT_BYTES, dtype=np.uint8)
@@ -111,8 +113,8 @@ class _Reader:
     `read_block` finds plain is taken at once, any other record by itself.
     """
 
-    def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool):
-        self.path, self.columns, self.several, self.skip_bad = path, columns, several, skip_bad
+    def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool, growing: bool):
+        self.path, self.columns, self.several, self.skip_bad, self.growing = path, columns, several, skip_bad, growing
         self.unfolding, self.record = Unfolding(columns, skip_bad), RecordReader(columns)
         self.wanted = Wanted()
         self.code = Codes()
@@ -211,7 +213,7 @@ class _Reader:
                         self.pending.append(self.columns.place, numbers)
                         self._flush_if_full()
                 except BadRecord as error:
-                    self._skip(error)
+                    self._skip(self.columns.strange(record) or error)
         except BadRecord as error:
             self._skip(error)
         self.wanted.names = self.columns.used if self.unfolding.plain else None
@@ -232,7 +234,7 @@ class _Reader:
         here, file, place = self._here(), self.columns.file, self.columns.place
         self._flush()  # a record before this one may be wrong too, and comes first
         self._at(file, place)
-        if not self.skip_bad:
+        if not self.skip_bad and not (self.growing and error.reason == CUT_OFF):
             raise error
         self.skipped.setdefault(error.reason, []).append(here)
 
@@ -376,7 +378,8 @@ class _Reader:
         if self.skipped:
             total = sum(map(len, self.skipped.values()))
             by_reason = "; ".join(f"{len(at)} {why} ({_first(at)})" for why, at in self.skipped.items())
-            notes.append(f"{total} of {record.records + self._unread()} records are left out (--skip-bad): {by_reason}")
+            how = "--skip-bad" if self.skip_bad else "not finished yet"
+            notes.append(f"{total} of {record.records + self._unread()} records are left out ({how}): {by_reason}")
         if "split" in dump.slices and len(dump.slices["split"][1]) > 1:
             values = ", ".join(map(str, dump.slices["split"][1][:4]))
             column = columns.slice_columns["split"][0]
@@ -451,9 +454,7 @@ class _Reader:
 
     def _unread(self) -> int:
         return sum(
-            len(at)
-            for why, at in self.skipped.items()
-            if why in ("not JSON", "cut off", "no JSON object", "no rollout")
+            len(at) for why, at in self.skipped.items() if why in ("not JSON", CUT_OFF, "no JSON object", "no rollout")
         )
 
     def _versions(self, dump: Dump) -> list[Finding]:

@@ -321,6 +321,20 @@ def test_a_metric_that_is_no_number_is_refused_or_left_out_on_request(value: Any
     assert sum(map(len, found.skipped.values())) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("_step,actor/ppo_kl,actor/ppo_kl\n0,1,2\n", "several columns called 'actor/ppo_kl'"),
+        ('{"step": 100000000000000000001, "actor/ppo_kl": 1}\n', "is too large to tell it from the next"),
+        ('{"step": 1, "reward": 1, "log_prob": [-1.0]}\n', "these are rollouts, not metrics"),
+    ],
+)
+def test_what_would_be_read_for_something_else_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "m").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_metrics([tmp_path / "m"])
+
+
 def test_nan_and_infinity_are_gaps_and_said(tmp_path: Path) -> None:
     rows = logged(course(list(VERL), steps=4), VERL)
     rows[1][VERL["ess_fraction"]], rows[2][VERL["grad_norm"]] = math.nan, math.inf
