@@ -24,6 +24,8 @@ MARKERS = "osD^vP*"
 DENSE = 30
 """points of a line from which on they are not marked one by one"""
 PAPER = {"light": "#ffffff", "dark": "#0f1318"}
+DARK = dict(zip((*COLORS["light"], PAPER["light"]), (*COLORS["dark"], PAPER["dark"]), strict=True))
+"""a color of a light page -> that of a dark one"""
 
 
 def of_intervals(
@@ -114,8 +116,17 @@ def draw(what: Plot, mode: str = "light") -> Figure:
 
 def darkened(svg: str) -> str:
     """A light picture of `draw` in the colors of a dark page: the same picture that drawing it again would give."""
-    to = dict(zip((*COLORS["light"], PAPER["light"]), (*COLORS["dark"], PAPER["dark"]), strict=True))
-    return re.sub("#[0-9a-f]{6}", lambda found: to.get(found[0], found[0]), svg)
+    return re.sub("#[0-9a-f]{6}", lambda found: DARK.get(found[0], found[0]), svg)
+
+
+def adaptive(svg: str) -> str:
+    """A light picture of `draw` that darkens itself on a reader's dark screen."""
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+    )
+    return svg.replace("</svg>", f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style></svg>")
 
 
 def _log_ticks(axis: Axis) -> None:

@@ -20,8 +20,8 @@ from simulations.stats import (
     interquartile_mean,
     of_replicates,
     of_seeds,
-    over_seeds,
     rate_difference,
+    resampled,
 )
 from vcposim.arrays import Array
 from vcposim.catalogue import entry
@@ -153,7 +153,9 @@ def outcome(found: dict[str, Array], i: int) -> Record:
 
 def chosen(records: Iterable[Record], **where: Any) -> list[Record]:
     """The records with these values."""
-    return [r for r in records if all(r[k] == v for k, v in where.items())]
+    for k, v in where.items():  # a pass a name: the first leaves few
+        records = [r for r in records if r[k] == v]
+    return list(records)
 
 
 def gain(records: list[Record], first: str, second: str, field: str = "average") -> Estimate | None:
@@ -232,11 +234,11 @@ def improvements(title: str, records: list[Record], ours: str, names: Iterable[s
         known = sorted(set.intersection(*({*a} & {*b} for a, b in both))) if both else []
         if name == ours or not known:
             continue
-
-        def probability(some: Sequence[Any], both: Any = both) -> float:
-            return float(np.mean([improvement(*([v for s in some for v in m[s]] for m in pair)) for pair in both]))
-
-        rows[name] = of_replicates(probability(known), over_seeds(known, probability), len(known), bounds=UNIT)
+        drawn = [np.bincount(row, minlength=len(known)) for row in resampled(len(known))]
+        times = np.array([np.ones(len(known)), *drawn])  # how often each seed counts: all once, then the resamples
+        won = [improvement([a[s] for s in known], [b[s] for s in known], times) for a, b in both]
+        found = np.mean(won, axis=0)
+        rows[name] = of_replicates(float(found[0]), found[1:], len(known), bounds=UNIT)
     return ranking(title, f"probability that a run of {ours} is better", rows, xlim=[0, 1], vlines=[0.5])
 
 

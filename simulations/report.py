@@ -21,7 +21,7 @@ from rich.text import Text
 
 from simulations import claims
 from simulations.protocol import WITNESSES, WORDS, Experiment, Verdict, one_line
-from simulations.summaries import Section, against_full, load_section, once_each, pictures
+from simulations.summaries import Section, against_full, load_section, once_each, picture
 from simulations.verdicts import JudgedComparison, shown
 from vcposim.errors import InputError
 from vcposim.pages import parts
@@ -381,9 +381,7 @@ def _figure(section: Section, figure: Mapping[str, Any], problems: dict[str, str
     try:
         if "error" in figure:
             raise RuntimeError(figure["error"])
-        light, dark = pictures(figure)
-        source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">' if dark != light else ""
-        image = f'<picture>{source}<img src="{light}" alt="{escape(figure["alt"])}" loading="lazy"></picture>'
+        image = f'<img src="{picture(figure)}" alt="{escape(figure["alt"])}" loading="lazy">'
         if specs is not None and "plot" in figure:
             specs[name] = vega(figure["plot"])
             live = (
@@ -401,7 +399,7 @@ def _figure(section: Section, figure: Mapping[str, Any], problems: dict[str, str
 STYLE = """
 .first h2 { margin-top: .3rem }
 .first { display: grid; grid-template-columns: minmax(0, 1.6fr) minmax(0, 1fr); gap: 1.5rem }
-.first aside { font-size: .85rem } .first aside img { max-height: 33rem }
+.first aside { font-size: .85rem } .first aside img { max-height: 33rem } img[hidden] { display: none }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.1fr); gap: 1.5rem }
 fieldset { border: 0; padding: 0; margin: 0; display: flex; flex-wrap: wrap; gap: .1rem .7rem } legend { float: left;
   padding: 0 .6rem 0 0 }
@@ -445,7 +443,7 @@ addEventListener('hashchange', () => { const to = document.getElementById(locati
 document.addEventListener('click', async event => {
   const button = event.target.closest('.explore');
   if (!button) return;
-  const place = document.getElementById('live-' + button.dataset.figure), picture = button.parentElement.querySelector('picture');
+  const place = document.getElementById('live-' + button.dataset.figure), picture = button.parentElement.querySelector('img');
   if (!place.hidden) { place.hidden = true; picture.hidden = false; button.firstChild.data = 'Explore'; return; }
   const spec = specOf(button.dataset.figure);
   place.replaceChildren();

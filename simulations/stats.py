@@ -194,14 +194,18 @@ def resampled(n: int, resamples: int = 400) -> np.ndarray:
 # --- aggregates as the field reads them -------------------------------------------------------------------------------
 
 
-def improvement(first: Iterable[float], second: Iterable[float]) -> float:
+def improvement(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], times: np.ndarray) -> np.ndarray:
     """Probability that a run of the first is above a run of the second, ties half (Agarwal et al. 2021).
 
-    >>> improvement([1, 2], [1, 0])
-    0.875
+    Runs of each seed, and how often each seed counts: (resample, seed) -> (resample,).
+
+    >>> improvement([[1], [2]], [[1], [0]], np.array([[1, 1], [2, 0]]))
+    array([0.875, 0.5  ])
     """
-    a, b = (np.asarray(list(x), dtype=float) for x in (first, second))
-    return float(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
+    a, b = (np.concatenate([np.asarray(runs, dtype=float) for runs in x]) for x in (first, second))
+    often_a, often_b = (times.repeat([len(runs) for runs in x], axis=1) for x in (first, second))
+    won = (np.sign(a[:, None] - b) + 1) / 2
+    return ((often_a @ won) * often_b).sum(axis=1) / (often_a.sum(axis=1) * often_b.sum(axis=1))
 
 
 def median_interval(values: Iterable[float], seed: int = 0) -> Interval:

@@ -7,6 +7,7 @@ A full run writes `summary.json` beside its records; `python -m simulations keep
 import base64
 import gzip
 import json
+import re
 import traceback as tracebacks
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.claims import RESULTS
-from simulations.drawing import darkened, draw
+from simulations.drawing import adaptive, draw
 from simulations.methods import standing
 from simulations.protocol import OWN, Analysis, Experiment, Record, Verdict, digest, one_line, plain, source_hash
 from simulations.runner import RunFolder, read_provenance
@@ -22,7 +23,7 @@ from vcposim.errors import InputError, unknown_name
 
 KEPT = ("reproduce", "git", "source_sha256", "settings_sha256", "python", "platform", "packages")
 VECTOR_LIMIT = 45_000
-"""bytes; a figure of many points is smaller, and faster to show, as pixels; a page holds each twice, light and dark"""
+"""bytes; a figure of an experiment's own drawing with very many points is smaller, and faster to show, as pixels"""
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,15 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def svg(drawn: Any) -> bytes:
-    """A matplotlib figure as a vector."""
+    """A matplotlib figure as a vector, to hundredths of a point."""
     import io
 
     import matplotlib as mpl
 
     file = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "vcposim", "svg.fonttype": "none"}):
-        drawn.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return file.getvalue()
+        drawn.savefig(file, format="svg", metadata={"Date": None})
+    return re.sub(rb"\s*\n\s*", b"\n", re.sub(rb"(\.\d\d)\d+", rb"\1", file.getvalue()))
 
 
 def png(drawn: Any) -> bytes:
@@ -150,21 +151,16 @@ def png(drawn: Any) -> bytes:
     from PIL import Image
 
     file, few = io.BytesIO(), io.BytesIO()
-    drawn.savefig(file, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+    drawn.savefig(file, format="png", dpi=130, metadata={"Software": None})
     Image.open(file).convert("RGB").quantize(64).save(few, format="png", optimize=True)
     return few.getvalue()
 
 
-def pictures(figure: Mapping[str, Any]) -> tuple[str, str]:
-    """The figure on light and on dark paper: the same lines of a vector in other colors, pixels drawn twice."""
+def picture(figure: Mapping[str, Any]) -> str:
+    """The figure as a data URI that shows it on light and on dark paper, as the reader's screen asks for."""
     if "image" in figure:
-        return figure["image"], figure["image"]
-    light = draw(figure["plot"], "light")
-    vector = svg(light)
-    if len(vector) <= VECTOR_LIMIT:
-        return _uri("svg+xml", vector), _uri("svg+xml", darkened(vector.decode()).encode())
-    light.set_layout_engine("none")  # it is laid out
-    return _uri("png", png(light)), _uri("png", png(draw(figure["plot"], "dark")))
+        return figure["image"]
+    return _uri("svg+xml", adaptive(svg(draw(figure["plot"])).decode()).encode())
 
 
 def against_full(section: Section, full: Section | None) -> Section:

@@ -37,6 +37,7 @@ FIRST_CASES = {
         ("test_scores.py", "test_hostile.py", "test_hostile_second.py", "test_hostile_fourth.py", "test_chunks.py"), 2
     ),
     **{"test_families.py": 2, "test_estimators.py": 8, "test_any_estimator.py": 8, "test_mutants.py": 24},
+    "test_tampering.py": 6,
 }
 """files whose tests have very many cases -> how many of each are in the fast selection; a test on its own is one"""
 

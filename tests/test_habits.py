@@ -4,7 +4,8 @@ import ast
 import importlib.util
 import re
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -252,3 +253,92 @@ def test_what_raises_says_so() -> None:
     spoken = 'def g(x):\n    """x. Raises."""\n    raise x'
     planted = f'def f(x):\n    """x."""\n    if x:\n        raise ValueError(x)\n\n\n{spoken}'
     assert silent(planted) == [".f"]
+
+
+# ------------------------------------------------------------------------------------------- helpers that are used once
+
+SHORT = 15
+MOST_USED_ONCE = {"vcposim": 0.05, "vcposim/replay": 0.2, "llm_bridge": 0.32, "simulations": 0.235, "proofs": 0.29}
+"""folder, without those named beside it -> share of its private functions that may be short and used once.
+
+None of the few in rlax is. Above the share, write a helper where it is used, with a comment in the place of its name,
+or let it say something that is said twice. Shares above 0.05 were counted, not chosen: they only fall."""
+
+
+NAMED = (ast.Name, ast.Attribute)
+LAZY = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+@cache
+def uses(text: str) -> Counter[str]:
+    """How often each name is read, as a variable, an attribute or an import."""
+    nodes = list(ast.walk(parsed(text)))
+    read = [node.id if isinstance(node, ast.Name) else node.attr for node in nodes if isinstance(node, NAMED)]
+    return Counter([*read, *(one.name for node in nodes if isinstance(node, ast.ImportFrom) for one in node.names)])
+
+
+def private_functions(node: ast.AST) -> Iterator[ast.FunctionDef]:
+    """Those of a module and of its classes; a function within a function is part of that."""
+    for inner in ast.iter_child_nodes(node):
+        if not isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from private_functions(inner)
+        elif re.match("_(?!_)", inner.name) and isinstance(inner, ast.FunctionDef):
+            yield inner
+
+
+def pieces(text: str, elsewhere: Callable[[str], int] = lambda name: 0) -> tuple[int, list[str]]:
+    """The number of private functions of a file, and those that are only a piece of one other function.
+
+    That is: at most `SHORT` lines, called at one place, and neither in the file nor elsewhere (tests: a slow twin, a
+    planted mistake) named again. What Python cannot write in the place of the call is no piece: what is called for each
+    element of a comprehension or in a lambda, what is passed by name, a generator, a decorated function, an override.
+    """
+    nodes = list(ast.walk(parsed(text)))
+    lazily = {inner for node in nodes if isinstance(node, LAZY) for inner in ast.walk(node)}
+    called = [node.func for node in nodes if isinstance(node, ast.Call) and node not in lazily]
+    written = {f.id if isinstance(f, ast.Name) else f.attr for f in called if isinstance(f, NAMED)}
+    private = list(private_functions(parsed(text)))
+    found = []
+    for node in private:
+        short = (node.end_lineno or 0) - node.lineno < SHORT
+        whole = node.decorator_list or any(
+            isinstance(one, ast.Yield | ast.YieldFrom) or (isinstance(one, ast.Name) and one.id == "super")
+            for one in ast.walk(node)
+        )
+        if short and not whole and node.name in written and uses(text)[node.name] == 1 and not elsewhere(node.name):
+            found.append(node.name)
+    return len(private), found
+
+
+@cache
+def named_in_tests() -> Counter[str]:
+    """As `uses`, of all tests."""
+    found = Counter[str]()
+    for path in (ROOT / "tests").rglob("*.py"):
+        found.update(uses(path.read_text()))
+    return found
+
+
+@pytest.mark.parametrize("folder", MOST_USED_ONCE)
+def test_few_helpers_are_a_piece_of_one_function(folder: str) -> None:
+    apart = tuple(f"{other}/" for other in MOST_USED_ONCE if other.startswith(f"{folder}/"))
+    count, found = 0, []
+    for path, text in SOURCES.items():
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith(f"{folder}/") and not name.startswith(apart):
+            private, here = pieces(text, lambda one: named_in_tests()[one])
+            count, found = count + private, found + [f"{name}: {one}" for one in here]
+    assert len(found) <= MOST_USED_ONCE[folder] * count, "\n".join([f"{len(found)} of {count}:", *found])
+
+
+def test_what_is_a_piece() -> None:
+    use = "\n\n\ndef f(x):\n    return "
+    assert pieces(f"def _g(x):\n    return x{use}_g(x)") == (1, ["_g"])
+    assert pieces(f"class A:\n    def _g(self):\n        return 1{use}x._g()") == (1, ["_g"])
+    long = "    x += 1\n" * SHORT
+    assert pieces(f"def _g(x):\n{long}    return x{use}_g(x)") == (1, [])
+    for other in ("_g(x) + _g(2)", "map(_g, x)", "[_g(one) for one in x]", "lambda: _g(x)"):
+        assert pieces(f"def _g(x):\n    return x{use}{other}") == (1, [])
+    for kept in ("def _g(x):\n    yield x", "@cache\ndef _g(x):\n    return x"):
+        assert pieces(f"{kept}{use}_g(x)") == (1, [])
+    assert pieces(f"def _g(x):\n    return x{use}_g(x)", {"_g": 1}.__getitem__) == (1, [])

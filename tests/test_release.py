@@ -60,7 +60,7 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     venv.create(folder / "venv", with_pip=True)
     programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    ran(programs / "python", "-m", "pip", "install", "--quiet", next(dist.glob("*.whl")), cwd=folder)
+    ran(programs / "python", "-m", "pip", "install", "--quiet", "--no-compile", next(dist.glob("*.whl")), cwd=folder)
     return programs
 
 

@@ -141,9 +141,19 @@ class Weighting:
         else:
             raise InputError(f"weighting: {self.treatment!r} needs floats; pass log_ratio instead of ratio")
         value = scale.value(treated, measure)
-        if x.ndim > batch.reward.ndim and batch.token_mask is not None:
+        if x.ndim == batch.reward.ndim:
+            return Weight(value, scale.relative(treated, measure))
+        if batch.token_mask is not None:
             value = value * batch.token_mask
-        return Weight(value, _relative(treated, value, scale, batch))
+        if scale is LINEAR:
+            return Weight(value, value)
+        # one shift for all tokens of a group: flatten (n, t), padding and unsupported samples aside
+        xp = namespace(treated)
+        real = measure * (1.0 if batch.token_mask is None else batch.token_mask)
+        real = xp.broadcast_to(real, treated.shape)
+        flat = (*treated.shape[:-2], -1)
+        relative = scale.relative(xp.reshape(treated, flat), xp.reshape(real, flat))
+        return Weight(value, xp.reshape(relative, treated.shape))
 
 
 def mixture_log_ratio(log_ratio: Array, share: Array) -> Array:
@@ -178,16 +188,3 @@ def at_level(batch: Batch, level: str, scale: Scale) -> Array:
         return x
     total = scale.product(x, batch.token_mask) if batch.per_token else x
     return total if level == "sequence" else scale.root(total, batch.token_length())
-
-
-def _relative(treated: Array, value: Array, scale: Scale, batch: Batch) -> Array:
-    if treated.ndim == batch.reward.ndim:
-        return scale.relative(treated, batch.measure)
-    if scale is LINEAR:
-        return value
-    # one shift for all tokens of a group: flatten (n, t), padding and unsupported samples aside
-    xp = namespace(treated)
-    real = batch.measure[..., None] * (1.0 if batch.token_mask is None else batch.token_mask)
-    real = xp.broadcast_to(real, treated.shape)
-    flat = (*treated.shape[:-2], -1)
-    return xp.reshape(scale.relative(xp.reshape(treated, flat), xp.reshape(real, flat)), treated.shape)

@@ -14,9 +14,10 @@ from _hooks.text import fence, plain, table, wrapped
 from proofs.claims import FAMILIES
 from proofs.claims import Claim as Theorem
 from simulations import claims
+from simulations.drawing import darkened, draw
 from simulations.protocol import discover
 from simulations.report import claim_rows
-from simulations.summaries import Section, committed, pictures
+from simulations.summaries import Section, committed, svg
 
 ROOT = Path(__file__).parents[2]
 KINDS = {
@@ -68,19 +69,18 @@ def figure_files() -> dict[str, bytes]:
     for section in sections().values():
         for figure in section.figures:
             key = f"figure {section.id} {figure['name']} {json.dumps(figure, sort_keys=True)}"
-            for scheme, uri in zip(("light", "dark"), cached(key, lambda figure=figure: pictures(figure)), strict=True):
-                head, _, data = uri.partition(",")
-                kind = "svg" if "svg" in head else "png"
-                out[f"findings/figures/{section.id}-{figure['name']}-{scheme}.{kind}"] = base64.b64decode(data)
+            light = cached(key, lambda figure=figure: svg(draw(figure["plot"])).decode())
+            for scheme, vector in (("light", light), ("dark", darkened(light))):
+                out[f"findings/figures/{section.id}-{figure['name']}-{scheme}.svg"] = vector.encode()
     return out
 
 
-def shown(section: Section, files: dict[str, bytes], up: str, caption: bool = True) -> str:
+def shown(section: Section, up: str, caption: bool = True) -> str:
     """The figures of a section as Markdown, for a page `up` away from findings/."""
     parts = []
     for figure in section.figures:
         for scheme in ("light", "dark"):
-            path = next(p for p in files if p.startswith(f"findings/figures/{section.id}-{figure['name']}-{scheme}."))
+            path = f"findings/figures/{section.id}-{figure['name']}-{scheme}.svg"
             alt = " ".join(str(figure["alt"]).split())
             parts.append(
                 f"```{{image}} {up}{path.removeprefix('findings/')}\n:class: only-{scheme}\n:alt: {alt}\n```\n"
@@ -89,7 +89,7 @@ def shown(section: Section, files: dict[str, bytes], up: str, caption: bool = Tr
     return "\n".join(parts)
 
 
-def experiment_page(section: Section, files: dict[str, bytes]) -> str:
+def experiment_page(section: Section) -> str:
     """One experiment: question, verdicts, figures, how to run it again."""
     module = importlib.import_module(f"simulations.questions.{section.id}")
     verdicts = [
@@ -110,7 +110,7 @@ def experiment_page(section: Section, files: dict[str, bytes]) -> str:
             f"{plain(section.question)}\n",
             fence(str(section.provenance["reproduce"]), "sh"),
             f"{size[0].upper()}{size[1:]}.\n",
-            shown(section, files, "../"),
+            shown(section, "../"),
             "## Verdicts\n",
             table(("claim", "verdict", "statement", "number"), verdicts),
             "## How it is asked\n",
@@ -119,7 +119,7 @@ def experiment_page(section: Section, files: dict[str, bytes]) -> str:
     )
 
 
-def claim_page(row: dict[str, Any], files: dict[str, bytes]) -> str:
+def claim_page(row: dict[str, Any]) -> str:
     """One claim: statement, verdict, number, witnesses, figures."""
     claim = claims.BY_ID[row["claim"]]
     found = sections()
@@ -153,7 +153,7 @@ def claim_page(row: dict[str, Any], files: dict[str, bytes]) -> str:
     if own:
         out.append("## Figures\n")
     for section in own:
-        out += [f"From {{ref}}`experiment-{section.id}`:\n", shown(section, files, "../")]
+        out += [f"From {{ref}}`experiment-{section.id}`:\n", shown(section, "../")]
     return "\n".join(out)
 
 
@@ -243,7 +243,7 @@ def prose(text: str) -> str:
     return "\n".join(out)
 
 
-def gallery(files: dict[str, bytes]) -> str:
+def gallery() -> str:
     """Every figure with what makes it."""
     out = [
         "# Gallery\n",
@@ -258,29 +258,14 @@ def gallery(files: dict[str, bytes]) -> str:
             fence(wrapped(line), "sh"),
         ]
     out.append("## Experiments\n")
-    for name, path in kept_pictures().items():
-        module = importlib.import_module(f"simulations.questions.{name}")
-        about = plain((inspect.getdoc(module) or name).split("\n\n")[0].replace("\n", " "))
-        out += [
-            f"### {name}\n",
-            f"```{{image}} figures/{path.name}\n:alt: {about}\n:class: dark-light\n```\n",
-            f"{about}\n",
-            fence(f"python -m simulations run {name} --size full", "sh"),
-        ]
     for section in sections().values():
         out += [
             f"### {section.id}\n",
-            shown(section, files, ""),
+            shown(section, ""),
             fence(str(section.provenance["reproduce"]), "sh"),
             f"Verdicts and code: {{ref}}`experiment-{section.id}`.\n",
         ]
     return "\n".join(out)
-
-
-def kept_pictures() -> dict[str, Path]:
-    """Experiment -> the picture of its full run that is committed where its summary is not."""
-    found = {path.stem: path for path in sorted((ROOT / "simulations" / "figures").glob("*.png"))}
-    return {name: path for name, path in found.items() if name in discover() and name not in sections()}
 
 
 COMMAND_FIGURES = {
@@ -315,12 +300,10 @@ def command_figures() -> dict[str, bytes]:
 
 
 def pages() -> dict[str, str | bytes]:
-    files = figure_files()
-    out: dict[str, str | bytes] = {**files, **command_figures()}
-    out |= {f"findings/figures/{path.name}": path.read_bytes() for path in kept_pictures().values()}
+    out: dict[str, str | bytes] = {**figure_files(), **command_figures()}
     table_rows = rows()
     for row in table_rows:
-        out[f"findings/claims/{row['claim']}.md"] = claim_page(row, files)
+        out[f"findings/claims/{row['claim']}.md"] = claim_page(row)
     index = [
         (
             f"{{ref}}`{row['claim']} <claim-{row['claim'].lower()}>`",
@@ -346,7 +329,7 @@ def pages() -> dict[str, str | bytes]:
     )
     out |= theorem_pages()
     for section in sections().values():
-        out[f"findings/experiments/{section.id}.md"] = experiment_page(section, files)
+        out[f"findings/experiments/{section.id}.md"] = experiment_page(section)
     listed = [
         (
             f"{{ref}}`{s.id} <experiment-{s.id}>`",
@@ -377,7 +360,7 @@ def pages() -> dict[str, str | bytes]:
             "```{toctree}\n:hidden:\n" + "\n".join(sections()) + "\n```\n",
         ]
     )
-    out["findings/gallery.md"] = gallery(files)
+    out["findings/gallery.md"] = gallery()
     for name, (title, path) in BENCHMARKS.items():
         out[f"findings/benchmarks/{name}.md"] = mirrored(path, title)
     out["findings/benchmarks/index.md"] = "\n".join(

@@ -173,7 +173,7 @@ MUTANTS = [
 
 def verdict(mutant: Mutant, folder: Path) -> subprocess.CompletedProcess[str]:
     """`python -m proofs` on one mutant."""
-    shutil.copytree(ROOT / "vcposim", folder / "vcposim", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "vcposim", folder / "vcposim")  # compiled files too: their times are kept, so they hold
     (folder / "proofs").symlink_to(ROOT / "proofs")
     file = folder / "vcposim" / f"{mutant.module}.py"
     source = file.read_text()

@@ -1,5 +1,6 @@
 """The report as a reader has it: in a browser, on wide and narrow, light and dark screens."""
 
+import base64
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from simulations import claims
-from simulations.drawing import darkened, draw
+from simulations.drawing import adaptive, darkened, draw
 from simulations.protocol import discover
 from simulations.report import gathered, page
 from simulations.summaries import committed, svg
@@ -102,11 +103,25 @@ def test_a_darkened_picture_is_the_one_drawn_dark() -> None:
     assert lines(light) != lines(dark)
 
 
-def test_figures_have_a_light_and_a_dark_form(browser: Any, report: Path) -> None:
-    sources = [
-        opened(browser, report, scheme=s)[0].evaluate("document.images[0].currentSrc") for s in ("light", "dark")
-    ]
-    assert sources[0] != sources[1]
+def test_a_picture_darkens_itself_on_a_dark_screen(browser: Any, tmp_path: Path) -> None:
+    """Its pixels are those of the light picture on a light screen, of the dark one on a dark screen."""
+    plot = committed(["collapse_prediction"])["collapse_prediction"].figures[0]["plot"]
+    light = svg(draw(plot)).decode()
+    forms = {"adaptive": adaptive(light), "light": light, "dark": darkened(light)}
+
+    def pixels(form: str, scheme: str) -> bytes:
+        image = base64.b64encode(forms[form].encode()).decode()
+        page = tmp_path / f"{form}.html"
+        page.write_text(
+            "<!doctype html><style>:root { color-scheme: light dark } body { margin: 0; background: #777 }</style>"
+            f'<img src="data:image/svg+xml;base64,{image}">'
+        )
+        tab, said = opened(browser, page, scheme=scheme)
+        assert said == []
+        return bytes(tab.screenshot())
+
+    assert pixels("adaptive", "light") == pixels("light", "light")
+    assert pixels("adaptive", "dark") == pixels("dark", "dark") != pixels("light", "dark")
 
 
 def test_it_prints_to_few_pages(browser: Any, report: Path, tmp_path: Path) -> None:

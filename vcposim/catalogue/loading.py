@@ -90,13 +90,7 @@ def on_numpy(given: str | AnyEstimator, *, several: bool = False) -> Resolved:
 
 
 def _require_sound(name: str, asked: Resolved, library: str, *, several: bool) -> None:
-    _require_function(name, asked, library)
-    if several and "grouped" not in asked.needs:
-        _require_apart(name, asked, library)
-
-
-def _require_function(name: str, asked: Resolved, library: str) -> None:
-    """Refuse what changes the batch it is shown, or says something else the second time."""
+    """Refuse what changes its batch, says something else the second time, or mixes groups shown side by side."""
     batch, untouched = (_in_library(_small(asked.needs), library) for _ in range(2))
     first, second = (_numbers(asked.coefficients(batch)) for _ in range(2))
     for field in ("reward", "log_ratio", "length"):
@@ -106,10 +100,8 @@ def _require_function(name: str, asked: Resolved, library: str) -> None:
         raise InputError(
             f"estimator: {name} gives two answers to one batch; a state or random numbers are no part of an estimator"
         )
-
-
-def _require_apart(name: str, asked: Resolved, library: str) -> None:
-    """Refuse what mixes groups that are shown side by side."""
+    if not several or "grouped" in asked.needs:
+        return
     try:
         both = _numbers(asked.coefficients(_in_library(_small(asked.needs, groups=2), library)))
     except InputError as error:
@@ -294,18 +286,13 @@ def _from_file(path: Path) -> ModuleType:
     ours = known is None or getattr(known, "__file__", None) == str(path.resolve())
     if known is not None and getattr(known, "__vcposim_stamp__", None) == stamp and ours:
         return known
-    module = _executed(path)
-    module.__vcposim_stamp__ = stamp  # type: ignore[attr-defined]
-    if ours:  # the name of a library stays the library's
-        sys.modules[path.stem] = module
-    return module
-
-
-def _executed(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None  # it ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     module.print = _aside  # type: ignore[attr-defined]
     spec.loader.exec_module(module)
+    module.__vcposim_stamp__ = stamp  # type: ignore[attr-defined]
+    if ours:  # the name of a library stays the library's
+        sys.modules[path.stem] = module
     return module

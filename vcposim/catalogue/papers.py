@@ -115,7 +115,11 @@ def markdown(found: Mapping[str, Sequence[str]] | None = None) -> str:
     for paper in papers():
         names = [f"`{name}`" for name in paper.entries] + [f"step rule `{name}`" for name in paper.rules]
         said = [*paper.found, *(found or {}).get(paper.key, ())]
-        cells = (_title(paper.key), ", ".join(names), "; ".join(said), "<br>".join(switched(paper)))
+        source = SOURCES[paper.key]
+        kind, _, number = source.id.partition(":")
+        address = {"arXiv": f"https://arxiv.org/abs/{number}", "doi": f"https://doi.org/{number}"}.get(kind, source.id)
+        title = f"[{source.title}]({address})" if address.startswith("https:") else source.title
+        cells = (f"{title}<br>{short(paper.key)}", ", ".join(names), "; ".join(said), "<br>".join(switched(paper)))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     unread = [f"- {name}: {why}" for name, why in UNREAD.items()]
     lacking = [f"- {name}: {what}" for name, what in LACKING.items()]
@@ -136,14 +140,6 @@ def markdown(found: Mapping[str, Sequence[str]] | None = None) -> str:
 def _said(one: Entry) -> str:
     """What sets an entry apart from its source, and which laws it breaks."""
     return "; ".join([*filter(None, (one.why, one.note)), *(f"breaks the law {law!r}" for law in one.breaks)])
-
-
-def _title(key: str) -> str:
-    source = SOURCES[key]
-    kind, _, number = source.id.partition(":")
-    address = {"arXiv": f"https://arxiv.org/abs/{number}", "doi": f"https://doi.org/{number}"}.get(kind, source.id)
-    title = f"[{source.title}]({address})" if address.startswith("https:") else source.title
-    return f"{title}<br>{short(key)}"
 
 
 def switched(paper: Paper) -> list[str]:

@@ -37,6 +37,27 @@ class Reference:
     venue: str
     """where it was published; "preprint" and "blog" when nowhere else that could be confirmed"""
 
+    def bibtex(self) -> str:
+        """One `@misc` entry; the title in double braces keeps its capitals, an organization in them is one name."""
+        authors = ("{" + escape(x.strip("{}")) + "}" if x.startswith("{") else escape(x) for x in self.authors)
+        fields = {
+            "title": "{" + escape(self.title) + "}",
+            "author": " and ".join(authors),
+            "year": str(self.year),
+            "howpublished": escape(self.venue),
+        }
+        scheme, _, number = self.id.partition(":")
+        if scheme == "arXiv":
+            fields |= {"eprint": number, "archiveprefix": "arXiv", "url": f"https://arxiv.org/abs/{number}"}
+        elif scheme == "doi":
+            fields |= {"doi": number, "url": f"https://doi.org/{number}"}
+        elif scheme == "https":
+            fields["url"] = self.id
+        else:
+            fields["note"] = escape(self.id)
+        lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+        return f"@misc{{{self.key},\n{lines}}}"
+
 
 _TABLE = """
 a3po | 2025 | arXiv:2512.06547 | preprint
@@ -378,7 +399,11 @@ def short(key: str) -> str:
     'Kong 1992, Technical Report 348'
     """
     source = reference(key)
-    first, *others = (_surname(name) for name in source.authors)
+    # the family name: all of an organization, what precedes a comma, otherwise the last word
+    first, *others = (
+        name.strip("{}") if name.startswith("{") else name.partition(",")[0] if "," in name else name.split()[-1]
+        for name in source.authors
+    )
     who = first if not others else f"{first} and {others[0]}" if len(others) == 1 else f"{first} et al."
     return f"{who} {source.year}, {source.id}"
 
@@ -388,42 +413,4 @@ def bibtex(keys: Iterable[str]) -> str:
 
     Raises `InputError` for an unknown key.
     """
-    return "\n\n".join(_bibtex_entry(reference(key)) for key in keys)
-
-
-def _surname(name: str) -> str:
-    """The family name: what precedes a comma, all of an organization, otherwise the last word."""
-    if name.startswith("{"):
-        return name.strip("{}")
-    family, comma, _ = name.partition(",")
-    return family if comma else name.split()[-1]
-
-
-def _author(name: str) -> str:
-    """The name as BibTeX reads it: an organization keeps the braces that stop it from being split into names."""
-    return "{" + escape(name.strip("{}")) + "}" if name.startswith("{") else escape(name)
-
-
-def _locator(identifier: str) -> dict[str, str]:
-    """The fields that lead to the source: an e-print number, a DOI, an address, or the place in print as a note."""
-    scheme, _, number = identifier.partition(":")
-    if scheme == "arXiv":
-        return {"eprint": number, "archiveprefix": "arXiv", "url": f"https://arxiv.org/abs/{number}"}
-    if scheme == "doi":
-        return {"doi": number, "url": f"https://doi.org/{number}"}
-    if scheme == "https":
-        return {"url": identifier}
-    return {"note": escape(identifier)}
-
-
-def _bibtex_entry(source: Reference) -> str:
-    """One `@misc` entry; the title in double braces keeps its capitals."""
-    fields = {
-        "title": "{" + escape(source.title) + "}",
-        "author": " and ".join(_author(name) for name in source.authors),
-        "year": str(source.year),
-        "howpublished": escape(source.venue),
-        **_locator(source.id),
-    }
-    lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
-    return f"@misc{{{source.key},\n{lines}}}"
+    return "\n\n".join(reference(key).bibtex() for key in keys)

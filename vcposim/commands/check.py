@@ -140,42 +140,31 @@ def _print_card(name: str, arrays: str, found: Sequence["LawFinding"], rows: Seq
     console.print(table)
     broken = [one for one in found if one.status == "violated"]
     for one in broken:
-        _print_violation(console, one, laws[one.law].universal)
-    for problem in dict.fromkeys(row["problem"] for row in rows if row["mine"]):
-        console.print(_standing([row for row in rows if row["problem"] == problem]), markup=False, highlight=False)
+        seen = one.violation
+        assert seen is not None  # it is what makes a law violated
+        lines = str(seen).splitlines()
+        console.print(lines[0], style="bold red", markup=False, highlight=False)
+        for line in lines[1:-1]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if laws[one.law].universal:
+            console.print(f"  if it is not meant to keep it: --without {one.law}", markup=False, highlight=False)
+        again = f'  reproduce: python -c "import vcposim.testing; {seen.reproduction}"'
+        console.print(again, markup=False, highlight=False, soft_wrap=True)
+    for problem in dict.fromkeys(row["problem"] for row in rows if row["mine"]):  # where it stands among the catalogue
+        here = [row for row in rows if row["problem"] == problem]
+        mine, others = next(row for row in here if row["mine"]), [row for row in here if not row["mine"]]
+        ahead = sum(row["mse"] < mine["mse"] * (1 - 1e-9) for row in others)
+        best = min(others, key=lambda row: row["mse"])
+        bias = mine["squared_bias"] ** 0.5 if mine["squared_bias"] > 1e-20 else 0.0  # less is rounding
+        console.print(
+            f"{problem}: bias {bias:.3g} |g|, variance {mine['variance']:.3g} |g|^2, MSE {mine['mse']:.3g} |g|^2; "
+            f"{ahead} of {len(others)} named estimators have less (least: {best['estimator']}, {best['mse']:.3g})",
+            markup=False,
+            highlight=False,
+        )
     claimed = sum(one.status in STYLES for one in found)
     verdict = f"breaks {len(broken)} of the {claimed} laws it must keep" if broken else f"keeps all {claimed} laws"
     console.print(f"{name} {verdict}", style="bold", markup=False, highlight=False)
-
-
-def _print_violation(console: Console, one: "LawFinding", universal: bool) -> None:
-    seen = one.violation
-    assert seen is not None  # it is what makes a law violated
-    lines = str(seen).splitlines()
-    console.print(lines[0], style="bold red", markup=False, highlight=False)
-    for line in lines[1:-1]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if universal:
-        console.print(f"  if it is not meant to keep it: --without {one.law}", markup=False, highlight=False)
-    console.print(
-        f'  reproduce: python -c "import vcposim.testing; {seen.reproduction}"',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _standing(rows: Sequence[TableRow]) -> str:
-    """One line: where an estimator stands among the catalogue's on one problem."""
-    mine, others = next(row for row in rows if row["mine"]), [row for row in rows if not row["mine"]]
-    ahead = sum(row["mse"] < mine["mse"] * (1 - 1e-9) for row in others)
-    best = min(others, key=lambda row: row["mse"])
-    bias = mine["squared_bias"] ** 0.5 if mine["squared_bias"] > 1e-20 else 0.0  # less is rounding
-    return (
-        f"{rows[0]['problem']}: bias {bias:.3g} |g|, variance {mine['variance']:.3g} |g|^2, "
-        f"MSE {mine['mse']:.3g} |g|^2; "
-        f"{ahead} of {len(others)} named estimators have less (least: {best['estimator']}, {best['mse']:.3g})"
-    )
 
 
 def _catalogue(cards: Any, output: Output, *, examples: int, workers: int) -> int:

@@ -74,7 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
     workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
     if workers < 1:
         raise InputError(f"--workers: {workers} is less than 1; use 1 or more")
-    shard = _shard(arguments.shard)
+    shard = 1, 1
+    if arguments.shard is not None:
+        said = re.fullmatch(r"(\d+)/(\d+)", arguments.shard)
+        if not said or not 1 <= int(said[1]) <= int(said[2]):
+            raise InputError(
+                f"--shard: {arguments.shard!r} is no part of the work; write I/N with 1 <= I <= N, as in 2/4"
+            )
+        shard = int(said[1]), int(said[2])
     from vcposim.catalogue.loading import estimator_named
     from vcposim.comparison import leaderboard, transformers
     from vcposim.comparison.design import REFERENCE, size_named, with_transformers
@@ -115,15 +122,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"shard {shard[0]} of {shard[1]} is done; {owed} of {len(folder.units)} measurements are others' to make")
         return 0
     return _finished(folder, standing, "json" if arguments.json else "html" if arguments.html else "table")
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 1, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--shard: {text!r} is no part of the work; write I/N with 1 <= I <= N, as in 2/4")
-    return int(found[1]), int(found[2])
 
 
 def _finished(folder: "Folder", standing: "MeasuredByName", printed: str) -> int:
@@ -170,7 +168,7 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
     from rich.table import Table
     from rich.text import Text
 
-    from vcposim.comparison.result import by_rank, counted, staled, unjudged
+    from vcposim.comparison.result import MODES, because, by_rank, counted, staled, unjudged
 
     console = Console()
     rows = by_rank(result["estimators"])
@@ -209,8 +207,14 @@ def _print(result: "ComparisonReport", costs: dict[str, float | None], path: Pat
     if result["size"] != "full":
         console.print(f"Size {result['size']}: few seeds; what they do not decide reads undecided.", style="dim")
     named = [r for r in rows if r["named"]]
-    for row in named if len(named) <= MOST_NAMED else []:
-        _print_words(console, row, result)
+    for row in named if len(named) <= MOST_NAMED else []:  # a word for each claim, and what it rests on
+        words = Table.grid(padding=(0, 1, 0, 0))
+        for claim, statement in result["claims"].items():
+            word = row["words"][claim]
+            if claim not in MODES or row["name"] != result["reference"]:
+                words.add_row("", Text(word, style=WORD_STYLE[word]), Text(f"{statement}{because(row, claim)}"))
+        console.print(Text(row["name"], style="bold"))
+        console.print(words)
     for row in rows:
         if row["named"]:
             for why, parts in unjudged(row).items():
@@ -260,22 +264,6 @@ def _print_transformers(console: "Console", rows: "Sequence[ComparedEstimator]",
 def standing_beside(result: "ComparisonReport") -> bool:
     """Whether there are others than those asked for."""
     return any(not row["named"] for row in result["estimators"])
-
-
-def _print_words(console: "Console", row: "ComparedEstimator", result: "ComparisonReport") -> None:
-    """A word for each claim, and what it rests on."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from vcposim.comparison.result import MODES, because
-
-    table = Table.grid(padding=(0, 1, 0, 0))
-    for claim, statement in result["claims"].items():
-        word = row["words"][claim]
-        if claim not in MODES or row["name"] != result["reference"]:
-            table.add_row("", Text(word, style=WORD_STYLE[word]), Text(f"{statement}{because(row, claim)}"))
-    console.print(Text(row["name"], style="bold"))
-    console.print(table)
 
 
 def _short(value: float | None) -> str:

@@ -47,7 +47,12 @@ def replay_figure(found: Replay) -> Figure:
         figure = Figure(figsize=(10, 7), layout="constrained")
         axes = figure.subplots(2, 2)
         _weights(axes[0, 0], found)
-        shown = _most_different(found)
+        # the groups to show, ordered by mean reward: all, or those where the baselines differ most
+        mean = found.mean_reward
+        per_group = np.array([row.per_group for row in found.rows if row.baseline != "zero"] or [mean])
+        spread = np.nan_to_num(np.nanmax(np.vstack([per_group, mean]), axis=0) - np.nanmin(per_group, axis=0))
+        shown = np.argsort(-spread, kind="stable")[:MOST_GROUPS]
+        shown = shown[np.argsort(mean[shown], kind="stable")]
         _baselines(axes[0, 1], found, shown)
         _leverage(axes[1, 0], found, shown)
         _ratios(axes[1, 1], found)
@@ -102,7 +107,13 @@ def _bias_variance(ax: Axes, rows: Sequence[TableRow]) -> None:
     named = [i for i, row in enumerate(rows) if row["estimator"] in NAMED and not row["mine"]]
     ax.scatter(x[~mine], y[~mine], s=14, color=MUTED, label="catalogue")
     ax.scatter(x[named], y[named], s=18, color=ACCENT)
-    for near in _clusters(np.log10([x[named], y[named]]).T):
+    # points that lie too near each other for two labels share one, from the left
+    point, reach = np.log10([x[named], y[named]]).T, 0.2
+    clusters: list[list[int]] = []
+    for i in np.argsort(point[:, 0], kind="stable").tolist():
+        close = [c for c in clusters if np.all(np.abs(point[i] - point[c[0]]) < (4 * reach, reach))]
+        close[0].append(i) if close else clusters.append([i])
+    for near in clusters:
         label, first = ", ".join(rows[named[i]]["estimator"] for i in near), named[near[0]]
         at: Any = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7, "color": ACCENT}
         ax.annotate(label, (x[first], y[first]), annotation_clip=False, **at)
@@ -115,15 +126,6 @@ def _bias_variance(ax: Axes, rows: Sequence[TableRow]) -> None:
         ax.plot(line, np.maximum(mse - line, LEAST), color=MUTED, lw=0.5, alpha=0.5, zorder=0)
     ax.set(xscale="log", yscale="log", xlim=(LEAST / 1.5, highest), ylim=(LEAST / 1.5, highest))
     ax.legend(loc="lower left")
-
-
-def _clusters(point: np.ndarray, reach: float = 0.2) -> list[list[int]]:
-    """Indices of points (k, 2) that lie too near each other for two labels, from the left."""
-    found: list[list[int]] = []
-    for i in np.argsort(point[:, 0], kind="stable").tolist():
-        near = [c for c in found if np.all(np.abs(point[i] - point[c[0]]) < (4 * reach, reach))]
-        near[0].append(i) if near else found.append([i])
-    return found
 
 
 def _weights(ax: Axes, found: Replay) -> None:
@@ -141,14 +143,6 @@ def _weights(ax: Axes, found: Replay) -> None:
     tail = "not estimable" if np.isnan(khat.value) else f"{khat.value:.2f}"
     title = f"Weights: ESS {ess.value:.2g} of n, k-hat {tail} (limit {khat.threshold:.2f})"
     ax.set_title(title, color=ALARM if ess.alarming or khat.alarming else INK)
-
-
-def _most_different(found: Replay) -> np.ndarray:
-    """The groups to show, ordered by mean reward: all, or those where the baselines differ most."""
-    per_group = np.array([row.per_group for row in found.rows if row.baseline != "zero"] or [found.mean_reward])
-    spread = np.nan_to_num(np.nanmax(np.vstack([per_group, found.mean_reward]), axis=0) - np.nanmin(per_group, axis=0))
-    chosen = np.argsort(-spread, kind="stable")[:MOST_GROUPS]
-    return chosen[np.argsort(found.mean_reward[chosen], kind="stable")]
 
 
 def _baselines(ax: Axes, found: Replay, shown: np.ndarray) -> None:

@@ -107,7 +107,20 @@ def run(arguments: argparse.Namespace) -> None:
     if output.json:
         print(json.dumps(found, allow_nan=False))
         return
-    _render(found, Console())
+    console = Console()
+    reference, timed = found["reference"], found["efficiency"] is not None
+    console.print(f"lengths: {found['lengths']['law']} (as cut: mean {found['lengths']['mean']:.4g})", markup=False)
+    hours = "" if found["reference_hours"] is None else f", {found['reference_hours']:.3g} h to target"
+    console.print(
+        f"synchronous, all {reference['generators']} devices: {reference['steps_per_s']:.4g} steps/s, "
+        f"{reference['samples_per_s']:.4g} samples/s, generators decoding {reference['generator_busy']:.0%}{hours}"
+    )
+    title = "relative time to target" if timed else "relative steps/s"
+    console.print(f"Best split at each lag ({found['admission']}): {title}, 95% intervals", style="bold")
+    console.print(_table(found, timed))
+    for note in found["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print(_verdict(found, timed), style="bold", markup=False)
     if path is not None:
         print(f"figure: {path}")
 
@@ -355,22 +368,6 @@ def _notes(cluster: Cluster, efficiency: Efficiency | None, judged: list[Judged]
         notes.append("a response decoded alone is taken to be no faster than in a full generator (memory-bound).")
     notes.append(f"training is taken to scale as 1 / trainers from the {cluster.train_devices} measured.")
     return notes
-
-
-def _render(found: PlanAnswer, console: Console) -> None:
-    reference, timed = found["reference"], found["efficiency"] is not None
-    console.print(f"lengths: {found['lengths']['law']} (as cut: mean {found['lengths']['mean']:.4g})", markup=False)
-    hours = "" if found["reference_hours"] is None else f", {found['reference_hours']:.3g} h to target"
-    console.print(
-        f"synchronous, all {reference['generators']} devices: {reference['steps_per_s']:.4g} steps/s, "
-        f"{reference['samples_per_s']:.4g} samples/s, generators decoding {reference['generator_busy']:.0%}{hours}"
-    )
-    title = "relative time to target" if timed else "relative steps/s"
-    console.print(f"Best split at each lag ({found['admission']}): {title}, 95% intervals", style="bold")
-    console.print(_table(found, timed))
-    for note in found["notes"]:
-        console.print(f"note: {note}", markup=False)
-    console.print(_verdict(found, timed), style="bold", markup=False)
 
 
 def _table(found: PlanAnswer, timed: bool) -> Table:

@@ -34,7 +34,13 @@ def replay_page(found: Replay, title: str) -> str:
     """The page of a replay: equal replays give equal bytes."""
     axis = next((name for name, slices in found.slices.items() if len(slices) > 1), None)
     specs: dict[str, Any] = {}
-    sections: dict[str, tuple[str, str]] = {"checks": ("Data checks", _checks(found))}
+    checks = "".join(
+        f'<p class="note"><strong>{escape(one.check)}</strong>: {prose(one.evidence, GLOSSARY)}. '
+        f"<em>Likely:</em> {prose(one.cause, GLOSSARY)}.</p>"
+        for one in found.findings
+    )
+    checks = checks or "<p>No sign of a mistake in how the data were written.</p>"
+    sections: dict[str, tuple[str, str]] = {"checks": ("Data checks", checks)}
     if found.ranking is not None:
         sections["corrections"] = ("Which correction?", _corrections(found, specs))
     if axis is not None:
@@ -149,16 +155,6 @@ def _figure(name: str, spec: dict[str, Any], caption: str, specs: dict[str, Any]
     return (
         f'<figure data-alarms="{int(alarming)}"><div class="live" data-figure="{anchor}"></div>'
         f"<figcaption>{caption}</figcaption></figure>\n"
-    )
-
-
-def _checks(found: Replay) -> str:
-    if not found.findings:
-        return "<p>No sign of a mistake in how the data were written.</p>"
-    return "".join(
-        f'<p class="note"><strong>{escape(one.check)}</strong>: {prose(one.evidence, GLOSSARY)}. '
-        f"<em>Likely:</em> {prose(one.cause, GLOSSARY)}.</p>"
-        for one in found.findings
     )
 
 

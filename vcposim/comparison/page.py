@@ -86,24 +86,17 @@ def page(result: ComparisonReport) -> str:
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     body += f'<script type="application/json" id="data">{text}</script>\n<script src="cost.js"></script>\n'
+    # classes c0, c1, ... in the colors of every page
+    light, dark = (" ".join(f".c{i} {{ color: {x} }}" for i, x in enumerate(COLORS[m])) for m in ("light", "dark"))
     return document(
         title="vcposim: estimators compared",
         generator=GENERATOR,
         links=links,
         body=body,
         specs={},
-        style=STYLE + _colors(),
+        style=f"{STYLE}{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n",
         script=SCRIPT,
     )
-
-
-def _colors() -> str:
-    """Classes c0, c1, ... in the colors of every page."""
-
-    def rules(mode: str) -> str:
-        return " ".join(f".c{i} {{ color: {color} }}" for i, color in enumerate(COLORS[mode]))
-
-    return f"{rules('light')}\n@media (prefers-color-scheme: dark) {{ {rules('dark')} }}\n"
 
 
 class DrawnLearning(TypedDict):
@@ -315,7 +308,18 @@ def _method(result: ComparisonReport) -> str:
         "over training. Each half of the seeds is judged at the step size that the other half chose.",
         "Score": "interquartile mean over regimes and seeds (Agarwal et al. 2021, arXiv 2108.13264); ranks and intervals "
         "resample seeds, the same for every estimator.",
-        **_trained_how(trained),
+    }
+    if trained:
+        first = trained[0]
+        tasks = ", ".join(one.task for one in trained)
+        steps = ", ".join(f"{x:g}" for x in first.step_sizes)
+        facts["Transformers"] = (
+            f"{tasks}; a character Llama of {first.layers} layers and width {first.hidden}, warmed up to a "
+            f"success rate of {first.base_rate:g} and the same for all; lag {first.lag}, step sizes {steps}, "
+            f"{len(first.seeds)} seeds, {first.updates} updates of {first.groups} groups of {first.group_size}, Adam; "
+            f"{first.held_out} held-out problems before the first and after each {first.every}th update."
+        )
+    facts |= {
         "Laws": "vcposim.testing; vcposim check NAME shows the smallest counterexample.",
         "Size": result["size"],
         "Settings SHA-256": result["settings_sha256"],
@@ -326,20 +330,6 @@ def _method(result: ComparisonReport) -> str:
     }
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f'<section id="method"><h2>Method and provenance</h2>\n<dl>{items}</dl></section>\n'
-
-
-def _trained_how(trained: Sequence[TransformerSetting]) -> dict[str, str]:
-    if not trained:
-        return {}
-    first = trained[0]
-    tasks = ", ".join(one.task for one in trained)
-    steps = ", ".join(f"{x:g}" for x in first.step_sizes)
-    return {
-        "Transformers": f"{tasks}; a character Llama of {first.layers} layers and width {first.hidden}, warmed up to a "
-        f"success rate of {first.base_rate:g} and the same for all; lag {first.lag}, step sizes {steps}, "
-        f"{len(first.seeds)} seeds, {first.updates} updates of {first.groups} groups of {first.group_size}, Adam; "
-        f"{first.held_out} held-out problems before the first and after each {first.every}th update."
-    }
 
 
 STYLE = """

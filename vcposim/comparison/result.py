@@ -215,6 +215,9 @@ def _row(name: str, records: Mapping[str, Measured], named: bool, size: Size) ->
     learned = {setting.name: _learned(records[setting.name], setting, COMMON) for setting in size.learning()}
     trained = {s.name: _learned(records[s.name], s, TRANSFORMER_COMMON) for s in size.transformers if s.name in records}
     parts = {"laws": laws, "moments": moments, **learned, **{f"transformer on {k}": x for k, x in trained.items()}}
+    lawful = "not judged" if "laws" not in laws else "fails" if counted(laws)["broken"] else "holds"
+    known = [x for x in moments_of(moments).values() if not isinstance(x, str)]
+    unbiased = verdict(["holds" if x["bias"] < ROUNDING else "fails" for x in known], over="where")
     row: ComparedEstimator = {
         "name": name,
         "named": named,
@@ -222,7 +225,7 @@ def _row(name: str, records: Mapping[str, Measured], named: bool, size: Size) ->
         "moments": moments,
         "learning": learned,
         "not_judged": {part: record["not_judged"] for part, record in parts.items() if "not_judged" in record},
-        "words": {"laws": _laws_word(laws), "unbiased": _unbiased(moments)},
+        "words": {"laws": lawful, "unbiased": unbiased},
         "summary": {},
     }
     if trained:
@@ -284,17 +287,6 @@ def counted(laws: Measured) -> dict[str, int]:
         "claimed": sum(w in ("holds", "broken") for w in words),
         "broken": sum(w == "broken" for w in words),
     }
-
-
-def _laws_word(laws: Measured) -> str:
-    if "laws" not in laws:
-        return "not judged"
-    return "fails" if counted(laws)["broken"] else "holds"
-
-
-def _unbiased(moments: Measured) -> str:
-    known = [x for x in moments_of(moments).values() if not isinstance(x, str)]
-    return verdict(["holds" if x["bias"] < ROUNDING else "fails" for x in known], over="where")
 
 
 def _rank(rows: Sequence[ComparedEstimator], learning: Sequence[LearningSetting]) -> None:

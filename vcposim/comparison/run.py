@@ -17,8 +17,8 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -238,21 +238,14 @@ def sweep(
     progress(len(mine) - len(todo), len(mine), "")
     if todo:
         with executor() as pool:
-            _computed(folder, pool, todo, len(mine), progress)
+            with interrupts_held():
+                waiting: dict[Future[Measured], WorkUnit] = {
+                    pool.submit(measured, unit.estimator, unit.setting): unit for unit in todo
+                }
+            for done, job in enumerate(_finished(waiting), 1 + len(mine) - len(todo)):
+                folder.keep(waiting[job], job.result())
+                progress(done, len(mine), waiting[job].name)
     return len(folder.missing())
-
-
-def _computed(
-    folder: Folder, pool: Executor, todo: Sequence[WorkUnit], total: int, progress: Callable[[int, int, str], None]
-) -> None:
-    with interrupts_held():
-        waiting: dict[Future[Measured], WorkUnit] = {pool.submit(measured, u.estimator, u.setting): u for u in todo}
-    done = total - len(todo)
-    for job in _finished(waiting):
-        unit = waiting[job]
-        folder.keep(unit, job.result())
-        done += 1
-        progress(done, total, unit.name)
 
 
 def _finished(waiting: dict[Future[Measured], WorkUnit]) -> Iterator[Future[Measured]]:

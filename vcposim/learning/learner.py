@@ -310,6 +310,12 @@ class Learner:
         row_entropy = -np.einsum("rtv,rtv->rt", prob, self.state.history.newest)[..., None]
         # where every trajectory passes every row, all rows count the same
         entropy = row_entropy.mean(axis=(1, 2)) if self._open_loop else scores.at(row_entropy).mean(axis=(1, 2, 3))
+        true_ess = true_cosine = None
+        if self._due(self.truth_every):
+            true_ess = self._true_ess(prob, drawn)
+            true = gradient(self.family, self.state.theta, prob, self.task.flow(prob))
+            size = np.sqrt(np.sum(true * true, axis=-1) * np.sum(found * found, axis=-1))
+            true_cosine = np.divide(np.sum(true * found, axis=-1), size, out=np.zeros_like(size), where=size > 0)
         record = UpdateRecord(
             step=seen.step,
             value=self.task.value(prob),
@@ -325,8 +331,8 @@ class Learner:
             step_scale=scale,
             lag=seen.lag,
             khat=np.array([tail_index(x) for x in weights.log]) if self._due(self.khat_every) else None,
-            true_ess_fraction=self._true_ess(prob, drawn) if self._due(self.truth_every) else None,
-            true_cosine=self._true_cosine(prob, found) if self._due(self.truth_every) else None,
+            true_ess_fraction=true_ess,
+            true_cosine=true_cosine,
         )
         if self._in_order:
             return record
@@ -352,11 +358,6 @@ class Learner:
             behavior = history.ring[version, np.arange(len(prob))[:, None], np.arange(prob.shape[1])]
             moment += self.task.second_moment(prob, np.exp(behavior)) / self.groups
         return 1 / moment
-
-    def _true_cosine(self, prob: Array, found: Array) -> Array:
-        true = gradient(self.family, self.state.theta, prob, self.task.flow(prob))
-        size = np.sqrt(np.sum(true * true, axis=-1) * np.sum(found * found, axis=-1))
-        return np.divide(np.sum(true * found, axis=-1), size, out=np.zeros_like(size), where=size > 0)
 
     def _move(self, found: Array, seen: Seen, scale: Array) -> None:
         state, turned, size = self.state, found.copy(), seen.norm.copy()

@@ -159,18 +159,18 @@ def _matching(length: int, vocabulary: int, targets: int, probability: float) ->
     return LearningTask(chain, open_loop(chain), warm(vocabulary, favored, probability), 0.3)
 
 
-def _partial(length: int, vocabulary: int, probability: float) -> LearningTask:
+def _partial(length: int = 8, vocabulary: int = 8, probability: float = 0.2) -> LearningTask:
     answer = [t % vocabulary for t in range(length)]
     chain = partial_credit(answer, vocabulary)
     return LearningTask(chain, open_loop(chain), warm(vocabulary, [[token] for token in answer], probability), 0.3)
 
 
-def _modular(length: int, vocabulary: int, modulus: int) -> LearningTask:
+def _modular(length: int = 4, vocabulary: int = 8, modulus: int = 8) -> LearningTask:
     chain = modular_sum(length, vocabulary, modulus)
     return LearningTask(chain, open_loop(chain), np.zeros((length, vocabulary)), 0.3)
 
 
-def _contextual(contexts: int, arms: int, probability: float) -> LearningTask:
+def _contextual(contexts: int = 8, arms: int = 16, probability: float = 0.1) -> LearningTask:
     transition = np.full((1, contexts + 2, arms), contexts)
     for g in range(contexts):
         transition[0, g, g % arms] = contexts + 1
@@ -232,9 +232,9 @@ TASKS: dict[str, Callable[[], LearningTask]] = {
     "exact_match_8": lambda: _matching(8, 8, 1, 0.65),
     "exact_match_16": lambda: _matching(16, 16, 1, 0.8),
     "several_targets": lambda: _matching(8, 8, 2, 0.9),
-    "partial_credit": lambda: _partial(8, 8, 0.2),
-    "modular_sum": lambda: _modular(4, 8, 8),
-    "contextual_bandit": lambda: _contextual(8, 16, 0.1),
+    "partial_credit": _partial,
+    "modular_sum": _modular,
+    "contextual_bandit": _contextual,
     "prompts_4": lambda: many_prompts(4),
     "prompts_16": lambda: many_prompts(16),
     "prompts_64": lambda: many_prompts(64),

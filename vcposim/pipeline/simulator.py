@@ -302,21 +302,19 @@ class _Engine:
             self.finish[response] = (self.now, version_tokens / self.length[response])
             group = response // self.p.group_size
             self.left[group] -= 1
-            if not self.left[group]:
-                self._complete(group)
+            if self.left[group]:
+                continue
+            if self._stale(group):
+                self._leave(group, DROPPED)
+            else:
+                self.ready.append(group)
+                batch = group // self.p.groups
+                self.finished_of_batch[batch] = self.finished_of_batch.get(batch, 0) + 1
         self.changed.add(who)
         if not worker.draining:
             self._free(who)
         elif not worker.active:
             self._load(who)
-
-    def _complete(self, group: int) -> None:
-        if self._stale(group):
-            self._leave(group, DROPPED)
-            return
-        self.ready.append(group)
-        batch = group // self.p.groups
-        self.finished_of_batch[batch] = self.finished_of_batch.get(batch, 0) + 1
 
     def _trained(self) -> None:
         self.version += 1
@@ -355,17 +353,16 @@ class _Engine:
     # --- what begins --------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if not self.trainer_busy and self._batch_is_ready():
-            self._take()
+        if not self.trainer_busy:
+            # who waits trains on the next prompts in order, the others on whatever is finished
+            waits = self.p.admission == "wait"
+            finished = self.finished_of_batch.get(self.version, 0) if waits else len(self.ready)
+            if finished >= self.p.groups:
+                self._take()
         self._fill()
         for who in self.changed:
             self._schedule(who)
         self.changed.clear()
-
-    def _batch_is_ready(self) -> bool:
-        if self.p.admission == "wait":
-            return self.finished_of_batch.get(self.version, 0) == self.p.groups
-        return len(self.ready) >= self.p.groups
 
     def _take(self) -> None:
         if self.p.admission == "wait":

@@ -31,6 +31,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -216,6 +217,16 @@ def subject_of(
     settings += f", host={_name(host)}" if host is not None else ""
     settings += f", dominates=[{', '.join(map(_name, dominates))}]" if dominates else ""
     settings += "" if convert is np.array else f", convert={_name(convert)}"
+    if not isinstance(convert, str):
+        library = Library(getattr(convert, "__name__", "array"), convert)
+    else:
+        try:
+            asarray = import_module(convert).asarray
+        except (ModuleNotFoundError, AttributeError):
+            raise InputError(
+                f"convert: {convert!r} is no array library installed here; name one, as in 'torch'"
+            ) from None
+        library = Library(convert, lambda x: asarray(np.array(x)))
     own = judged.needs if isinstance(judged, Estimator) else estimator_of(_function(judged)).needs
     subject = Subject(
         name=_name(estimator),
@@ -223,7 +234,7 @@ def subject_of(
         needs=own | frozenset(needs),
         host=None if named_host is None else _function(named_host),
         dominates=tuple(_function(_resolved(rival)) for rival in dominates),
-        library=_library(convert),
+        library=library,
         settings=settings,
     )
     claims |= {"lag_zero"} if named_host else set()
@@ -248,16 +259,6 @@ def _function(estimator: Any) -> Coefficients:
     if not callable(estimator):
         raise InputError(f"estimator: {estimator!r} is no Estimator, catalogue name or function of a Batch")
     return estimator
-
-
-def _library(convert: Convert) -> Library:
-    if not isinstance(convert, str):
-        return Library(getattr(convert, "__name__", "array"), convert)
-    try:
-        asarray = import_module(convert).asarray
-    except (ModuleNotFoundError, AttributeError):
-        raise InputError(f"convert: {convert!r} is no array library installed here; name one, as in 'torch'") from None
-    return Library(convert, lambda x: asarray(np.array(x)))
 
 
 def _name(given: Any) -> str:
@@ -299,14 +300,17 @@ def _nothing_left_behind() -> Iterator[None]:
 
     Its own home stays untouched: these cases are derandomized and kept nowhere.
     """
-    name = "__hypothesis_home_directory"
-    before = getattr(configuration, name, None)
-    with tempfile.TemporaryDirectory() as folder:
-        configuration.set_hypothesis_home_dir(folder)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)
+    before = getattr(configuration, "__hypothesis_home_directory", None)
+    configuration.set_hypothesis_home_dir(_scratch().name)
+    try:
+        yield
+    finally:
+        configuration.set_hypothesis_home_dir(before)
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # goes when the process does
 
 
 def _try(name: str, subject: Subject, case: Any) -> None:

@@ -269,7 +269,20 @@ def _one_token(f: Subject, case: Case) -> None:
 def _levels(f: Subject, case: Case) -> None:
     real: Any = case.token_mask
     if f.per_token:
-        merged = _merged(case, real)
+        # every trajectory one token, whose ratio is their product: nothing else a sequence weight reads
+
+        def product(x: Any) -> Any:
+            return None if x is None else np.where(real > 0, x, exact(1)).prod(axis=-1, keepdims=True)
+
+        merged = replace(
+            case,
+            ratio=product(case.ratio),
+            token_probability=product(case.token_probability),
+            anchor_ratio=product(case.anchor_ratio),
+            score=case.score.sum(axis=-2, keepdims=True),
+            token_mask=real[..., :1] * 0 + 1,
+            length=case.length * 0 + 1,
+        )
         c, want = f.of(case), f.of(merged)
         want = want if want.ndim > case.reward.ndim else want[..., None]
         _same(over_tokens(c, case), want * as_float(real), _size(f, merged))
@@ -282,23 +295,6 @@ def _levels(f: Subject, case: Case) -> None:
         token_mask=None,
     )
     _same(f.of(case), f.of(whole), _size(f, whole))
-
-
-def _merged(case: Case, real: Any) -> Case:
-    """The case with every trajectory one token, whose ratio is their product: nothing else a sequence weight reads."""
-
-    def product(x: Any) -> Any:
-        return None if x is None else np.where(real > 0, x, exact(1)).prod(axis=-1, keepdims=True)
-
-    return replace(
-        case,
-        ratio=product(case.ratio),
-        token_probability=product(case.token_probability),
-        anchor_ratio=product(case.anchor_ratio),
-        score=case.score.sum(axis=-2, keepdims=True),
-        token_mask=real[..., :1] * 0 + 1,
-        length=case.length * 0 + 1,
-    )
 
 
 def _nan(f: Subject, case: Case) -> None:

@@ -19,7 +19,7 @@ from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD, UNKNOWN, exact_moments, standard_problem
 from vcposim.testing.kit import CLAIMED, NOT_CLAIMED, JudgedEstimator, Trial, Violation, subject_of, trials
 from vcposim.testing.laws import LAWS, Broken, Subject, as_numpy
-from vcposim.testing.strategies import Case, case_of
+from vcposim.testing.strategies import case_of
 
 VIOLATED = "violated"
 CardRow = dict[str, Any]
@@ -83,9 +83,23 @@ def library_for(estimator: JudgedEstimator, needs: Iterable[str] = ()) -> str:
         if name not in sys.modules:
             continue  # its module has not imported torch, so it is no torch function
         subject, _ = subject_of(estimator, needs, convert=name)
+        if subject.per_token:
+            given: CardRow = {
+                "ratio": [["1/2", 2], [1, 1]],
+                "score": [[[1], [1]], [[-1], [0]]],
+                "token_mask": [[1, 1], [1, 0]],
+                "token_probability": [["1/2", "1/3"], ["1/2", "1/2"]],
+                "anchor_ratio": [[1, 1], [1, 1]],
+            }
+        else:
+            given = {"ratio": [2, "1/2"], "score": [[1], [-1]]}
+        given |= {"reward": [1, 0], "length": [2, 1]}
+        if subject.per_prompt:
+            given = {k: [x] for k, x in given.items()} | {"grouped": True}
+        small = case_of(**given)
         try:
             with warnings.catch_warnings(action="ignore"):  # a question: what it says of the wrong kind is no news
-                subject.of(_probe(subject))
+                subject.of(small)
         except (Broken, InputError) as error:
             said.append(f"given {name} arrays, {error}")
         else:
@@ -94,23 +108,6 @@ def library_for(estimator: JudgedEstimator, needs: Iterable[str] = ()) -> str:
         f"estimator: {estimator} does not answer a small batch: {'; '.join(said)}. It takes a Batch and returns "
         "one coefficient a sample (..., n) or a token (..., n, t); --needs names the optional fields that it reads"
     )
-
-
-def _probe(subject: Subject) -> Case:
-    reward, length = [1, 0], [2, 1]
-    if subject.per_token:
-        given: CardRow = {
-            "ratio": [["1/2", 2], [1, 1]],
-            "score": [[[1], [1]], [[-1], [0]]],
-            "token_mask": [[1, 1], [1, 0]],
-        }
-        given |= {"token_probability": [["1/2", "1/3"], ["1/2", "1/2"]], "anchor_ratio": [[1, 1], [1, 1]]}
-    else:
-        given = {"ratio": [2, "1/2"], "score": [[1], [-1]]}
-    given |= {"reward": reward, "length": length}
-    if subject.per_prompt:
-        given = {k: [x] for k, x in given.items()} | {"grouped": True}
-    return case_of(**given)
 
 
 def measured(mine: Subject) -> tuple[list[CardRow], str]:
@@ -145,7 +142,20 @@ def _known_row(problem: str, name: str, entry: Entry) -> CardRow | None:
 
 def _row(problem: str, subject: Subject, *, mine: bool) -> CardRow:
     def asked(batch: Batch) -> Any:
-        return _of_one_group_each(subject, batch) if mine and not subject.per_prompt else subject.raw(batch)
+        c = subject.raw(batch)
+        if not mine or subject.per_prompt:
+            return c
+        # groups stand side by side here: each must have the coefficients that it has alone, and numbers
+        last, scores = batch.reward.shape[0] - 1, batch.scores
+        assert isinstance(scores, DenseScores)
+        for g in (0, last // 3, last):
+            one: dict[str, Any] = {name: x[g : g + 1] for name, x in vars(batch).items() if hasattr(x, "dtype")}
+            alone = replace(batch, **one, scores=replace(scores, score=scores.score[g : g + 1]))
+            if not np.allclose(as_numpy(subject.raw(alone))[0], as_numpy(c)[g], equal_nan=True):
+                raise Broken("a group has other coefficients alone than beside others")
+        if not np.all(np.isfinite(as_numpy(c))):
+            raise Broken("a coefficient is no number")
+        return c
 
     with np.errstate(all="ignore"):
         found = exact_moments(
@@ -165,21 +175,6 @@ def _row(problem: str, subject: Subject, *, mine: bool) -> CardRow:
         "variance": float(found.variance_of_mean) / size,
         "mse": float(found.mse) / size,
     }
-
-
-def _of_one_group_each(subject: Subject, batch: Batch) -> Any:
-    """The coefficients of groups side by side, if they are those of each alone, and numbers; else it is `Broken`."""
-    c, last = subject.raw(batch), batch.reward.shape[0] - 1
-    scores = batch.scores
-    assert isinstance(scores, DenseScores)
-    for g in (0, last // 3, last):
-        one: dict[str, Any] = {name: x[g : g + 1] for name, x in vars(batch).items() if hasattr(x, "dtype")}
-        alone = replace(batch, **one, scores=replace(scores, score=scores.score[g : g + 1]))
-        if not np.allclose(as_numpy(subject.raw(alone))[0], as_numpy(c)[g], equal_nan=True):
-            raise Broken("a group has other coefficients alone than beside others")
-    if not np.all(np.isfinite(as_numpy(c))):
-        raise Broken("a coefficient is no number")
-    return c
 
 
 def catalogue_card(name: str, examples: int) -> list[LawFinding]:

@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from vcposim.arrays import Array
 from vcposim.batch import Batch, DenseScores, sample_measure
 
 Exact = np.ndarray
@@ -55,15 +55,24 @@ def exact(values: Any) -> Exact:
     return out
 
 
+@cache
 def grid(low: int, high: int, denominator: int) -> st.SearchStrategy[Fraction]:
     """Fractions k / denominator in [low, high]."""
     return st.integers(low * denominator, high * denominator).map(lambda k: Fraction(k, denominator))
 
 
+@cache  # a strategy that is made anew at each draw is also examined anew, which takes longer than to draw from it
 def arrays_of(elements: st.SearchStrategy[Any], shape: tuple[int, ...]) -> st.SearchStrategy[Exact]:
     """Object arrays of a shape."""
     size = math.prod(shape)
     return st.lists(elements, min_size=size, max_size=size).map(lambda xs: np.array(xs, dtype=object).reshape(shape))
+
+
+@cache
+def fractions(low: int, high: int, denominator: int, shape: tuple[int, ...]) -> st.SearchStrategy[Exact]:
+    """Object arrays of k / denominator, k in [low, high], of a shape."""
+    whole = arrays_of(st.integers(low, high), shape)
+    return whole.map(lambda ks: exact(ks) / denominator)
 
 
 @st.composite
@@ -84,22 +93,26 @@ def policy_pair(draw: st.DrawFn, size: int) -> tuple[Exact, Exact]:
     return target, (1 - mix) * target + mix * other
 
 
+@cache
 def reward(shape: tuple[int, ...]) -> st.SearchStrategy[Exact]:
     """Binary (verifiable), continuous, or constant rewards."""
     binary = arrays_of(st.sampled_from([Fraction(0), Fraction(1)]), shape)
-    continuous = arrays_of(grid(-5, 5, 10), shape)
+    continuous = fractions(-50, 50, 10, shape)
     constant = grid(-5, 5, 10).map(lambda r: exact(np.full(shape, r)))
     return st.one_of(binary, continuous, constant)
 
 
+@cache
 def ratio(shape: tuple[int, ...], largest: int = 30) -> st.SearchStrategy[Exact]:
     """Positive ratios, on-policy to heavy-tailed."""
     one = st.just(Fraction(1))
     near = st.builds(Fraction, st.integers(5, 15), st.just(10))
     wide = st.builds(Fraction, st.integers(1, largest), st.integers(1, largest))
-    return st.sampled_from([one, near, wide, st.one_of(near, wide)]).flatmap(lambda e: arrays_of(e, shape))
+    mixed = st.one_of(near, wide)
+    return st.sampled_from([one, near, wide, mixed, mixed]).flatmap(lambda e: arrays_of(e, shape))
 
 
+@cache
 def extreme_log_ratio(size: int) -> st.SearchStrategy[np.ndarray]:
     """Float log-ratios up to +-1e4, with -inf (a sample the target never makes) and ties among them."""
     ordinary = st.floats(-3, 3, allow_nan=False).map(lambda x: round(x, 3))
@@ -151,24 +164,18 @@ class Case:
             given["ratio"] = library(self.ratio)
         else:
             given["log_ratio"] = library.floats(log(self.ratio) if self.log_ratio is None else self.log_ratio)
-            given |= self._policies(library)
+            if self.token_probability is not None and self.anchor_ratio is not None:
+                p, anchor = as_float(self.token_probability), log(self.anchor_ratio)
+                given["log_prob"] = library.floats(np.log(p))
+                given["collision"] = library.floats(p * p + (1 - p) * (1 - p))
+                given["anchor_log_ratio"] = library.floats(anchor)
+                given["reference_log_ratio"] = library.floats(anchor.sum(axis=-1))
         for name in ("token_mask", "population_baseline"):
             if getattr(self, name) is not None:
                 given[name] = library(getattr(self, name))
         scores = DenseScores(library(self.score), per_token=self.score.ndim > self.reward.ndim + 1)
         fixed = {"reward": library(self.reward), "scores": scores, "grouped": self.grouped}
         return Batch(**{**fixed, **given, **changes})
-
-    def _policies(self, library: Library) -> dict[str, Array]:
-        if self.token_probability is None or self.anchor_ratio is None:
-            return {}
-        p, anchor = as_float(self.token_probability), log(self.anchor_ratio)
-        return {
-            "log_prob": library.floats(np.log(p)),
-            "collision": library.floats(p * p + (1 - p) * (1 - p)),
-            "anchor_log_ratio": library.floats(anchor),
-            "reference_log_ratio": library.floats(anchor.sum(axis=-1)),
-        }
 
     def groups(self) -> Iterator["Case"]:
         """Every group as a case of its own, in C order of the leading axes."""
@@ -223,6 +230,7 @@ def as_float(x: Exact) -> np.ndarray:
     return x.astype(np.float64)
 
 
+@cache
 def first_ones(shape: tuple[int, ...], fewest: int, size: int) -> st.SearchStrategy[Exact]:
     """Masks of padding at the end: (*shape, size), at least `fewest` ones in a row of `size`."""
     count = arrays_of(st.integers(fewest, size), shape)
@@ -247,15 +255,15 @@ def cases(
     time = (steps,) if per_token else ()
     token_mask = draw(first_ones(shape, 1, steps)) if per_token else None
     sample_mask = draw(first_ones(lead, smallest, shape[-1])) if ragged else None
-    score = draw(arrays_of(grid(-2, 2, 5), (*shape, *time, *parameter)))
+    score = draw(fractions(-10, 10, 5, (*shape, *time, *parameter)))
     return Case(
         reward=draw(reward(shape)),
         ratio=draw(ratio((*shape, *time))),
         score=score if token_mask is None else score * token_mask[..., None],
-        length=draw(arrays_of(st.integers(1, 9).map(Fraction), shape)),
+        length=draw(fractions(1, 9, 1, shape)),
         token_mask=token_mask,
         sample_mask=sample_mask,
-        population_baseline=draw(arrays_of(grid(-2, 2, 4), (*lead, 1))),
+        population_baseline=draw(fractions(-8, 8, 4, (*lead, 1))),
     )
 
 
@@ -266,14 +274,13 @@ def language_cases(draw: st.DrawFn, *, lead: tuple[int, ...] = (), smallest: int
     steps = draw(st.integers(1, 2))
     mask = draw(first_ones(shape, 1, steps))
     # primes over primes: no ratio hits a limit that rounding would decide, except 1, where all policies agree
-    ours = arrays_of(st.integers(1, 100).map(lambda k: Fraction(k, 101)), mask.shape)
-    theirs = arrays_of(st.integers(1, 102).map(lambda k: Fraction(k, 103)), mask.shape)
+    ours, theirs = fractions(1, 100, 101, mask.shape), fractions(1, 102, 103, mask.shape)
     p, same = draw(ours), draw(st.booleans())
     behavior, anchor = (p if same else draw(theirs) for _ in range(2))
     return Case(
         reward=draw(reward(shape)),
         ratio=p / behavior,
-        score=draw(arrays_of(grid(-2, 2, 5), (*mask.shape, 1))) * mask[..., None],
+        score=draw(fractions(-10, 10, 5, (*mask.shape, 1))) * mask[..., None],
         length=mask.sum(axis=-1),
         token_mask=mask,
         token_probability=p,
@@ -407,7 +414,7 @@ def strings_of(**given: Any) -> Strings:
 @st.composite
 def strings(draw: st.DrawFn) -> Strings:
     """Strings with every kind of policy pair and reward, on grids coarse enough to read."""
-    ours = arrays_of(st.integers(1, 4).map(lambda k: Fraction(k, 5)), (3,))
+    ours = fractions(1, 4, 5, (3,))
     first, other, stops = draw(ours), draw(ours), draw(st.booleans())
     behavior = first if draw(st.booleans()) else other
     target, behavior = (np.stack([x, 1 - x], axis=-1) for x in (first, behavior))
@@ -418,7 +425,7 @@ def strings(draw: st.DrawFn) -> Strings:
 def nearly_equal(draw: st.DrawFn, case: Case) -> Case:
     """The case with rewards that differ by thousandths, but for one sample; non-negative."""
     base, shape = draw(grid(0, 1, 10)), case.reward.shape
-    near = base + draw(arrays_of(st.integers(0, 2).map(lambda k: Fraction(k, 10_000)), shape))
+    near = base + draw(fractions(0, 2, 10_000, shape))
     near[..., 0] += draw(st.sampled_from([Fraction(0), Fraction(1)]))
     return replace(case, reward=near)
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from vcposim.catalogue.references import SOURCES, Reference, _bibtex_entry, bibtex, escape, reference, short
+from vcposim.catalogue.references import SOURCES, Reference, bibtex, escape, reference, short
 from vcposim.errors import InputError
 
 KEYS = list(SOURCES)
@@ -105,7 +105,7 @@ def test_bibtex_keeps_the_order_asked_for():
 @pytest.mark.parametrize("special", SPECIALS)
 def test_specials_are_escaped_in_every_free_text_field(special):
     text = f"a{special}b"
-    entry = _bibtex_entry(Reference("k", text, (text, "{" + f"Team {special}1" + "}"), 2000, text, text))
+    entry = Reference("k", text, (text, "{" + f"Team {special}1" + "}"), 2000, text, text).bibtex()
     [(_, _, fields)] = parse(entry)
     assert unescape(fields["title"][1:-1]) == text
     assert unescape(fields["howpublished"]) == text
