@@ -260,6 +260,8 @@ def read_metrics(
     files = list(files) or find_metrics(arguments, sure=True)
     table: dict[float, dict[str, float]] = {}
     found = _Rows(run, skip_bad)
+    for folder in (one for one in map(Path, arguments) if one.is_dir() and _beside_rollouts(one)):
+        found.notes.append(f"{folder} holds rollouts too, which are not read here: name their files to replay them")
     for name in files:
         for place, record in _records(name, found):
             found.take(name, place, record, table)

@@ -351,7 +351,7 @@ class _Reader:
             has_group="group" in columns.mapping or bool(columns.group_columns) or columns.group_size is not None,
             has_reward="reward" in columns.mapping,
             layout=columns.layout.name if columns.layout else "",
-            slices={name: (codes.array(), known.values()) for name, (known, codes) in self.slices.items()},
+            slices={name: (codes.array(), known.final()) for name, (known, codes) in self.slices.items()},
             skipped=self.skipped,
             kept=tuple(self.kept),
             reference_log_ratio=number.get("reference"),
@@ -359,6 +359,7 @@ class _Reader:
         )
         notes = list(columns.notes)
         notes += self._doubtful_groups(dump)
+        self.code.final()
         dump = by_step(dump, columns, notes)
         dump = merged(dump, columns, merge_reward, notes)
         dump = with_lag(dump, notes)

@@ -385,6 +385,12 @@ class Codes:
         """All of them, in order of their codes."""
         return list(self.known) if self.stored is None else self.stored
 
+    def final(self) -> Sequence[Any]:
+        """The same where nothing will be looked up any more: the table goes."""
+        found, self.known, self.stored = self.values(), {}, None
+        self.key, self.code = self.key[:0], self.code[:0]
+        return found
+
 
 def _letters(value: Any) -> int:
     if isinstance(value, tuple):

@@ -346,6 +346,16 @@ def test_nan_and_infinity_are_gaps_and_said(tmp_path: Path) -> None:
     json.dumps(metrics_json(found), allow_nan=False)
 
 
+def test_rollouts_beside_metrics_are_said_not_to_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "kl": 0.1, "clip_ratio": 0.0}]}))
+    assert not any("rollouts too" in note for note in read_metrics([folder]).notes)
+    rollout = {"group": 1, "reward": 1.0, "log_prob": [-1.0], "behavior_log_prob": [-1.0]}
+    (folder / "r.jsonl").write_bytes(_lines([rollout] * 4))
+    assert any(f"{folder} holds rollouts too, which are not read" in note for note in read_metrics([folder]).notes)
+
+
 def test_rollouts_are_no_metrics_and_metrics_no_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rollout = {"group": 1, "reward": 1.0, "kl": 0.1, "grad_norm": 1.0, "log_prob": [-1.0], "behavior_log_prob": [-1.0]}
     path = tmp_path / "r.jsonl"
