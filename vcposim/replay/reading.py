@@ -16,6 +16,7 @@ there are many: memory does not grow with the file.
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
-from vcposim.replay.names import FIELDS, OF_THE_RUN
+from vcposim.replay.names import FIELDS, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
 from vcposim.replay.storage import Codes, Column, Stored, distinct, numbered, picked
 from vcposim.replay.unfolding import Unfolding
@@ -327,6 +328,10 @@ class _Reader:
             if self.unfolding.undecided is not None:
                 raise self.unfolding.undecided
             why = f"all {bad} records are broken ({'; '.join(self.skipped)})" if bad else "empty file"
+            if self.record.left_out:
+                why = (
+                    f"{self.record.left_out} trajectories have a sample mask of 0, and are left out as the trainer did"
+                )
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
         columns, records = self.columns, self.record.records
         if columns.group_size and records % columns.group_size:
@@ -334,6 +339,7 @@ class _Reader:
                 f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
                 "short, so the rows are not what this option takes them for"
             )
+        twice = _two_kinds("trajectories", self.slices[TRAJECTORY][0]) if TRAJECTORY in self.slices else []
         number = {name: values.array() for name, values in self.number.items() if len(values)}
         length = number["length"]
         whole = len(self.sums["count"]) == length.size
@@ -357,7 +363,7 @@ class _Reader:
             reference_log_ratio=number.get("reference"),
             place=self.where,
         )
-        notes = list(columns.notes)
+        notes = [*columns.notes, *twice]
         notes += self._doubtful_groups(dump)
         self.code.final()
         dump = by_step(dump, columns, notes)
@@ -426,20 +432,17 @@ class _Reader:
         if self.columns.group_size is not None:
             return []
         notes = []
-        twice = [name for name in dump.labels if isinstance(name, int | float) and str(name) in self.code]
-        if twice:
-            notes.append(
-                f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
-                f"{len(twice) - 1} more; write one kind"
-            )
-        spaced = {name for name in dump.labels if isinstance(name, str) and name.strip() != name}
-        bare = {name.strip() for name in spaced if name.strip() in self.code}
+        notes += _two_kinds("groups", self.code)
+        odd = {name for name in dump.labels if isinstance(name, str) and _folded(name) != name}
+        plain = {_folded(name) for name in odd if _folded(name) in self.code}
         once: dict[str, str] = {}
-        alike = [name for name in sorted(spaced | bare) if once.setdefault(name.strip(), name) != name]
+        alike = [name for name in sorted(odd | plain) if once.setdefault(_folded(name), name) != name]
         if alike:
+            first = once[_folded(alike[0])]
+            how = "spaces" if first.strip() == alike[0].strip() else "how Unicode spells their letters"
             notes.append(
-                f"groups {once[alike[0].strip()]!r} and {alike[0]!r} are two here and differ in spaces alone, as do "
-                f"{len(alike) - 1} more; strip them where they are written"
+                f"groups {first!a} and {alike[0]!a} are two here and differ in {how} alone, as do "
+                f"{len(alike) - 1} more; write one where they are written"
             )
         if len(self.files) > 1 and "step" not in self.slices:
             files = len(self.files)
@@ -480,6 +483,20 @@ def _joined(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     none = [np.zeros(0)]
     learner = np.concatenate(rows.learner or none, dtype=np.float64)
     return learner, np.concatenate(rows.sampler or none, dtype=np.float64)
+
+
+def _two_kinds(what: str, names: Codes) -> list[str]:
+    twice = names.written_twice
+    if not twice:
+        return []
+    more = f"as are {len(twice) - 1} more; write one kind"
+    return [f"{what} {twice[0]} and {str(twice[0])!r} are two here, a number and a string, {more}"]
+
+
+def _folded(name: str) -> str:
+    """A name without spaces around it, its letters spelled in one way."""
+    name = name.strip()
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _copies(dump: Dump) -> np.ndarray:

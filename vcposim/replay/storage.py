@@ -315,6 +315,7 @@ class Codes:
     def __init__(self) -> None:
         self.known: dict[Hashable, int] = {}
         self.letters = 0
+        self.kinds: set[type] = set()
         self.stored: Stored | None = None
         self.key = np.zeros(0, dtype=np.uint64)
         self.code = np.zeros(0, dtype=np.int32)
@@ -336,6 +337,7 @@ class Codes:
         if len(known) > before:
             new = [value for value in dict.fromkeys(values) if known[value] >= before]
             self.letters += sum(_letters(value) for value in new)
+            self.kinds.update(map(type, new))
             if len(known) > MOST_KEYS or self.letters > MOST_TEXT:
                 self._store()
         return found
@@ -360,6 +362,7 @@ class Codes:
                 new.append(value)
             code[value] = int(self.code[at])
         self.stored.extend(new)
+        self.kinds.update(map(type, new))
         return [code[value] for value in values]
 
     def _slot(self, key: int) -> int:
@@ -380,6 +383,13 @@ class Codes:
             self.key[at[free]], self.code[at[free]] = key[free], code[free]
             left = self.key[at] != key
             key, code, at = key[left], code[left], (at[left] + np.uint64(1)) & np.uint64(size - 1)
+
+    @property
+    def written_twice(self) -> list[int | float]:
+        """Numbers whose text is a value of its own."""
+        if str not in self.kinds or not self.kinds & {int, float}:
+            return []
+        return [value for value in self.values() if isinstance(value, int | float) and str(value) in self]
 
     def values(self) -> Sequence[Any]:
         """All of them, in order of their codes."""

@@ -85,6 +85,13 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     "groups with spaces behind some": (
         with_(group=lambda i, row: f"p{row['group']}{' ' * (i % 2)}"), SAID, "differ in spaces alone",
     ),
+    "groups spelled in two ways": (
+        with_(group=lambda i, row: ("\u00e9" if i % 2 else "e\u0301") + str(row["group"])), SAID, "how Unicode spells",
+    ),
+    "trajectories as numbers and strings": (
+        with_(rollout_id=lambda i, row: str(i // 2) if i % 2 else i // 2), SAID, "trajectories 0 and '0' are two here",
+    ),
+    "a sample mask of zeros": (with_(sample_loss_mask=0), REFUSED, "64 trajectories have a sample mask of 0"),
     "groups null once": (only(3, group=None), REFUSED, "line 4: group: null"),
     "a name twice in a record": (lambda i, row: row, REFUSED, '"reward" stands twice in one object'),
     "a mask of floats": (lambda i, row: longer(i, row) | {"response_mask": [1.0] * tokens(row) + [0.0]}, SAME, ""),
