@@ -179,7 +179,7 @@ def distinct(*columns: np.ndarray, key: Any, rows: np.ndarray | range | None = N
     waiting: list[np.ndarray] = []
     size = 0
     for x in pieces(*columns, rows=rows):
-        waiting.append(_unique(key(*x)))
+        waiting.append(_unique(np.array(key(*x))))
         size += waiting[-1].size
         if size > max(found.size, 1 << 18):
             found, waiting, size = _unique(np.concatenate([found, *waiting])), [], 0
@@ -187,11 +187,12 @@ def distinct(*columns: np.ndarray, key: Any, rows: np.ndarray | range | None = N
 
 
 def _unique(values: np.ndarray) -> np.ndarray:
+    """Distinct ones, ascending, of an array that is not needed any more: (n,) -> (k,)."""
     # numpy's own hashes whole numbers, and takes fifty times as long over multiples of one number
     if values.dtype.kind == "f":
         return np.unique(values)
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: ordered.size]]
+    values.sort()
+    return values[np.concatenate([[True], values[1:] != values[:-1]])[: values.size]]
 
 
 def coded(*columns: np.ndarray, key: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -199,19 +200,20 @@ def coded(*columns: np.ndarray, key: Any) -> tuple[np.ndarray, np.ndarray, np.nd
     first; and the code of each row."""
     n = len(columns[0])
     values = distinct(*columns, key=key)
-    first = np.full(values.size, n)
+    first = np.full(values.size, n, dtype=np.int64 if n >= 1 << 31 else np.int32)
     for start, x in numbered(*columns):
         here, row = np.unique(key(*x), return_index=True)
         at = np.searchsorted(values, here)
         first[at] = np.minimum(first[at], start + row)
     order = np.argsort(first)
-    rank = np.empty(values.size, dtype=np.int32)
-    rank[order] = np.arange(values.size)
+    first, rank = first[order], np.empty(values.size, dtype=np.int32)
+    rank[order] = np.arange(values.size, dtype=np.int32)
     code = empty(n, "i4")
     for start, x in numbered(*columns):
         code[start : start + len(x[0])] = rank[np.searchsorted(values, key(*x))]
         forget(code)
-    return values[order], first[order], code
+    del rank
+    return values[order], first, code
 
 
 def by_code(code: np.ndarray, size: np.ndarray) -> np.ndarray | range:
