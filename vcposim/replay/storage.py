@@ -157,10 +157,15 @@ def largest(column: np.ndarray) -> float:
     return max(float(x.max()) for (x,) in pieces(column))
 
 
-def where_largest(column: np.ndarray) -> int:
-    """The first row where a column (n,) is largest."""
-    tops = [(float(x.max()), -first - int(np.argmax(x))) for first, (x,) in numbered(column)]
-    return -max(tops)[1]
+def heaviest(column: np.ndarray, most: int) -> np.ndarray:
+    """Rows of the largest values of a column (n,), descending, the first of equal ones first: at most `most`."""
+    rows, values = np.zeros(0, dtype=np.int64), np.zeros(0)
+    for first, (x,) in numbered(column):
+        here = np.argsort(-x, kind="stable")[:most]
+        rows, values = np.concatenate([rows, first + here]), np.concatenate([values, x[here]])
+        best = np.argsort(-values, kind="stable")[:most]
+        rows, values = rows[best], values[best]
+    return rows
 
 
 def counts(code: np.ndarray, least: int = 0) -> np.ndarray:
