@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from vcposim.commands.output import TableRow
 from vcposim.laboratory.standard_problems import GROUP_SIZE
 from vcposim.replay.replay import Replay
+from vcposim.replay.storage import heaviest, pieces
 
 if TYPE_CHECKING:
     from vcposim.commands.plan import PlanAnswer
@@ -49,9 +50,12 @@ def replay_figure(found: Replay) -> Figure:
         _weights(axes[0, 0], found)
         # the groups to show, ordered by mean reward: all, or those where the baselines differ most
         mean = found.mean_reward
-        per_group = np.array([row.per_group for row in found.rows if row.baseline != "zero"] or [mean])
-        spread = np.nan_to_num(np.nanmax(np.vstack([per_group, mean]), axis=0) - np.nanmin(per_group, axis=0))
-        shown = np.argsort(-spread, kind="stable")[:MOST_GROUPS]
+        per_group = [row.per_group for row in found.rows if row.baseline != "zero"] or [found.mean_reward]
+        spread = [
+            np.nan_to_num(np.nanmax(np.stack(some), axis=0) - np.nanmin(np.stack(some[:-1]), axis=0))
+            for some in pieces(*per_group, found.mean_reward)
+        ]
+        shown = heaviest(np.concatenate(spread), MOST_GROUPS)
         shown = shown[np.argsort(mean[shown], kind="stable")]
         _baselines(axes[0, 1], found, shown)
         _leverage(axes[1, 0], found, shown)
@@ -129,10 +133,11 @@ def _bias_variance(ax: Axes, rows: Sequence[TableRow]) -> None:
 
 
 def _weights(ax: Axes, found: Replay) -> None:
-    log10_weight = np.sort(found.log_ratio)[::-1] / np.log(10)
+    descending = np.sort(found.log_ratio)[::-1]
     rank = np.arange(1, found.n + 1)
     rank = rank if found.n <= MOST_POINTS else np.unique(np.geomspace(1, found.n, MOST_POINTS).astype(int))
-    ax.plot(rank, log10_weight[rank - 1], color=ACCENT, lw=1.8)
+    log10_weight = descending[rank - 1] / np.log(10)
+    ax.plot(rank, log10_weight, color=ACCENT, lw=1.8)
     ax.axhline(0, color=MUTED, lw=0.8)
     if log10_weight[0] > 0.5 * np.log10(found.cap):
         ax.axhline(np.log10(found.cap), color=ALARM, lw=0.8, ls="--")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+LONGEST_NAME = 240
+"""bytes of a name, with which a file is written beside it first"""
+
 TableRow = dict[str, Any]
 """a line of a table that is printed or written as JSON: column -> value"""
 
@@ -26,6 +29,7 @@ def figure_path(given: str | None, default: str) -> Path:
     Raises `InputError` before any work if nothing can be written there.
     """
     path = Path(given) if given else _free(Path(default))
+    _require_short("figure", path)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"figure: {path} is neither .png, .pdf nor .svg; name one, as in {default}")
     if path.is_dir():
@@ -102,6 +106,7 @@ def page_path(given: str, generator: str) -> Path:
     Raises `InputError` before any work if nothing can or should be written there.
     """
     path = Path(given)
+    _require_short("--html", path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html: {path} does not end in .html; name a page, as in run.html")
     if path.is_dir():
@@ -113,6 +118,11 @@ def page_path(given: str, generator: str) -> Path:
     if path.exists() and not is_page(path, generator):
         raise InputError(f"--html: {path} is there and is no page of this command; name another file")
     return path
+
+
+def _require_short(what: str, path: Path) -> None:
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(f"{what}: {path.name[:40]}...: no file can have so long a name; shorten it")
 
 
 def save_page(text: str, path: Path) -> Path:

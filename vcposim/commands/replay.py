@@ -1,6 +1,7 @@
 """`vcposim replay`: what dumped rollouts say about a run, and what each correction would have done."""
 
 import argparse
+import glob
 import json
 import math
 import sys
@@ -194,8 +195,10 @@ def _title(files: Sequence[str]) -> str:
 
 
 def _page_asked(given: str | None) -> Path | None:
-    if not given:
+    if given is None:
         return None
+    if not given:
+        raise InputError("--html: is empty; name a page, as in run.html")
     from vcposim.commands.replay_page import GENERATOR
 
     return page_path(given, GENERATOR)
@@ -218,33 +221,49 @@ def _watch(
     """The five lines again whenever the files have changed, until interrupted; `sure` that they hold metrics."""
     if not 0 < seconds < math.inf:
         raise InputError(f"--watch: {seconds} is not a number of seconds above 0")
+    if "-" in given:
+        raise InputError("--watch: a pipe cannot be read again; name files or a folder")
     before: Any = None
+    waiting = ""
     while True:
-        logs = find_metrics(given, sure=sure)
-        files = logs or find_inputs(given)[0]
-        if "-" in files:
-            raise InputError("--watch: a pipe cannot be read again; name files or a folder")
-        now = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
-        if now != before:
-            logged = logged_now() if logs else None
-            if logged is not None:
-                _tell(metrics_summary(logged), f"{len(logged.steps)} steps of metrics", {"step": logged.first_alarms})
-                if page is not None:
-                    from vcposim.commands.replay_metrics import metrics_page
-
-                    save_page(metrics_page(logged, _title(given)), page)
-            else:
-                found = replayed()
-                alarms = {name: first_alarms(slices) for name, slices in found.slices.items()}
-                checks = [f"CHECK {one.check}: {one.evidence}" for one in found.findings]
-                _tell([*summary(found), *checks], f"{found.n} trajectories in {len(files)} files", alarms)
-                if page is not None:
-                    _write_page(found, _title(given), page)
-            if page is not None:
-                print(f"  page: {page}")
-            sys.stdout.flush()
-            before = now
+        try:
+            logs = find_metrics(given, sure=sure)
+            files = logs or find_inputs(given)[0]
+            now = [(f, Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
+            if now != before:
+                before = now
+                _look(files, logged_now() if logs else None, replayed, _title(given), page)
+                waiting = ""
+        except (InputError, OSError) as error:  # a file that is half written, or was taken away while it was read
+            if not any(Path(name).exists() or glob.has_magic(name) for name in given):
+                raise
+            if str(error) != waiting:
+                print(time.strftime("%H:%M:%S"), f"waiting: {' '.join(str(error).split())}")
+                waiting = str(error)
+        sys.stdout.flush()
         time.sleep(seconds)
+
+
+def _look(
+    files: Sequence[str], logged: LoggedRun | None, replayed: Callable[[], Replay], title: str, page: Path | None
+) -> None:
+    """The five lines of what the files hold now."""
+    if logged is not None:
+        _tell(metrics_summary(logged), f"{len(logged.steps)} steps of metrics", {"step": logged.first_alarms})
+        if page is not None:
+            from vcposim.commands.replay_metrics import metrics_page
+
+            save_page(metrics_page(logged, title), page)
+    else:
+        found = replayed()
+        alarms = {name: first_alarms(slices) for name, slices in found.slices.items()}
+        checks = [f"CHECK {one.check}: {one.evidence}" for one in found.findings]
+        unread = [note for note in found.notes if "not finished yet" in note]
+        _tell([*summary(found), *checks, *unread], f"{found.n} trajectories in {len(files)} files", alarms)
+        if page is not None:
+            _write_page(found, title, page)
+    if page is not None:
+        print(f"  page: {page}")
 
 
 def _tell(lines: Sequence[str], what: str, alarms: Mapping[str, Mapping[str, Any]]) -> None:
@@ -268,6 +287,7 @@ def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay
         merge_reward=arguments.merge_reward,
         by=arguments.by,
         skip_bad=arguments.skip_bad,
+        growing=arguments.watch is not None,
     )
     ask = partial(
         replay,

@@ -12,6 +12,7 @@ from vcposim.pages import parts
 from vcposim.pages.parts import document, glossary_section, prose, table
 from vcposim.pages.plots import ACCENT, ALARM, INK, MUTED, panel, series, vega_panel
 from vcposim.replay import Replay, Slice, Track, first_alarms, summary, tracks, verdict
+from vcposim.replay.storage import heaviest, picked, pieces
 from vcposim.results import Interval
 
 GENERATOR = "vcposim replay"
@@ -178,15 +179,15 @@ def _state(one: Diagnostic, n: int) -> str:
 
 def _weights(found: Replay, specs: dict[str, Any]) -> str:
     """The heaviest trajectories and the share of all weight that they and those before them hold."""
-    top = found.log_ratio.max()
+    shown = heaviest(found.log_ratio, HEAVIEST)
+    log_ratio = picked(found.log_ratio, shown)
+    top = log_ratio[0]
     if top == -math.inf:
         return "<p>Every trajectory has weight 0.</p>"
-    weight = np.exp(found.log_ratio - top)
-    order = np.argsort(-weight, kind="stable")
-    share = np.cumsum(weight[order]) / weight.sum()
-    shown = order[:HEAVIEST]
+    weight = np.exp(log_ratio - top) / sum(float(np.exp(x - top).sum()) for (x,) in pieces(found.log_ratio))
+    share = np.cumsum(weight)
     places = [found.place[i] if found.place else f"trajectory {i + 1}" for i in shown]
-    held = series("trajectories", list(range(1, shown.size + 1)), share[: shown.size].tolist(), notes=places)
+    held = series("trajectories", list(range(1, shown.size + 1)), share.tolist(), notes=places)
     even = series("if all weighed the same", [1, int(shown.size)], [1 / found.n, shown.size / found.n], color=MUTED)
     figure = panel("", "heaviest trajectories", "share of all weight", [held, even], ylim=[0, 1])
     spec = _spec(figure, 220, "Share of all weight that the heaviest trajectories hold together")
@@ -195,8 +196,8 @@ def _weights(found: Replay, specs: dict[str, Any]) -> str:
     else:
         drawn = ""
     rows = [
-        [escape(place), f"{found.log_ratio[i]:.4g}", f"{weight[i] / weight.sum():.2%}"]
-        for place, i in zip(places[:10], shown, strict=False)
+        [escape(place), f"{log:.4g}", f"{of_all:.2%}"]
+        for place, log, of_all in zip(places[:10], log_ratio, weight, strict=False)
     ]
     return f'<div class="pair"><div>{drawn}</div><div>{table("Heaviest trajectories", ("trajectory", "log w", "share of all weight"), rows)}</div></div>'
 

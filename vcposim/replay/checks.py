@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vcposim.diagnostics import WeightSums, weight_sums
-from vcposim.replay.storage import largest, numbered, pieces
+from vcposim.replay.storage import heaviest, largest, pieces
 
 ENOUGH = 200
 """tokens without which no pattern of tokens is claimed"""
@@ -490,15 +490,12 @@ def trajectory_findings(
     if top == -math.inf:
         return [Finding("no weight", "every trajectory has weight 0", "the learner cannot produce any of them")]
     few = max(1, math.ceil(0.01 * n))
-    heavy, first, total = np.zeros(0), np.zeros((2, 0)), 0.0
+    heavy, total = np.zeros(0), 0.0
     sums, inverses = [], []
-    for start, (x,) in numbered(log_ratio):
+    for (x,) in pieces(log_ratio):
         weight = np.exp(x - top)
         total += float(weight.sum())
         heavy = np.sort(np.concatenate([heavy, weight]))[-few:]
-        order = np.argsort(-weight, kind="stable")[:EXAMPLES]
-        first = np.concatenate([first, [weight[order], start + order]], axis=1)
-        first = first[:, np.argsort(-first[0], kind="stable")[:EXAMPLES]]
         sums.append(weight_sums(x))
         inverses.append(weight_sums(-x[np.isfinite(x)]))
     share = float(heavy.sum() / total)
@@ -507,7 +504,7 @@ def trajectory_findings(
             Finding(
                 "a few carry everything",
                 f"{few} of {n} trajectories hold {share:.0%} of all weight "
-                f"({_some(first[1].astype(int).tolist(), few, places)})",
+                f"({_some(heaviest(log_ratio, EXAMPLES).tolist(), few, places)})",
                 "look at these records: broken log-probabilities, or a tail too heavy for untruncated weights; "
                 "truncate (--weighting truncate --cap 8)",
             )

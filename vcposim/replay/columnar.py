@@ -125,6 +125,8 @@ def _column(array: Any) -> Column:
             return lists
         pairs = zip(itertools.pairwise(lists.ends.tolist()), array.is_valid().to_pylist(), strict=True)
         return [lists.values[a:b] if here else None for (a, b), here in pairs]
+    if pa.types.is_map(t):
+        return [x if x is None else dict(x) for x in array.to_pylist()]
     return array.to_pylist()  # type: ignore[no-any-return]
 
 

@@ -22,6 +22,7 @@ from vcposim.replay.names import (
     BESIDE,
     FIELDS,
     LIKE,
+    LISTS,
     LOG_PROBS,
     OF_THE_RUN,
     OTHER_NAMES,
@@ -98,6 +99,16 @@ class Columns:
         for name in self.watched.intersection(names):
             remedy = "is here, but not in the first record; write it in all of them or in none"
             raise self.bad(name, MISSING, remedy, "a new field")
+
+    def strange(self, record: Mapping[str, Any]) -> BadRecord | None:
+        """The error of a record that has nothing of what the first one has: no rollout at all."""
+        columns = dict.fromkeys((*self.mapping.values(), *self.group_columns))
+        if not columns or any(_holds(record, column) for column in columns):
+            return None
+        remedy = "name the files of rollouts alone, or take this one away"
+        return broken(
+            f"{self.where}: none of the columns of the rollouts ({', '.join(columns)}); {remedy}", "no rollout"
+        )
 
     def decide(self, record: Mapping[str, Any]) -> None:
         """Map every field that the first record has.
@@ -340,7 +351,12 @@ class Columns:
         task = next((n for n in TASKS if n in names), None)
         if task is not None:
             self.slice_columns["task"] = (task, False)
+        tokens = {self.mapping[name]: name for name in LISTS if name in self.mapping and name != "group"}
         for column in self.by:
+            if column in tokens and isinstance(bare(look_up(record, column)), list | np.ndarray):
+                raise InputError(
+                    f"--by: {column!r} holds {tokens[column]} of each token; name a column with one value a trajectory"
+                )
             if column in ("lag", "version", "step", "task", "split"):
                 continue
             self.slice_columns[column] = (column, False)
@@ -377,6 +393,8 @@ class Columns:
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
                     taken.add(sure[0])
+                if len(sure) > 1 and name in ("log_prob", "behavior_log_prob"):
+                    told.append(f"{', '.join(sure[1:])}: may be meant instead of {sure[0]}")
             # an ambiguous log-probability is what is left over, once the other policy's is known
             unsure = [n for n in names if n in AMBIGUOUS and n not in taken and n not in ("uid", "rewards", "index")]
             for name in ("log_prob", "behavior_log_prob"):

@@ -36,7 +36,7 @@ import orjson
 
 from vcposim.errors import InputError
 from vcposim.replay.columnar import arrow, parquet
-from vcposim.replay.items import Block, Item, Wanted, broken, kind, one_line
+from vcposim.replay.items import CUT_OFF, Block, Item, Wanted, broken, kind, one_line
 
 VALUE_LIMIT = 128 << 20
 """bytes of the largest single JSON value that is held in memory"""
@@ -65,6 +65,11 @@ UNREADABLE: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89PNG", "a PNG picture", "pass the rollouts themselves"),
     (b":W&B", "a W&B run's own log", "export its history as CSV or Parquet: wandb.Api().run(...).history()"),
     (b"%PDF", "a PDF", "pass the rollouts themselves"),
+    (b"version https://git-lfs", "a pointer of Git LFS in place of the file", "fetch what it points to: git lfs pull"),
+    (b"<!doctype", "a web page", "in place of a download that asked for a login or failed; download the file again"),
+    (b"<html", "a web page", "in place of a download that asked for a login or failed; download the file again"),
+    (b"<?xml", "XML", "as storage answers in place of a file that is not there; download the file again"),
+    (b"\x1e", "a JSON text sequence", "whose marks go off with: tr -d '\\036' < FILE"),
 )
 """first bytes, what they begin, and the way out"""
 
@@ -196,7 +201,7 @@ def _records(name: str, raw: Any, wanted: Wanted, progress: Progress, packed: bo
         yield from _torch(name, _seekable(name, stream, packed), wanted)
     else:
         for magic, what, remedy in UNREADABLE:
-            if head.startswith(magic):
+            if head.startswith(magic) or (magic[:1] == b"<" and head.lstrip()[:16].lower().startswith(magic)):
                 raise InputError(f"{name}: is {what}, {remedy}")
         if head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < VALUE_LIMIT:
             raise InputError(f"{name}: is a safetensors file, which holds no rewards; save its tensors with torch.save")
@@ -305,13 +310,13 @@ def _texts(name: str, stream: Any) -> Iterator[tuple[str, bytes, bool]]:
     else:
         return
     cells = next((cut for cut in (b",", b"\t", b";") if line.count(cut)), None)
-    if cells is not None and line.lstrip()[:1] not in (b"{", b"["):
+    if cells is not None and line.lstrip()[:1] not in (b"{", b"[") and not _in_a_string(line):
         raise InputError(
             f"{name}: line {number}: not JSON: this looks like a table with {cells.decode()!r} between its cells; "
             "write it as Parquet or JSON lines (pandas.read_csv(FILE).to_parquet(...)), one row a trajectory"
         )
     # an array, or a value that goes on in the next line, is cut into its rollouts; else a line is a rollout
-    if line.lstrip().startswith(b"[") or (line.endswith(b"\n") and _opens(line)):
+    if line.lstrip().startswith(b"[") or (line.endswith(b"\n") and _opens(line) and not _broken(line, stream)):
         for first, item, text in _values(name, line, stream, number):
             yield f"line {first}" + (f", item {item}" if item else ""), text, True
         return
@@ -322,6 +327,27 @@ def _texts(name: str, stream: Any) -> Iterator[tuple[str, bytes, bool]]:
             raise InputError(f"{name}: line {number} {TOO_LARGE}")
         line = stream.readline(VALUE_LIMIT)
         number += 1
+
+
+def _in_a_string(line: bytes) -> bool:
+    """Whether a line is one JSON string, as of a record that was dumped twice."""
+    try:
+        return isinstance(orjson.loads(line), str)
+    except ValueError:
+        return False
+
+
+def _broken(line: bytes, stream: Any) -> bool:
+    """Whether a line that does not end here was cut off: it stops amid a value, and the next one is whole."""
+    following = stream.peek(1).partition(b"\n")
+    return line.rstrip()[-1:] not in b"[{,:" and following[1] == b"\n" and _whole(following[0])
+
+
+def _whole(line: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except ValueError:
+        return False
 
 
 TOO_LARGE = f"is larger than {VALUE_LIMIT >> 20} MB; write one rollout a line (JSON lines), or Parquet"
@@ -342,19 +368,19 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
     try:
         value = parse(text)
     except (ValueError, RecursionError) as error:
-        if text.rstrip().endswith(b","):
+        if whole and text.rstrip().endswith(b","):
             wrong = "a comma ends the line; every line is one JSON object by itself (JSON lines)"
         elif text.lstrip().startswith(b"{'"):
             wrong = "a dict as Python prints it, not JSON; write json.dumps(record)"
         elif "Extra data" in str(error):
             wrong = "several JSON values stand in one line; end each with a line break (JSON lines)"
-        elif whole:
+        elif not whole:
+            wrong = "the file is cut off here; dump it again, or delete this last line"
+        else:
             wrong = f"not JSON ({one_line(error)}); every line is one JSON object"
             if isinstance(error, UnicodeDecodeError):
                 wrong = f"not UTF-8 text ({one_line(error)}); write it as UTF-8, as JSON is"
-        else:
-            wrong = "the file is cut off here; dump it again, or delete this last line"
-        yield place, broken(f"{where}: {wrong}", "not JSON" if whole else "cut off")
+        yield place, broken(f"{where}: {wrong}", "not JSON" if whole else CUT_OFF)
         return
     if isinstance(value, dict):
         yield place, value
@@ -367,6 +393,8 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
 
 
 def _no_object(where: str, value: Any) -> InputError:
+    if isinstance(value, str) and _whole(value.encode("utf-8", "replace")):
+        return broken(f"{where}: a record in a string, dumped twice; json.loads() it once more", "no JSON object")
     return broken(f"{where}: a JSON {kind(value)}, not an object; a rollout is one object", "no JSON object")
 
 

@@ -25,13 +25,12 @@ def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
     def pair(g: np.ndarray, t: np.ndarray) -> np.ndarray:
         return g.astype(np.int64) * len(values) + t
 
-    pairs = distinct(dump.group, step, key=pair)
-    if pairs.size == len(dump.labels):
+    if distinct(dump.group, step, key=pair).size == len(dump.labels):
         return dump
     if TRAJECTORY in dump.slices:
         ids, every = dump.slices[TRAJECTORY][0], len(dump.slices[TRAJECTORY][1])
-        in_groups = distinct(dump.group, ids, key=lambda g, i: g.astype(np.int64) * every + i)
-        if in_groups.size < distinct(dump.group, step, ids, key=lambda g, t, i: pair(g, t) * every + i).size:
+        in_groups = distinct(dump.group, ids, key=lambda g, i: g.astype(np.int64) * every + i).size
+        if in_groups < distinct(dump.group, step, ids, key=lambda g, t, i: pair(g, t) * every + i).size:
             return dump  # it changes inside a trajectory: a turn, not a training step
     order, _, code = coded(dump.group, step, key=pair)
     size, split = counts(dump.group), counts(code)

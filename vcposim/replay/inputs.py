@@ -22,6 +22,8 @@ NO_ROLLOUTS = re.compile(
     re.VERBOSE,
 )
 """files that trainers put beside their rollouts: what the run was, its metrics, its evaluations, its checkpoints"""
+LONGEST_NAME = 255
+"""bytes of a file's name, on every file system in use"""
 PART = re.compile(r"(.*?)-?\d+-of-(\d+)(\.[\w.]+)")
 """one of so many files of a data set, as train-00000-of-00004.parquet"""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -34,6 +36,7 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     """
     files: list[str] = []
     notes: list[str] = []
+    require_names(arguments)
     for argument in map(str, arguments):
         path = Path(argument)
         if argument == "-" or (path.exists() and not path.is_dir()):
@@ -47,9 +50,13 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
             if passed:
                 notes.append(f"not read in {path}: {_some(passed)}")
         elif any(letter in argument for letter in "*?["):
-            found = sorted((f for f in glob.glob(argument, recursive=True) if Path(f).is_file()), key=natural)
-            if not found:
+            matching = sorted(glob.glob(argument, recursive=True), key=natural)
+            found = [f for f in matching if Path(f).is_file()]
+            if not matching:
                 raise InputError(f"{argument}: no file matches; check the pattern")
+            if not found:  # a pattern of folders
+                several, passed = find_inputs(matching)
+                found, notes = several, notes + passed
             files += found
         else:
             raise InputError(f"{path}: no such file; pass a file or folder of rollouts, a glob, or - for a pipe")
@@ -57,6 +64,13 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     if strange is not None:
         raise InputError(f"{strange!a}: a name that cannot be shown in a line; rename it")
     return _once(files, notes), notes
+
+
+def require_names(arguments: Sequence[str | Path]) -> None:
+    """Refuse what is no name of a file on any system, which nobody could look for."""
+    for argument in map(str, arguments):
+        if max(len(os.fsencode(part)) for part in (*Path(argument).parts, "")) > LONGEST_NAME or "\0" in argument:
+            raise InputError(f"{argument[:40]!a}...: no file can have such a name; check it")
 
 
 def _once(files: Sequence[str], notes: list[str]) -> list[str]:

@@ -95,6 +95,10 @@ class Wanted:
     """(step, sample) already read, where ranks write the same samples"""
 
 
+CUT_OFF = "cut off"
+"""reason of a record that is not all there: the last one of a file that was not written to its end"""
+
+
 class BadRecord(InputError):
     """Something wrong with one record; `reason` says what without its value, for counting."""
 
@@ -111,6 +115,7 @@ def broken(message: str, reason: str) -> BadRecord:
 def kind(value: Any) -> str:
     """What JSON calls it."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    names |= {complex: "complex number", np.complex128: "complex number", np.complex64: "complex number"}
     return names.get(type(value), "list" if hasattr(value, "__len__") else "number")
 
 

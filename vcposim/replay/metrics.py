@@ -31,9 +31,9 @@ from vcposim.errors import InputError, unknown_name
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
 from vcposim.replay.containers import read_records
-from vcposim.replay.inputs import find_inputs, natural
+from vcposim.replay.inputs import find_inputs, natural, require_names
 from vcposim.replay.items import one_line
-from vcposim.replay.names import FIELDS, OTHER_NAMES
+from vcposim.replay.names import FIELDS, LOG_PROBS, OTHER_NAMES
 from vcposim.replay.tracks import Track
 
 
@@ -182,6 +182,7 @@ def find_metrics(arguments: Sequence[str | Path], *, sure: bool = False) -> list
     A pipe is not looked into: reading it is all there is of it. Raises `InputError` for what is not there, if `sure`.
     """
     files: list[str] = []
+    require_names(arguments)
     for argument in map(str, arguments):
         path = Path(argument)
         inside = sorted((f for f in path.rglob("*") if f.is_file()), key=natural) if path.is_dir() else []
@@ -259,6 +260,8 @@ def read_metrics(
     files = list(files) or find_metrics(arguments, sure=True)
     table: dict[float, dict[str, float]] = {}
     found = _Rows(run, skip_bad)
+    for folder in (one for one in map(Path, arguments) if one.is_dir() and _beside_rollouts(one)):
+        found.notes.append(f"{folder} holds rollouts too, which are not read here: name their files to replay them")
     for name in files:
         for place, record in _records(name, found):
             found.take(name, place, record, table)
@@ -302,6 +305,8 @@ class _Rows:
         at = self._number(name, place, "step", step)
         if at is None:
             return
+        if abs(at) >= 2**53:
+            raise InputError(f"{name}: {place}: step: {step} is too large to tell it from the next; count from 0")
         values = table.setdefault(int(at) if at == int(at) else at, {})
         for key, value in row.items():
             run, dash, own = key.partition(" - ")
@@ -364,6 +369,8 @@ def _records(name: str, found: _Rows) -> Iterator[tuple[str, Mapping[str, Any]]]
                 raise item.record
             found.skipped.setdefault("not JSON", []).append(item.place)
             continue
+        if any(isinstance(item.record.get(column), list) for column in LOG_PROBS):
+            raise InputError(f"{name}: {item.place}: these are rollouts, not metrics; leave --metrics out")
         history = item.record.get("log_history")
         if isinstance(history, list):
             for k, row in enumerate(history):
@@ -392,6 +399,10 @@ def _csv(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with open(name, "rb") as raw:
         try:
             reader = csv.DictReader(io.TextIOWrapper(raw, "utf-8-sig", newline=""), restkey="", strict=True)
+            names = list(reader.fieldnames or ())
+            twice = next((one for one in names if names.count(one) > 1), None)
+            if twice is not None:
+                raise InputError(f"{name}: has several columns called {twice!r}; rename or drop all but one")
             for row in reader:
                 if row.get("") or None in row.values():
                     raise InputError(

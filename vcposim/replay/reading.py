@@ -16,6 +16,7 @@ there are many: memory does not grow with the file.
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,8 @@ from vcposim.replay.containers import Progress, read_items
 from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
-from vcposim.replay.items import BadRecord, Block, Item, Lists, Wanted
-from vcposim.replay.names import FIELDS, OF_THE_RUN
+from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
+from vcposim.replay.names import FIELDS, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
 from vcposim.replay.storage import Codes, Column, Stored, distinct, numbered, picked
 from vcposim.replay.unfolding import Unfolding
@@ -64,6 +65,7 @@ def read_dump(
     merge_reward: str = "same",
     by: Sequence[str] = (),
     skip_bad: bool = False,
+    growing: bool = False,
     progress: Progress | None = None,
 ) -> Dump:
     """All rollouts of files, folders, globs or `-`; `columns` maps field names to the file's own, or to `none`.
@@ -72,6 +74,7 @@ def read_dump(
     `group_size`: the file has no group, but is ordered, that many responses a prompt. `trajectory`: the column that the
     rows of one trajectory share; `merge_reward` then says what their rewards are: the `same`, to `sum`, or the `last`.
     `by`: columns to slice by later. `skip_bad`: leave broken records out and count them, instead of refusing the file.
+    `growing`: files are still being written, so that an unfinished last line is left out, and said.
 
     Raises `InputError`, one line, on input that is missing, empty, cut off or malformed, on missing, mistyped or
     ambiguous fields, and on values that cannot be.
@@ -92,7 +95,7 @@ def read_dump(
     explicit = dict(columns or {}) | ({} if trajectory is None else {"trajectory": trajectory})
     resolved = Columns(explicit, layout_name, tuple(group), group_size, tuple(by))
     resolved.notes = notes
-    reader = _Reader(named, resolved, len(files) > 1, skip_bad)
+    reader = _Reader(named, resolved, len(files) > 1, skip_bad, growing)
     # glibc keeps what is freed, up to twice the largest block freed so far; without this, every array of tokens is
     # given back and its pages are faulted in anew, an eighth of all time
     np.empty(KEPT_BYTES, dtype=np.uint8)
@@ -111,8 +114,8 @@ class _Reader:
     `read_block` finds plain is taken at once, any other record by itself.
     """
 
-    def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool):
-        self.path, self.columns, self.several, self.skip_bad = path, columns, several, skip_bad
+    def __init__(self, path: str, columns: Columns, several: bool, skip_bad: bool, growing: bool):
+        self.path, self.columns, self.several, self.skip_bad, self.growing = path, columns, several, skip_bad, growing
         self.unfolding, self.record = Unfolding(columns, skip_bad), RecordReader(columns)
         self.wanted = Wanted()
         self.code = Codes()
@@ -211,7 +214,7 @@ class _Reader:
                         self.pending.append(self.columns.place, numbers)
                         self._flush_if_full()
                 except BadRecord as error:
-                    self._skip(error)
+                    self._skip(self.columns.strange(record) or error)
         except BadRecord as error:
             self._skip(error)
         self.wanted.names = self.columns.used if self.unfolding.plain else None
@@ -232,7 +235,7 @@ class _Reader:
         here, file, place = self._here(), self.columns.file, self.columns.place
         self._flush()  # a record before this one may be wrong too, and comes first
         self._at(file, place)
-        if not self.skip_bad:
+        if not self.skip_bad and not (self.growing and error.reason == CUT_OFF):
             raise error
         self.skipped.setdefault(error.reason, []).append(here)
 
@@ -325,6 +328,10 @@ class _Reader:
             if self.unfolding.undecided is not None:
                 raise self.unfolding.undecided
             why = f"all {bad} records are broken ({'; '.join(self.skipped)})" if bad else "empty file"
+            if self.record.left_out:
+                why = (
+                    f"{self.record.left_out} trajectories have a sample mask of 0, and are left out as the trainer did"
+                )
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
         columns, records = self.columns, self.record.records
         if columns.group_size and records % columns.group_size:
@@ -332,6 +339,7 @@ class _Reader:
                 f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
                 "short, so the rows are not what this option takes them for"
             )
+        twice = _two_kinds("trajectories", self.slices[TRAJECTORY][0]) if TRAJECTORY in self.slices else []
         number = {name: values.array() for name, values in self.number.items() if len(values)}
         length = number["length"]
         whole = len(self.sums["count"]) == length.size
@@ -349,14 +357,15 @@ class _Reader:
             has_group="group" in columns.mapping or bool(columns.group_columns) or columns.group_size is not None,
             has_reward="reward" in columns.mapping,
             layout=columns.layout.name if columns.layout else "",
-            slices={name: (codes.array(), known.values()) for name, (known, codes) in self.slices.items()},
+            slices={name: (codes.array(), known.final()) for name, (known, codes) in self.slices.items()},
             skipped=self.skipped,
             kept=tuple(self.kept),
             reference_log_ratio=number.get("reference"),
             place=self.where,
         )
-        notes = list(columns.notes)
+        notes = [*columns.notes, *twice]
         notes += self._doubtful_groups(dump)
+        self.code.final()
         dump = by_step(dump, columns, notes)
         dump = merged(dump, columns, merge_reward, notes)
         dump = with_lag(dump, notes)
@@ -376,7 +385,8 @@ class _Reader:
         if self.skipped:
             total = sum(map(len, self.skipped.values()))
             by_reason = "; ".join(f"{len(at)} {why} ({_first(at)})" for why, at in self.skipped.items())
-            notes.append(f"{total} of {record.records + self._unread()} records are left out (--skip-bad): {by_reason}")
+            how = "--skip-bad" if self.skip_bad else "not finished yet"
+            notes.append(f"{total} of {record.records + self._unread()} records are left out ({how}): {by_reason}")
         if "split" in dump.slices and len(dump.slices["split"][1]) > 1:
             values = ", ".join(map(str, dump.slices["split"][1][:4]))
             column = columns.slice_columns["split"][0]
@@ -422,20 +432,17 @@ class _Reader:
         if self.columns.group_size is not None:
             return []
         notes = []
-        twice = [name for name in dump.labels if isinstance(name, int | float) and str(name) in self.code]
-        if twice:
-            notes.append(
-                f"groups {twice[0]} and {str(twice[0])!r} are two here, a number and a string, as are "
-                f"{len(twice) - 1} more; write one kind"
-            )
-        spaced = {name for name in dump.labels if isinstance(name, str) and name.strip() != name}
-        bare = {name.strip() for name in spaced if name.strip() in self.code}
+        notes += _two_kinds("groups", self.code)
+        odd = {name for name in dump.labels if isinstance(name, str) and _folded(name) != name}
+        plain = {_folded(name) for name in odd if _folded(name) in self.code}
         once: dict[str, str] = {}
-        alike = [name for name in sorted(spaced | bare) if once.setdefault(name.strip(), name) != name]
+        alike = [name for name in sorted(odd | plain) if once.setdefault(_folded(name), name) != name]
         if alike:
+            first = once[_folded(alike[0])]
+            how = "spaces" if first.strip() == alike[0].strip() else "how Unicode spells their letters"
             notes.append(
-                f"groups {once[alike[0].strip()]!r} and {alike[0]!r} are two here and differ in spaces alone, as do "
-                f"{len(alike) - 1} more; strip them where they are written"
+                f"groups {first!a} and {alike[0]!a} are two here and differ in {how} alone, as do "
+                f"{len(alike) - 1} more; write one where they are written"
             )
         if len(self.files) > 1 and "step" not in self.slices:
             files = len(self.files)
@@ -451,9 +458,7 @@ class _Reader:
 
     def _unread(self) -> int:
         return sum(
-            len(at)
-            for why, at in self.skipped.items()
-            if why in ("not JSON", "cut off", "no JSON object", "no rollout")
+            len(at) for why, at in self.skipped.items() if why in ("not JSON", CUT_OFF, "no JSON object", "no rollout")
         )
 
     def _versions(self, dump: Dump) -> list[Finding]:
@@ -478,6 +483,20 @@ def _joined(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     none = [np.zeros(0)]
     learner = np.concatenate(rows.learner or none, dtype=np.float64)
     return learner, np.concatenate(rows.sampler or none, dtype=np.float64)
+
+
+def _two_kinds(what: str, names: Codes) -> list[str]:
+    twice = names.written_twice
+    if not twice:
+        return []
+    more = f"as are {len(twice) - 1} more; write one kind"
+    return [f"{what} {twice[0]} and {str(twice[0])!r} are two here, a number and a string, {more}"]
+
+
+def _folded(name: str) -> str:
+    """A name without spaces around it, its letters spelled in one way."""
+    name = name.strip()
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _copies(dump: Dump) -> np.ndarray:

@@ -37,7 +37,7 @@ from vcposim.replay.checks import BY_THE_RUN, Finding
 from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate, units
 from vcposim.replay.corrections import CorrectionRanking, rank
 from vcposim.replay.dumps import Dump, pooled
-from vcposim.replay.storage import by_code, counts, distinct, largest, pieces, where_largest
+from vcposim.replay.storage import by_code, counts, distinct, heaviest, largest, pieces
 from vcposim.replay.tracks import Slice, first_alarms
 from vcposim.results import Interval, Records, Result
 from vcposim.weights import Weighting
@@ -418,8 +418,8 @@ def summary(found: Replay) -> list[str]:
         f"Staleness: {ess:.0%} of the samples count (ESS of sequence weights), the mean weight is {mean:.3g} where 1 "
         f"is expected, KL {d['kl_behavior_target'].value:.3g} nats{spread}."
     )
-    heaviest = where_largest(found.log_ratio)
-    where = f" ({found.place[heaviest]})" if found.place else ""
+    at = int(heaviest(found.log_ratio, 1)[0])
+    where = f" ({found.place[at]})" if found.place else ""
     share = d["max_share"].value
     dominates = f"Dominates: the heaviest trajectory{where} has {share:.1%} of all weight"
     if "max_leverage" in d:

@@ -157,10 +157,15 @@ def largest(column: np.ndarray) -> float:
     return max(float(x.max()) for (x,) in pieces(column))
 
 
-def where_largest(column: np.ndarray) -> int:
-    """The first row where a column (n,) is largest."""
-    tops = [(float(x.max()), -first - int(np.argmax(x))) for first, (x,) in numbered(column)]
-    return -max(tops)[1]
+def heaviest(column: np.ndarray, most: int) -> np.ndarray:
+    """Rows of the largest values of a column (n,), descending, the first of equal ones first: at most `most`."""
+    rows, values = np.zeros(0, dtype=np.int64), np.zeros(0)
+    for first, (x,) in numbered(column):
+        here = np.argsort(-x, kind="stable")[:most]
+        rows, values = np.concatenate([rows, first + here]), np.concatenate([values, x[here]])
+        best = np.argsort(-values, kind="stable")[:most]
+        rows, values = rows[best], values[best]
+    return rows
 
 
 def counts(code: np.ndarray, least: int = 0) -> np.ndarray:
@@ -179,7 +184,7 @@ def distinct(*columns: np.ndarray, key: Any, rows: np.ndarray | range | None = N
     waiting: list[np.ndarray] = []
     size = 0
     for x in pieces(*columns, rows=rows):
-        waiting.append(_unique(key(*x)))
+        waiting.append(_unique(np.array(key(*x))))
         size += waiting[-1].size
         if size > max(found.size, 1 << 18):
             found, waiting, size = _unique(np.concatenate([found, *waiting])), [], 0
@@ -187,11 +192,12 @@ def distinct(*columns: np.ndarray, key: Any, rows: np.ndarray | range | None = N
 
 
 def _unique(values: np.ndarray) -> np.ndarray:
+    """Distinct ones, ascending, of an array that is not needed any more: (n,) -> (k,)."""
     # numpy's own hashes whole numbers, and takes fifty times as long over multiples of one number
     if values.dtype.kind == "f":
         return np.unique(values)
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: ordered.size]]
+    values.sort()
+    return values[np.concatenate([[True], values[1:] != values[:-1]])[: values.size]]
 
 
 def coded(*columns: np.ndarray, key: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -199,19 +205,20 @@ def coded(*columns: np.ndarray, key: Any) -> tuple[np.ndarray, np.ndarray, np.nd
     first; and the code of each row."""
     n = len(columns[0])
     values = distinct(*columns, key=key)
-    first = np.full(values.size, n)
+    first = np.full(values.size, n, dtype=np.int64 if n >= 1 << 31 else np.int32)
     for start, x in numbered(*columns):
         here, row = np.unique(key(*x), return_index=True)
         at = np.searchsorted(values, here)
         first[at] = np.minimum(first[at], start + row)
     order = np.argsort(first)
-    rank = np.empty(values.size, dtype=np.int32)
-    rank[order] = np.arange(values.size)
+    first, rank = first[order], np.empty(values.size, dtype=np.int32)
+    rank[order] = np.arange(values.size, dtype=np.int32)
     code = empty(n, "i4")
     for start, x in numbered(*columns):
         code[start : start + len(x[0])] = rank[np.searchsorted(values, key(*x))]
         forget(code)
-    return values[order], first[order], code
+    del rank
+    return values[order], first, code
 
 
 def by_code(code: np.ndarray, size: np.ndarray) -> np.ndarray | range:
@@ -315,6 +322,7 @@ class Codes:
     def __init__(self) -> None:
         self.known: dict[Hashable, int] = {}
         self.letters = 0
+        self.kinds: set[type] = set()
         self.stored: Stored | None = None
         self.key = np.zeros(0, dtype=np.uint64)
         self.code = np.zeros(0, dtype=np.int32)
@@ -336,6 +344,7 @@ class Codes:
         if len(known) > before:
             new = [value for value in dict.fromkeys(values) if known[value] >= before]
             self.letters += sum(_letters(value) for value in new)
+            self.kinds.update(map(type, new))
             if len(known) > MOST_KEYS or self.letters > MOST_TEXT:
                 self._store()
         return found
@@ -360,6 +369,7 @@ class Codes:
                 new.append(value)
             code[value] = int(self.code[at])
         self.stored.extend(new)
+        self.kinds.update(map(type, new))
         return [code[value] for value in values]
 
     def _slot(self, key: int) -> int:
@@ -381,9 +391,22 @@ class Codes:
             left = self.key[at] != key
             key, code, at = key[left], code[left], (at[left] + np.uint64(1)) & np.uint64(size - 1)
 
+    @property
+    def written_twice(self) -> list[int | float]:
+        """Numbers whose text is a value of its own."""
+        if str not in self.kinds or not self.kinds & {int, float}:
+            return []
+        return [value for value in self.values() if isinstance(value, int | float) and str(value) in self]
+
     def values(self) -> Sequence[Any]:
         """All of them, in order of their codes."""
         return list(self.known) if self.stored is None else self.stored
+
+    def final(self) -> Sequence[Any]:
+        """The same where nothing will be looked up any more: the table goes."""
+        found, self.known, self.stored = self.values(), {}, None
+        self.key, self.code = self.key[:0], self.code[:0]
+        return found
 
 
 def _letters(value: Any) -> int:

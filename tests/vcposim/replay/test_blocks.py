@@ -187,7 +187,7 @@ def test_shards_of_which_one_has_a_column_more_or_none_of_them_are_refused(tmp_p
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "a_0.parquet")
     for name, other, words in (
         ("more", masked, "loss_mask: is here, but not in the first record"),
-        ("none", [{"text": "a"}] * 3, "is missing, other records have it"),
+        ("none", [{"text": "a"}] * 3, "row 1: none of the columns of the rollouts"),
         ("fewer", [{k: v for k, v in row.items() if k != "reward"} for row in table], "reward: is missing"),
     ):
         pq.write_table(pa.Table.from_pylist(other), tmp_path / "a_1.parquet")

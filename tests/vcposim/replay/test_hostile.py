@@ -22,6 +22,7 @@ import pytest
 
 from tests.kit.statistical import assert_near
 from tests.vcposim.replay.fixtures import Record, batch, mask_of, padded
+from vcposim.commands.main import main
 from vcposim.errors import InputError
 from vcposim.replay import read_dump
 
@@ -84,6 +85,13 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     "groups with spaces behind some": (
         with_(group=lambda i, row: f"p{row['group']}{' ' * (i % 2)}"), SAID, "differ in spaces alone",
     ),
+    "groups spelled in two ways": (
+        with_(group=lambda i, row: ("\u00e9" if i % 2 else "e\u0301") + str(row["group"])), SAID, "how Unicode spells",
+    ),
+    "trajectories as numbers and strings": (
+        with_(rollout_id=lambda i, row: str(i // 2) if i % 2 else i // 2), SAID, "trajectories 0 and '0' are two here",
+    ),
+    "a sample mask of zeros": (with_(sample_loss_mask=0), REFUSED, "64 trajectories have a sample mask of 0"),
     "groups null once": (only(3, group=None), REFUSED, "line 4: group: null"),
     "a name twice in a record": (lambda i, row: row, REFUSED, '"reward" stands twice in one object'),
     "a mask of floats": (lambda i, row: longer(i, row) | {"response_mask": [1.0] * tokens(row) + [0.0]}, SAME, ""),
@@ -147,6 +155,12 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     ),
     "a reward in a list": (with_(reward=lambda i, row: [row["reward"]]), SAME, ""),
     "a reward of 400 digits": (only(1, reward=10**400), REFUSED, "line 2: reward: .* is not finite"),
+    "log-probabilities of two samplers": (
+        lambda i, row: {k: v for k, v in row.items() if k != "behavior_log_prob"}
+        | {"rollout_log_probs": row["behavior_log_prob"], "inference_logprobs": row["behavior_log_prob"]},
+        REFUSED, "inference_logprobs: may be meant instead of rollout_log_probs",
+    ),
+    "a record that is none": (lambda i, row: {"loss": 0.3} if i == 5 else row, REFUSED, "line 6: none of the columns"),
     "half a token": (with_(log_prob=-3.0, behavior_log_prob=-3.1, length=2.5), REFUSED, "no whole number of tokens"),
     "prompts as messages": (
         lambda i, row: {**{k: v for k, v in row.items() if k != "group"},
@@ -223,6 +237,46 @@ def _fixed() -> pa.Table:
 
 
 BYTES: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "records in strings": (
+        lambda: "".join(json.dumps(json.dumps(row)) + "\n" for row in rows()).encode(),
+        REFUSED,
+        "dumped twice",
+    ),
+    "a JSON text sequence": (lambda: b"\x1e" + lines(rows()).replace(b"\n", b"\n\x1e"), REFUSED, "JSON text sequence"),
+    "a web page": (lambda: b"\n<!DOCTYPE html><html><body>Sign in</body></html>", REFUSED, "is a web page"),
+    "an answer of a storage": (lambda: b'<?xml version="1.0"?><Error>NoSuchKey</Error>', REFUSED, "is XML"),
+    "a pointer of Git LFS": (
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
+        REFUSED,
+        "git lfs pull",
+    ),
+    "a first line that was cut off": (
+        lambda: lines(rows())[:60] + b"\n" + lines(rows()),
+        REFUSED,
+        "line 1: not JSON .*; every line is one JSON object",
+    ),
+    "a last line that was cut off behind a comma": (
+        lambda: lines(rows())[: lines(rows()).rindex(b",") + 1],
+        REFUSED,
+        "line 64: the file is cut off here",
+    ),
+    "objects over several lines": (
+        lambda: "".join(json.dumps(row, indent=1) + "\n" for row in rows()).encode(),
+        SAME,
+        "",
+    ),
+    "objects whose second line is one": (
+        lambda: b'{"data": [\n' + b",\n".join(lines(rows()).splitlines()) + b"\n]}\n",
+        SAME,
+        "read out of 'data'",
+    ),
+    "Parquet with a map beside": (
+        lambda: _parquet(
+            table(rows()).append_column("info", pa.array([[("a", 1.0)]] * 64, pa.map_("string", "double")))
+        ),
+        SAME,
+        "",
+    ),
     "an array behind a byte-order mark": (lambda: b"\xef\xbb\xbf" + json.dumps(rows()).encode(), SAME, ""),
     "old Mac line breaks": (lambda: lines(rows()).replace(b"\n", b"\r"), REFUSED, "several JSON values"),
     "UTF-16": (lambda: lines(rows()).decode().encode("utf-16"), REFUSED, "UTF-16 text, convert it"),
@@ -336,6 +390,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a text beside": (_beside("README.md"), SAME, "README.md"),
     "an empty file beside": (_beside("b.jsonl", b""), SAME, "b.jsonl (empty)"),
     "half a file beside": (_beside("b.jsonl", lines(rows())[:-50]), REFUSED, "b.jsonl: line 64: the file is cut off"),
+    "other JSON beside": (_beside("run.json", b'{"seed": 3}'), REFUSED, "run.json: line 1: none of the columns"),
+    "metrics beside": (_beside("log.jsonl", b'{"step": 1, "loss": 0.3}\n'), REFUSED, "log.jsonl: line 1"),
     "a link to the same file": (_linked("a.jsonl"), SAME, "1 of 2 files are others once more: read once"),
     "a link to nothing": (_linked("nowhere"), SAME, "0_latest.jsonl (a link to nothing)"),
     "a pipe": (_piped, SAME, "b.jsonl (no file, a pipe or a device)"),
@@ -351,6 +407,54 @@ def test_folders(name: str, tmp_path: Path) -> None:
     folder.mkdir()
     write(folder)
     check(folder, outcome, words)
+
+
+def test_a_reward_in_a_map_of_parquet_is_reached_by_its_path(tmp_path: Path) -> None:
+    rewards = pa.array([[("acc", r.reward), ("format", 9.0)] for r in BATCH], pa.map_(pa.string(), pa.float64()))
+    pq.write_table(table(rows()).drop(["reward"]).append_column("reward", rewards), tmp_path / "r.parquet")
+    check(tmp_path / "r.parquet", SAME, "", columns={"reward": "reward.acc"})
+    check(tmp_path / "r.parquet", REFUSED, "name its part, as in --column reward=reward.acc")
+
+
+def test_a_pattern_of_folders_is_all_that_is_in_them(tmp_path: Path) -> None:
+    for k in range(4):
+        (tmp_path / f"step_{k}").mkdir()
+        (tmp_path / f"step_{k}" / "rank_0.jsonl").write_bytes(lines(rows()[16 * k : 16 * k + 16]))
+    check(tmp_path / "step_*", SAME, "")
+
+
+def test_a_complex_tensor_is_called_so(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    spoiled = rows(with_(log_prob=lambda i, row: torch.tensor(row["log_prob"]) + 0j))
+    torch.save(spoiled, tmp_path / "r.pt")
+    check(tmp_path / "r.pt", REFUSED, "is a complex number, not a number")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a" * 300], "no file can have such a name"),
+        (["R", "--html", "a" * 300 + ".html"], "no file can have so long a name"),
+        (["R", "--figure", "a" * 300 + ".png"], "no file can have so long a name"),
+        (["R", "--html", ""], "--html: is empty"),
+        (["R", "--by", "log_prob"], "--by: 'log_prob' holds log_prob of each token"),
+    ],
+    ids=str,
+)
+def test_arguments(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "R").write_bytes(lines(rows()))
+    figure = [] if "--figure" in arguments else ["--no-figure"]
+    assert main(["replay", *arguments, *figure]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
 
 
 def test_a_file_named_twice_is_read_once_and_a_name_of_two_lines_is_refused(tmp_path: Path) -> None:

@@ -686,6 +686,48 @@ def test_a_live_folder_is_read_again_when_it_grows(
     assert run(capsys, "-", "--watch", "5")[0] == 2
 
 
+def test_a_live_folder_that_is_half_written_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty at first, a line that is not all there, half a Parquet file, everything gone, all of it again."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    table = rows(batch(0))
+    whole = "".join(json.dumps(row) + "\n" for row in table)
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "b.parquet")
+    half = (tmp_path / "b.parquet").read_bytes()[:-60]
+    naps = iter(
+        (
+            lambda: (folder / "a.jsonl").write_text(whole[:-40]),
+            lambda: (folder / "a.jsonl").write_text(whole),
+            lambda: (folder / "b.parquet").write_bytes(half),
+            lambda: [path.unlink() for path in folder.iterdir()],
+            lambda: (folder / "c.jsonl").write_text(whole),
+        )
+    )
+
+    def nap(seconds: float) -> None:
+        step = next(naps, None)
+        if step is None:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr("vcposim.commands.replay.time.sleep", nap)
+    code, out, _ = run(capsys, folder, "--watch", "5")
+    assert code == 130
+    told = [line[9:] for line in out.splitlines() if line[2:3] == line[5:6] == ":"]
+    assert len(told) == 6
+    assert "waiting: " in told[0]
+    assert "without rollouts" in told[0]
+    assert told[1] == "15 trajectories in 1 files"
+    assert told[2] == "16 trajectories in 1 files"
+    assert "b.parquet: not a readable Parquet file" in told[3]
+    assert "without rollouts" in told[4]
+    assert told[5] == "16 trajectories in 1 files"
+    assert "1 of 16 records are left out (not finished yet): 1 cut off (line 16)" in out
+    assert run(capsys, tmp_path / "none", "--watch", "5")[0] == 2
+
+
 def test_five_plain_lines_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, rows(batch(prompts=8, responses=8)))
     found = replay(read_dump(path), corrections=True)

@@ -321,6 +321,20 @@ def test_a_metric_that_is_no_number_is_refused_or_left_out_on_request(value: Any
     assert sum(map(len, found.skipped.values())) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("_step,actor/ppo_kl,actor/ppo_kl\n0,1,2\n", "several columns called 'actor/ppo_kl'"),
+        ('{"step": 100000000000000000001, "actor/ppo_kl": 1}\n', "is too large to tell it from the next"),
+        ('{"step": 1, "reward": 1, "log_prob": [-1.0]}\n', "these are rollouts, not metrics"),
+    ],
+)
+def test_what_would_be_read_for_something_else_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "m").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_metrics([tmp_path / "m"])
+
+
 def test_nan_and_infinity_are_gaps_and_said(tmp_path: Path) -> None:
     rows = logged(course(list(VERL), steps=4), VERL)
     rows[1][VERL["ess_fraction"]], rows[2][VERL["grad_norm"]] = math.nan, math.inf
@@ -330,6 +344,16 @@ def test_nan_and_infinity_are_gaps_and_said(tmp_path: Path) -> None:
     assert ess.at == [1, 3, 4]
     assert any("grad_norm is infinite at 1 steps" in note for note in found.notes)
     json.dumps(metrics_json(found), allow_nan=False)
+
+
+def test_rollouts_beside_metrics_are_said_not_to_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "kl": 0.1, "clip_ratio": 0.0}]}))
+    assert not any("rollouts too" in note for note in read_metrics([folder]).notes)
+    rollout = {"group": 1, "reward": 1.0, "log_prob": [-1.0], "behavior_log_prob": [-1.0]}
+    (folder / "r.jsonl").write_bytes(_lines([rollout] * 4))
+    assert any(f"{folder} holds rollouts too, which are not read" in note for note in read_metrics([folder]).notes)
 
 
 def test_rollouts_are_no_metrics_and_metrics_no_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

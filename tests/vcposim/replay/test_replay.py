@@ -443,7 +443,7 @@ BAD_FILES: dict[str, tuple[bytes, list[str]]] = {
     "blank": (b"\n\n", ["empty file"]),
     "malformed": (GOOD.replace(b'"reward"', b"reward", 1), ["line 1", "not JSON"]),
     "cut_off": (GOOD[:-30], ["line 16", "cut off"]),
-    "array": (b"[" + GOOD.replace(b"\n", b",") + b"{}]\n", ["line 1, item 17", "group", "missing"]),
+    "array": (b"[" + GOOD.replace(b"\n", b",") + b"{}]\n", ["line 1, item 17", "group", "none of the columns"]),
     "not_object": (b"3\n", ["line 1", "number"]),
     "binary": (bytes(range(256)), ["is binary", "JSON lines or Parquet"]),
     "missing_columns": (
