@@ -76,7 +76,7 @@ def _disk() -> Iterator[None]:
 
 
 class NumberColumn:
-    """NumberColumn of one type, appended."""
+    """Numbers of one type, appended."""
 
     def __init__(self, kind: str = "d"):
         self.kind, self.bytes = np.dtype(kind), _Bytes()
@@ -393,7 +393,7 @@ class Codes:
 
     @property
     def written_twice(self) -> list[int | float]:
-        """NumberColumn whose text is a value of its own."""
+        """Numbers whose text is a value of its own."""
         if str not in self.kinds or not self.kinds & {int, float}:
             return []
         return [value for value in self.values() if isinstance(value, int | float) and str(value) in self]
