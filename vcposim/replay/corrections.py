@@ -337,8 +337,8 @@ class _Yardstick:
     """the largest weight^-2: `target` is relative to it, an estimator's own coefficients are not"""
     others: Array
     """(g, n) square of what subtracting the mean of the others makes of the advantage, instead of that of all"""
-    plain: dict[Estimator, Array | None] = field(default_factory=dict)
-    """coefficients of untreated ratios, which many estimators share"""
+    plain: dict[Estimator, tuple[Array, Array] | None] = field(default_factory=dict)
+    """coefficients of untreated ratios, which many estimators share, and how far rounding may move them"""
 
     @classmethod
     def of(cls, dump: Dump, batch: Batch) -> "_Yardstick | None":
@@ -445,16 +445,20 @@ class _Yardstick:
             if level == "token" and not self.batch.per_token:
                 continue
             # an off-policy optimal baseline moves with its weights; only the ratio in front is compared here
-            x = self._plain(replace(estimator, weighting=Weighting("importance", level), surrogate=None))
-            if x is not None:
+            plain = self._plain(replace(estimator, weighting=Weighting("importance", level), surrogate=None))
+            if plain is not None:
+                x, rounding = plain
                 with np.errstate(all="ignore"):
                     off = c - x
-                    shares.append(self.share(np.abs(off, out=off) > 1e-9 * np.abs(x)))
+                    shares.append(self.share(np.abs(off, out=off) > rounding))
+                if not shares[-1] > 0:
+                    break  # no level leaves fewer
         return min(shares, default=None)
 
-    def _plain(self, estimator: Estimator) -> Array | None:
+    def _plain(self, estimator: Estimator) -> tuple[Array, Array] | None:
         if estimator not in self.plain:
             self.plain[estimator] = None
             with np.errstate(all="ignore"), contextlib.suppress(InputError):
-                self.plain[estimator] = _on_cells(estimator.coefficients(self.batch), self.batch)
+                x = _on_cells(estimator.coefficients(self.batch), self.batch)
+                self.plain[estimator] = x, 1e-9 * np.abs(x)
         return self.plain[estimator]
