@@ -38,7 +38,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     seconds = time.perf_counter() - began
     if options.json:
-        print(json.dumps(_document(report, seconds), indent=1))
+        obligations = {
+            "asked": report.asked,
+            "confirmed": report.confirmed,
+            "contradicted": report.contradicted,
+            "undecided_in": report.undecided,
+        }
+        document = {
+            "claims": [result.as_dict() for result in report.results],
+            "obligations": obligations,
+            "notes": report.notes,
+            "seconds": round(seconds, 1),
+            "failed": report.failed,
+        }
+        print(json.dumps(document, indent=1))
     else:
         _show(report, seconds)
     return int(report.failed)
@@ -55,21 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _document(report: check.Report, seconds: float) -> dict[str, object]:
-    return {
-        "claims": [result.as_dict() for result in report.results],
-        "obligations": {
-            "asked": report.asked,
-            "confirmed": report.confirmed,
-            "contradicted": report.contradicted,
-            "undecided_in": report.undecided,
-        },
-        "notes": report.notes,
-        "seconds": round(seconds, 1),
-        "failed": report.failed,
-    }
-
-
 def _show(report: check.Report, seconds: float) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=160)
     columns = COLUMNS if console.width >= 120 else COLUMNS[:2] + COLUMNS[3:5]
@@ -84,7 +82,15 @@ def _show(report: check.Report, seconds: float) -> None:
         for layer, outcome in result.outcomes.items():
             if not outcome.passed:
                 console.print(Text(f"FAILED {result.claim.name} ({layer}): {outcome.detail}", style="bold red"))
-    for line in _remarks(report, seconds):
+    remarks = ["layers: 1 exact rationals, 2 any number of samples and any dimension (z3), 3 Coq"]
+    if report.asked:
+        open_ = f", gives up on some of {', '.join(report.undecided)}" if report.undecided else ""
+        remarks.append(
+            f"second opinion: cvc5 confirms {report.confirmed} of {report.asked} obligations of layer 2, contradicts "
+            f"{report.contradicted}{open_}"
+        )
+    failed = sum(result.failed for result in report.results)
+    for line in (*remarks, *report.notes, f"{len(report.results)} claims, {failed} failed, {seconds:.0f} s"):
         console.print(Text(line))
 
 
@@ -97,18 +103,6 @@ def _cells(result: check.ClaimResult) -> dict[str, Text]:
              "\n".join(claim.shipped) or "-", " ".join(claim.rows))  # fmt: skip
     styles = {"verdict": STYLE.get(verdict, "")}
     return {name: Text(text, style=styles.get(name, "")) for name, text in zip(COLUMNS, texts, strict=True)}
-
-
-def _remarks(report: check.Report, seconds: float) -> list[str]:
-    lines = ["layers: 1 exact rationals, 2 any number of samples and any dimension (z3), 3 Coq"]
-    if report.asked:
-        lines.append(
-            f"second opinion: cvc5 confirms {report.confirmed} of {report.asked} obligations of layer 2, contradicts "
-            f"{report.contradicted}"
-            + (f", gives up on some of {', '.join(report.undecided)}" if report.undecided else "")
-        )
-    failed = sum(result.failed for result in report.results)
-    return [*lines, *report.notes, f"{len(report.results)} claims, {failed} failed, {seconds:.0f} s"]
 
 
 if __name__ == "__main__":

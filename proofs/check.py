@@ -93,7 +93,14 @@ def run(claims: list[Claim], layers: tuple[str, ...] = LAYERS, *, need_coq: bool
             if result.claim.exact:
                 result.outcomes["exact"] = run_exact(result.claim)
     if coq is not None:
-        _coq(report, coq, need_coq)
+        found = coq.finish()
+        if found.skipped or found.assumptions:
+            report.notes.append(found.skipped or found.summary)
+        for result in report.results:
+            if result.claim.coq and found.skipped and need_coq:
+                result.outcomes["coq"] = LayerOutcome(False, found.skipped)
+            if result.claim.coq and not found.skipped:
+                result.outcomes["coq"] = found.of(result.claim.coq)
     return report
 
 
@@ -110,27 +117,13 @@ def _symbolic(report: Report) -> None:
             if cvc5 is not None and outcome.passed:  # a claim that has failed needs no second opinion
                 cvc5.ask(outcome.obligations)
     if cvc5 is not None:
-        _compare(report, cvc5.answers())
-
-
-def _compare(report: Report, answers: dict[str, str]) -> None:
-    counts = Counter(answers.values())
-    report.asked, report.confirmed, report.contradicted = len(answers), counts["unsat"], counts["sat"]
-    refuted = {text for text, answer in answers.items() if answer == "sat"}
-    for result in report.results:
-        symbolic = result.outcomes.get("symbolic")
-        if symbolic and any(answers.get(text) == "unknown" for text in symbolic.obligations):
-            report.undecided.append(result.claim.name)
-        if symbolic and symbolic.obligations & refuted:
-            result.outcomes["symbolic"] = LayerOutcome(False, "cvc5 contradicts z3 on an obligation")
-
-
-def _coq(report: Report, started: coq_layer.Compilation, needed: bool) -> None:
-    outcome = started.finish()
-    if outcome.skipped or outcome.assumptions:
-        report.notes.append(outcome.skipped or outcome.summary)
-    for result in report.results:
-        if result.claim.coq and outcome.skipped and needed:
-            result.outcomes["coq"] = LayerOutcome(False, outcome.skipped)
-        if result.claim.coq and not outcome.skipped:
-            result.outcomes["coq"] = outcome.of(result.claim.coq)
+        answers = cvc5.answers()
+        counts = Counter(answers.values())
+        report.asked, report.confirmed, report.contradicted = len(answers), counts["unsat"], counts["sat"]
+        refuted = {text for text, answer in answers.items() if answer == "sat"}
+        for result in report.results:
+            symbolic = result.outcomes.get("symbolic")
+            if symbolic and any(answers.get(text) == "unknown" for text in symbolic.obligations):
+                report.undecided.append(result.claim.name)
+            if symbolic and symbolic.obligations & refuted:
+                result.outcomes["symbolic"] = LayerOutcome(False, "cvc5 contradicts z3 on an obligation")

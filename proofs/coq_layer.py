@@ -71,7 +71,8 @@ class Compilation:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.process.returncode:
             return CoqOutcome(error=_first_error(output))
-        return CoqOutcome(dict.fromkeys(self.lemmas, _audited(output)))
+        audited = CLOSED if CLOSED in output else " ".join(output[output.find("Axioms:") :].split())
+        return CoqOutcome(dict.fromkeys(self.lemmas, audited))
 
 
 @cache
@@ -100,23 +101,16 @@ def start() -> Compilation:
     (folder / "Shipped.v").write_text(shipped)
     links = re.findall(r"^Lemma (\w+_shipped)", shipped, re.M)
     lemmas = tuple(dict.fromkeys([*(name for claim in all_claims() for name in claim.coq), *links]))
-    (folder / "Audit.v").write_text(_audit(lemmas))
+    # one question for all the lemmas at once: each question walks through the whole library
+    together = ",\n  ".join(f"@{name}" for name in lemmas)
+    (folder / "Audit.v").write_text(
+        f"From Proofs Require Import Vcposim Shipped.\nDefinition all := (\n  {together}).\nPrint Assumptions all.\n"
+    )
     script = " && ".join(f"coqc -w none -Q . Proofs {name}.v" for name in FILES)
     process = subprocess.Popen(
         ["sh", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     return Compilation(process, folder, lemmas)
-
-
-def _audit(lemmas: tuple[str, ...]) -> str:
-    """One question for all the lemmas at once (each question walks through the whole library)."""
-    together = ",\n  ".join(f"@{name}" for name in lemmas)
-    return f"From Proofs Require Import Vcposim Shipped.\nDefinition all := (\n  {together}).\nPrint Assumptions all.\n"
-
-
-def _audited(output: str) -> str:
-    """The closing sentence, or the axioms."""
-    return CLOSED if CLOSED in output else " ".join(output[output.find("Axioms:") :].split())
 
 
 def _first_error(output: str) -> str:

@@ -101,7 +101,7 @@ class Dump:
 
 
 def pooled(tokens: WeightSums, rows: np.ndarray | range | None = None) -> WeightSums:
-    """Sums over all trajectories, or some, of sums (n,) each, on the largest scale."""
+    """Sums over all trajectories, or `rows` (k,) of them, of sums (n,) each, on the largest scale."""
     nothing = np.float64(0)
     found = WeightSums(np.float64(-math.inf), nothing, nothing, nothing)
     for piece in pieces(*tokens, rows=rows):

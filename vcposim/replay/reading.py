@@ -35,7 +35,7 @@ from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
 from vcposim.replay.names import FIELDS, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
-from vcposim.replay.storage import Codes, Column, Stored, distinct, numbered, picked
+from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, numbered, picked
 from vcposim.replay.unfolding import Unfolding
 
 FILE = "file"
@@ -119,10 +119,10 @@ class _Reader:
         self.unfolding, self.record = Unfolding(columns, skip_bad), RecordReader(columns)
         self.wanted = Wanted()
         self.code = Codes()
-        self.group = Column("i4")
-        self.number = {name: Column() for name in ("reward", "log_ratio", "length", "norm", "reference")}
-        self.slices: dict[str, tuple[Codes, Column]] = {}
-        self.sums = {name: Column() for name in ("scale", "count", "total", "square")}
+        self.group = NumberColumn("i4")
+        self.number = {name: NumberColumn() for name in ("reward", "log_ratio", "length", "norm", "reference")}
+        self.slices: dict[str, tuple[Codes, NumberColumn]] = {}
+        self.sums = {name: NumberColumn() for name in ("scale", "count", "total", "square")}
         self.where = Stored()
         self.waiting: list[Item] = []
         self.waiting_tokens = 0
@@ -135,7 +135,7 @@ class _Reader:
         self.skipped: dict[str, list[str]] = {}
         self.empty = self.no_weight = self.mixed = 0
         self.by_file = FILE in (*columns.group_columns, *columns.by)
-        self.in_file = Column("i4")
+        self.in_file = NumberColumn("i4")
         self.files: dict[str, int] = {}
 
     def take(self, item: Item) -> None:
@@ -310,7 +310,7 @@ class _Reader:
         if "reference_log_prob" in self.columns.mapping:
             number["reference"].extend(rows.reference)
         for name, values in rows.marks.items():
-            known, codes = self.slices.setdefault(name, (Codes(), Column("i4")))
+            known, codes = self.slices.setdefault(name, (Codes(), NumberColumn("i4")))
             codes.extend(known.codes(values))
         self.where.extend([f"{Path(rows.file).name}: {place}" for place in rows.place] if self.several else rows.place)
         if self.several:

@@ -1,8 +1,8 @@
 """What grows with the file, kept on disk beyond a quarter of a megabyte, so that memory does not.
 
-    Column    numbers, appended as they come; an ordinary array afterwards, mapped from a file without a name
-    Stored    strings and other JSON values, likewise; a sequence afterwards
-    Codes     distinct values -> 0, 1, ... in order of appearance
+    NumberColumn    numbers, appended as they come; an array afterwards, mapped from a file without a name
+    Stored          strings and other JSON values, likewise; a sequence afterwards
+    Codes           distinct values -> 0, 1, ... in order of appearance
 
 Pages of a mapped file count as memory of the process from when they are touched until it lets go of them. So loops over
 a whole column go by `pieces`, and whoever has picked rows of one out of order calls `forget`. Pieces have one size
@@ -75,7 +75,7 @@ def _disk() -> Iterator[None]:
         ) from None
 
 
-class Column:
+class NumberColumn:
     """Numbers of one type, appended."""
 
     def __init__(self, kind: str = "d"):
@@ -102,7 +102,7 @@ def _mapped(file: IO[bytes], shape: tuple[int, ...], kind: Any) -> np.ndarray:
 
 
 def empty(shape: int | tuple[int, ...], kind: str = "d") -> np.ndarray:
-    """An array of zeros to be filled, in memory or in a file: shape."""
+    """An array of zeros to be filled, in memory or in a file: (...)."""
     shape = shape if isinstance(shape, tuple) else (shape,)
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     if size <= IN_MEMORY:
@@ -127,7 +127,7 @@ def forget(*columns: np.ndarray | None) -> None:
 
 
 def pieces(*columns: np.ndarray, rows: np.ndarray | range | None = None) -> Iterator[tuple[np.ndarray, ...]]:
-    """Columns (n,) side by side, `PIECE` rows at a time: of all rows, or of some in that order."""
+    """Columns (n,) side by side, `PIECE` rows at a time: of all, or of `rows` (k,) in that order."""
     for start in range(0, len(columns[0] if rows is None else rows), PIECE):
         here: Any = slice(start, start + PIECE)
         if rows is not None:
@@ -201,8 +201,8 @@ def _unique(values: np.ndarray) -> np.ndarray:
 
 
 def coded(*columns: np.ndarray, key: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct values of `key`, a function of columns (n,), in order of appearance; the row in which each comes up
-    first; and the code of each row."""
+    """Distinct values of `key`, a function of columns, in order of appearance, the row in which each comes up first,
+    and the code of each row: (k,), (k,), (n,)."""
     n = len(columns[0])
     values = distinct(*columns, key=key)
     first = np.full(values.size, n, dtype=np.int64 if n >= 1 << 31 else np.int32)
@@ -267,7 +267,7 @@ class Stored(Sequence[Any]):
         return found
 
     def take(self, rows: np.ndarray) -> "Stored":
-        """The same, stored again."""
+        """Those of `rows` (k,), stored again."""
         found = Stored()
         for start in range(0, len(rows), PIECE):
             several = self.some(rows[start : start + PIECE])

@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, configuration, given, settings
@@ -131,7 +131,20 @@ class Trial:
         check_law(self.law, self.subject, self.examples, shrink=self.status == CLAIMED)
 
 
-def check_estimator(estimator: JudgedEstimator, claims: Iterable[str] = (), **setting: Any) -> dict[str, str]:
+class TrialSettings(TypedDict, total=False):
+    """The keywords of `trials`, for what passes them on."""
+
+    without: Iterable[str]
+    needs: Iterable[str]
+    host: JudgedEstimator | None
+    dominates: Sequence[JudgedEstimator]
+    convert: Convert
+    examples: int
+
+
+def check_estimator(
+    estimator: JudgedEstimator, claims: Iterable[str] = (), **setting: Unpack[TrialSettings]
+) -> dict[str, str]:
     """Try every claimed law and every universal one; the report, law -> `holds`, `not claimed` or `does not apply`.
 
     `setting` are the keywords of `trials`. Raises `Violation` on the first broken law, and as `trials` does.
@@ -143,7 +156,7 @@ def check_estimator(estimator: JudgedEstimator, claims: Iterable[str] = (), **se
     return {trial.law: trial.status for trial in asked}
 
 
-def laws_of(estimator: JudgedEstimator, claims: Iterable[str] = (), **setting: Any) -> list[Trial]:
+def laws_of(estimator: JudgedEstimator, claims: Iterable[str] = (), **setting: Unpack[TrialSettings]) -> list[Trial]:
     """The laws that an estimator must keep, each a test to be called: for `pytest.mark.parametrize`.
 
     `setting` are the keywords of `trials`.

@@ -23,7 +23,7 @@ from tests.kit.statistical import near
 from tests.vcposim.replay.fixtures import batch
 from vcposim.commands.main import main
 from vcposim.replay import as_json, contributions, read_dump, reading, replay, storage, to_json
-from vcposim.replay.storage import Codes, Column, Stored, by_code, coded, counts, distinct, empty, pieces
+from vcposim.replay.storage import Codes, NumberColumn, Stored, by_code, coded, counts, distinct, empty, pieces
 
 KEYS = st.one_of(
     st.integers(-(2**62), 2**62),
@@ -55,7 +55,7 @@ def test_columns_come_back_from_disk(spilled: Callable[[], None]) -> None:
     spilled()
     values = np.random.default_rng(0).standard_normal(1000)
     for kind in ("d", "i4"):
-        column = Column(kind)
+        column = NumberColumn(kind)
         for start in range(0, 1000, 13):
             column.extend(
                 values[start : start + 13].tolist() if kind == "d" else list(range(start, min(start + 13, 1000)))
