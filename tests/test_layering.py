@@ -43,7 +43,6 @@ TRANSFORMERS = {
 
 OPTIONAL = {
     "simulations.summaries": {"PIL"},  # of pillow, which matplotlib needs too
-    "vcposim.pages.parts": {"vl_convert"},  # of vl-convert-python; without it a page has no figures to explore
     "vcposim.comparison.workers": {"distributed"},
     "vcposim.comparison.transformers": {"llm_bridge"},
     "vcposim.replay.containers": {"torch"},

@@ -200,7 +200,9 @@ def _page_asked(given: str | None) -> Path | None:
     if not given:
         raise InputError("--html: is empty; name a page, as in run.html")
     from vcposim.commands.replay_page import GENERATOR
+    from vcposim.pages.parts import bundle
 
+    bundle()  # what makes it needs much memory, so before anything is read
     return page_path(given, GENERATOR)
 
 

@@ -7,8 +7,12 @@ not installed, a page has what does not need it.
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +69,15 @@ def is_page(path: Path, generator: str) -> bool:
         return f'content="{generator}"'.encode() in file.read(1000)
 
 
+@cache
 def bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script; empty where vl-convert-python is not installed."""
-    try:
-        import vl_convert
-    except ImportError:
+    if find_spec("vl_convert") is None:
         return ""
-    code: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    # in a process of its own: a JavaScript engine writes the script, and its 140 MB go when it does
+    program = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle())"
+    command = [sys.executable, "-X", "utf8", "-c", program]
+    code = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
