@@ -59,7 +59,7 @@ def test_tools_of_contributing_are_in_the_extra_dev(tool: str) -> None:
     named = {"xdist": "pytest-xdist", "pre_commit": "pre-commit"}.get(tool, tool)
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
     assert any(line.startswith(f"{named}>") for line in extra)
-    assert tool in CONTRIBUTING.replace("pre-commit", "pre_commit").replace("-n 2", "xdist")
+    assert tool in CONTRIBUTING.replace("pre-commit", "pre_commit").replace("-n 3", "xdist")
     assert importlib.util.find_spec(tool) or tool == "pre_commit"
 
 

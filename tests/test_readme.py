@@ -36,7 +36,7 @@ def test_set_up_commands_are_the_two_promised() -> None:
     install = [line for line in SHELL if "pip install" in line]
     assert install == [
         "python -m pip install -e . && python -m simulations run quick",
-        'python -m pip install -e ".[dev]" && python -m pytest -n 2 --dist loadfile',
+        'python -m pip install -e ".[dev]" && python -m pytest -n 3 --dist loadfile',
     ]
 
 

@@ -70,6 +70,7 @@ __all__ = [
     "Law",
     "Strings",
     "Trial",
+    "TrialSettings",
     "Violation",
     "bandits",
     "cases",

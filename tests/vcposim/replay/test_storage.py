@@ -215,6 +215,7 @@ sys.stderr.write(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path: Path) -> None:
     """Four times the trajectories; the 200 bytes that each took once would be 48 MB more."""
