@@ -85,6 +85,7 @@ def clashes(sources: dict[Path, str]) -> dict[str, list[str]]:
     return {name: files for name, files in places.items() if len(files) > 1}
 
 
+@pytest.mark.slow
 def test_no_two_classes_share_a_name() -> None:
     assert clashes(SOURCES).keys() == SHARED_NAMES.keys()
     planted = {**SOURCES, Path("planted.py"): "Batch = dict[str, int]\nclass Weighting: ...\nclass _Log: ..."}
@@ -319,6 +320,7 @@ def named_in_tests() -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", MOST_USED_ONCE)
 def test_few_helpers_are_a_piece_of_one_function(folder: str) -> None:
     apart = tuple(f"{other}/" for other in MOST_USED_ONCE if other.startswith(f"{folder}/"))

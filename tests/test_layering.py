@@ -248,6 +248,7 @@ def test_importing_the_kernel_loads_no_array_library():
     fresh(f"import sys, {names}; bad = {{'numpy', 'torch', 'scipy', 'pandas'}} & set(sys.modules); assert not bad, bad")
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_torch_and_the_test_tools():
     names = [m for m, _ in modules(ROOT, "vcposim") if not f"{m}.".startswith(f"{KIT}.")]
     fresh(f"{BLOCK}\nfor name in {names!r}: importlib.import_module(name)")

@@ -97,6 +97,7 @@ def test_codes_are_those_of_a_dictionary(lists: list[list[Any]], most: int) -> N
         assert "not there at all" not in codes
 
 
+@pytest.mark.slow
 def test_many_codes_outgrow_their_table() -> None:
     count = 400_000
     codes = Codes()
