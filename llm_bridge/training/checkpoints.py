@@ -41,7 +41,11 @@ def save_checkpoint(folder: Path, version: int, state: dict[str, Any], keep: int
     if path.exists():
         shutil.rmtree(path)
     os.replace(partial, path)
-    _flush_folder(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name is on the disk before older ones go
+    finally:
+        os.close(handle)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -98,14 +102,6 @@ def _write(path: Path, payload: bytes) -> None:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _line(error: Exception) -> str:

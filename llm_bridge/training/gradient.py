@@ -94,8 +94,16 @@ class GradientMaker:
                 made = self._made(rollouts, reading)
                 if made.finite:
                     _descend(made.coefficient, log_prob, rollouts, tape)
-        else:
-            made = self._two_passes(parts, rollouts, step)
+        else:  # coefficients need all rows: one pass to read them, another with a graph for each part in turn
+            readings = []
+            for part in parts:
+                with self._tape(step) as tape, torch.set_grad_enabled(tape is not None):
+                    readings.append(self._read(part, tape, keep=False)[1])
+            made = self._made(rollouts, Reading.of(readings))
+            if made.finite:
+                factor = world_size() if self.sharded else 1  # sharded gradients are averaged over ranks
+                for part, c in zip(parts, made.coefficient.split(len(parts[0])), strict=True):
+                    _descend(c * factor, self.log_prob(self.trained, part), part, None)
         if made.finite and not self.sharded:
             sum_gradients(self.trained.parameters())
         return made
@@ -134,18 +142,6 @@ class GradientMaker:
                 if finite and bool(torch.isfinite(c).all()):
                     tape.backward(c)
         return self._made(rollouts, Reading.of(readings))
-
-    def _two_passes(self, parts: Sequence[Rollouts], rollouts: Rollouts, step: int) -> BatchGradient:
-        readings = []
-        for part in parts:
-            with self._tape(step) as tape, torch.set_grad_enabled(tape is not None):
-                readings.append(self._read(part, tape, keep=False)[1])
-        made = self._made(rollouts, Reading.of(readings))
-        if made.finite:
-            factor = world_size() if self.sharded else 1  # sharded gradients are averaged over ranks
-            for part, c in zip(parts, made.coefficient.split(len(parts[0])), strict=True):
-                _descend(c * factor, self.log_prob(self.trained, part), part, None)
-        return made
 
     def _read(self, rollouts: Rollouts, tape: ScoreTape | None, keep: bool) -> tuple[Tensor, Reading]:
         logits = policy_logits(self.model, rollouts, self.config.temperature, first_read(rollouts))

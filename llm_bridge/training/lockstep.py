@@ -244,7 +244,10 @@ class LockStep:
         drawn = [waiting.pop(self.version) for waiting in self.waiting]
         gradient = torch.empty_like(self.theta)
         log_weight = np.empty((len(self.configs), len(drawn[0].reward[0])))
-        for rows in self._alike():
+        alike: dict[Any, list[int]] = {}  # runs of one estimator pass through the network together
+        for i, estimator in enumerate(self.estimators):
+            alike.setdefault(estimator, []).append(i)
+        for rows in (rows for members in alike.values() for rows in self._chunks(members)):
             batch = _stacked([drawn[i] for i in rows])
             gradient[rows], log_weight[rows] = self._gradient(rows, batch)
         record = self._step(gradient.double().numpy(), log_weight)
@@ -340,13 +343,6 @@ class LockStep:
         sampler._turn(self.lm, row, sampler.task.problem(row.problem))
 
     # --- learning -----------------------------------------------------------------------------------------------------
-
-    def _alike(self) -> list[list[int]]:
-        """Runs of one estimator, at most a chunk at a time."""
-        by: dict[Any, list[int]] = {}
-        for i, estimator in enumerate(self.estimators):
-            by.setdefault(estimator, []).append(i)
-        return [rows for members in by.values() for rows in self._chunks(members)]
 
     def _chunks(self, rows: Sequence[int]) -> list[list[int]]:
         return [list(rows[i : i + self.chunk]) for i in range(0, len(rows), self.chunk)]

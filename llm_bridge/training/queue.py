@@ -33,7 +33,16 @@ class RolloutQueue:
         """Draw everything that is due at this version of the model. Call it once a version, before its update."""
         due = [slot for slot in self.schedule.due(version) if slot.group in self.mine]
         if self.schedule.law.law == "in_flight":
-            self._fly(lm, due, version)
+            for update in dict.fromkeys(slot.update for slot in due):
+                slots = [Slot(update, group) for group in self.mine]
+                self.in_flight[update] = self.sampler.start(lm, self._problems(slots))
+            for update, state in list(self.in_flight.items()):
+                last = update == version
+                tokens = None if last else self.schedule.slice_of(update, self.sampler.max_new_tokens)
+                self.sampler.advance(lm, state, tokens, version)
+                if last:
+                    landed = self.sampler.finished(lm, self.in_flight.pop(update))
+                    self._put([Slot(update, group) for group in self.mine], landed)
             return
         for i in range(0, len(due), len(self.mine) or 1):  # at most one update's rows in the sampler at once
             part = due[i : i + len(self.mine)]
@@ -79,18 +88,6 @@ class RolloutQueue:
             update: SamplerState.from_state_dict({"rows": rows[update], "column": column[update]})
             for update in sorted(rows)
         }
-
-    def _fly(self, lm: LanguageModel, due: list[Slot], version: int) -> None:
-        for update in dict.fromkeys(slot.update for slot in due):
-            slots = [Slot(update, group) for group in self.mine]
-            self.in_flight[update] = self.sampler.start(lm, self._problems(slots))
-        for update, state in list(self.in_flight.items()):
-            last = update == version
-            tokens = None if last else self.schedule.slice_of(update, self.sampler.max_new_tokens)
-            self.sampler.advance(lm, state, tokens, version)
-            if last:
-                landed = self.sampler.finished(lm, self.in_flight.pop(update))
-                self._put([Slot(update, group) for group in self.mine], landed)
 
     def _problems(self, slots: Iterable[Slot]) -> list[int]:
         return [self.schedule.problem(slot) for slot in slots]

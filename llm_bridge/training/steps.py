@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_bridge.control import EssStepScale, StepRecord, family_exponent
+from llm_bridge.control import EssStepScale, family_exponent
 from llm_bridge.training.config import TrainConfig
 from vcposim.control import MEMORY, Seen, norm_scale, step_rule
 
@@ -89,7 +89,12 @@ class Steps:
         scale = 0.0
         with self.brake.applied(drop_gradients=False) as ready:
             if ready.step_scale > 0 and math.isfinite(norm):
-                scale = self._scale(step, lag, norm, ready, group_gradient, token_ess_fraction)
+                rho, lags, norms, typical = (np.array([x]) for x in (ready.ess_fraction, lag, norm, self.typical_norm))
+                groups = None if group_gradient is None else group_gradient.double().cpu().numpy()[None]
+                tokens = None if token_ess_fraction is None else np.array([token_ess_fraction])
+                lengths = np.array([self.lengths]) if self.lengths else None
+                control = self.config.control(self.exponent, ready.ess_reference)
+                scale = float(control.scale(Seen(step, rho, lags, norms, typical, groups, tokens, lengths))[0])
             if scale > 0:
                 with scaled(self.optimizer, scale):
                     self.optimizer.step()
@@ -116,22 +121,6 @@ class Steps:
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"])
-
-    def _scale(
-        self,
-        step: int,
-        lag: float,
-        norm: float,
-        ready: StepRecord,
-        group_gradient: Tensor | None,
-        token_ess_fraction: float | None,
-    ) -> float:
-        groups = None if group_gradient is None else group_gradient.double().cpu().numpy()[None]
-        rho, lags, norms, typical = (np.array([x]) for x in (ready.ess_fraction, lag, norm, self.typical_norm))
-        control = self.config.control(self.exponent, ready.ess_reference)
-        tokens = None if token_ess_fraction is None else np.array([token_ess_fraction])
-        lengths = np.array([self.lengths]) if self.lengths else None
-        return float(control.scale(Seen(step, rho, lags, norms, typical, groups, tokens, lengths))[0])
 
     def _why(self, norm: float) -> str:
         if math.isnan(norm):

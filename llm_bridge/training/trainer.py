@@ -103,8 +103,19 @@ class Trainer:
         self.config = config
         self.phase: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext()
         self.accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-        mine = self._own_groups()
-        self._refuse_what_cannot_be()
+        ranks = world_size()
+        share, rest = divmod(config.groups, ranks)
+        if rest:
+            raise InputError(f"groups: {config.groups} do not divide over {ranks} ranks; use a multiple of {ranks}")
+        mine = range(rank() * share, (rank() + 1) * share)  # the groups of an update that this rank samples and reads
+        token_coefficients(config.resolved(), config.group_size)
+        rule = step_rule(config.step_rule)
+        whole_gradient = "group_gradient" in rule.needs or rule.turn is not None
+        if whole_gradient and (ranks > 1 or config.sharding != "none"):
+            raise InputError(
+                f"step_rule: {config.step_rule!r} looks at whole gradients of one process; use another, or start "
+                "without torchrun"
+            )
         self.task = training_task(config, task)
         if lm is None:
             with self.accelerator.main_process_first():  # one rank fills the cache, the others read it
@@ -251,23 +262,3 @@ class Trainer:
     def _precision(self) -> AbstractContextManager[Any]:
         bf16 = self.config.dtype == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16)
-
-    def _own_groups(self) -> range:
-        """The groups of an update that this rank samples and reads."""
-        ranks = world_size()
-        share, rest = divmod(self.config.groups, ranks)
-        if rest:
-            raise InputError(
-                f"groups: {self.config.groups} do not divide over {ranks} ranks; use a multiple of {ranks}"
-            )
-        return range(rank() * share, (rank() + 1) * share)
-
-    def _refuse_what_cannot_be(self) -> None:
-        token_coefficients(self.config.resolved(), self.config.group_size)
-        rule = step_rule(self.config.step_rule)
-        whole_gradient = "group_gradient" in rule.needs or rule.turn is not None
-        if whole_gradient and (world_size() > 1 or self.config.sharding != "none"):
-            raise InputError(
-                f"step_rule: {self.config.step_rule!r} looks at whole gradients of one process; use another, or start "
-                "without torchrun"
-            )
