@@ -147,7 +147,16 @@ class EssStepScale:
             warnings.warn(f"step {self.record.step} skipped: {self.record.reason}", RuntimeWarning, stacklevel=2)
             if drop_gradients:
                 self.optimizer.zero_grad(set_to_none=True)
-        self._scale(self.record.step_scale)
+        scaled: set[int] = set()
+        for group in self.optimizer.param_groups:
+            lr = group["lr"]
+            if not isinstance(lr, Tensor):
+                self._saved.append((group, lr, None))
+                group["lr"] = lr * self.record.step_scale
+            elif id(lr) not in scaled:  # groups may share one tensor
+                scaled.add(id(lr))
+                self._saved.append((group, lr, lr.clone()))
+                lr.mul_(self.record.step_scale)
         return self.record
 
     def restore(self) -> None:
@@ -200,35 +209,18 @@ class EssStepScale:
             reference = self.reference
         scale = float(step_scale(fraction, reference=reference, exponent=self.exponent))
         self._steps += 1
-        if scale > 0:
-            self._learn(rho)
+        if scale > 0 and not (self.reference == "first" and self._usable):  # the reference learns from it
+            if isinstance(self.reference, str) and not self._usable and rho < LOW_REFERENCE:
+                warnings.warn(
+                    f"reference: the first ESS fraction is {rho:.3g}, and later steps are judged by it; "
+                    "begin with a synchronous batch, or pass a number",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._usable += 1
+            self._mean = rho if self._usable == 1 else self._mean + (rho - self._mean) / self._usable
         reason = "" if scale > 0 else _reason(seen)
         return StepRecord(self._steps, scale, rho, reference, count, float(seen.log_mean()), reason)
-
-    def _learn(self, rho: float) -> None:
-        if self.reference == "first" and self._usable:
-            return
-        if isinstance(self.reference, str) and not self._usable and rho < LOW_REFERENCE:
-            warnings.warn(
-                f"reference: the first ESS fraction is {rho:.3g}, and later steps are judged by it; "
-                "begin with a synchronous batch, or pass a number",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self._usable += 1
-        self._mean = rho if self._usable == 1 else self._mean + (rho - self._mean) / self._usable
-
-    def _scale(self, scale: float) -> None:
-        done: set[int] = set()
-        for group in self.optimizer.param_groups:
-            lr = group["lr"]
-            if not isinstance(lr, Tensor):
-                self._saved.append((group, lr, None))
-                group["lr"] = lr * scale
-            elif id(lr) not in done:
-                done.add(id(lr))
-                self._saved.append((group, lr, lr.clone()))
-                lr.mul_(scale)
 
 
 def family_exponent(optimizer: object) -> float:

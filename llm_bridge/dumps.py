@@ -206,7 +206,11 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
             ids, attended = (
                 torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
             )
-            learner = _of_learner(self, ids, attended, output["completion_ids"].shape[1])
+            last = output["completion_ids"].shape[1]
+            with torch.no_grad():
+                learner = self._get_per_token_logps_and_entropies(
+                    self.model, ids, attended, last, batch_size=self.args.train_batch_size
+                )[0]
         n = output["completion_mask"].shape[0]
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         row = torch.arange(rank * n, (rank + 1) * n)
@@ -234,15 +238,6 @@ def record_trl(trainer: Any, folder: str | Path) -> None:
 
     _wrap(trainer, "_calculate_rewards", keep_rewards)
     _wrap(trainer, "_generate_and_score_completions", write)
-
-
-def _of_learner(trainer: Any, ids: torch.Tensor, attended: torch.Tensor, last: int) -> torch.Tensor:
-    """log pi of the `last` tokens of prompts and completions, asked of TRL's trainer: (n, s), (n, s) -> (n, last)."""
-    with torch.no_grad():
-        found = trainer._get_per_token_logps_and_entropies(
-            trainer.model, ids, attended, last, batch_size=trainer.args.train_batch_size
-        )
-    return found[0]  # type: ignore[no-any-return]
 
 
 def record_verl(trainer: Any, folder: str | Path) -> None:

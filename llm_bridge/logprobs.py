@@ -61,8 +61,11 @@ def next_token_logits(model: nn.Module, batch: HasTokens, first: int = 0) -> Ten
     if segment is not None:
         dtype = next(model.parameters()).dtype
         position, attention_mask = segment_position(segment), block_diagonal_mask(segment, dtype)
+    elif attention_mask is not None:
+        position = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     else:
-        position = _padded_position(token, attention_mask)
+        # Always one row per trajectory: learned positions shared by the batch would sum their gradient over it.
+        position = torch.arange(token.shape[1], device=token.device).repeat(token.shape[0], 1)
     kept = {"logits_to_keep": token.shape[1] - first} if first else {}
     output = model(input_ids=token, attention_mask=attention_mask, position_ids=position, use_cache=False, **kept)
     return output.logits
@@ -143,13 +146,6 @@ def block_diagonal_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
     same = segment[:, :, None] == segment[:, None, :]
     visible = same & torch.ones_like(same[0]).tril()
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
-
-
-def _padded_position(token: Tensor, attention_mask: Tensor | None) -> Tensor:
-    # Always one row per trajectory: learned positions shared by the batch would sum their gradient over it.
-    if attention_mask is None:
-        return torch.arange(token.shape[1], device=token.device).repeat(token.shape[0], 1)
-    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def _field(batch: HasTokens, name: str, token: Tensor) -> Tensor | None:

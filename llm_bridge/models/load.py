@@ -46,7 +46,14 @@ def load_model(
     if base_rate is not None or size:
         raise InputError(f"model: {str(spec)!r} is taken as it is; base_rate and sizes are for 'char'")
     if spec == "smollm2":
-        return load_folder(_installed(cache), str(spec)).to(dtype)
+        folder = smollm2.folder(cache)
+        if not folder.exists():
+            raise InputError(f"model: 'smollm2' is not at {folder} yet; get it once with: {smollm2.COMMAND}")
+        try:
+            store.check(folder)
+        except InputError as error:
+            raise InputError(f"{error}, then run: {smollm2.COMMAND}") from None
+        return load_folder(folder, str(spec)).to(dtype)
     if not Path(spec).is_dir():
         hint = unknown_name("model", str(spec), SPECS)
         raise InputError(f"{hint}, or the folder of a Hugging Face model (there is none at this path)")
@@ -65,14 +72,3 @@ def load_folder(folder: Path, name: str) -> LanguageModel:
     return LanguageModel(
         model.eval(), CharTokenizer.from_pretrained(folder) if inner is None else HubTokenizer(inner), name
     )
-
-
-def _installed(cache: str | Path | None) -> Path:
-    folder = smollm2.folder(cache)
-    if not folder.exists():
-        raise InputError(f"model: 'smollm2' is not at {folder} yet; get it once with: {smollm2.COMMAND}")
-    try:
-        store.check(folder)
-    except InputError as error:
-        raise InputError(f"{error}, then run: {smollm2.COMMAND}") from None
-    return folder

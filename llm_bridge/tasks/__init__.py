@@ -112,7 +112,13 @@ def load_task(name: str, *, seed: int = 0, style: str = "short", **options: Any)
         if dataset not in DATASETS:
             raise unknown_name("task", name, [GYM + d for d in DATASETS])
         data = make_dataset(dataset, seed, options)
-        _trial(name, data)
+        for entry in (data[i] for i in range(5)):  # its verifier accepts its own answers and nothing else, on these
+            if entry["answer"] is None or not verified(data.score_answer, str(entry["answer"]), entry):
+                raise InputError(
+                    f"task {name!r}: its verifier does not know its own answer; take one of {', '.join(TASKS)}"
+                )
+            if any(verified(data.score_answer, text, entry) for text in ("", "nonsense", "?")):
+                raise InputError(f"task {name!r}: its verifier accepts nonsense; take one of {', '.join(TASKS)}")
         return GymTask(name, "reasoning", data, reasoning.TEXT, {**described, "style": "instruct"})
     if name not in TASKS:
         raise unknown_name("task", name, [*TASKS, *(GYM + d for d in DATASETS if GYM in name)])
@@ -120,14 +126,3 @@ def load_task(name: str, *, seed: int = 0, style: str = "short", **options: Any)
     for option in set(options) - known:
         raise unknown_name(f"option of task {name!r}", option, known | {"style", "seed"})
     return TASKS[name](name, seed=seed, style=style, options=described, **options)
-
-
-def _trial(name: str, data: Any, problems: int = 5) -> None:
-    """InputError unless the verifier accepts its own answers and nothing else, on a few problems."""
-    for entry in (data[i] for i in range(problems)):
-        if entry["answer"] is None or not verified(data.score_answer, str(entry["answer"]), entry):
-            raise InputError(
-                f"task {name!r}: its verifier does not know its own answer; take one of {', '.join(TASKS)}"
-            )
-        if any(verified(data.score_answer, text, entry) for text in ("", "nonsense", "?")):
-            raise InputError(f"task {name!r}: its verifier accepts nonsense; take one of {', '.join(TASKS)}")

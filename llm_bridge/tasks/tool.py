@@ -78,7 +78,14 @@ class CalculatorTask:
         if len(responses) >= self.max_turns or self._answer(responses[-1]) is not None:
             return None
         call = _match(self.wording.call, responses[-1])
-        return self.wording.error.format("format") if call is None else self._use(call)
+        if call is None:
+            return self.wording.error.format("format")
+        try:
+            return self.wording.result.format(self.tool(call))
+        except CalculatorError as error:
+            return self.wording.error.format(error)
+        except Exception:  # no tool can end a run
+            return self.wording.error.format("tool")
 
     def reward(self, problem: TaskProblem, responses: Sequence[str]) -> float:
         """1 if the last response states the right answer, else 0; calls are not rewarded."""
@@ -97,15 +104,6 @@ class CalculatorTask:
 
     def _answer(self, response: str) -> str | None:
         return _match(self.wording.answer, response)
-
-    def _use(self, call: str) -> str:
-        """The tool's result, or what went wrong with it in a word: no tool can end a run."""
-        try:
-            return self.wording.result.format(self.tool(call))
-        except CalculatorError as error:
-            return self.wording.error.format(error)
-        except Exception:
-            return self.wording.error.format("tool")
 
 
 def calculator(*, seed: int, style: str, options: dict[str, Any], terms: int = 3, digits: int = 2) -> CalculatorTask:
