@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llm_bridge.adapters.lag import LagQueue
-from llm_bridge.adapters.rows import RowCoefficient, estimator_of, require, row_coefficient, usable
+from llm_bridge.adapters.rows import estimator_of, require, row_coefficient, usable
 from llm_bridge.control import EssStepScale
 from llm_bridge.diagnostics import diagnose
 from llm_bridge.distributed import gather_batch
@@ -156,24 +156,21 @@ class VcpoTrainer(GRPOTrainer):
             return output
         if self.sees_logits and "pixel_values" in output:
             raise InputError("norm: images are not passed on where logits are taken; use norm='length'")
-        output |= self._stamp(len(inputs), output["advantages"].device)
+        n, device = len(inputs), output["advantages"].device
+        first = self.accelerator.process_index * n
+        row = torch.arange(first, first + n, device=device)
+        reward = (self._reward * self.reward_weights.to(self._reward.device)).nansum(dim=1)  # of all ranks
+        reward = reward.masked_fill(torch.isnan(self._reward).all(dim=1), torch.nan)  # no function had one
+        output |= {
+            "reward": reward[first : first + n].to(device),
+            "prompt_index": row // self.args.num_generations,  # unique over ranks
+            "version": torch.full_like(row, self.updates),
+        }
         if self.vcpo.lag and "old_per_token_logps" not in output:
             output["old_per_token_logps"] = self._log_prob(output)
         output, old_enough = self.queue.exchange(output)
         self.no_step_because = "" if old_enough else f"nothing is {self.vcpo.lag} generations old yet"
         return output
-
-    def _stamp(self, n: int, device: torch.device) -> dict[str, Tensor]:
-        """Reward (NaN where no function had one), prompt (unique over ranks) and version of each row: (n,) each."""
-        first = self.accelerator.process_index * n
-        row = torch.arange(first, first + n, device=device)
-        reward = (self._reward * self.reward_weights.to(self._reward.device)).nansum(dim=1)
-        reward = reward.masked_fill(torch.isnan(self._reward).all(dim=1), torch.nan)
-        return {
-            "reward": reward[first : first + n].to(device),
-            "prompt_index": row // self.args.num_generations,
-            "version": torch.full_like(row, self.updates),
-        }
 
     # --- before the microbatches of an update -------------------------------------------------------------------------
 
@@ -200,7 +197,12 @@ class VcpoTrainer(GRPOTrainer):
         else:
             answer = row_coefficient(self.estimator, replace(batch, log_prob=pi), group)
             whole = answer.batch
-            self._place(parts, answer)
+            if not answer.finite:
+                self._refuse_step("a coefficient is not finite; check rewards and log-probabilities")
+            # TRL's advantage becomes c_i and its ratio pi/pi: the loss is -c_i log pi.
+            for inputs, c in zip(parts, answer.coefficient.split([len(x["advantages"]) for x in parts]), strict=True):
+                inputs["advantages"] = c.to(inputs["advantages"].dtype)
+                inputs.pop("old_per_token_logps", None)
         self._log({"vcpo/lag": float(self.updates - stamp.double().mean())})
         if self.vcpo.diagnostics:
             self._log(diagnose(whole))
@@ -209,21 +211,22 @@ class VcpoTrainer(GRPOTrainer):
         elif self.brake is not None and not self.no_step_because:
             self.brake.observe(log_ratio(pi, mu, mask), present(mask))
 
-    def _place(self, parts: list[dict[str, Any]], answer: RowCoefficient) -> None:
-        """TRL's advantage becomes c_i and its ratio pi/pi: the loss is -c_i log pi."""
-        if not answer.finite:
-            self._refuse_step("a coefficient is not finite; check rewards and log-probabilities")
-        sizes = [len(x["advantages"]) for x in parts]
-        for inputs, c in zip(parts, answer.coefficient.split(sizes), strict=True):
-            inputs["advantages"] = c.to(inputs["advantages"].dtype)
-            inputs.pop("old_per_token_logps", None)
-
     def _measure(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Log-probabilities of the current and the sampling policy, mask, and what else the estimator needs."""
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         behavior = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
         if self.sees_logits:
-            out = self._by_logits(inputs, mask)
+            token, attention, keep = completed(inputs)
+            with self._tape() as tape:
+                logits = self._logits(token, attention)
+                log_prob = log_prob_of(logits, token)[:, -keep:]
+                out = {"log_prob": log_prob.detach()}
+                if tape is not None:
+                    out["score_sq_norm"] = tape.score_sq_norms(log_prob, mask, keep=False)  # p.grad is left alone
+            if "scores" in self.needs and tape is None:
+                out["score_sq_norm"] = logit_sq_norms(logits, token, F.pad(mask, (token.shape[1] - keep, 0)))
+            if "collision" in self.needs:
+                out["collision"] = F.softmax(logits[:, -keep - 1 : -1].detach().float(), -1).square().sum(-1)
         elif behavior is not None or "log_prob" in self.needs:
             out = {"log_prob": self._log_prob(inputs)}
         else:
@@ -242,21 +245,6 @@ class VcpoTrainer(GRPOTrainer):
             return torch.cat([log_prob_of(self._logits(y, real), y)[:, -keep:] for y, real in parts])
         extra = {name: inputs[name] for name in IMAGES & inputs.keys()}
         return self._get_per_token_logps_and_entropies(self.model, token, attention, keep, rows, **extra)[0]
-
-    def _by_logits(self, inputs: dict[str, Any], mask: Tensor) -> dict[str, Tensor]:
-        """What takes all logits, or a backward through them; p.grad is left alone."""
-        token, attention, keep = completed(inputs)
-        with self._tape() as tape:
-            logits = self._logits(token, attention)
-            log_prob = log_prob_of(logits, token)[:, -keep:]
-            out = {"log_prob": log_prob.detach()}
-            if tape is not None:
-                out["score_sq_norm"] = tape.score_sq_norms(log_prob, mask, keep=False)
-        if "scores" in self.needs and tape is None:
-            out["score_sq_norm"] = logit_sq_norms(logits, token, F.pad(mask, (token.shape[1] - keep, 0)))
-        if "collision" in self.needs:
-            out["collision"] = F.softmax(logits[:, -keep - 1 : -1].detach().float(), -1).square().sum(-1)
-        return out
 
     @contextmanager
     def _tape(self) -> Iterator[ScoreTape | None]:
