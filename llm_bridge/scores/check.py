@@ -79,7 +79,10 @@ def alone(
     n, held = len(total), set(params)
     if any(getattr(node, "variable", None) in held for node in graph_nodes([total], call.out)):
         return None
-    direct = _first_met(total, call.out)
+    # The call's outputs that total uses itself, and not only through another of them.
+    end = {y.grad_fn for y in call.out}
+    steps = {step for node in graph_nodes([total], call.out) if node not in end for step in node.next_functions}
+    direct = [y for y in call.out if (y.grad_fn, y.output_nr) in steps]
     if any(y.grad_fn in graph_nodes([z]) for y in direct for z in direct if y.grad_fn is not z.grad_fn):
         return None  # one is made of the other, and log pi of both
     given = pytree.tree_leaves((call.args, call.kwargs))
@@ -111,13 +114,6 @@ def alone(
             return None
         out, into = zip(*pairs, strict=True)
         return list(torch.autograd.grad(out, params, into, allow_unused=True))
-
-
-def _first_met(total: Tensor, out: Sequence[Tensor]) -> list[Tensor]:
-    """Those of a call's outputs that `total` uses itself, and not only through another of them."""
-    end = {y.grad_fn for y in out}
-    steps = {step for node in graph_nodes([total], out) if node not in end for step in node.next_functions}
-    return [y for y in out if (y.grad_fn, y.output_nr) in steps]
 
 
 def ordinary(out: Tensor, seed: Tensor, params: Sequence[Tensor], reentrant: bool) -> list[Tensor | None]:

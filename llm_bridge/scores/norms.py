@@ -198,15 +198,13 @@ class Sketch:
         return self._recent.of(x, self._signed)
 
     def _signed(self, x: Tensor) -> Tensor:
-        return x @ self._signs(x.shape[1], x)
-
-    def _signs(self, rows: int, like: Tensor) -> Tensor:
-        """Fresh signs (rows, columns), cut from a larger draw: on an accelerator every draw is a row of launches."""
-        if self._drawn is None or len(self._drawn) < rows or self._drawn.dtype != like.dtype:
+        rows = x.shape[1]
+        # Signs are cut from a larger draw: on an accelerator every draw is a row of launches.
+        if self._drawn is None or len(self._drawn) < rows or self._drawn.dtype != x.dtype:
             drawn = random_signs(max(rows, self.at_once), self.columns, self.generator)
-            self._drawn = drawn.to(like.device, like.dtype)
+            self._drawn = drawn.to(x.device, x.dtype)
         signs, self._drawn = self._drawn[:rows], self._drawn[rows:]
-        return signs.to(like.device)
+        return x @ signs.to(x.device)
 
 
 def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch) -> Tensor:

@@ -99,7 +99,10 @@ class Own(Twin):
     """Any other module: its own code on parameters spread over positions, or else a loop over trajectories."""
 
     def taped(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's code on spread parameters, by a plan made once a form of call; else a loop."""
+        """The module's code on spread parameters, by a plan made once a form of call; else a loop.
+
+        Raises InputError where a loop is not allowed.
+        """
         own, x = self.own(), first_tensor(args, kwargs)
         shape = () if x is None else (x.dim(), x.shape[:1].numel() > 1)
         form = (self.module.training, *shape, len(args), tuple(k for k, y in kwargs.items() if y is not None))
@@ -108,8 +111,21 @@ class Own(Twin):
             plans[key] = self._plan(own, x, args, kwargs)
         spread = plans[key]
         if spread is None:
-            return self._local(args, kwargs)
-        return self._spread(own, spread, args, kwargs)
+            if self.tape.unknown != "loop":
+                raise InputError(
+                    f"ScoreTape: no exact norm for the parameters of {self.name or 'the model itself'} "
+                    f"({type(self.module).__name__}); freeze them, or use unknown='loop'"
+                )
+            return local(self, args, kwargs)
+        assert x is not None  # else there is nothing to spread over, and no plan
+        for k in spread:
+            self.tape.uses("vector", own[k])
+        wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
+        with shadowed(self.module, wide):
+            if len(spread) == len(own):
+                return self.original(*args, **kwargs)
+            with _Known(own, self, self.tape):  # the others are used in products
+                return self.original(*args, **kwargs)
 
     def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> frozenset[str] | None:
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
@@ -137,26 +153,6 @@ class Own(Twin):
         except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
             return None
         return frozenset(spread) if right else None
-
-    def _spread(self, own: Mapping[str, nn.Parameter], spread: frozenset[str], args: Any, kwargs: Any) -> Any:
-        x = first_tensor(args, kwargs)
-        assert x is not None
-        for k in spread:
-            self.tape.uses("vector", own[k])
-        wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
-        with shadowed(self.module, wide):
-            if len(spread) == len(own):
-                return self.original(*args, **kwargs)
-            with _Known(own, self, self.tape):
-                return self.original(*args, **kwargs)
-
-    def _local(self, args: Any, kwargs: Any) -> Any:
-        if self.tape.unknown != "loop":
-            raise InputError(
-                f"ScoreTape: no exact norm for the parameters of {self.name or 'the model itself'} "
-                f"({type(self.module).__name__}); freeze them, or use unknown='loop'"
-            )
-        return local(self, args, kwargs)
 
 
 @contextmanager

@@ -31,14 +31,31 @@ def refuse_modules(modules: Mapping[str, nn.Module], method: str) -> None:
             )
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward without backward leaves the root's parameters whole
-        _refuse_embedding(name, module, method)
+        if not any(p.requires_grad for p in module.parameters(recurse=False)):
+            continue
+        if getattr(module, "sparse", False) is True:
+            raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
+        if getattr(module, "scale_grad_by_freq", False) is True and method != "loop":
+            raise InputError(
+                f"ScoreTape: {name} divides gradients by counts over the batch, which no row knows; give "
+                f"scale_grad_by_freq=False, or {WHOLE_LOOP}"
+            )
 
 
 def refuse_parameters(named: Sequence[tuple[str, nn.Parameter]], model: nn.Module, second_backward: bool) -> None:
     """Raise InputError for parameters whose gradients no tape sees."""
     for name, p in named:
-        if isinstance(p, DTensor):
-            _refuse_shard(name, p, model, second_backward)
+        if isinstance(p, DTensor) and second_backward:
+            raise InputError(
+                f"ScoreTape: {name} is sharded; parameters=, unknown='loop' and method='loop' need a second "
+                "backward, which fully_shard would average over ranks; use neither"
+            )
+        whole = isinstance(model, FSDPModule)
+        if isinstance(p, DTensor) and (not whole or sum(not q.is_replicate() for q in p.placements) > 1):
+            raise InputError(
+                f"ScoreTape: {name} is split by {p.placements} over ranks; only fully_shard on the whole model, "
+                "which gathers parameters for each forward, can be taped"
+            )
         if p.requires_grad and p.is_complex():
             raise InputError(
                 f"ScoreTape: {name} is complex; hold its real and imaginary parts as one real parameter and "
@@ -54,31 +71,6 @@ def refuse_hooks(named: Sequence[tuple[str, nn.Parameter]]) -> None:
                 f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
                 "p.grad after `backward` instead"
             )
-
-
-def _refuse_embedding(name: str, module: nn.Module, method: str) -> None:
-    if not any(p.requires_grad for p in module.parameters(recurse=False)):
-        return
-    if getattr(module, "sparse", False) is True:
-        raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
-    if getattr(module, "scale_grad_by_freq", False) is True and method != "loop":
-        raise InputError(
-            f"ScoreTape: {name} divides gradients by counts over the batch, which no row knows; give "
-            f"scale_grad_by_freq=False, or {WHOLE_LOOP}"
-        )
-
-
-def _refuse_shard(name: str, p: DTensor, model: nn.Module, second_backward: bool) -> None:
-    if second_backward:
-        raise InputError(
-            f"ScoreTape: {name} is sharded; parameters=, unknown='loop' and method='loop' need a second "
-            "backward, which fully_shard would average over ranks; use neither"
-        )
-    if not isinstance(model, FSDPModule) or sum(not q.is_replicate() for q in p.placements) > 1:
-        raise InputError(
-            f"ScoreTape: {name} is split by {p.placements} over ranks; only fully_shard on the whole model, "
-            "which gathers parameters for each forward, can be taped"
-        )
 
 
 def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:

@@ -286,32 +286,44 @@ class Affine(Kept):
         total = self.sink(param).buffer
         # Picking out rows asks the device for their number, which would stall an accelerator's queue of launches.
         if whole and left.device.type == "cpu":
+            # One product, of copies without the trajectories whose factor is zero.
             for each, factor in zip(total, self._factor, strict=True):
-                _sum_whole(layout, left, right, factor, each)
+                x, y, weight = left, right, layout.per_row(factor.to(left.device, left.dtype), left.shape[0])
+                keep = factor != 0
+                if not bool(keep.all()):
+                    row = layout.per_row(keep.to(left.device), left.shape[0]).squeeze(1).nonzero().squeeze(1)
+                    x, y, weight = left.index_select(0, row), right.index_select(0, row), weight[row]
+                x, y = (x * weight, y) if x.shape[1] < y.shape[1] else (x, y * weight)
+                if each.dtype == x.dtype:
+                    torch.mm(x.t(), y, out=each)
+                else:
+                    each.copy_(x.t() @ y)
         else:
+            # A product per run of neighbors with equal factors: copies nothing.
             for each, run in zip(total, runs, strict=True):
-                _sum_runs(left, right, run, each)
+                if not run:
+                    each.zero_()
+                for i, (f, rows) in enumerate(run):
+                    if each.dtype == left.dtype:
+                        torch.addmm(each, left[rows].t(), right[rows], beta=int(i > 0), alpha=f, out=each)
+                    elif i == 0:
+                        each.copy_(_product(left, right, f, rows))
+                    else:
+                        each.add_(_product(left, right, f, rows))
 
     def finish(self, coefficient: Tensor) -> None:
         """Combines the line's sums into `.grad`, given `coefficient` (n,) on the line."""
         share = [s / self.scale for s in self.line.share(self.line.unknown(coefficient))]
         while self._sum:
-            param, total = self._sum.pop()
-            self.give(param, _combine(total, share))
+            param, (first, *others) = self._sum.pop()
+            if len(others) == 1 and share[0] == 1.0 - share[1]:  # one pass over memory
+                first.lerp_(others[0], share[1])
+            else:
+                first.mul_(share[0])
+                for other, factor in zip(others, share[1:], strict=True):
+                    first.add_(other, alpha=factor)
+            self.give(param, first)
         super().finish(coefficient)
-
-
-def _sum_runs(left: Tensor, right: Tensor, run: Sequence[tuple[float, slice]], total: Tensor) -> None:
-    """total = sum_i factor_i left_i^T right_i, a product per run of neighbors with equal factors: copies nothing."""
-    for i, (f, rows) in enumerate(run):
-        if total.dtype == left.dtype:
-            torch.addmm(total, left[rows].t(), right[rows], beta=int(i > 0), alpha=f, out=total)
-        elif i == 0:
-            total.copy_(_product(left, right, f, rows))
-        else:
-            total.add_(_product(left, right, f, rows))
-    if not run:
-        total.zero_()
 
 
 def _product(left: Tensor, right: Tensor, factor: float, rows: slice) -> Tensor:
@@ -332,31 +344,6 @@ def _runs(factor: list[float], bounds: list[tuple[int, int]]) -> list[tuple[floa
         if f:
             runs.append((f, slice(start, stop)))
     return runs
-
-
-def _sum_whole(layout: Layout, left: Tensor, right: Tensor, factor: Tensor, total: Tensor) -> None:
-    """The same in one product, of copies without the trajectories whose factor is zero."""
-    each = layout.per_row(factor.to(left.device, left.dtype), left.shape[0])
-    keep = factor != 0
-    if not bool(keep.all()):
-        row = layout.per_row(keep.to(left.device), left.shape[0]).squeeze(1).nonzero().squeeze(1)
-        left, right, each = left.index_select(0, row), right.index_select(0, row), each[row]
-    left, right = (left * each, right) if left.shape[1] < right.shape[1] else (left, right * each)
-    if total.dtype == left.dtype:
-        torch.mm(left.t(), right, out=total)
-    else:
-        total.copy_(left.t() @ right)
-
-
-def _combine(total: Sequence[Tensor], share: list[float]) -> Tensor:
-    """sum_k share_k total_k, in place of the first; one pass over memory where two shares add to one."""
-    first = total[0]
-    if len(total) == 2 and share[0] == 1.0 - share[1]:
-        return first.lerp_(total[1], share[1])
-    first.mul_(share[0])
-    for other, factor in zip(total[1:], share[1:], strict=True):
-        first.add_(other, alpha=factor)
-    return first
 
 
 def _folded(basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -276,9 +276,20 @@ class ScoreTape:
         self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool
     ) -> Tensor:
         """The squares of one backward, or of a loop, summed over parameters; where one is due with a comparison."""
-        check = self._verification(of, named, reentrant)
+        groups: list[dist.ProcessGroup | None] = [*self._shards.groups()]
+        check = None
+        if self._watch.due and not (groups and reentrant):  # FSDP2 does not allow it with reentrant checkpoints
+            split = [self._split_group] if self._split else []
+            check = Verification(self._watch, named, of, [*groups, *split], reentrant)
         if self.method == "loop":
-            part, kind = self._loop_squares(of, named), self._watch.coarsest(of.log_prob)
+            part, kind = {}, self._watch.coarsest(of.log_prob)
+            log_prob, mask, token_weight, segment = of
+            for split_ones in (False, True):  # those of split parameters apart, to be summed over ranks
+                params = [p for _, p in named if (p in self._split) == split_ones]
+                if params:
+                    part[params[0]] = score_sq_norms_loop(
+                        log_prob, mask, params, token_weight=token_weight, segment=segment
+                    )
         else:
             if check is not None and self.norm == "exact":
                 check.ask(route.scale)
@@ -400,15 +411,6 @@ class ScoreTape:
         named = self._shards.seen([(name, p) for name, p in held if p.requires_grad])
         return named if self._subset is None else [(name, p) for name, p in named if p in self._subset]
 
-    def _verification(
-        self, of: Objective, named: list[tuple[str, nn.Parameter]], reentrant: bool
-    ) -> Verification | None:
-        """The comparison with plain autograd that is due, which reentrant checkpoints under FSDP2 do not allow."""
-        groups: list[dist.ProcessGroup | None] = [*self._shards.groups()]
-        if not self._watch.due or (groups and reentrant):
-            return None
-        return Verification(self._watch, named, of, [*groups, self._split_group] if self._split else groups, reentrant)
-
     def _backward(
         self,
         of: Objective,
@@ -457,18 +459,6 @@ class ScoreTape:
                 )
 
         return hook
-
-    def _loop_squares(self, of: Objective, named: list[tuple[str, nn.Parameter]]) -> dict[nn.Parameter, Tensor]:
-        """A backward per trajectory: squares of all parameters together, those of split ones apart."""
-        part = {}
-        for split in (False, True):
-            params = [p for _, p in named if (p in self._split) == split]
-            if params:
-                log_prob, mask, token_weight, segment = of
-                part[params[0]] = score_sq_norms_loop(
-                    log_prob, mask, params, token_weight=token_weight, segment=segment
-                )
-        return part
 
     def _over_ranks(self, part: Mapping[nn.Parameter, Tensor], dtype: torch.dtype) -> Tensor:
         """Sum of the parameters' squares (n,), those of parts of a parameter over all ranks.
