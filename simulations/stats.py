@@ -7,7 +7,7 @@ that resamples seeds). Quantities with bounds get intervals within them: they ar
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,13 +177,6 @@ def of_replicates(
     low, high = bounds
     slope = (high - low) / ((value - low) * (high - value)) if low < value < high else 0.0
     return Estimate(value, error * slope, seeds, "bounded", bounds)
-
-
-def over_seeds(
-    seeds: Sequence[Hashable], statistic: Callable[[Sequence[Hashable]], float], *, resamples: int = 400
-) -> np.ndarray:
-    """A statistic of lists of seeds drawn with replacement: (resample,)."""
-    return np.array([statistic([seeds[i] for i in row]) for row in resampled(len(seeds), resamples)])
 
 
 def resampled(n: int, resamples: int = 400) -> np.ndarray:

@@ -22,11 +22,12 @@ from simulations.stats import (
     UNIT,
     Estimate,
     holm,
+    improvement,
     of_replicates,
     of_seeds,
-    over_seeds,
     rate,
     rate_difference,
+    resampled,
 )
 from simulations.summaries import (
     Section,
@@ -38,6 +39,7 @@ from simulations.summaries import (
     read,
 )
 from simulations.verdicts import Comparison, Question, Rule, Verdict, judge, where
+from tests.kit.statistical import near
 from vcposim.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +85,21 @@ def test_a_bootstrap_over_seeds_covers() -> None:
     missed = 0
     for trial in range(TRIALS):
         x = np.random.default_rng([9, trial]).normal(size=10)
-        again = over_seeds(range(10), lambda some, x=x: float(np.mean([x[i] for i in some])), resamples=200)
-        found = of_replicates(float(x.mean()), again, 10)
+        found = of_replicates(float(x.mean()), x[resampled(10, 200)].mean(axis=1), 10)
         assert found is not None
         missed += not found.interval.low < 0 < found.interval.high
     assert missed <= MISSES
+
+
+def test_improvement_is_that_of_the_runs_drawn() -> None:
+    """The slow twin puts the runs of the drawn seeds together; seeds have one to three runs, some of them equal."""
+    rng = np.random.default_rng(3)
+    first, second = ([rng.integers(5, size=rng.integers(1, 4)) for _ in range(6)] for _ in range(2))
+    drawn = resampled(6, 20)
+    times = np.array([np.bincount(row, minlength=6) for row in drawn])
+    for found, row in zip(improvement(first, second, times), drawn, strict=True):
+        a, b = (np.concatenate([runs[i] for i in row]) for runs in (first, second))
+        assert found == near(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
 
 
 def test_differences_of_rates_cover_also_where_nothing_is_lost() -> None:

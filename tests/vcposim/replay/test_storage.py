@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from tests.kit.statistical import near
 from tests.vcposim.replay.fixtures import batch
 from vcposim.commands.main import main
+from vcposim.diagnostics import WeightSums, weight_sums
 from vcposim.replay import as_json, contributions, read_dump, reading, replay, storage, to_json
+from vcposim.replay.dumps import pooled
 from vcposim.replay.storage import Codes, NumberColumn, Stored, by_code, coded, counts, distinct, empty, pieces
 
 KEYS = st.one_of(
@@ -49,6 +51,21 @@ def spilled(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(as_json, "AT_ONCE", 3)
 
     return call
+
+
+def test_sums_of_pieces_are_the_sums_of_all_tokens(spilled: Callable[[], None]) -> None:
+    """Trajectories of scales e^30 apart, some without a weight above 0, in pieces and out of order."""
+    spilled()
+    rng = np.random.default_rng(4)
+    tokens = [rng.normal(scale * rng.normal(), 1, size=3) for scale in [15.0] * 40]
+    tokens[5][:] = tokens[20][:] = -np.inf
+    each = WeightSums(*(np.array(column) for column in zip(*(weight_sums(x) for x in tokens), strict=True)))
+    rows = rng.permutation(40)[:25]
+    for chosen in (None, range(40), rows, np.array([5, 20])):
+        found, of = pooled(each, chosen), range(40) if chosen is None else chosen
+        whole = weight_sums(np.concatenate([tokens[i] for i in of]))
+        assert found.log_scale == whole.log_scale
+        assert [*found[1:]] == [near(x) for x in whole[1:]]
 
 
 def test_columns_come_back_from_disk(spilled: Callable[[], None]) -> None:
@@ -211,6 +228,7 @@ def test_a_disk_that_is_full_is_one_line(
 MEASURE = """
 import re, sys
 from vcposim.commands.main import main
+from vcposim.diagnostics import WeightSums, weight_sums
 main(["replay", sys.argv[1], "--no-figure", "--json", "--no-corrections", "--bootstrap", "100"])
 sys.stderr.write(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
