@@ -163,6 +163,13 @@ def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
     compare(tiny_model("gpt2", tied=True), BATCHES[batch](), affine=affine, method=method)
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_clock_decides_for_auto_alone(fits: bool) -> None:
+    """Two processes of one run must have the same bits: a method that was named is one way, whatever the time."""
+    assert [len(calibration.candidates(name, fits)) for name in ("block", "batch", "gram", "sketch")] == [1, 1, 1, 1]
+    assert len(calibration.candidates("auto", fits)) > 1
+
+
 @pytest.mark.parametrize("how", [WHOLE, RUNS], ids=["whole", "runs"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_sums_in_one_product_or_by_runs(batch: str, how: int, monkeypatch: pytest.MonkeyPatch) -> None:
