@@ -39,6 +39,7 @@ In the order in which a reader meets them:
     layout       which rows of an activation belong to which trajectory (padded, packed)
     chunks       calls on some of the rows, put together to calls on all
     norms        the squares: instantiated in cache, by Gram matrices, or sketched; embeddings; tied heads
+    fused        the same squares, and the sums, in one pass over a product: a C kernel, where there is a compiler
     calibration  which of these is fastest for a shape on this device: measured
     routes       from coefficients to the gradient: none, a second backward, general (deferred), affine (two sums)
     layers       the nodes that see output gradients: the forward stays the model's own, bit for bit

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_bridge.scores import fused
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
@@ -31,7 +32,7 @@ from llm_bridge.scores.norms import (
 from llm_bridge.scores.routes import Affine, Line, Route
 
 Choice = tuple[str, int]
-METHODS = ("block", "batch", "gram")
+METHODS = ("block", "batch", "gram", "fused")
 BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 WHOLE, RUNS = 0, 1
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
@@ -50,13 +51,15 @@ def take(
 ) -> Tensor:
     """Squared norms of left^T right, one a trajectory: (N, out), (N, into) -> (n,).
 
-    By `choice`: block with entries, batch with 0, or gram or sketch with sums in WHOLE or RUNS. The route gets the
-    instantiated blocks or, where there are none, the operands.
+    By `choice`: block with entries, batch or fused with 0, or gram or sketch with sums in WHOLE or RUNS. The route gets
+    the instantiated blocks or, where there are none, the operands.
     """
     method, how = choice
-    if method in ("block", "batch"):
+    if method in ("block", "batch", "fused"):
         sink = route.sink(weight)
-        if method == "batch":
+        if method == "fused":
+            norm = fused.fused_sq_norms(left, right, layout, sink, work.scratch)
+        elif method == "batch":
             norm = batch_sq_norms(left, right, layout, sink, work.scratch)
         else:
             norm = block_sq_norms(left, right, layout, sink, work.scratch, how)
@@ -77,27 +80,31 @@ def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Rou
     fits = layout.owner is None and layout.n * rows * cols <= limit
     steps = _rounded(max(1, left.shape[0] // layout.n))
     shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)))
-    return _fastest(method, fits, left.device, left.dtype, torch.get_num_threads(), *shape)
+    compiled = fused.fits(left.device, left.dtype)
+    return _fastest(method, fits, compiled, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 
 @lru_cache(maxsize=4096)
-def _fastest(method: str, fits: bool, *key: Any) -> Choice:
-    options = candidates(method, fits)
+def _fastest(method: str, fits: bool, compiled: bool, *key: Any) -> Choice:
+    options = candidates(method, fits, compiled)
     return options[0] if len(options) == 1 else min(options, key=lambda choice: seconds(choice, *key))
 
 
-def candidates(method: str, fits: bool) -> list[Choice]:
-    """The choices that `method` leaves; "batch" only where all trajectories' blocks fit in memory.
+def candidates(method: str, fits: bool, compiled: bool) -> list[Choice]:
+    """The choices that `method` leaves; "batch" only where all trajectories' blocks fit in memory, "fused" only where
+    the kernel is `compiled` for such operands.
 
     A named method has one, so that its bits repeat: a clock decides for "auto" alone.
 
-    >>> candidates("gram", False)
+    >>> candidates("gram", False, False)
     [('gram', 1)]
     """
     block, batch = [("block", size) for size in BLOCK_SIZES], [("batch", 0)] if fits else []
     # sums in runs took 0.46 to 1.11 of the time of whole ones at 60 shapes, on one thread of a CPU (2026-11-29)
-    named = {"block": block[2:3], "batch": batch or block[2:3]} | {name: [(name, RUNS)] for name in ("gram", "sketch")}
-    return named.get(method, [*block, *batch, ("gram", WHOLE), ("gram", RUNS)])
+    one_pass = [("fused", 0)] if compiled else []
+    named = {"block": block[2:3], "batch": batch or block[2:3], "fused": one_pass or block[2:3]}
+    named |= {name: [(name, RUNS)] for name in ("gram", "sketch")}
+    return named.get(method, [*block, *batch, *one_pass, ("gram", WHOLE), ("gram", RUNS)])
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""||left_i^T right_i||^2 for every trajectory i: four ways to one number, and one cheap estimate of it.
+"""||left_i^T right_i||^2 for every trajectory i: five ways to one number, and one cheap estimate of it.
 
 The weight gradient of a linear map is left^T right, with `left` the rows of one operand (say the output gradients)
 and `right` the rows of the other (the inputs). Per trajectory its squared norm is

@@ -16,6 +16,7 @@ from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
 from llm_bridge.scores.check import Call, Verification, Verifier
 from llm_bridge.scores.chunks import Place
+from llm_bridge.scores.fused import kernel
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
@@ -68,8 +69,9 @@ class ScoreTape:
     touches p.grad. On exit the model is as it was found, also after an exception.
 
     norm: "exact", or "sketch" (unbiased, `columns` random signs, `seed`). method: "auto" (calibrated), "block",
-    "batch", "gram", or "loop": a backward per trajectory, slow and right for any model. parameters: norms of these
-    only, say `last_block(model)`; the gradient is still everyone's, by a second backward. unknown: "error", or "loop"
+    "batch", "gram", "fused" (a C kernel, on a CPU; elsewhere block), or "loop": a backward per trajectory, slow and
+    right for any model. parameters: norms of these only, say `last_block(model)`; the gradient is still everyone's, by
+    a second backward. unknown: "error", or "loop"
     to run a backward per trajectory through those modules alone that have no exact rule (`tape.loops` names them).
     loop: class names of modules to loop over as a whole, such as a mixture of experts that sorts its rows.
     verify: "first" compares the first pass over a model, and then every hundredth, with plain autograd: one
@@ -115,6 +117,10 @@ class ScoreTape:
         ):
             if value not in known:
                 raise unknown_name(f"ScoreTape {label}", value, known)
+        if method == "fused" and kernel(torch.float32) is None:
+            raise InputError(
+                "method: fused needs a C compiler, $CC or cc, and there is none; install one, or say block"
+            )
         if columns < 1:
             raise InputError(f"columns: {columns} random signings give no estimate; use at least 1")
         self.model, self.norm, self.method, self.unknown, self.columns = model, norm, method, unknown, columns

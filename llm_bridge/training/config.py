@@ -23,8 +23,9 @@ from vcposim.learning.run_records import require_memory
 from vcposim.learning.step_rules import Control
 
 NORMS = ("exact", "sketch", "last_block", "logit", "length")
-NORM_METHODS = ("gram", "block", "batch", "auto", "loop")
 """what stands for ||s_i||^2: exact, or one of the named approximations of `llm_bridge.scores.approximate`"""
+NORM_METHODS = ("gram", "block", "batch", "fused", "auto", "loop")
+"""how exact norms are taken, see `ScoreTape`"""
 OPTIMIZERS = ("adamw", "adam", "sgd")
 PRECISIONS = ("float32", "float64", "bf16")
 SHARDINGS = ("none", "fsdp2")
@@ -44,9 +45,9 @@ class TrainConfig:
     baseline: Annotated[str, "instead of the estimator's own, as on_policy_optimal (n^2) for ppo_clip"] = ""
     memory: Annotated[float, "what a baseline keeps of a prompt's past responses when it comes again, in [0, 1)"] = 0.0
     norm: Annotated[str, "score norms where the estimator needs them: " + ", ".join(NORMS)] = "exact"
-    norm_method: Annotated[str, "of exact norms: gram, block, batch, auto (timed: last bits may differ), or loop"] = (
-        "gram"
-    )
+    norm_method: Annotated[
+        str, "of exact norms: gram, block, batch, fused (a C kernel), auto (timed: last bits may differ) or loop"
+    ] = "gram"
     step_rule: Annotated[str, "what scales the step: " + ", ".join(STEP_RULES)] = "none"
     ess_reference: Annotated[float | str, "ESS fraction of a full step: in (0, 1], first or running"] = 1.0
     step_value: Annotated[

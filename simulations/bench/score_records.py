@@ -91,7 +91,8 @@ def _table(rows: list[JsonRow], key: str, title: str, cell: Any) -> str:
     for row in rows:
         for method, value in row[key].items():
             columns.setdefault(row["case"], {}).setdefault(method, []).append((row, value))
-    methods = list(dict.fromkeys(method for column in columns.values() for method in column if method != "plain"))
+    methods = list(dict.fromkeys(method for column in columns.values() for method in column))
+    methods = [method for method in methods if key == "ratios" or method != "plain"]
     head = [f"{title}. {_place(rows[0])}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}", ""]
     head += [f"| over plain | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     body = [f"| {m} | {' | '.join(cell(column, m) for column in columns.values())} |" for m in methods]
@@ -99,7 +100,7 @@ def _table(rows: list[JsonRow], key: str, title: str, cell: Any) -> str:
 
 
 def _ratio(column: dict[str, list[Any]], method: str) -> str:
-    """Median, half the interquartile range, number of pairs."""
+    """Median, half the interquartile range, number of pairs; of several processes how far their medians are apart."""
     found = [value for _, value in column.get(method, [])]
     if not found:
         return ""
@@ -107,7 +108,9 @@ def _ratio(column: dict[str, list[Any]], method: str) -> str:
     pooled = [x for value in found if isinstance(value, list) for x in value]
     if not pooled:
         return refused[0].split(":")[0]
-    return f"{statistics.median(pooled):.3f} ± {half_spread(pooled):.3f} ({len(pooled)})"
+    each = [statistics.median(value) for value in found if isinstance(value, list)]
+    apart = f" in {len(each)} processes, {min(each):.3f} to {max(each):.3f}" if len(each) > 1 else ""
+    return f"{statistics.median(pooled):.3f} ± {half_spread(pooled):.3f} ({len(pooled)}{apart})"
 
 
 def _peak(column: dict[str, list[Any]], method: str) -> str:

@@ -19,13 +19,14 @@ their rewards, as a trainer can arrange at no cost: the tape gives neighbors wit
 Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of length T. A plain update spends
 3 T rows cols: forward, input gradient, weight gradient.
 
-    affine         0 more. The weight gradient is formed a trajectory at a time, in blocks of cache size: products of
-                   inner dimension T instead of n T (a little slower), one read for the square and, if rewards take
-                   two values, one add into one of two sums. These passes cost a constant times rows cols: a share
-                   that falls as 1 / T. Where Gram matrices are cheaper, the sums take one product per run of equal
-                   rewards. One more gradient buffer. Rows without output gradient are left out, which plain does
-                   not do: in these cases the prompt, a quarter of the rows of the head and of the last block. What
-                   that is worth is told by --prompt 0, where there are none.
+    affine         0 more. The weight gradient is formed a trajectory at a time. The compiled kernel (`fused`) squares
+                   it and, if rewards take two values, adds it to one of two sums, in registers. Without a compiler
+                   (`affine, block`) it is formed in blocks of cache size: products of inner dimension T instead of n T
+                   (a little slower), one read for the square and one add. These passes cost a constant times rows
+                   cols: a share that falls as 1 / T. Where Gram matrices are cheaper, the sums take one product per
+                   run of equal rewards. One more gradient buffer. Rows without output gradient are left out, which
+                   plain does not do: in these cases the prompt, a quarter of the rows of the head and of the last
+                   block. What that is worth is told by --prompt 0, where there are none.
     general        min(T rows cols, T^2 (rows + cols)) more: blocks thrown away, or Gram matrices; a third at most.
                    Activations and output gradients stay alive, n T (rows + cols) numbers per map.
     sketch, K      T K (rows + cols) more, T K cols of them once for all maps of one input, no term in T^2. The norms
@@ -251,8 +252,14 @@ def opacus(case: Workload) -> Tensor:
     return norm
 
 
+def affine_block(case: Workload) -> Tensor:
+    """`affine` as it is without a compiler: (n,)."""
+    return _taped(case, True, method="block")
+
+
 METHODS: dict[str, Callable[[Workload], Tensor]] = {
     "affine": affine,
+    "affine, block": affine_block,
     "general": general,
     "sketch": sketch,
     "sketch, affine": sketch_affine,
@@ -261,6 +268,8 @@ METHODS: dict[str, Callable[[Workload], Tensor]] = {
     "ghost, two backwards": two_backward_ghost,
     "opacus": opacus,
 }
+TIMED: dict[str, Callable[[Workload], Tensor | None]] = {"plain": plain, **METHODS}
+"""plain is its own control: a row that is not 1 says how far the others may be trusted"""
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -306,7 +315,7 @@ def paired_ratios(case: Workload, methods: list[str], rounds: int) -> dict[str, 
     result: dict[str, list[float] | str] = {}
     for name in methods:
         try:
-            METHODS[name](case)  # warm up: calibration, allocator
+            TIMED[name](case)  # warm up: calibration, allocator
             result[name] = []
         except Exception as error:
             result[name] = _reason(error)
@@ -315,7 +324,7 @@ def paired_ratios(case: Workload, methods: list[str], rounds: int) -> dict[str, 
     for _ in range(rounds):
         for name, ratios in result.items():
             if isinstance(ratios, list):
-                own = seconds(METHODS[name], case)
+                own = seconds(TIMED[name], case)
                 after = seconds(plain, case)
                 ratios.append(2 * own / (before + after))
                 before = after
@@ -342,7 +351,7 @@ def _peak(name: str, method: str, setting: ModelSetting) -> float | str:
     return_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     case = make_case(name, setting)
-    run = plain if method == "plain" else METHODS[method]
+    run = TIMED[method]
     try:
         for _ in range(2):
             case.model.zero_grad(set_to_none=True)
@@ -371,7 +380,7 @@ def memory_table(names: list[str], methods: list[str], setting: ModelSetting, re
     """Measure, record and print peak memory: ratio to plain's, and what exceeds plain in units of one gradient."""
     for name in names:
         weights = sum(p.numel() * p.element_size() for p in make_case(name, setting).model.parameters()) / 2**20
-        peak = {method: peak_mebibytes(name, method, setting) for method in ["plain", *methods]}
+        peak = {method: peak_mebibytes(name, method, setting) for method in dict.fromkeys(["plain", *methods])}
         row = {
             "case": name,
             **machine(torch.device(setting.device)),
@@ -418,7 +427,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, fewer rounds")
     parser.add_argument("--case", action="append", help="SIZE:N:T, may be repeated")
-    parser.add_argument("--method", action="append", choices=list(METHODS), help="may be repeated; all by default")
+    parser.add_argument("--method", action="append", choices=list(TIMED), help="may be repeated; all by default")
     parser.add_argument("--rounds", type=int, help="pairs per method")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--error", action="store_true", help="errors of the approximations instead of time")
@@ -436,7 +445,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     names = options.case or list(QUICK if options.quick else FULL)
-    methods = options.method or list(METHODS)
+    methods = options.method or list(TIMED)
     setting = ModelSetting(options.device, options.dtype, options.prompt, options.checkpointing, options.note)
     if options.error:
         error_table(names, setting)

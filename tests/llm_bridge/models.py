@@ -1,5 +1,6 @@
 """Tiny Hugging Face models with random weights, and batches in which trajectories differ visibly in score norm."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -13,9 +14,11 @@ from transformers import (
 )
 
 from llm_bridge.logprobs import TokenBatch
+from llm_bridge.scores.fused import kernel
 
 VOCABULARY = 37
 KINDS = ("llama", "qwen2", "gpt2")
+NEEDS_COMPILER = pytest.mark.skipif(kernel(torch.float64) is None, reason="no C compiler here")
 
 
 def tiny_model(kind: str, *, tied: bool, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:

@@ -47,6 +47,7 @@ from simulations.bench import scores as bench
 from tests.kit.statistical import OPERATION, SUMMED, assert_near, assert_rounding_only, assert_within_errors
 from tests.llm_bridge.models import (
     KINDS,
+    NEEDS_COMPILER,
     double_rms_norm,
     packed_batch,
     padded_batch,
@@ -56,6 +57,7 @@ from tests.llm_bridge.models import (
 from vcposim.errors import InputError
 
 RELATIVE = 1e-10
+COMPILED = pytest.param("fused", marks=NEEDS_COMPILER)
 BATCHES: dict[str, Callable[[], TokenBatch]] = {
     "right-padded": padded_batch,
     "left-padded": lambda: padded_batch(side="left"),
@@ -156,7 +158,7 @@ def test_equals_slow_twin(kind: str, tied: bool, batch: str, affine: bool) -> No
 
 
 @pytest.mark.parametrize("affine", [False, True], ids=["general", "affine"])
-@pytest.mark.parametrize("method", ["block", "batch", "gram"])
+@pytest.mark.parametrize("method", ["block", "batch", "gram", COMPILED])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
     compare(tiny_model("qwen2", tied=True), BATCHES[batch](), affine=affine, method=method)
@@ -166,8 +168,11 @@ def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_clock_decides_for_auto_alone(fits: bool) -> None:
     """Two processes of one run must have the same bits: a method that was named is one way, whatever the time."""
-    assert [len(calibration.candidates(name, fits)) for name in ("block", "batch", "gram", "sketch")] == [1, 1, 1, 1]
-    assert len(calibration.candidates("auto", fits)) > 1
+    names = (*calibration.METHODS, "sketch")
+    assert [len(calibration.candidates(name, fits, compiled)) for name in names for compiled in (False, True)] == [
+        1
+    ] * 10
+    assert len(calibration.candidates("auto", fits, False)) > 1
 
 
 @pytest.mark.parametrize("how", [WHOLE, RUNS], ids=["whole", "runs"])
@@ -841,7 +846,7 @@ def test_records_of_several_sittings_are_pooled_and_memory_is_told_in_gradients(
         path, {**place, "gradient": 10.0, "peak": {"plain": 100.0, "affine": 112.0, "vmap": "MemoryError: no"}}
     )
     time, memory = score_records.markdown(score_records.load(path)).split("\n\nPeak memory.")
-    assert "| affine | 1.100 ± 0.100 (3) |" in time
+    assert "| affine | 1.100 ± 0.100 (3 in 2 processes, 1.050 to 1.200) |" in time
     assert "| vmap | NotImplementedError |" in time
     assert "| affine | 1.12 x, +1.20 gradients |" in memory
     assert "| vmap | MemoryError |" in memory

@@ -1,0 +1,112 @@
+/* Squares of per-trajectory weight gradients, and their weighted sums, while each block is in registers.
+
+   D_i = left_i^T right_i of trajectory i, which has the rows begin[i] .. end[i]-1 of left (N, rows) and right (N, cols):
+
+       square[i] += ||D_i||^2                        over the rows top .. bottom-1 of D_i
+       total[k]  += factor[k n + i] D_i              for every sum k; i = first[k] overwrites
+
+   A block is never stored. A product leaves its entries in HEIGHT x WIDTH registers; there they are squared and added
+   up. That costs 1/T of the product, where a block that is written and read again costs a multiple of it.
+
+   Both are copied once, panel by panel (WIDTH columns of right, HEIGHT of left, a trajectory's steps after each other),
+   so that the inner loop reads them in a row. Sums are gone through in bands of rows that stay in cache. */
+
+#include <stddef.h>
+#include <string.h>
+
+/* REAL is float or double. Registers of the machine: HEIGHT x VECTORS sums, VECTORS of right and one of left */
+#if defined(__AVX512F__)
+enum { BYTES = 64, HEIGHT = 12 };
+#elif defined(__AVX__)
+enum { BYTES = 32, HEIGHT = 6 };
+#elif defined(__aarch64__)
+enum { BYTES = 16, HEIGHT = 12 };
+#else
+enum { BYTES = 16, HEIGHT = 4 };
+#endif
+enum { LANES = BYTES / sizeof(REAL), VECTORS = 2, WIDTH = LANES * VECTORS, CHAINS = 4 };
+
+typedef REAL vector __attribute__((vector_size(BYTES), aligned(sizeof(REAL))));
+
+#define EACH                              \
+    _Pragma("GCC unroll 16")              \
+    for (int r = 0; r < HEIGHT; r++)      \
+        _Pragma("GCC unroll 2")           \
+        for (int v = 0; v < VECTORS; v++)
+
+ptrdiff_t height(void) { return HEIGHT; }
+ptrdiff_t width(void) { return WIDTH; }
+
+/* columns from .. to-1 of some rows, panel by panel: a row is read from end to end, as memory likes it */
+static void pack(REAL *out, ptrdiff_t wide, const REAL *in, ptrdiff_t step, ptrdiff_t from, ptrdiff_t to, ptrdiff_t steps)
+{
+    for (ptrdiff_t t = 0; t < steps; t++, in += step) {
+        REAL *to_row = out + t * wide;
+        ptrdiff_t j = from;
+        for (; j + wide <= to; j += wide, to_row += steps * wide)
+            memcpy(to_row, in + j, wide * sizeof(REAL));
+        if (j < to) {
+            memset(to_row, 0, wide * sizeof(REAL));
+            memcpy(to_row, in + j, (to - j) * sizeof(REAL));
+        }
+    }
+}
+
+/* `own` holds max T x band numbers, `panels` N x (columns at once, up to a multiple of WIDTH); band is a multiple of HEIGHT */
+void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t right_step, ptrdiff_t cols,
+           ptrdiff_t at_once, ptrdiff_t band, ptrdiff_t n, const ptrdiff_t *begin, const ptrdiff_t *end, ptrdiff_t top,
+           ptrdiff_t bottom, ptrdiff_t sums, const REAL *factor, const ptrdiff_t *first, REAL *const *total,
+           REAL *own, REAL *panels, double *square)
+{
+    for (ptrdiff_t near = 0; near < cols; near += at_once) {
+        ptrdiff_t far = cols - near < at_once ? cols : near + at_once;
+        ptrdiff_t count = (far - near + WIDTH - 1) / WIDTH;
+        REAL *out = panels;
+        for (ptrdiff_t i = 0; i < n; out += count * (end[i] - begin[i]) * WIDTH, i++)
+            pack(out, WIDTH, right + begin[i] * right_step, right_step, near, far, end[i] - begin[i]);
+
+        for (ptrdiff_t from = top; from < bottom; from += band) {
+            ptrdiff_t to = bottom - from < band ? bottom : from + band;
+            const REAL *panel = panels;
+            for (ptrdiff_t i = 0; i < n; i++) {
+                ptrdiff_t steps = end[i] - begin[i];
+                pack(own, HEIGHT, left + begin[i] * left_step, left_step, from, to, steps);
+                for (ptrdiff_t row = from; row < to; row += HEIGHT) {
+                    ptrdiff_t high = to - row < HEIGHT ? to - row : HEIGHT;
+                    vector squares[CHAINS] = {{0}}; /* one chain of additions would wait for itself */
+                    for (ptrdiff_t q = 0; q < count; q++) {
+                        const vector *x = (const vector *)(panel + q * steps * WIDTH);
+                        const REAL *y = own + (row - from) * steps;
+                        vector d[HEIGHT][VECTORS];
+                        EACH d[r][v] = (vector){0};
+                        for (ptrdiff_t t = 0; t < steps; t++, x += VECTORS, y += HEIGHT)
+                            EACH d[r][v] += y[r] * x[v];
+                        EACH squares[(r * VECTORS + v) % CHAINS] += d[r][v] * d[r][v];
+
+                        ptrdiff_t j = near + q * WIDTH, wide = far - j < WIDTH ? far - j : WIDTH;
+                        for (ptrdiff_t k = 0; k < sums; k++) {
+                            REAL f = factor[k * n + i], *c = total[k] + row * cols + j;
+                            if (f == 0)
+                                continue;
+                            if (wide < WIDTH || high < HEIGHT) {
+                                REAL edge[HEIGHT][WIDTH];
+                                EACH *(vector *)(edge[r] + v * LANES) = d[r][v];
+                                for (ptrdiff_t r = 0; r < high; r++)
+                                    for (ptrdiff_t w = 0; w < wide; w++)
+                                        c[r * cols + w] = f * edge[r][w] + (i == first[k] ? 0 : c[r * cols + w]);
+                            } else if (i == first[k]) {
+                                EACH *(vector *)(c + r * cols + v * LANES) = f * d[r][v];
+                            } else {
+                                EACH *(vector *)(c + r * cols + v * LANES) += f * d[r][v];
+                            }
+                        }
+                    }
+                    for (int s = 0; s < CHAINS; s++)
+                        for (int l = 0; l < LANES; l++)
+                            square[i] += squares[s][l];
+                }
+                panel += count * steps * WIDTH;
+            }
+        }
+    }
+}

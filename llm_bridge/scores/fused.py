@@ -1,0 +1,135 @@
+"""Norms and sums in one pass over each product: a kernel in C (`fused.c`), compiled on this machine at its first use.
+
+An instantiated block costs a product, a pass that squares it and one that adds it to a sum. The kernel does both while
+the product's entries are in registers, so that an affine update costs hardly more than an ordinary one. It is exact,
+for float32 and float64 on a CPU, and optional: without a C compiler the methods of `norms` do the same.
+
+The compiled file lies in the folder of caches, under the digest of its source, the compiler and this machine's
+instruction set.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from platformdirs import user_cache_path
+from torch import Tensor
+
+from llm_bridge.scores.layout import Layout
+from llm_bridge.scores.norms import Scratch, Sink
+
+SOURCE = Path(__file__).with_name("fused.c")
+FLAGS = ("-O2", "-march=native", "-fno-tree-vectorize", "-funroll-loops", "-fpeel-loops", "-fno-math-errno")
+REAL = {torch.float32: "float", torch.float64: "double"}
+COLUMNS, BAND = 1024, 1 << 15
+"""columns of the right operand that are copied at a time, and entries of a sum that are gone through"""
+
+
+@lru_cache(maxsize=2)
+def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled kernel for one type; None where there is no C compiler ($CC or cc), or none that can compile it."""
+    compiler, real = shutil.which(os.environ.get("CC") or "cc"), REAL.get(dtype)
+    if compiler is None or real is None:
+        return None
+    flags = (*FLAGS, f"-DREAL={real}")
+    try:
+        # what a compiler defines tells its version and the instructions of the machine it compiles for
+        about = _run(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)
+        digest = hashlib.sha256(" ".join(flags).encode() + about + SOURCE.read_bytes()).hexdigest()[:16]
+        folder = user_cache_path("vcposim") / "kernels"
+        built = folder / f"fused-{digest}.so"
+        if not built.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder) as aside:
+                made = Path(aside) / built.name
+                _run(compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(made))
+                made.replace(built)
+        library = ctypes.CDLL(str(built))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    size, address = ctypes.c_ssize_t, ctypes.c_void_p
+    library.height.restype = library.width.restype = size
+    library.fused.restype = None
+    library.fused.argtypes = [address, size, address, *[size] * 5, *[address] * 2, *[size] * 3, *[address] * 6]
+    return library
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
+
+
+def fits(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel can take operands of this kind."""
+    return device.type == "cpu" and kernel(dtype) is not None
+
+
+def fused_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | None, scratch: Scratch) -> Tensor:
+    """Exact norms, each block added to the sink where it is made: (N, out), (N, in) -> (n,).
+
+    A thread takes a band of rows, as many as torch would use.
+    """
+    library = kernel(left.dtype)
+    assert library is not None
+    assert right.dtype == left.dtype
+    left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (left, right))
+    rows, cols, n = left.shape[1], right.shape[1], layout.n
+    begin, end, longest = _places(tuple(layout.bounds(len(left))))
+    high, wide = library.height(), library.width()
+    tall = max(1, min(BAND // min(cols, COLUMNS), rows + high - 1) // high) * high
+    own, panels = longest * tall, len(left) * (-(-min(cols, COLUMNS) // wide) * wide)
+
+    buffer: Sequence[Tensor] = [] if sink is None else sink.buffer
+    plain = [x.is_contiguous() and x.dtype == left.dtype for x in buffer]
+    total = [x if same else left.new_zeros(x.shape) for x, same in zip(buffer, plain, strict=True)]
+    where = (ctypes.c_void_p * max(1, len(total)))(*[x.data_ptr() for x in total])
+    table = () if sink is None else tuple(map(tuple, sink.factor.tolist()))
+    factor, first = _factors(table, left.dtype)
+
+    threads = max(1, min(torch.get_num_threads(), rows // (4 * high)))
+    each = -(-rows // (threads * high)) * high
+    square, room = torch.zeros(threads, n, dtype=torch.float64), scratch.take(threads * (own + panels), left)
+    mine, size = room.data_ptr(), room.element_size()
+
+    def band(k: int) -> None:
+        at = mine + k * (own + panels) * size
+        library.fused(
+            left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), cols, COLUMNS, tall, n, begin, end,
+            k * each, min(rows, (k + 1) * each), len(total), factor, first, where,
+            at, at + own * size, square.data_ptr() + k * n * 8,
+        )  # fmt: skip
+
+    if threads == 1:
+        band(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(band, range(threads)))
+    for x, y in zip(buffer, total, strict=True):
+        if x is not y:
+            x.copy_(y)
+    return square.sum(0).to(left.dtype)
+
+
+@lru_cache(maxsize=256)
+def _places(bounds: tuple[tuple[int, int], ...]) -> tuple[ctypes.Array[Any], ctypes.Array[Any], int]:
+    """The first rows of trajectories, those after their last ones, and the most steps, as the kernel takes them."""
+    kind = ctypes.c_ssize_t * len(bounds)
+    begin, end = zip(*bounds, strict=True)
+    return kind(*begin), kind(*end), max(stop - start for start, stop in bounds)
+
+
+@lru_cache(maxsize=256)
+def _factors(table: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+    """The factors of each sum, row after row, and the first trajectory that has one."""
+    real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
+    flat = [factor for row in table for factor in row]
+    first = [next((i for i, factor in enumerate(row) if factor), 0) for row in table]
+    return (real * max(1, len(flat)))(*flat), (ctypes.c_ssize_t * max(1, len(first)))(*first)
