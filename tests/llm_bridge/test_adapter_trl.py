@@ -234,7 +234,7 @@ def test_every_entry_is_served_or_refused_by_name(tmp_path: Path) -> None:
     given = tiny_trl.parts(tmp_path)
     for name in CATALOGUE:
         if SWITCHES["TRL"].on(name) is None:
-            with pytest.raises(InputError, match=f"estimator: {name} needs .*, which TRL does not give; train it"):
+            with pytest.raises(InputError, match=f"estimator: {name} needs .*, which TRL does not give; "):
                 VcpoConfig(name)
         else:
             VcpoTrainer(**given, vcpo=VcpoConfig(name))
