@@ -30,7 +30,6 @@ from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD
 from vcposim.testing.report_card import beside_the_catalogue
 
-OFFERED = frozenset({"scores", "log_prob", "collision"})
 """what an adapter has of a batch, beyond rewards and ratios"""
 
 SYMBOLS = (
@@ -289,11 +288,11 @@ def trained_with(name: str, entry: Entry) -> str:
             fence(f"python -m llm_bridge.train --task addition --lag 16 --estimator {name}", "sh"),
         ),
         "In TRL ({doc}`how to </guides/HOWTO_TRL>`)": (
-            lambda: require(entry.estimator, OFFERED, 4),
+            lambda: require(entry.estimator, "TRL", name),
             fence(f'VcpoTrainer(vcpo=VcpoConfig(estimator="{name}"), ...)  # of llm_bridge.adapters.trl', "python"),
         ),
         "In verl ({doc}`how to </guides/HOWTO_VERL>`)": (
-            lambda: require(entry.estimator, OFFERED | {"reference_log_ratio"}, 4),
+            lambda: require(entry.estimator, "verl", name),
             fence(
                 "export VERL_USE_EXTERNAL_MODULES=llm_bridge.adapters.verl\n"
                 f"# algorithm.adv_estimator=vcposim/{name}{'/length' if 'scores' in needs else ''} "

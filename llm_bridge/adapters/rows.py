@@ -2,8 +2,8 @@
 
 A framework has rows (one trajectory each) in any order, a prompt's responses torn over microbatches and ranks, and the
 id of each row's prompt. An estimator wants whole groups. `row_coefficient` gathers, asks `Estimator.coefficients` and
-hands every row its own number back. `require` refuses an estimator whose needs the framework cannot meet, by asking it
-once on a batch of eight tokens, before any work is lost.
+hands every row its own number back. `require` refuses an estimator whose needs the framework does not meet, by the
+table of `vcposim.catalogue.trainers` and by asking it once on a batch of eight tokens, before any work is lost.
 """
 
 from dataclasses import dataclass, replace
@@ -16,10 +16,8 @@ from llm_bridge.distributed import gather_batch
 from llm_bridge.ratios import trajectory_batch
 from vcposim.batch import Batch
 from vcposim.catalogue.loading import estimator_named
-from vcposim.estimators import Resolved
-
-TOKEN_FIELDS = ("log_prob", "collision", "anchor_log_ratio")
-"""optional fields of `Batch`, one entry a token, that a framework may have"""
+from vcposim.catalogue.trainers import require_met
+from vcposim.estimators import PER_TOKEN, Resolved
 
 
 @dataclass(frozen=True)
@@ -42,17 +40,16 @@ def estimator_of(name: str | Resolved) -> Resolved:
     return estimator_named(name, library="torch") if isinstance(name, str) else name
 
 
-def require(estimator: Resolved, offered: frozenset[str], group_size: int) -> None:
-    """Refuse an estimator that needs more than rewards, ratios, lengths, groups and what is `offered`.
+def require(estimator: Resolved, trainer: str, name: str | None = None) -> None:
+    """Refuse an estimator, called `name`, that needs what a `trainer` of `SWITCHES` does not give.
 
-    `offered`: `scores` (their norms), and of `TOKEN_FIELDS`.
-
-    Raises `InputError` with the need's name, or the group size.
+    Raises `InputError` with the need's name and where to train it instead.
     """
-    estimator.require(group_size)
+    require_met(trainer, estimator, name)
     zero, one = torch.zeros(4, 2), torch.ones(4, 2)
-    batch = trajectory_batch(zero[:, 0], zero, zero, one, score_sq_norm=one[:, 0] if "scores" in offered else None)
-    fields: dict[str, Any] = {name: zero for name in TOKEN_FIELDS if name in offered}
+    batch = trajectory_batch(zero[:, 0], zero, zero, one, score_sq_norm=one[:, 0])
+    given = estimator.needs & {"log_prob", "collision", "anchor_log_ratio", "reference_log_ratio"}
+    fields: dict[str, Any] = {need: zero if need in PER_TOKEN else zero[:, 0] for need in given}
     row_coefficient(estimator, replace(batch, **fields), torch.tensor([0, 0, 1, 1]))
 
 

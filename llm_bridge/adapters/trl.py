@@ -70,7 +70,6 @@ SEAMS = (
 TAPED = ("exact", "sketch", "last_block")
 NORMS = (*TAPED, "logit", "length")
 """how ||s_i||^2 is had: on the score tape exactly, by 16 random signings, of the last block alone; or a proxy"""
-OFFERED = frozenset({"scores", "log_prob", "collision"})
 AVERAGES = ("grpo", "bnpo", "dr_grpo", "dapo")
 """loss types that have no ratio treatment besides PPO's clip, which does nothing at a ratio of 1"""
 LOGGED = ("step_scale", "ess_fraction", "ess_reference")
@@ -94,7 +93,7 @@ class VcpoConfig:
     brake. `exponent`: of the brake, by default the optimizer family's. `diagnostics`: log every gauge of
     `llm_bridge.diagnose` as `vcpo/...`.
 
-    Raises `InputError` for unknown names and settings out of range.
+    Raises `InputError` for unknown names, settings out of range, and estimators that need what TRL does not give.
     """
 
     estimator: str | Resolved | None = "vcpo"
@@ -115,14 +114,15 @@ class VcpoConfig:
             exponent = 1.0 if self.exponent is None else self.exponent
             EssStepScale(torch.optim.SGD([torch.zeros(1)]), reference=self.ess_reference, exponent=exponent)
         if self.estimator is not None:
-            estimator_of(self.estimator)
+            name = self.estimator if isinstance(self.estimator, str) else None
+            require(estimator_of(self.estimator), "TRL", name)
 
 
 class VcpoTrainer(GRPOTrainer):
     """`GRPOTrainer` with one more argument, `vcpo`.
 
     Raises `InputError` at construction for settings of TRL under which lag or coefficient would not be what they say,
-    for estimators whose needs TRL cannot meet, and for DeepSpeed.
+    for groups too small for the estimator, and for DeepSpeed.
     """
 
     args: Any
@@ -405,7 +405,7 @@ def require_settings(trainer: VcpoTrainer) -> None:
         if bad:
             raise InputError(f"{setting}: {getattr(args, setting)!r}; {remedy}")
     if estimator is not None:
-        require(estimator, OFFERED, args.num_generations)
+        estimator.require(args.num_generations)
         if args.scale_rewards != "none":
             warnings.warn(
                 f"scale_rewards={args.scale_rewards!r} is ignored: estimator {name!r} says how rewards are scaled",

@@ -35,12 +35,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_bridge.adapters.rows import row_coefficient, usable
+from llm_bridge.adapters.rows import require, row_coefficient, usable
 from llm_bridge.ratios import token_log_ratio, trajectory_batch
 from vcposim.baselines import Evidence
 from vcposim.batch import Batch, ScoreNorms
 from vcposim.catalogue import CATALOGUE
 from vcposim.catalogue.loading import estimator_named
+from vcposim.catalogue.trainers import SWITCHES, require_met
 from vcposim.errors import InputError
 from vcposim.estimators import Estimator, Resolved
 
@@ -64,8 +65,6 @@ OWN = "VCPOSIM_ESTIMATORS"
 NORMS = ("length", "logit", "given")
 """||s_i||^2 by the number of tokens; by the score of the logits (`actor.calculate_sum_pi_squared=True`); or whatever
 your trainer left in the batch as `score_sq_norm`, (n,)"""
-ELSEWHERE = frozenset({"anchor_log_ratio"})
-"""needs that no batch of verl meets: an update begins at the anchor"""
 
 _BATCH: ContextVar[Any] = ContextVar("batch of the running compute_advantage", default=None)
 
@@ -77,17 +76,24 @@ def names() -> dict[str, tuple[Resolved, str | None]]:
     """
     own = {name: estimator_named(name, library="torch") for name in os.environ.get(OWN, "").split()}
     for name, estimator in own.items():
-        if lacking := sorted(estimator.needs & ELSEWHERE):
-            raise InputError(f"{OWN}: {name} needs {', '.join(lacking)}, which no batch of verl holds; leave it out")
+        require(estimator, "verl", name)
+    served = {name: known.estimator for name, known in CATALOGUE.items() if not SWITCHES["verl"].lacks(known.estimator)}
     out: dict[str, tuple[Resolved, str | None]] = {}
-    for name, estimator in ({name: known.estimator for name, known in CATALOGUE.items()} | own).items():
-        if estimator.needs & ELSEWHERE:
-            continue
+    for name, estimator in (served | own).items():
         if "scores" in estimator.needs:
             out |= {f"{PREFIX}/{name}/{norm}": (estimator, norm) for norm in NORMS}
         else:
             out[f"{PREFIX}/{name}"] = (estimator, None)
     return out
+
+
+def refused(name: str, **of_the_batch: Any) -> tuple[Tensor, Tensor]:
+    """What answers to `vcposim/NAME` where that is no way to write an entry. Raises `InputError`: why, or how else."""
+    require_met("verl", CATALOGUE[name].estimator, name)
+    raise InputError(
+        f"adv_estimator: {PREFIX}/{name} says nothing of score norms, which it needs; write {PREFIX}/{name}/length, "
+        f"or one of {', '.join(NORMS[1:])}"
+    )
 
 
 def advantage(
@@ -217,8 +223,12 @@ def register() -> None:
                 )
     if LOSS in core_algos.POLICY_LOSS_REGISTRY:
         return
-    for name, (estimator, norm) in names().items():
+    known = names()
+    for name, (estimator, norm) in known.items():
         core_algos.register_adv_est(name)(partial(advantage, estimator=estimator, norm=norm))
+    for name in CATALOGUE:
+        if f"{PREFIX}/{name}" not in known:
+            core_algos.register_adv_est(f"{PREFIX}/{name}")(partial(refused, name))
     core_algos.register_policy_loss(LOSS)(policy_loss)
     ray_trainer.compute_advantage = passing_ratios(ray_trainer.compute_advantage)
 

@@ -32,7 +32,7 @@ squares, plus the squares of what all ranks hold whole, once (`split`). Where to
 rows of other ranks' trajectories arrive, nobody knows whose, and the tape refuses.
 
 What cannot be known from shapes is the owner of a row. The tape takes row i for trajectory i, and therefore
-compares its first pass over a model, and then every hundredth, with plain autograd (`check`).
+compares its first pass over a model, and then every 101st, with plain autograd (`check`).
 
 In the order in which a reader meets them:
 

@@ -7,13 +7,16 @@ tape must have said. Where a row alone gives something else than among the other
 one ordinary backward of that trajectory through the taped graph knows at least nothing of rows. The gradient of all
 trajectories is compared along a random direction, so that nothing of its size is kept twice.
 
+Which pass is compared matters as much. One row cannot be permuted, equal coefficients do not tell two rows apart, and a
+model may do with eight rows what it does not with four: such passes leave the next one due (`Verifier`).
+
 Under FSDP2 all ranks compare in the same pass and stop together; the gradient is that of all of them, put together and
 looked at a parameter at a time. There the taped graph answers for the model, which a rank cannot run alone.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,8 +40,11 @@ from llm_bridge.scores.norms import square_sum
 from llm_bridge.scores.shards import Shards, summed, together, whole
 from vcposim.errors import InputError
 
-EVERY = 100
-"""passes from one check to the next"""
+EVERY = 101
+"""passes from one check to the next: a prime, or it would always meet the same micro-batch of an update"""
+_SHAPES, _PATIENCE, _MANY = 4, 5, 16
+"""numbers of rows whose first pass is compared by itself; compared passes in a row that may tell nothing; trajectories
+looked at where no gradient is"""
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 """relative, by the coarsest type an output gradient came in"""
 GRADIENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.float16: 0.3, torch.bfloat16: 0.3}
@@ -48,8 +54,22 @@ _ALIKE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.01, torch.b
 _FLOOR, _COLUMNS = 1e-3, 8
 _WHY = "its rows are not trajectories one by one (permuted, sorted, time first, or mixed)"
 _BENT = "or its backward is not linear (a hook that clips), so that scores do not add up: take such hooks off"
-_PASSES: WeakKeyDictionary[nn.Module, dict[Any, int]] = WeakKeyDictionary()
-"""of each model the passes taken in each way: a loop over everything says nothing of what layers report"""
+
+
+@dataclass
+class Passes:
+    """What is known of the passes over a model that were taken in one way."""
+
+    count: int = 0
+    """how many there were, without compared ones that told nothing"""
+    rows: set[tuple[int, bool]] = field(default_factory=set)
+    """rows, and whether there was one trajectory, of compared passes: one row cannot be permuted"""
+    idle: int = 0
+    """compared passes in a row that told nothing: equal coefficients, or one trajectory that is not masked"""
+
+
+_PASSES: WeakKeyDictionary[nn.Module, dict[Any, Passes]] = WeakKeyDictionary()
+"""by model and way: a loop over everything says nothing of what layers report"""
 
 
 @dataclass(frozen=True)
@@ -174,18 +194,25 @@ class Verifier:
         self, tape: Recorder, model: nn.Module, verify: str, seed: int, shards: Shards, way: Hashable = None
     ) -> None:
         self.tape, self.model, self.verify, self.seed, self.shards = tape, model, verify, seed, shards
-        self._way = way
+        self.way = way
+        self.alike = False
+        """whether other ranks must compare in the same passes, whatever their own batches are"""
         self.calls: list[Call] = []
+
+    @property
+    def _known(self) -> Passes:
+        return _PASSES.setdefault(self.model, {}).setdefault(self.way, Passes())
 
     @property
     def number(self) -> int:
         """Of the pass under way, from 1."""
-        return _PASSES.get(self.model, {}).get(self._way, 0) + 1
+        return self._known.count + 1
 
-    @property
-    def due(self) -> bool:
-        """Whether the pass under way is one to be compared."""
-        return self.verify == "always" or (self.verify == "first" and (self.number - 1) % EVERY == 0)
+    def due(self, rows: int, one: bool = False) -> bool:
+        """Whether the pass under way is one to be compared: so many rows, `one` trajectory or several."""
+        known = self._known
+        new = not self.alike and (rows, one) not in known.rows and len(known.rows) < _SHAPES
+        return self.verify == "always" or (self.verify == "first" and (known.count % EVERY == 0 or new))
 
     def coarsest(self, log_prob: Tensor) -> torch.dtype:
         """The type with the largest steps among those that a gradient of `log_prob` (row, time) can have come in."""
@@ -193,11 +220,21 @@ class Verifier:
         kinds = {log_prob.dtype, *cast, *(p.dtype for p in self.model.parameters() if p.requires_grad)}
         return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
-    def passed(self) -> None:
-        """Count a pass; one whose comparison failed does not count."""
-        if self.verify != "never":
-            _PASSES[self.model] = _PASSES.get(self.model, {}) | {self._way: self.number}
+    def passed(self, rows: int, one: bool, told: bool | None = None) -> None:
+        """Count a pass; one whose comparison failed does not count, nor a few that could not have failed.
+
+        told: whether the comparison could have, None for a pass without.
+        """
         self.calls = []
+        if self.verify == "never":
+            return
+        known = self._known
+        known.idle = known.idle + 1 if told is False else 0
+        if told is False and known.idle < _PATIENCE and not self.alike:
+            return
+        known.count += 1
+        if told is not None:
+            known.rows.add((rows, one))
 
 
 class Verification:
@@ -217,28 +254,32 @@ class Verification:
         self.watch, self.named, self.of, self.groups, self.reentrant = watch, named, of, groups, reentrant
         self.seed, self.advise, self.device = watch.seed + watch.number, watch.tape.advice, of.log_prob.device
         self.total = of.trajectories()
-        self._plain: tuple[int, list[float]] | None = None
+        weight = weighted(torch.ones_like(of.log_prob), of.mask, of.token_weight).abs()
+        live = trajectory_sums(weight, torch.ones_like(weight), segment=of.segment) != 0
+        self.live: list[int] = live.nonzero().squeeze(1).tolist()
+        """trajectories that are not masked throughout"""
+        self._plain: list[tuple[int, list[float]]] = []
         self._part: Mapping[nn.Parameter, Tensor] = {}
         self._dtype = torch.float64
 
-    def ask(self, scale: float) -> None:
+    def ask(self, scale: float, many: bool) -> None:
         """What plain autograd says of a random trajectory; `scale`: what to multiply by inside, against underflow.
 
-        By the model alone if that can tell, else through the taped graph. One that is masked throughout says nothing.
+        many: of several, where no gradient will be compared and so two rows might change places unseen. By the model
+        alone if that can tell, else through the taped graph. One that is masked throughout says nothing.
         """
-        total, of = self.total, self.of
-        weight = weighted(torch.ones_like(of.log_prob), of.mask, of.token_weight).abs()
-        some = trajectory_sums(weight, torch.ones_like(weight), segment=of.segment).nonzero().squeeze(1).tolist()
-        drawn = int(torch.randint(len(some) or 1, (), generator=torch.Generator().manual_seed(self.seed)))
-        i = some[drawn] if some else 0
-        params, calls, found = [p for _, p in self.named], self.watch.calls, None
-        if len(calls) == 1 and not self.reentrant and not self.groups:  # or ranks might not do the same
-            found = alone(self.watch.tape, self.watch.model, calls[0], total, i, scale, params)
-        if found is None:
-            one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)
-            with untraced(self.watch.model, self.device), torch.autocast(self.device.type, enabled=False):
-                found = ordinary(total, one, params, self.reentrant)
-        self._plain = i, [square / scale**2 for square in squares(found)]
+        total, some = self.total, self.live or [0]
+        order = torch.randperm(len(some), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        params, calls = [p for _, p in self.named], self.watch.calls
+        for i in [some[k] for k in order[: _MANY if many and not self.groups else 1]]:
+            found = None
+            if len(calls) == 1 and not self.reentrant and not self.groups:  # or ranks might not do the same
+                found = alone(self.watch.tape, self.watch.model, calls[0], total, i, scale, params)
+            if found is None:
+                one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)
+                with untraced(self.watch.model, self.device), torch.autocast(self.device.type, enabled=False):
+                    found = ordinary(total, one, params, self.reentrant)
+            self._plain.append((i, [square / scale**2 for square in squares(found)]))
 
     def norms(self, part: Mapping[nn.Parameter, Tensor], dtype: torch.dtype) -> None:
         """Raise InputError where a parameter's squares (n,) differ from what was said when asked.
@@ -246,9 +287,16 @@ class Verification:
         dtype: the coarsest in which an output gradient came.
         """
         self._part, self._dtype = part, dtype
-        if self._plain is not None:
-            i, expected = self._plain
+        for i, expected in self._plain:
             together(partial(check_norms, self.named, expected, part, i, dtype, self.advise), self.groups, self.device)
+
+    def passed(self, coefficient: Tensor | None = None) -> None:
+        """Count the pass as compared; equal coefficients (n,), or one trajectory of several, tell nothing of rows."""
+        one = len(self.total) == 1
+        told = one or len(self.live) > 1
+        if coefficient is not None and not one:
+            told = told and bool((coefficient[self.live] != coefficient[self.live[0]]).any())
+        self.watch.passed(len(self.of.log_prob), one, told)
 
     def around(self, finish: Callable[[Tensor], None], loop: bool) -> Callable[[Tensor], None]:
         """`finish`, and after it a look at what it added to p.grad; `loop`: by a backward per trajectory."""
@@ -288,7 +336,7 @@ class Verification:
                 ]
                 rounding = summed(rounding.to(self.device), shards.groups())
             together(partial(projection.compare, grads, rounding.tolist(), self._dtype), self.groups, self.device)
-            self.watch.passed()
+            self.passed(coefficient)
 
         return compared
 

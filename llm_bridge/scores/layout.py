@@ -69,6 +69,12 @@ class Layout:
 
     def mixed(self, name: str, x: Tensor) -> InputError:
         """What to say of a module whose array `x` (...) has no rows for each trajectory."""
+        rows, steps = self.lead
+        if self.owner is not None and x.dim() >= 2 and len(x) == rows and x.shape[1] == steps + 1:
+            return InputError(
+                f"{name}: sees {x.shape[1]} tokens a row, and segment has {steps}; give log_prob, mask and segment as "
+                "long as the model's input, with a column for its first token that the mask leaves out"
+            )
         expected = f"{self.lead}" if self.owner is not None else f"({self.n}, time)"
         return InputError(
             f"{name}: sees shape {tuple(x.shape)}, not {expected} and features, so trajectories are mixed; "

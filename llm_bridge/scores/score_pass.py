@@ -46,6 +46,11 @@ class Uses:
             self.rows.setdefault(param, []).append(rows)
         return len(kinds) - 1
 
+    def copied(self) -> "Uses":
+        """The same, for another backward of the forward."""
+        kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
+        return Uses(kind, dict(self.token), rows)
+
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""
         return sorted(self.kind.get(param, []))

@@ -74,10 +74,13 @@ class ScoreTape:
     a second backward. unknown: "error", or "loop"
     to run a backward per trajectory through those modules alone that have no exact rule (`tape.loops` names them).
     loop: class names of modules to loop over as a whole, such as a mixture of experts that sorts its rows.
-    verify: "first" compares the first pass over a model, and then every hundredth, with plain autograd: one
-    trajectory's norm and the gradient along a random direction; "always", "never". Of a sketch or a loop only the
-    gradient is verified. Ranks that share a model (FSDP2, `split`) verify in the same pass and stop together; FSDP2
-    with reentrant checkpoints cannot, and is not verified.
+    verify: "first" compares the first pass over a model, and then every 101st, with plain autograd: one trajectory's
+    norm and the gradient along a random direction, or the norms of several where no gradient follows; "always",
+    "never". First passes of other numbers of rows (four at most), of another mode and after more was made trainable
+    are compared too, and a pass that could tell nothing (equal coefficients, all trajectories but one masked) is not
+    the one. Of a sketch or a loop with a gradient only that is verified. Ranks that share a model (FSDP2, `split`)
+    verify in the same pass, by their number alone, and stop together; FSDP2 with reentrant checkpoints cannot, and is
+    not verified.
 
     split: parameters of which each rank of `split_group` holds a part (tensor parallelism, experts by rank), all ranks
     running the same trajectories: their squares are summed over the group, a collective. Everything else is counted
@@ -171,7 +174,9 @@ class ScoreTape:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
         self._known = {p for _, p in named if p.requires_grad}
+        self._watch.way = (self._watch.way, self.model.training, len(self._known))  # other modes are other models
         sharded = any(isinstance(module, FSDPModule) for module in modules.values())
+        self._watch.alike = sharded or bool(self._split)
         if self.method != "loop" and not sharded and Borrowed.needed(self.model):
             self._borrowed = Borrowed(self.model, self._targets(named), self)
             self._borrowed.__enter__()
@@ -284,7 +289,10 @@ class ScoreTape:
         """The squares of one backward, or of a loop, summed over parameters; where one is due with a comparison."""
         groups: list[dist.ProcessGroup | None] = [*self._shards.groups()]
         check = None
-        if self._watch.due and not (groups and reentrant):  # FSDP2 does not allow it with reentrant checkpoints
+        rows, one = len(of.log_prob), layout.n == 1
+        if self._watch.due(rows, one) and not (
+            groups and reentrant
+        ):  # FSDP2 does not allow it with reentrant checkpoints
             split = [self._split_group] if self._split else []
             check = Verification(self._watch, named, of, [*groups, *split], reentrant)
         if self.method == "loop":
@@ -298,19 +306,35 @@ class ScoreTape:
                     )
         else:
             if check is not None and self.norm == "exact":
-                check.ask(route.scale)
-            score = self._backward(of, layout, route, named, reentrant, check is not None)
+                check.ask(route.scale, many=not isinstance(route, Kept))
+            elif check is not None and not isinstance(route, Kept) and not reentrant:
+                self._compare_exact(check, of, layout, route.scale, named)
+            score = self._backward(of, layout, route, named, reentrant, check is not None, self.norm == "sketch")
             part, kind = score.part, score.coarsest
         norms = route.unweighed(self._over_ranks(part, of.log_prob.dtype))
-        if check is not None:
+        if check is not None and (self.norm == "exact" or isinstance(route, Kept)):
             check.norms({p: route.unweighed(square) for p, square in part.items()}, kind)
         loop = self.method == "loop" and isinstance(route, Again) and len(self._shape) == 1
         if check is not None and (loop or isinstance(route, Kept)):
             self._finish = check.around(route.finish, loop)
             return norms
-        self._watch.passed()
+        if check is not None:
+            check.passed()
+        else:
+            self._watch.passed(rows, one)
         self._finish = None if isinstance(route, NormsOnly) else route.finish
         return norms
+
+    def _compare_exact(
+        self, check: Verification, of: Objective, layout: Layout, scale: float, named: list[tuple[str, nn.Parameter]]
+    ) -> None:
+        """Of a sketch whose gradient is not compared, compare the exact norms, by a backward before its own."""
+        uses, rows, route = self._uses.copied(), self._rows, NormsOnly(layout)
+        route.scale = scale
+        check.ask(scale, many=True)
+        score = self._backward(of, layout, route, named, False, True, sketched=False, again=True)
+        check.norms({p: route.unweighed(square) for p, square in score.part.items()}, score.coarsest)
+        self._uses, self._rows = uses, rows
 
     def backward(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i grad log pi(tau_i) to p.grad: detached `coefficient` (n,), or (row, time) after `per_token`.
@@ -383,7 +407,12 @@ class ScoreTape:
 
     def _note_call(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         """Keep a call that a check will want to repeat."""
-        if self._counting and not self.inside and torch.is_grad_enabled() and self._watch.due:
+        if (
+            self._counting
+            and not self.inside
+            and torch.is_grad_enabled()
+            and self._watch.due(self.batch[0] if self.batch else 1)
+        ):
             self._watch.calls.append(Call.of(self.generator.device, args, kwargs, out))
 
     @contextmanager
@@ -425,14 +454,16 @@ class ScoreTape:
         named: list[tuple[str, nn.Parameter]],
         reentrant: bool,
         checked: bool,
+        sketched: bool,
+        again: bool = False,
     ) -> ScorePass:
-        """The one backward: every layer reports to a `ScorePass`, none adds to p.grad."""
-        method = "sketch" if self.norm == "sketch" else self.method
+        """The one backward: every layer reports to a `ScorePass`, none adds to p.grad; `again`: the graph survives."""
+        method = "sketch" if sketched else self.method
         work = Workspace(self.columns, self.generator)
         self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
         score.chunked = len(self._rows) > 1 and sum(self._rows) == of.log_prob.shape[0]
         strays = [p.register_hook(self._stray(name, p)) for name, p in named]
-        again = isinstance(route, Again) or (checked and isinstance(route, Kept))
+        again = again or isinstance(route, Again) or (checked and isinstance(route, Kept))
         try:
             objective = route.weighed(of.tokens()).sum()
             with torch.autocast(objective.device.type, enabled=False):

@@ -38,8 +38,10 @@ from llm_bridge.training.trainer import HELD_OUT, training_task
 from vcposim import diagnostics
 from vcposim.arrays import Array
 from vcposim.batch import Batch, ScoreNorms
+from vcposim.catalogue.trainers import ALWAYS
 from vcposim.control import EXPONENTS, MEMORY, Seen, norm_scale, step_rule
 from vcposim.errors import InputError
+from vcposim.estimators import NEEDS
 from vcposim.learning.optimizers import AdamMoments, adam_direction
 
 ALIKE = ("task", "task_options", "groups", "group_size", "max_new_tokens", "temperature", "updates", "problems")
@@ -51,7 +53,7 @@ PLAIN: dict[str, str | float] = {
 """settings with one value here"""
 KNOWN_TO_RULES = frozenset({"ess_fraction", "lag", "norm", "typical_norm", "step"})
 """what step rules may look at here"""
-NOT_READ = frozenset({"collision", "anchor_log_ratio", "reference_log_ratio"})
+NOT_READ = NEEDS - ALWAYS - {"log_prob"}
 """what estimators may not ask of a batch here"""
 
 

@@ -307,6 +307,16 @@ def _short_mask(heeded: bool) -> Step:
     return step
 
 
+@case("give log_prob, mask and segment as long as the model's input")
+def _packed_without_a_first_column(heeded: bool) -> Step:
+    step = Step()
+    first = 0 if heeded else 1
+    step.run = lambda: step.model(step.token)[:, first:]
+    step.mask = step.mask[:, first:]
+    step.norms = {"segment": torch.arange(4)[:, None].expand(4, 4 - first)}
+    return step
+
+
 @case("segment: shape (4, 3) differs from log_prob's (4, 4); one id a token")
 def _short_segment(heeded: bool) -> Step:
     step = Step()

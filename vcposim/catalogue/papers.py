@@ -3,46 +3,16 @@
     vcposim cite --index      all of it as Markdown
 
 A paper's row is read off the catalogue: its entries and step rules, and what these say of themselves where they differ
-from their source. `SWITCHES` says how an entry is switched on in each trainer, and which need a trainer does not meet.
+from their source. How an entry is switched on in each trainer is in `trainers`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vcposim.baselines import baseline
 from vcposim.catalogue.entries import CATALOGUE, Entry
 from vcposim.catalogue.references import SOURCES, short
+from vcposim.catalogue.trainers import SWITCHES
 from vcposim.control import STEP_RULES
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A trainer's way to name an entry."""
-
-    line: str
-    """with NAME for the entry's name"""
-    missing: frozenset[str] = frozenset()
-    """needs of estimators that it does not meet"""
-    norms: str = ""
-    """what follows the name of an entry that needs score norms"""
-
-    def on(self, name: str) -> str | None:
-        """The line for an entry; None where the trainer refuses it."""
-        e = CATALOGUE[name].estimator
-        sums = (
-            isinstance(e.baseline, str) and not baseline(e.baseline).norms_suffice
-        )  # norms are all that trainers have
-        if e.needs & self.missing or sums:
-            return None
-        return self.line.replace("NAME", name + (self.norms if "scores" in e.needs else ""))
-
-
-SWITCHES = {
-    "llm_bridge.train": Switch("--estimator NAME"),
-    "TRL": Switch('VcpoConfig(estimator="NAME")', frozenset({"anchor_log_ratio", "reference_log_ratio"})),
-    "verl": Switch("algorithm.adv_estimator=vcposim/NAME", frozenset({"anchor_log_ratio"}), "/length"),
-}
-"""trainer -> how to switch an entry on; step rules: `--step-rule NAME` of llm_bridge.train"""
 
 ELSEWHERE = {
     "score_centering": (

@@ -102,7 +102,7 @@ def test_an_adapter_s_rows_get_the_coefficients_of_the_entry(folder: Path, funct
     group = torch.tensor([0, 1, 1, 0, 1, 0])
     estimators = estimator_of(f"newcomer.py:{function}"), estimator_of(entry)
     for one in estimators:
-        require(one, frozenset({"scores"}), 3)
+        require(one, "verl")
     mine, theirs = (row_coefficient(one, batch, group).coefficient for one in estimators)
     assert_near(mine, theirs, allow=SINGLE)
     assert theirs.abs().max() > 0.1

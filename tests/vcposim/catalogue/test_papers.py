@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from vcposim.catalogue import CATALOGUE, STEP_RULES
-from vcposim.catalogue.papers import ELSEWHERE, LACKING, SWITCHES, UNREAD, markdown, papers
+from vcposim.catalogue.papers import ELSEWHERE, LACKING, UNREAD, markdown, papers
 from vcposim.catalogue.references import SOURCES
+from vcposim.catalogue.trainers import SWITCHES
 from vcposim.commands.main import main
 from vcposim.comparison.leaderboard import found, read
 
