@@ -19,12 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.kit.statistical import assert_near
 from tests.vcposim.replay.fixtures import Record, batch, mask_of, padded
 from vcposim.commands.main import main
 from vcposim.errors import InputError
 from vcposim.replay import read_dump
+from vcposim.replay.containers import NamedTwice, parse
 
 BATCH = batch(1, prompts=8, responses=8)
 Change = Callable[[int, Record], Record]
@@ -93,7 +96,6 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     ),
     "a sample mask of zeros": (with_(sample_loss_mask=0), REFUSED, "64 trajectories have a sample mask of 0"),
     "groups null once": (only(3, group=None), REFUSED, "line 4: group: null"),
-    "a name twice in a record": (lambda i, row: row, REFUSED, '"reward" stands twice in one object'),
     "a mask of floats": (lambda i, row: longer(i, row) | {"response_mask": [1.0] * tokens(row) + [0.0]}, SAME, ""),
     "a mask in a batch of one": (with_(mask=lambda i, row: [[1] * tokens(row)]), SAME, ""),
     "a mask named as in Java": (lambda i, row: longer(i, row) | {"responseMask": [1] * tokens(row) + [0]}, SAME, ""),
@@ -191,11 +193,83 @@ def check(path: Any, outcome: str, words: str, **options: Any) -> None:
 @pytest.mark.parametrize("name", RECORDS)
 def test_records(name: str, tmp_path: Path) -> None:
     change, outcome, words = RECORDS[name]
-    data = lines(rows(change))
-    if name == "a name twice in a record":
-        data = data.replace(b"}\n", b', "reward": 7.0}\n')
-    (tmp_path / "r.jsonl").write_bytes(data)
+    (tmp_path / "r.jsonl").write_bytes(lines(rows(change)))
     check(tmp_path / "r.jsonl", outcome, words)
+
+
+TWICE = {
+    "in plain numbers": rows(),
+    "beside texts": rows(with_(prompt='a: "b": c\n', completion=": é" * 40)),
+    "beside texts longer than a page": rows(with_(completion="x = {1: 2}\n" * 900)),
+    "beside lists of texts and objects": rows(with_(tags=[["a:", ":"]], info=[{"k": {"a": ":"}}, 3, None])),
+    "beside names with colons": rows(with_(**{"val:reward": 1.0, "a:b": ":", 'q"': "c"})),
+    "beside NaN": rows(with_(loss=math.nan)),
+}
+
+
+@pytest.mark.parametrize("at", [0, 40, 63])
+@pytest.mark.parametrize("name", TWICE)
+def test_a_name_twice_in_any_record_is_refused_or_left_out_and_counted(name: str, at: int, tmp_path: Path) -> None:
+    table = lines(TWICE[name]).splitlines(keepends=True)
+    table[at] = table[at].replace(b"}\n", b', "reward": 7.0}\n')
+    (tmp_path / "r.jsonl").write_bytes(b"".join(table))
+    words = f'line {at + 1}: "reward" stands twice in one object; write each name once'
+    check(tmp_path / "r.jsonl", REFUSED, words)
+    check(tmp_path / "r.jsonl", SAID, f"1 a name twice in one object (line {at + 1})", skip_bad=True)
+    (tmp_path / "r.json").write_bytes(b"[" + b",\n".join(table) + b"]")
+    check(tmp_path / "r.json", REFUSED, '"reward" stands twice')
+
+
+def test_a_name_twice_within_an_object_of_the_record_and_spelled_in_two_ways_is_refused(tmp_path: Path) -> None:
+    for inner in (b'"r": {"acc": 1, "acc": 2}', b'"r": [{"acc": ":"}, {"acc": 1, "acc": 2}]', b'"gr\\u006fup": 3'):
+        (tmp_path / "r.jsonl").write_bytes(lines(rows()).replace(b"}\n", b", " + inner + b"}\n"))
+        check(tmp_path / "r.jsonl", REFUSED, "(acc|group).* stands twice")
+
+
+class Pairs(list[tuple[str, Any]]):
+    """An object as it is written, any name any number of times."""
+
+
+JSON_TEXTS = st.text(':"\\\\ {},é\n\ud7ffa', max_size=6)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers(-(2**70), 2**70) | JSON_TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(JSON_TEXTS, inner), max_size=4).map(Pairs),
+    max_leaves=12,
+)
+
+
+def as_text(value: Any, between: str, colon: str, escape: bool) -> str:
+    """JSON with those separators, letters beyond ASCII escaped or not."""
+    if isinstance(value, Pairs):
+        written = (as_text(k, "", "", escape) + colon + as_text(x, between, colon, escape) for k, x in value)
+        return "{" + between.join(written) + "}"
+    if isinstance(value, list):
+        return "[" + between.join(as_text(x, between, colon, escape) for x in value) + "]"
+    return json.dumps(value, ensure_ascii=escape)
+
+
+@given(
+    st.lists(st.tuples(JSON_TEXTS, JSON_VALUES), max_size=6).map(Pairs),
+    st.sampled_from([(",", ":"), (", ", ": "), (" , ", " :\t")]),
+    st.booleans(),
+    st.sampled_from(["", "x" * 5000, "x: " * 2000]),
+)
+def test_a_name_twice_is_found_wherever_the_slow_parser_finds_one(
+    pairs: Pairs, separators: tuple[str, str], escape: bool, long: str
+) -> None:
+    text = as_text(Pairs([*pairs, ("long", long)]), *separators, escape)
+    doubled = []
+
+    def see(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        doubled.append(len(dict(found)) < len(found))
+        return dict(found)
+
+    plain = json.loads(text, object_pairs_hook=see)
+    if any(doubled):
+        with pytest.raises(NamedTwice, match="stands twice"):
+            parse(text.encode())
+    else:
+        assert parse(text.encode()).keys() == plain.keys()
 
 
 def _stream(content: pa.Table) -> bytes:
