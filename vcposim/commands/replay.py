@@ -127,7 +127,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, replay, draw, print: output appears only when all of it could be made."""
     if arguments.layouts:
         return _layouts(Console())
-    files = [str(SAMPLE), *arguments.file] if arguments.sample else arguments.file
+    if arguments.sample and arguments.file:
+        raise InputError("--sample: is a file of its own; leave it out to read yours")
+    files = [str(SAMPLE)] if arguments.sample else arguments.file
     if not files:
         raise InputError("FILE: missing; name a file or folder of rollouts, - for a pipe, or --sample")
     logged = partial(_logged, files, sure=arguments.metrics, run_name=arguments.run_name, skip_bad=arguments.skip_bad)
@@ -279,11 +281,18 @@ def _tell(lines: Sequence[str], what: str, alarms: Mapping[str, Mapping[str, Any
 
 def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay]:
     """What reads files and replays them as asked."""
+    group = [name.strip() for name in (arguments.group or "").split(",") if name.strip()]
+    if arguments.group is not None and not group:
+        raise InputError(f"--group: {arguments.group!r} names no column; name what the responses of one prompt share")
+    if arguments.floor is not None and arguments.weighting not in ("clip", "mask"):
+        raise InputError("--floor: limits weights that are clipped or masked; add --weighting clip or mask, with --cap")
+    if arguments.no_corrections and arguments.estimator:
+        raise InputError("--no-corrections: leaves nothing to rank, and --estimator names what to rank; keep one")
     read = partial(
         read_dump,
         columns=parse_columns(arguments.column),
         layout_name=arguments.layout,
-        group=[name for name in (arguments.group or "").split(",") if name],
+        group=group,
         group_size=arguments.group_size,
         trajectory=arguments.trajectory,
         merge_reward=arguments.merge_reward,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.errors import InputError
-from vcposim.replay.items import BadRecord, broken, one_line
+from vcposim.replay.items import LISTED, BadRecord, broken, one_line
 from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
 from vcposim.replay.metrics import is_log
 from vcposim.replay.names import (
@@ -24,6 +24,7 @@ from vcposim.replay.names import (
     LIKE,
     LISTS,
     LOG_PROBS,
+    NAMED_GROUP,
     OF_THE_RUN,
     OTHER_NAMES,
     SPLITS,
@@ -159,7 +160,7 @@ class Columns:
             )
         for name in ("group", "reward"):
             grouped = name == "group" and (self.group_columns or self.group_size)
-            if name not in mapping and name not in refused and not grouped and _candidates(name, names):
+            if name not in mapping and name not in refused and not grouped and self._likely(name, record):
                 needed.append(name)
         known = mapping.get("log_ratio") or mapping.get("log_prob")
         if known is not None and "length" not in mapping and not needed:
@@ -172,15 +173,23 @@ class Columns:
                 needed.append("length")
         if needed:
             raise self._all_missing(record, names, mapping, dict.fromkeys(needed, ""))
+        if mapping.get("log_prob", "") == mapping.get("behavior_log_prob"):
+            raise InputError(
+                f"{where}: {mapping['log_prob']!r} cannot be both log_prob and behavior_log_prob; name one "
+                "column for each policy"
+            )
         for column in (*self.group_columns, *self.by):
             if column not in ("lag", "version", "step", "task", "split") and not _holds(record, column):
-                raise InputError(f"{where}: column {column!r} not found; the file has: {', '.join(names)}")
+                raise InputError(f"{where}: column {column!r} not found; this first record has: {', '.join(names)}")
         self._take_beside(record, mapping, refused)
         if self.group_size and "group" in names and "group" not in self.explicit:
             self.notes.append("column 'group' is not used: --group-size counts rows instead")
         self.mapping = mapping
         self._name_lookalikes(record, names, set(mapping.values()))
         self._slice_columns(record, names)
+        if self.group_size:
+            named = [n for n in ("group", *_candidates("group", names)) if isinstance(record.get(n), str | int)]
+            self.slice_columns |= {NAMED_GROUP: (named[0], False)} if named else {}
         if "length" not in mapping and "mask" not in mapping and self.explicit.get("length") != ABSENT:
             self.other_length = next((n for n in (*OTHER_NAMES["length"], "response_lengths") if n in names), None)
         self.paths = {
@@ -195,7 +204,9 @@ class Columns:
         for name in ("group", "reward"):
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
                 like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]
-                like = [] if name in refused else [n for n in like if name == "group" or _numeric(record[n])]
+                like = [n for n in like if name == "group" or (_numeric(record[n]) and not self._each_token(record, n))]
+                like += _named(name, _paths(record))
+                like = [] if name in refused else like
                 maybe = f" (is it {' or '.join(map(repr, like[:4]))}? then --column {name}={like[0]})" if like else ""
                 self.notes.append(
                     f"no {name} in the file{maybe}: the gauges of the weights are read, baselines are not"
@@ -208,6 +219,26 @@ class Columns:
                 f"column {turn!r} counts parts of a trajectory, and nothing says which rows are one: every row is "
                 "taken as a trajectory by itself; name what they share with --trajectory COLUMN"
             )
+
+    def _likely(self, name: str, record: Mapping[str, Any]) -> list[str]:
+        """Columns that may be a field; no reward is one with a number a token where nothing says what that means."""
+        found = _candidates(name, list(map(str, record)))
+        if name == "reward" and (self.layout is None or self.layout.reward_rule == "one"):
+            return [n for n in found if not self._each_token(record, n)]
+        return found
+
+    def _each_token(self, record: Mapping[str, Any], name: str) -> bool:
+        """Whether a column has a number at each token, and not one for each rollout of a batch in columns."""
+        tokens: Any = next((bare(x) for n, x in record.items() if n in LOG_PROBS and isinstance(x, LISTED)), ())
+        value = bare(record[name])
+        if (
+            not isinstance(value, LISTED)
+            or len(value) != len(tokens)
+            or len(tokens) < 2
+            or isinstance(tokens[0], LISTED)
+        ):
+            return False
+        return not any(isinstance(record[n], LISTED) for n in _candidates("group", list(record)))
 
     def _more(self, names: list[str]) -> str:
         likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
@@ -388,8 +419,8 @@ class Columns:
                     options.append(f"--column {n}={close}")
         else:
             for name in needed:
-                sure = [n for n in _candidates(name, names) if n not in taken and not _object(record[n])]
-                sure = sure or [p for p in nested if p.split(".")[-1] in (name, *OTHER_NAMES[name]) and p not in taken]
+                sure = [n for n in self._likely(name, record) if n not in taken and not isinstance(record[n], Mapping)]
+                sure = sure or [p for p in _named(name, nested) if p not in taken]
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
                     taken.add(sure[0])
@@ -407,7 +438,10 @@ class Columns:
                         options.append(f"--column {name}={inside[0] if inside else left}")
             told += [f"{n}: {AMBIGUOUS[n]}" for n in unsure]
             deeper = [p for p in _log_paths(record) if not any(o.endswith(f"={p}") for o in options)]
-            if deeper and {"log_prob", "behavior_log_prob"} & {n for n in needed if not offered(n)}:
+            open_ = [n for n in ("log_prob", "behavior_log_prob") if n in needed and not offered(n)]
+            if len(deeper) == len(open_) == 1:
+                options.append(f"--column {open_[0]}={deeper[0]}")
+            elif deeper and open_:
                 told.append(f"inside objects: {', '.join(deeper[:4])}")
             for name in ("uid", "rewards", "index"):
                 if any(option.endswith(f"={name}") for option in options):
@@ -458,7 +492,10 @@ def _log_paths(record: Mapping[str, Any]) -> list[str]:
     """Paths to lists that look like log-probabilities of tokens: numbers, or tuples that begin with one (SGLang)."""
     found = []
     for path in _paths(record):
-        value = look_up(record, path)
+        try:
+            value = look_up(record, path)
+        except KeyError:  # the first of several objects has it, another has not
+            continue
         first = value[0] if isinstance(value, list) and value else None
         several = isinstance(first, list) and bool(first) and isinstance(first[0], float)
         if "logp" in plain(path) and (isinstance(first, float) or several):
@@ -466,8 +503,9 @@ def _log_paths(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _object(value: Any) -> bool:
-    return isinstance(value, Mapping)
+def _named(name: str, paths: Iterable[str]) -> list[str]:
+    """Those of some paths that end in a name of a field."""
+    return [path for path in paths if path.split(".")[-1] in (name, *OTHER_NAMES[name])]
 
 
 def _paths(record: Mapping[str, Any], depth: int = 3) -> list[str]:

@@ -33,7 +33,7 @@ from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
-from vcposim.replay.names import FIELDS, OF_THE_RUN, TRAJECTORY
+from vcposim.replay.names import FIELDS, NAMED_GROUP, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
 from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, numbered, picked
 from vcposim.replay.unfolding import Unfolding
@@ -216,6 +216,7 @@ class _Reader:
                 except BadRecord as error:
                     self._skip(self.columns.strange(record) or error)
         except BadRecord as error:
+            self.record.records += 1  # it counts where rows are counted, though nothing of it was read
             self._skip(error)
         self.wanted.names = self.columns.used if self.unfolding.plain else None
 
@@ -334,11 +335,6 @@ class _Reader:
                 )
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
         columns, records = self.columns, self.record.records
-        if columns.group_size and records % columns.group_size:
-            raise InputError(
-                f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
-                "short, so the rows are not what this option takes them for"
-            )
         twice = _two_kinds("trajectories", self.slices[TRAJECTORY][0]) if TRAJECTORY in self.slices else []
         number = {name: values.array() for name, values in self.number.items() if len(values)}
         length = number["length"]
@@ -367,7 +363,23 @@ class _Reader:
         notes += self._doubtful_groups(dump)
         self.code.final()
         dump = by_step(dump, columns, notes)
+        rows = dump.group.size
         dump = merged(dump, columns, merge_reward, notes)
+        if columns.group_size and records % columns.group_size and dump.group.size == rows:
+            raise InputError(
+                f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
+                "short, so the rows are not what this option takes them for"
+            )
+        if NAMED_GROUP in dump.slices:
+            named, values = dump.slices[NAMED_GROUP]
+            several = distinct(dump.group, named, key=lambda g, k: g.astype(np.int64) * len(values) + k)
+            spread = int(np.sum(np.bincount(several // len(values)) > 1))
+            if spread and len(values) < rows:
+                column = columns.slice_columns[NAMED_GROUP][0]
+                notes.append(
+                    f"{spread} of {len(dump.labels)} groups of {columns.group_size} hold several values of {column!r}: "
+                    f"are the rows in order? --group {column} groups by it"
+                )
         dump = with_lag(dump, notes)
         self._say(dump, notes)
         told = token_findings(self.statistics, self.where)
@@ -386,7 +398,7 @@ class _Reader:
             total = sum(map(len, self.skipped.values()))
             by_reason = "; ".join(f"{len(at)} {why} ({_first(at)})" for why, at in self.skipped.items())
             how = "--skip-bad" if self.skip_bad else "not finished yet"
-            notes.append(f"{total} of {record.records + self._unread()} records are left out ({how}): {by_reason}")
+            notes.append(f"{total} of {record.records} records are left out ({how}): {by_reason}")
         if "split" in dump.slices and len(dump.slices["split"][1]) > 1:
             values = ", ".join(map(str, dump.slices["split"][1][:4]))
             column = columns.slice_columns["split"][0]
@@ -455,11 +467,6 @@ class _Reader:
                     f"or counts its prompts from 0, these are different prompts: --group {FILE},{name} splits them"
                 )
         return notes
-
-    def _unread(self) -> int:
-        return sum(
-            len(at) for why, at in self.skipped.items() if why in ("not JSON", CUT_OFF, "no JSON object", "no rollout")
-        )
 
     def _versions(self, dump: Dump) -> list[Finding]:
         mixed = self.mixed

@@ -256,8 +256,8 @@ def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]
     unasked += [name for name in ("lag", "version") if 1 < several.get(name, 1) <= 20][:1]
     for name in dict.fromkeys(by or unasked):
         if name not in dump.slices:
-            have = ", ".join(dump.slices) or "no column to slice by"
-            raise InputError(f"--by: {name!r} is not in the file, or has too many values; it has: {have}")
+            have = ", ".join(dump.slices) or "no column"
+            raise InputError(f"--by: {name!r} is not in the first record, or has too many values; to slice by: {have}")
         code, values = dump.slices[name]
         size = counts(code, len(values))
         order, ends = by_code(code, size), np.cumsum(size)

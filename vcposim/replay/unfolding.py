@@ -41,6 +41,9 @@ class Unfolding:
         if self.under is not None:
             inside = record.get(self.under)
             shared = {k: v for k, v in record.items() if not isinstance(v, list | dict)}
+            if isinstance(inside, dict):  # columns, as verl's `batch` beside `non_tensor_batch`
+                beside = (v for k, v in record.items() if k != self.under and isinstance(v, dict))
+                shared |= {k: v for one in beside for k, v in one.items() if isinstance(v, LISTED)}
             several = inside if isinstance(inside, list) else [inside]
             parts = [{**shared, **x} if isinstance(x, dict) else x for x in several]
         return self._decided(parts)
@@ -98,8 +101,10 @@ class Unfolding:
                     "lists in a list",
                 )
         self.columns.see_nothing_new(record)
+        ungrouped = anchor is MISSING and not self.columns.group_columns and self.columns.group_size is None
         if n > 1:
-            self._say(f"a record holds columns of several rollouts ({n} in the first)")
+            answers = f"; if those of one record answer one prompt, --group-size {n} says so" if ungrouped else ""
+            self._say(f"a record holds columns of several rollouts ({n} in the first){answers}")
         columns = {}
         for name in self.columns.paths:
             try:

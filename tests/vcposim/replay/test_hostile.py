@@ -107,7 +107,9 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     ),
     "a mask as text": (with_(mask=lambda i, row: "1" * tokens(row)), REFUSED, "does not match the 15 tokens"),
     "a mask of indices": (with_(loss_mask=[0, 5]), REFUSED, "2 entries: does not match"),
-    "a mask with null in it": (with_(mask=lambda i, row: [None] + [1] * (tokens(row) - 1)), REFUSED, "else than 0"),
+    "a mask with null in it": (
+        with_(mask=lambda i, row: [None] + [1] * (tokens(row) - 1)), REFUSED, "null at token 1 is neither",
+    ),
     "padded with NaN": (
         with_(log_prob=lambda i, row: padded(row["log_prob"], 40, math.nan),
               behavior_log_prob=lambda i, row: padded(row["behavior_log_prob"], 40, math.nan)),
@@ -195,6 +197,128 @@ def test_records(name: str, tmp_path: Path) -> None:
     change, outcome, words = RECORDS[name]
     (tmp_path / "r.jsonl").write_bytes(lines(rows(change)))
     check(tmp_path / "r.jsonl", outcome, words)
+
+
+def in_halves(change: Change = lambda i, row: row) -> list[Record]:
+    """Each trajectory in two rows that follow each other, without a group."""
+    found = []
+    for i, row in enumerate(rows()):
+        cut = tokens(row) // 2
+        for k, part in enumerate((slice(0, cut), slice(cut, None))):
+            lists = {name: row[name][part] for name in ("log_prob", "behavior_log_prob")}
+            found.append(change(k, {"reward": row["reward"], "traj_uid": f"t{i}", **lists}))
+    return found
+
+
+def mapped(**names: str) -> Record:
+    return {"columns": names}
+
+
+def without(*names: str) -> Change:
+    return lambda i, row: {name: x for name, x in row.items() if name not in names}
+
+
+def both(*changes: Change) -> Change:
+    def change(i: int, row: Record) -> Record:
+        for one in changes:
+            row = one(i, row)
+        return row
+
+    return change
+
+
+def batches(**more: str) -> list[Record]:
+    """A prompt a line, its answers in columns; `more` are columns more, each by the name of the row's own."""
+    table = rows()
+    names = {"rewards": "reward", "trainer_logprobs": "log_prob", "inference_logprobs": "behavior_log_prob"} | more
+    return [{to: [row[own] for row in table[k : k + 8]] for to, own in names.items()} for k in range(0, 64, 8)]
+
+
+def in_object(**names: str) -> list[Record]:
+    """The whole batch in columns under `batch`, what is no tensor beside it (as verl's DataProto)."""
+    table = rows()
+    columns = {name: [row[own] for row in table] for name, own in names.items()}
+    return [{"batch": columns, "non_tensor_batch": {"uid": [f"u{row['group']}" for row in table]}, "meta_info": {}}]
+
+
+GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
+    "columns beside those of the batch": (
+        in_object(old_log_probs="log_prob", rollout_log_probs="behavior_log_prob", score="reward"), {}, SAME, "",
+    ),
+    "a prompt a line and no group": (
+        batches(), mapped(log_prob="trainer_logprobs", behavior_log_prob="inference_logprobs", reward="rewards"),
+        SAID, "if those of one record answer one prompt, --group-size 8 says so",
+    ),
+    "a prompt a line, counted": (
+        batches(), {"group_size": 8} | mapped(
+            log_prob="trainer_logprobs", behavior_log_prob="inference_logprobs", reward="rewards"
+        ), SAME, "",
+    ),
+    "trajectories in rows, counted": (in_halves(), {"group_size": 8}, SAME, "128 rows are 64 trajectories"),
+    "trajectories in rows, not counted": (
+        in_halves(), {"group_size": 9}, REFUSED, "128 rows are 64 trajectories .*, no multiple of 9: it counts traj",
+    ),
+    "rows that are no trajectories, counted": (
+        rows(both(without("group"), with_(rollout_id=7))), {"group_size": 7}, REFUSED, "64 records are no multiple",
+    ),
+    "prompts that take turns, counted": (
+        rows(both(without("group"), with_(prompt=lambda i, row: f"q{i % 8}"))), {"group_size": 8},
+        SAID, "8 of 8 groups of 8 hold several values of 'prompt': are the rows in order? --group prompt groups by it",
+    ),
+    "prompts in order, counted": (
+        rows(both(without("group"), with_(prompt=lambda i, row: f"q{i // 8}"))), {"group_size": 8}, SAME, "",
+    ),
+    "rewards that merge nothing": (rows(), {"merge_reward": "last"}, SAME, "nothing is merged, no column says"),
+    "one column for both policies": (
+        rows(), mapped(behavior_log_prob="log_prob"), REFUSED, "'log_prob' cannot be both log_prob and behavior_log",
+    ),
+    "a reward that is null": (rows(with_(reward=None)), {}, REFUSED, "weights alone: --column reward=none"),
+    "a reward that is null in all rows but the last": (
+        in_halves(lambda k, row: row if k else row | {"reward": None}), {},
+        REFUSED, "0 in all rows .* --merge-reward sum",
+    ),
+    "a reward within an object, returns of tokens": (
+        rows(both(with_(returns=lambda i, row: row["log_prob"], info=lambda i, row: {"reward": row["reward"]}),
+        without("reward"))), {}, SAID, "is it 'info.reward'? then --column reward=info.reward",
+    ),
+    "one entry of a mask": (rows(with_(mask=lambda i, row: [1] * (tokens(row) - 1) + [2])), {},
+        REFUSED, r"mask: 2 at token \d+ is neither 0 nor 1; write 1 .* --column mask=none",
+    ),
+    "a slice that comes later": (
+        rows(lambda i, row: row | ({"task": "a"} if i else {})), {"by": ["task"]}, SAME, "",
+    ),
+    "log-probabilities in one of several objects": (
+        rows(both(with_(turns=lambda i, row: [
+            {"logprobs": {"content": [{"logprob": x} for x in row["behavior_log_prob"]]}}, {"role": "user"},
+        ]), without("behavior_log_prob"))), {}, REFUSED, "'behavior_log_prob' not found",
+    ),
+    "log-probabilities in one place": (
+        rows(both(with_(meta_info=lambda i, row: {
+            "output_token_logprobs": [[x, 17, None] for x in row["behavior_log_prob"]],
+        }), without("behavior_log_prob"))), {},
+        REFUSED, r"use --column behavior_log_prob=meta_info.output_token_logprobs.\*.0",
+    ),
+}  # fmt: skip
+"""name -> rows, options, what must come of it, words"""
+
+
+@pytest.mark.parametrize("name", GROUPS_AND_REWARDS)
+def test_groups_and_rewards(name: str, tmp_path: Path) -> None:
+    table, options, outcome, words = GROUPS_AND_REWARDS[name]
+    (tmp_path / "r.jsonl").write_bytes(lines(table))
+    check(tmp_path / "r.jsonl", outcome, words, **options)
+
+
+@pytest.mark.parametrize("broken", [b"{}\n", b"not JSON\n", b"[3]\n", b'{"reward": 1.0, "reward": 2.0}\n', b"7\n"])
+def test_rows_that_cannot_be_read_count_where_rows_are_counted(broken: bytes, tmp_path: Path) -> None:
+    """Otherwise the groups behind them would move up by as many rows, in silence where these are a whole group's."""
+    table = lines(rows(without("group"))).splitlines(keepends=True)
+    table[3:11] = [broken] * 8
+    (tmp_path / "r.jsonl").write_bytes(b"".join(table))
+    dump = read_dump(tmp_path / "r.jsonl", group_size=8, skip_bad=True)
+    kept = [r for i, r in enumerate(BATCH) if not 3 <= i < 11]
+    assert [dump.labels[g] for g in dump.group] == [r.prompt for r in kept]
+    assert any(note.startswith("8 of 64 records are left out") for note in dump.notes)
 
 
 TWICE = {
