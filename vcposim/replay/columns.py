@@ -452,6 +452,12 @@ class Columns:
                     options = [o for o in options if "log_prob" not in o] + [f"--column log_ratio={ratio[0]}"]
         if not asked and is_log(record):
             return InputError(f"{where}: these are metrics, not rollouts; read their gauges with --metrics")
+        numbers = [x for x in record.values() if not isinstance(x, str | bool | type(None))]
+        if not options and not told and all(isinstance(x, int | float) for x in numbers) and "/" in "".join(names):
+            return InputError(
+                f"{where}: numbers named {', '.join(names[:4])} are metrics, not rollouts, and none is a gauge that is "
+                "known (vcposim.replay.metrics.KEYS has those of verl, TRL and prime-rl); dump rollouts"
+            )
         text = f"{where}: column{plural} {quoted} not found"
         if list(needed) == ["length"]:
             text += ": log-probabilities are sums here, and a sum needs the number of tokens it is over"

@@ -310,7 +310,8 @@ FALSE_ALARMS = 0.02
 Measured on 2026-11-28, padding, single lists and placeholders included: of 7,013 clean files (24 to 160 responses of 3
 to 600 tokens, log-ratios of a standard deviation of about 0.01 to 1.5 nats, flat to sharp policies over 20 tokens,
 rounded to 4, 6 or 12 digits or to float32) no check of the tokens spoke up in any (below 0.05% at 95%), and "a few
-carry everything" in 4, each of 24 responses at 1 nat or more (below 0.15%).
+carry everything" in 4, each of 24 responses at 1 nat or more (below 0.15%). On 2026-11-29, with mean ratios, ends of
+lists, clamps and decimals among them: no check of the tokens in any of 4,381 such files (below 0.07%).
 """
 
 
