@@ -175,7 +175,11 @@ class TokenSums:
             else:
                 part.logs += _moments(learner, sampler)
             some = slice(None, None, max(learner.size // COMPARED, 1))
-            part.ratios += _ratios(learner[some], sampler[some])
+            x, y = learner[some], sampler[some]
+            real = (x > DEEP) & (y > DEEP)
+            x, y = x[real], y[real]
+            off = -np.expm1(x - y)
+            part.ratios += [[one.size, one.sum(), one @ one] for one in (x - y, off, off[y < UNLIKELY])]
             if len(part.sample) < SAMPLES:
                 one_of = max(learner.size // SAMPLED, 1)
                 part.sample.append(np.stack([learner[::one_of], sampler[::one_of]]))
@@ -235,14 +239,6 @@ class TokenSums:
 
 def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y])
-
-
-def _ratios(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """`Sampled.ratios` of some tokens: (m,), (m,) -> (3, 3)."""
-    real = (x > DEEP) & (y > DEEP)
-    x, y = x[real], y[real]
-    off = -np.expm1(x - y)
-    return np.array([[one.size, one.sum(), one @ one] for one in (x - y, off, off[y < UNLIKELY])])
 
 
 def _aligned(p: np.ndarray, q: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -118,7 +118,13 @@ class Columns:
         """
         names = list(map(str, record))
         where = self.where
-        _refuse_tables(where, record)
+        split = {"columns", "data"} <= set(record) and isinstance(record["data"], list)
+        numbered = [v for v in record.values() if isinstance(v, Mapping) and v and all(str(k).isdigit() for k in v)]
+        if split or (len(numbered) > 1 and len(numbered) == len(record)):
+            raise InputError(
+                f"{where}: a whole table in one object, as pandas writes it; write a rollout a line: "
+                "to_json(FILE, orient='records', lines=True), or to_parquet(FILE)"
+            )
         mapping = {f: n for f, n in self.explicit.items() if n != ABSENT}
         refused = {f for f, n in self.explicit.items() if n == ABSENT}
         for name, column in mapping.items():
@@ -154,9 +160,12 @@ class Columns:
         ratio = "log_ratio" in mapping
         needed = [name for name in ("log_prob", "behavior_log_prob") if not ratio and name not in mapping]
         if self.layout is not None and self.layout.missing and needed:
+            likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
+            told = "; ".join(f"{n}: {AMBIGUOUS[n]}" for n in likely if n in AMBIGUOUS)
+            told = f"({told}; name the learner's with --column log_prob=NAME if it is there.) " if told else ""
             raise InputError(
                 f"{where}: this is {self.layout.what}: it holds {self.layout.missing}, and a replay needs those of "
-                f"both policies. {self._more(names)}To write them (read at its source, not run): {self.layout.change}"
+                f"both policies. {told}To write them (read at its source, not run): {self.layout.change}"
             )
         for name in ("group", "reward"):
             grouped = name == "group" and (self.group_columns or self.group_size)
@@ -167,8 +176,18 @@ class Columns:
             value = look_up(record, known)
             other = value if ratio else look_up(record, mapping["behavior_log_prob"])
             for name, text in (("log_ratio" if ratio else "log_prob", value), ("behavior_log_prob", other)):
-                if isinstance(text, str | bytes):
-                    raise self._is_text(mapping[name], name, text)
+                if not isinstance(text, str | bytes):
+                    continue
+                what, remedy = "text", "write it as a number"
+                if isinstance(text, bytes):
+                    what, remedy = "bytes", "write a list: numpy.frombuffer(x, dtype).tolist()"
+                elif text.lstrip().startswith(("[", "array(", "tensor(")):
+                    what, remedy = "a printed array", "numbers may be cut off or left out: write x.tolist()"
+                    with contextlib.suppress(ValueError):
+                        json.loads(text)
+                        what, remedy = "a list in a string", "json.loads() it where it is written"
+                column = mapping[name] if mapping[name] == name else f"{mapping[name]} ({name})"
+                raise InputError(f"{where}: {column}: {shown(text)} is {what}, not log-probabilities; {remedy}")
             if not any(hasattr(x, "__len__") and not isinstance(x, str) for x in (value, other)):
                 needed.append("length")
         if needed:
@@ -240,11 +259,6 @@ class Columns:
             return False
         return not any(isinstance(record[n], LISTED) for n in _candidates("group", list(record)))
 
-    def _more(self, names: list[str]) -> str:
-        likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
-        told = [f"{n}: {AMBIGUOUS[n]}" for n in likely if n in AMBIGUOUS]
-        return f"({'; '.join(told)}; name the learner's with --column log_prob=NAME if it is there.) " if told else ""
-
     def _take_others(
         self, record: Mapping[str, Any], names: list[str], mapping: dict[str, str], refused: set[str]
     ) -> None:
@@ -299,18 +313,6 @@ class Columns:
                 self.notes.append(f"column {column!r} ({name}) is not used: {why}")
             elif column != name and not asked:
                 self.notes.append(f"{name}: column {column!r} is used as such (--column {name}={ABSENT} to ignore it)")
-
-    def _is_text(self, column: str, name: str, text: str | bytes) -> InputError:
-        what, remedy = "text", "write it as a number"
-        if isinstance(text, bytes):
-            what, remedy = "bytes", "write a list: numpy.frombuffer(x, dtype).tolist()"
-        elif text.lstrip().startswith(("[", "array(", "tensor(")):
-            what, remedy = "a printed array", "numbers may be cut off or left out: write x.tolist()"
-            with contextlib.suppress(ValueError):
-                json.loads(text)
-                what, remedy = "a list in a string", "json.loads() it where it is written"
-        known = column if column == name else f"{column} ({name})"
-        return InputError(f"{self.where}: {known}: {shown(text)} is {what}, not log-probabilities; {remedy}")
 
     def wrapping(self, record: Mapping[str, Any]) -> str | None:
         """The one name under which a record holds rollouts: of a whole file, or of one prompt.
@@ -470,17 +472,6 @@ class Columns:
             named = " ".join(f"--column {n}=NAME" for n in rest)
             text += f"; name {'it' if len(rest) == 1 else 'them'} with {named}, the file has: {', '.join(names)}"
         return InputError(text + (f" ({'; '.join(told)})" if told else ""))
-
-
-def _refuse_tables(where: str, record: Mapping[str, Any]) -> None:
-    """Tables turned into one object, as pandas writes them when not told otherwise."""
-    split = {"columns", "data"} <= set(record) and isinstance(record["data"], list)
-    numbered = [v for v in record.values() if isinstance(v, Mapping) and v and all(str(k).isdigit() for k in v)]
-    if split or (len(numbered) > 1 and len(numbered) == len(record)):
-        raise InputError(
-            f"{where}: a whole table in one object, as pandas writes it; write a rollout a line: "
-            "to_json(FILE, orient='records', lines=True), or to_parquet(FILE)"
-        )
 
 
 def _candidates(name: str, names: list[str]) -> list[str]:

@@ -348,13 +348,20 @@ def _texts(name: str, stream: Any) -> Iterator[tuple[str, bytes, bool]]:
     else:
         return
     cells = next((cut for cut in (b",", b"\t", b";") if line.count(cut)), None)
-    if cells is not None and line.lstrip()[:1] not in (b"{", b"[") and not _in_a_string(line):
+    if cells is not None and line.lstrip()[:1] not in (b"{", b"[") and not _is(str, line):
         raise InputError(
             f"{name}: line {number}: not JSON: this looks like a table with {cells.decode()!r} between its cells; "
             "write it as Parquet or JSON lines (pandas.read_csv(FILE).to_parquet(...)), one row a trajectory"
         )
     # an array, or a value that goes on in the next line, is cut into its rollouts; else a line is a rollout
-    if line.lstrip().startswith(b"[") or (line.endswith(b"\n") and _opens(line) and not _broken(line, stream)):
+    goes_on = line.lstrip().startswith(b"[")
+    if line.endswith(b"\n") and line.lstrip().startswith(b"{"):
+        tokens = (token.group() for token in _TOKEN.finditer(line))
+        if sum({b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(token, 0) for token in tokens) > 0:
+            # it was cut off where it stops amid a value and the next line is one by itself
+            following, ended, _ = stream.peek(1).partition(b"\n")
+            goes_on = line.rstrip()[-1:] in b"[{,:" or not (ended and _is(dict, following))
+    if goes_on:
         for first, item, text in _values(name, line, stream, number):
             yield f"line {first}" + (f", item {item}" if item else ""), text, True
         return
@@ -367,38 +374,15 @@ def _texts(name: str, stream: Any) -> Iterator[tuple[str, bytes, bool]]:
         number += 1
 
 
-def _in_a_string(line: bytes) -> bool:
-    """Whether a line is one JSON string, as of a record that was dumped twice."""
+def _is(of: type, line: bytes) -> bool:
+    """Whether a line is one JSON value of that kind: a record, or a string, as of a record dumped twice."""
     try:
-        return isinstance(orjson.loads(line), str)
-    except ValueError:
-        return False
-
-
-def _broken(line: bytes, stream: Any) -> bool:
-    """Whether a line that does not end here was cut off: it stops amid a value, and the next one is whole."""
-    following = stream.peek(1).partition(b"\n")
-    return line.rstrip()[-1:] not in b"[{,:" and following[1] == b"\n" and _whole(following[0])
-
-
-def _whole(line: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(line), dict)
+        return isinstance(orjson.loads(line), of)
     except ValueError:
         return False
 
 
 TOO_LARGE = f"is larger than {VALUE_LIMIT >> 20} MB; write one rollout a line (JSON lines), or Parquet"
-
-
-def _opens(line: bytes) -> bool:
-    """Whether a value begins here and does not end here."""
-    if not line.lstrip().startswith(b"{"):
-        return False
-    depth = 0
-    for token in _TOKEN.finditer(line):
-        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(token.group(), 0)
-    return depth > 0
 
 
 def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[str, Any]]:
@@ -434,7 +418,7 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
 
 
 def _no_object(where: str, value: Any) -> InputError:
-    if isinstance(value, str) and _whole(value.encode("utf-8", "replace")):
+    if isinstance(value, str) and _is(dict, value.encode("utf-8", "replace")):
         return broken(f"{where}: a record in a string, dumped twice; json.loads() it once more", "no JSON object")
     return broken(f"{where}: a JSON {kind(value)}, not an object; a rollout is one object", "no JSON object")
 
@@ -543,18 +527,15 @@ def _torch(name: str, source: Any, wanted: Wanted) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{name}: holds a tensor without plain values ({one_line(error)[:120]}); save lists") from None
     other = Path(name).parents[1] / "rollout_data" / Path(name).name if len(Path(name).parents) > 1 else None
     if Path(name).parent.name == "train_data" and other is not None and other.is_file() and isinstance(value, dict):
-        _join(value, [record for _, record in _torch(str(other), str(other), Wanted())])
+        # slime's training dump has no groups: they are in the rollout dump of the same step, by position
+        rollouts = [record for _, record in _torch(str(other), str(other), Wanted())]
+        for sample in value.get("samples", []):
+            at = sample.get("rollout_position")
+            if isinstance(at, int) and 0 <= at < len(rollouts) and isinstance(rollouts[at], dict):
+                for column in ("group_index", "weight_versions"):
+                    if column in rollouts[at]:
+                        sample.setdefault(column, rollouts[at][column])
     yield from _unfolded(name, value, wanted)
-
-
-def _join(train: dict[str, Any], rollouts: list[Any]) -> None:
-    """slime's training dump has no groups: they are in the rollout dump of the same step, by position."""
-    for sample in train.get("samples", []):
-        at = sample.get("rollout_position")
-        if isinstance(at, int) and 0 <= at < len(rollouts) and isinstance(rollouts[at], dict):
-            for name in ("group_index", "weight_versions"):
-                if name in rollouts[at]:
-                    sample.setdefault(name, rollouts[at][name])
 
 
 def _plain(value: Any) -> Any:

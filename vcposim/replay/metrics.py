@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vcposim.control import step_scale
-from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError, unknown_name
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
@@ -505,13 +504,6 @@ def _chosen(logged: Iterable[str]) -> dict[str, tuple[Key, str]]:
 # ---------------------------------------------------------------------------------------------------------- judging
 
 
-def _limits() -> dict[str, Diagnostic]:
-    """The panel's limits, read off a panel of two equal samples."""
-    found = sample_panel([0.0, 0.0], length=[1, 1], norm=[1.0, 1.0])
-    of_other_levels = dict.fromkeys(("ess_fraction", "ess_fraction_token"), found["ess_fraction_sequence"])
-    return found | of_other_levels | {"max_leverage": leverage_diagnostic(0)}
-
-
 def _judged(table: Mapping[float, Mapping[str, float]], keys: Mapping[str, tuple[Key, str]], found: _Rows) -> LoggedRun:
     steps = sorted(table)
     column = {gauge: [table[s].get(name, math.nan) for s in steps] for gauge, (_, name) in keys.items()}
@@ -528,7 +520,9 @@ def _judged(table: Mapping[float, Mapping[str, float]], keys: Mapping[str, tuple
         notes.append(f"{found.twice} values were logged again at the same step (a restart?): the last one counts")
     for reason, places in found.skipped.items():
         notes.append(f"{len(places)} left out (--skip-bad): {reason} ({', '.join(places[:5])})")
-    limits, gauges = _limits(), []
+    limits, gauges = sample_panel([0.0, 0.0], length=[1, 1], norm=[1.0, 1.0]), []  # whatever the samples
+    limits |= dict.fromkeys(("ess_fraction", "ess_fraction_token"), limits["ess_fraction_sequence"])
+    limits["max_leverage"] = leverage_diagnostic(0)
     for name, values in column.items():
         if name in ("reward", "length") or not any(map(math.isfinite, values)):
             continue

@@ -501,7 +501,8 @@ class RecordReader:
             return versions[0] if versions else None
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
-        if name in self.columns.mapping and not (value is None or isinstance(value, str) or _counts(value)):
+        counts = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+        if name in self.columns.mapping and not (counts or value is None or isinstance(value, str)):
             raise self._bad(name, value, "is no count of the run; dump a number or a string", "no count")
         return _key(value)
 
@@ -519,10 +520,6 @@ def _key(value: Any) -> Hashable:
     return orjson.dumps(
         value, option=orjson.OPT_SORT_KEYS, default=lambda x: getattr(x, "tolist", x.__str__)()
     ).decode()
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _order(value: Any) -> tuple[int, Any]:
