@@ -259,7 +259,7 @@ def test_what_raises_says_so() -> None:
 # ------------------------------------------------------------------------------------------- helpers that are used once
 
 SHORT = 15
-MOST_USED_ONCE = {"vcposim": 0.05, "vcposim/replay": 0.2, "llm_bridge": 0.102, "simulations": 0.235, "proofs": 0.24}
+MOST_USED_ONCE = {"vcposim": 0.05, "llm_bridge": 0.102, "simulations": 0.235, "proofs": 0.24}
 """folder, without those named beside it -> share of its private functions that may be short and used once.
 
 None of the few in rlax is. Above the share, write a helper where it is used, with a comment in the place of its name,

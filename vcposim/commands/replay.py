@@ -126,13 +126,27 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Read, replay, draw, print: output appears only when all of it could be made."""
     if arguments.layouts:
-        return _layouts(Console())
-    files = [str(SAMPLE), *arguments.file] if arguments.sample else arguments.file
+        table = _table("Layouts of rollouts", "name", "what it is", "replayable as it is", "source")
+        for one in LAYOUTS.values():
+            table.add_row(one.name, one.what, "no" if one.missing else "yes", f"{one.source} ({one.read_on})")
+        Console().print(table)
+        return None
+    if arguments.sample and arguments.file:
+        raise InputError("--sample: is a file of its own; leave it out to read yours")
+    files = [str(SAMPLE)] if arguments.sample else arguments.file
     if not files:
         raise InputError("FILE: missing; name a file or folder of rollouts, - for a pipe, or --sample")
     logged = partial(_logged, files, sure=arguments.metrics, run_name=arguments.run_name, skip_bad=arguments.skip_bad)
     replayed = partial(_replayed(arguments), files)
-    page = _page_asked(arguments.html)
+    page = None
+    if arguments.html is not None:
+        if not arguments.html:
+            raise InputError("--html: is empty; name a page, as in run.html")
+        from vcposim.commands.replay_page import GENERATOR
+        from vcposim.pages.parts import bundle
+
+        bundle()  # what makes it needs much memory, so before anything is read
+        page = page_path(arguments.html, GENERATOR)
     if arguments.watch is not None:
         return _watch(files, arguments.watch, arguments.metrics, logged, replayed, page)
     output = output_of(arguments, FIGURE)
@@ -192,18 +206,6 @@ def _say_logged(found: LoggedRun, title: str, output: Output, page: Path | None)
 def _title(files: Sequence[str]) -> str:
     title = ", ".join(Path(name).name or name for name in files[:3])
     return title + (" and more" if len(files) > 3 else "")
-
-
-def _page_asked(given: str | None) -> Path | None:
-    if given is None:
-        return None
-    if not given:
-        raise InputError("--html: is empty; name a page, as in run.html")
-    from vcposim.commands.replay_page import GENERATOR
-    from vcposim.pages.parts import bundle
-
-    bundle()  # what makes it needs much memory, so before anything is read
-    return page_path(given, GENERATOR)
 
 
 def _write_page(found: Replay, title: str, page: Path) -> None:
@@ -279,11 +281,18 @@ def _tell(lines: Sequence[str], what: str, alarms: Mapping[str, Mapping[str, Any
 
 def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay]:
     """What reads files and replays them as asked."""
+    group = [name.strip() for name in (arguments.group or "").split(",") if name.strip()]
+    if arguments.group is not None and not group:
+        raise InputError(f"--group: {arguments.group!r} names no column; name what the responses of one prompt share")
+    if arguments.floor is not None and arguments.weighting not in ("clip", "mask"):
+        raise InputError("--floor: limits weights that are clipped or masked; add --weighting clip or mask, with --cap")
+    if arguments.no_corrections and arguments.estimator:
+        raise InputError("--no-corrections: leaves nothing to rank, and --estimator names what to rank; keep one")
     read = partial(
         read_dump,
         columns=parse_columns(arguments.column),
         layout_name=arguments.layout,
-        group=[name for name in (arguments.group or "").split(",") if name],
+        group=group,
         group_size=arguments.group_size,
         trajectory=arguments.trajectory,
         merge_reward=arguments.merge_reward,
@@ -307,26 +316,27 @@ def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay
     return lambda files: ask(read(files, progress=Progress()))
 
 
-def _layouts(console: Console) -> None:
-    table = _table("Layouts of rollouts", "name", "what it is", "replayable as it is", "source")
-    for one in LAYOUTS.values():
-        table.add_row(one.name, one.what, "no" if one.missing else "yes", f"{one.source} ({one.read_on})")
-    console.print(table)
-
-
 def render(found: Replay, console: Console) -> None:
     """The answer for a reader: five lines, then checks, gauges, slices, groups, baselines, corrections, a sentence."""
-    limit = found.weighting.cap
-    treatment = found.weighting.treatment + ("" if limit is None else f" (cap {limit:g})")
+    cap = found.weighting.cap
+    treatment = found.weighting.treatment + ("" if cap is None else f" (cap {cap:g})")
     groups = f" in {len(found.labels)} groups" if found.rows else ""
     console.print(f"{found.n} trajectories{groups}; weights: {treatment}, sequence level")
     console.print(f"||s||^2 from: {found.norm_source}", markup=False)
     for line in summary(found):
         console.print(line, markup=False, style="bold")
-    for one in found.findings:
-        console.print(f"CHECK {one.check}: {one.evidence}. Likely: {one.cause}.", style="red", markup=False)
+    for check in found.findings:
+        console.print(f"CHECK {check.check}: {check.evidence}. Likely: {check.cause}.", style="red", markup=False)
     wide = console.width >= WIDE
-    print_whole(console, _gauges(found, wide))
+    table = _table("Is this batch still about the target policy?", "diagnostic", "value", "limit", "needs n", "")
+    if wide:
+        table.add_column("meaning")
+    for one in found.diagnostics.values():
+        required = math.ceil(one.required) if math.isfinite(one.required) else one.required
+        limit = f"{'<' if one.high_is_bad else '>'} {_number(one.threshold)}"
+        cells: list[str | Text] = [_number(one.value), limit, _number(required), _state(one, found.n)]
+        table.add_row(one.name, *cells, *([one.meaning] if wide else []))
+    print_whole(console, table)
     for gauge in found.diagnostics.values():
         if gauge.alarming and not wide:
             console.print(f"ALARM {gauge.name}: {gauge.meaning}", markup=False)
@@ -338,7 +348,11 @@ def render(found: Replay, console: Console) -> None:
             console.print(f"first alarms: {told}", markup=False)
     if found.rows:
         console.print(_groups(found))
-        print_whole(console, _baselines(found))
+        title = "Mean of (w (R - b) ||s||)^2 relative to group_mean"
+        table = _table(title, "baseline", "in sample [95%]", "held out [95%]")
+        for row in found.rows:
+            table.add_row(row.baseline, _interval(row.second_moment_ratio), _interval(row.held_out_ratio))
+        print_whole(console, table)
         console.print(
             "In sample, each baseline has seen the rewards it is subtracted from: opob minimizes that "
             "number by definition. Held out, both are computed without the sample: only that column can show harm. "
@@ -404,20 +418,6 @@ def _slices(name: str, slices: list[Slice], found: Replay) -> Table:
     return table
 
 
-def _gauges(found: Replay, wide: bool) -> Table:
-    table = _table("Is this batch still about the target policy?", "diagnostic", "value", "limit", "needs n", "")
-    if wide:
-        table.add_column("meaning")
-    for one in found.diagnostics.values():
-        required = math.ceil(one.required) if math.isfinite(one.required) else one.required
-        limit = f"{'<' if one.high_is_bad else '>'} {_number(one.threshold)}"
-        cells: list[str | Text] = [_number(one.value), limit, _number(required), _state(one, found.n)]
-        if wide:
-            cells.append(one.meaning)
-        table.add_row(one.name, *cells)
-    return table
-
-
 def _table(title: str, first: str, *others: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(first, no_wrap=True)
@@ -446,14 +446,6 @@ def _groups(found: Replay) -> Table:
         values = [row.per_group[i] for row in found.rows if row.baseline in names]
         cells = [*([found.mean_reward[i]] if reward else []), *values, found.max_leverage[i], found.ess_fraction[i]]
         table.add_row(Text(_short(str(label))), str(found.size[i]), *map(_fixed, cells))
-    return table
-
-
-def _baselines(found: Replay) -> Table:
-    title = "Mean of (w (R - b) ||s||)^2 relative to group_mean"
-    table = _table(title, "baseline", "in sample [95%]", "held out [95%]")
-    for row in found.rows:
-        table.add_row(row.baseline, _interval(row.second_moment_ratio), _interval(row.held_out_ratio))
     return table
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from vcposim.diagnostics import Diagnostic
-from vcposim.replay.corrections import CorrectionRanking
 from vcposim.replay.metrics import LoggedRun, metrics_summary
 from vcposim.replay.replay import Replay, ReplayedBaseline, summary
 from vcposim.replay.storage import Stored, forget
@@ -76,6 +75,16 @@ def _parts(column: np.ndarray | Stored) -> Iterator[list[Any]]:
 
 
 def _answer(found: Replay) -> dict[str, Any]:
+    corrections: dict[str, Any] | None = None
+    if found.ranking is not None:
+        rows = []
+        for row in found.ranking.rows:
+            numbers = {n: v for n, v in vars(row).items() if isinstance(v, float) and not isinstance(v, Interval)}
+            numbers |= {n: getattr(row, n) for n in ("changed", "held_out_ratio")}  # a number or none
+            told = {n: None if v is None else _number(v) for n, v in numbers.items()}
+            rows.append({"name": row.name, "risk": _interval(row.risk), **told})
+        ranking = found.ranking
+        corrections = {"groups": ranking.groups, "per_token": ranking.per_token, "rows": rows, "absent": ranking.absent}
     return {
         "n": found.n,
         "groups": len(found.labels),
@@ -105,7 +114,7 @@ def _answer(found: Replay) -> dict[str, Any]:
         "findings": [one._asdict() for one in found.findings],
         "slices": {name: [_slice_json(one) for one in slices] for name, slices in found.slices.items()},
         "first_alarms": {name: first_alarms(slices) for name, slices in found.slices.items()},
-        "corrections": None if found.ranking is None else _ranking_json(found.ranking),
+        "corrections": corrections,
         "skipped": found.skipped,
         "notes": found.notes,
     }
@@ -127,17 +136,6 @@ def _slice_json(one: Slice) -> dict[str, Any]:
         "diagnostics": _levels(one.diagnostics),
         "alarms": [name for name, gauge in one.diagnostics.items() if gauge.alarming],
     }
-
-
-def _ranking_json(ranking: CorrectionRanking) -> dict[str, Any]:
-    rows = []
-    for row in ranking.rows:
-        numbers = {n: _number(v) for n, v in vars(row).items() if isinstance(v, float) and not isinstance(v, Interval)}
-        optional = {
-            n: None if v is None else _number(v) for n, v in vars(row).items() if n in ("changed", "held_out_ratio")
-        }
-        rows.append({"name": row.name, "risk": _interval(row.risk), **numbers, **optional})
-    return {"groups": ranking.groups, "per_token": ranking.per_token, "rows": rows, "absent": ranking.absent}
 
 
 def _row_json(row: ReplayedBaseline) -> dict[str, Any]:

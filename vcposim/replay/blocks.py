@@ -37,28 +37,25 @@ def block_of(items: Sequence[Item]) -> Block | None:
 
 
 def _column(values: list[Any]) -> Column:
+    """Lists of numbers after each other, as doubles; numbers as an array; any other values as they are."""
     kinds = {*map(type, values)}
     if kinds == {list}:
-        return _flat(values)
+        numbers = list(itertools.chain.from_iterable(values))
+        try:
+            flat = np.frombuffer(doubles(len(numbers)).pack(*numbers))
+        except struct.error:
+            raise NotPlain from None
+        # packing takes false for 0: booleans are taken as such where they are all there is
+        zero = flat == 0
+        if zero.any() and bool in {*map(type, map(numbers.__getitem__, zero.nonzero()[0].tolist()))}:
+            if not (zero | (flat == 1)).all():
+                raise NotPlain
+            flat = flat.astype(bool)
+        return Lists(flat, np.cumsum([0, *map(len, values)]))
     if kinds <= {int, float}:
         with contextlib.suppress(OverflowError):
             return np.array(values, dtype=np.int64 if kinds == {int} else np.float64)
     return values
-
-
-def _flat(lists: Sequence[list[Any]]) -> Lists:
-    """Lists of numbers after each other, as doubles; booleans as such where they are all there is."""
-    values = list(itertools.chain.from_iterable(lists))
-    try:
-        flat = np.frombuffer(doubles(len(values)).pack(*values))
-    except struct.error:
-        raise NotPlain from None
-    zero = flat == 0
-    if zero.any() and bool in {*map(type, map(values.__getitem__, zero.nonzero()[0].tolist()))}:
-        if not (zero | (flat == 1)).all():
-            raise NotPlain  # packing takes false for 0
-        flat = flat.astype(bool)
-    return Lists(flat, np.cumsum([0, *map(len, lists)]))
 
 
 def read_block(reader: RecordReader, block: Block) -> Rows | None:
@@ -78,7 +75,16 @@ def _rows(reader: RecordReader, block: Block) -> Rows:
     nothing = [math.nan] * n
     rows = Rows(block.path, log_ratio=nothing, norm=nothing, reference=nothing, mixed=[False] * n)
     rows.place = block.places
-    rows.label = _labels(reader, block)
+    grouped = columns.group_columns or [mapping[name] for name in ("group",) if name in mapping]
+    if columns.group_size is not None:
+        rows.label = [k // columns.group_size for k in range(reader.records, reader.records + n)]
+    elif not grouped:
+        rows.label = [k + 1 for k in range(reader.records, reader.records + n)]
+    elif not columns.group_columns and columns.layout is not None and columns.layout.group_suffixes:
+        raise NotPlain
+    else:
+        parts = [_names(block, name) for name in grouped]
+        rows.label = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
     rows.reward = _numbers(block, mapping["reward"]).tolist() if "reward" in mapping else nothing
     if columns.norm_source != "length":
         norm = _numbers(block, mapping[columns.norm_source])
@@ -92,34 +98,14 @@ def _rows(reader: RecordReader, block: Block) -> Rows:
     if reader.kinds == (True,) * len(names):
         _add_tokens(reader, block, names, rows)
     elif reader.kinds == (False,) * len(names):
-        rows.log_ratio, rows.length = _sums(reader, block, names)
+        first, *other = (_numbers(block, mapping[name]) for name in names)
+        length = _numbers(block, mapping["length"])
+        if length.min() < 1 or (length % 1).any() or (other and max(first.max(), other[0].max()) > ROUNDING):
+            raise NotPlain
+        rows.log_ratio, rows.length = (first - other[0] if other else first).tolist(), length.tolist()
     else:
         raise NotPlain
     return rows
-
-
-def _labels(reader: RecordReader, block: Block) -> list[Hashable]:
-    """Group of each row."""
-    columns, row = reader.columns, range(reader.records, reader.records + block.rows)
-    if columns.group_size is not None:
-        return [k // columns.group_size for k in row]
-    names = columns.group_columns or [columns.mapping[name] for name in ("group",) if name in columns.mapping]
-    if not names:
-        return [k + 1 for k in row]
-    if not columns.group_columns and columns.layout is not None and columns.layout.group_suffixes:
-        raise NotPlain
-    parts = [_names(block, name) for name in names]
-    return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
-
-
-def _sums(reader: RecordReader, block: Block, names: Sequence[str]) -> tuple[list[float], list[float]]:
-    """Log-ratio and length of each row."""
-    mapping = reader.columns.mapping
-    first, *other = (_numbers(block, mapping[name]) for name in names)
-    length = _numbers(block, mapping["length"])
-    if length.min() < 1 or (length % 1).any() or (other and max(first.max(), other[0].max()) > ROUNDING):
-        raise NotPlain
-    return (first - other[0] if other else first).tolist(), length.tolist()
 
 
 def _add_tokens(reader: RecordReader, block: Block, names: Sequence[str], rows: Rows) -> None:

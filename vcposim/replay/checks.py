@@ -26,6 +26,8 @@ from vcposim.replay.storage import heaviest, largest, pieces
 
 ENOUGH = 200
 """tokens without which no pattern of tokens is claimed"""
+COMPARED = 8192
+"""tokens of a piece whose ratios are summed, about"""
 SAMPLED, SAMPLES = 1024, 32
 """tokens of a piece of the file that are looked at one by one, about; in so many pieces of each file"""
 MOST_FILES = 32
@@ -34,6 +36,9 @@ ALL_OF, ONE_OF = 16, 16
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
+FLOOR = -15.0
+"""a log-probability below this that comes at least `OFTEN` times and is `COMMON` of all below is none: log(1e-8)"""
+OFTEN, COMMON = 10, 0.2
 ENDS = 3
 """tokens at either end of a list that are looked at for padding"""
 FAR = 1.0
@@ -51,6 +56,11 @@ WRONG = ("identical", "shifted", "other tokens")
 EXAMPLES = 3
 FEW = 8
 """tokens of a list that are not 0 without which it is not called identical"""
+UNLIKELY = -1.0
+"""log-probability from which down a token is unlikely enough that noise around it is not cut off at 0"""
+NARROW, SYSTEMATIC, SIGMAS = 0.5, 0.01, 8.0
+"""standard deviation of log-ratios whose mean ratio the sample knows; what its mean may be off, and in standard errors
+"""
 FILLER = -0.5
 """a log-probability below this does not stand several times in a row, to the last digit, at the end of a list"""
 
@@ -76,6 +86,8 @@ class Sampled:
 
     logs: np.ndarray = field(default_factory=lambda: np.zeros(6))
     """(count, x, y, xx, yy, xy) of log-probabilities, the learner's and the sampler's"""
+    ratios: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    """(count, x, xx) of log-ratios, of 1 - ratio, and of that at tokens that are unlikely under the sampler"""
     sample: list[np.ndarray] = field(default_factory=list)
     """(2, k) of the same"""
 
@@ -115,6 +127,10 @@ class TokenSums:
     """those of them that begin (end) with `ENDS` tokens of one constant under each policy"""
     filler: dict[str, tuple[float, float]] = field(default_factory=dict)
     """such constants, the learner's and the sampler's"""
+    far: dict[str, int] = field(default_factory=lambda: {"all": 0, "begin": 0, "end": 0})
+    """tokens compared that the policies disagree on by more than `FAR`: all, and those that begin (end) a list"""
+    ended: int = 0
+    """lists compared"""
     placed: dict[tuple[str, float], int] = field(default_factory=dict)
     """the row where a deep value was met first"""
 
@@ -134,14 +150,14 @@ class TokenSums:
         """
         self.count += learner.size
         self.pieces += 1
-        deep = largest > -DEEP
+        deep, low = largest > -DEEP, largest > -FLOOR
         for name, one, other in (("log_prob", learner, sampler), ("behavior_log_prob", sampler, learner)):
             zero = one == 0
             if zero.any() and (far := zero & (other < -FAR)).any():
                 self.zero[name] += int(np.count_nonzero(far))
                 self.zero_other[name] += float(np.maximum(other[far], -1e4).sum())
-            if deep and len(self.deep[name]) < 10_000:
-                at = np.flatnonzero((one < DEEP) & np.isfinite(one))
+            if low and len(self.deep[name]) < 10_000:
+                at = np.flatnonzero((one < FLOOR) & np.isfinite(one))
                 values, first, count = np.unique(one[at], return_index=True, return_counts=True)
                 row = rows[np.searchsorted(ends, at[first], side="right")]
                 for value, hits, place in zip(values.tolist(), count.tolist(), row.tolist(), strict=True):
@@ -158,6 +174,12 @@ class TokenSums:
                 part.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
             else:
                 part.logs += _moments(learner, sampler)
+            some = slice(None, None, max(learner.size // COMPARED, 1))
+            x, y = learner[some], sampler[some]
+            real = (x > DEEP) & (y > DEEP)
+            x, y = x[real], y[real]
+            off = -np.expm1(x - y)
+            part.ratios += [[one.size, one.sum(), one @ one] for one in (x - y, off, off[y < UNLIKELY])]
             if len(part.sample) < SAMPLES:
                 one_of = max(learner.size // SAMPLED, 1)
                 part.sample.append(np.stack([learner[::one_of], sampler[::one_of]]))
@@ -184,6 +206,10 @@ class TokenSums:
     ) -> None:
         self.compared += learner.size
         equal, counted = learner == sampler, learner != 0
+        far = np.abs(learner - sampler) > FAR
+        self.ended += ends.size
+        for name, at in (("all", ...), ("begin", starts), ("end", ends - 1)):
+            self.far[name] += int(np.count_nonzero(far[at]))
         self.same += int(np.count_nonzero(equal))
         alike, of = (np.add.reduceat(flags, starts, dtype=int) for flags in (equal & counted, counted))
         identical = alike == of
@@ -248,7 +274,7 @@ def _is_shifted(here: Any, best: Any) -> Any:
 
 def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     """What the tokens say; `places[i]` names row i in the file."""
-    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums, places)]
+    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums, places), *_ends(sums)]
     if sums.count < ENOUGH:
         return found
     if sums.same >= 0.999 * sums.compared:
@@ -260,7 +286,11 @@ def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     found += _alignment(sums, places)
     aligned = not any(f.check in ("shifted", "other tokens") for f in found)
     parts = sums.files.values()
-    whole = Sampled(np.sum([p.logs for p in parts], axis=0), [x for p in parts for x in p.sample])
+    whole = Sampled(
+        np.sum([p.logs for p in parts], axis=0),
+        np.sum([p.ratios for p in parts], axis=0),
+        [x for p in parts for x in p.sample],
+    )
     found += _factors(whole, aligned=aligned)
     if len(parts) > 1:
         known = {f.check for f in found}
@@ -282,7 +312,7 @@ def _factors(part: Sampled, *, aligned: bool) -> list[Finding]:
     x, y = x[real], y[real]
     found = []
     if x.size >= ENOUGH and aligned:
-        found += _constant(x - y) or _temperature(part.logs)
+        found += _constant(x - y) or _temperature(part.logs) or _mean_ratio(part.ratios)
     return found + _precision(x, y)
 
 
@@ -344,7 +374,7 @@ def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
 def _zeros(sums: TokenSums) -> list[Finding]:
     found = []
     for name, whose in (("behavior_log_prob", "sampler's"), ("log_prob", "learner's")):
-        hits, limit = sums.zero[name], max(3, 0.005 * sums.count)
+        hits, limit = sums.zero[name], max(3, 0.001 * sums.count)
         if hits >= limit:
             found.append(
                 Finding(
@@ -373,19 +403,41 @@ def _padding(sums: TokenSums) -> list[Finding]:
     ]
 
 
+def _ends(sums: TokenSums) -> list[Finding]:
+    """A token at one end of most lists that the policies disagree on, as on no other."""
+    others = (sums.far["all"] - sums.far["begin"] - sums.far["end"]) / max(sums.compared - 2 * sums.ended, 1)
+    found = []
+    for name, which, whose in (("begin", "first", "one of the prompt"), ("end", "last", "an end of text")):
+        share = sums.far[name] / max(sums.ended, 1)
+        if sums.ended >= LONG and share > 0.3 and share > 10 * others:
+            found.append(
+                Finding(
+                    "one end",
+                    f"the {which} tokens of {sums.far[name]} of {sums.ended} lists looked at differ by more than "
+                    f"{FAR:g} nat between the policies, as {others:.1%} of the tokens within do",
+                    f"one policy was asked about another token there ({whose}, or the lists were cut to one "
+                    "length): mask that token, or dump the same one",
+                )
+            )
+    return found
+
+
 def _sentinels(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     found = []
     for name, counter in sums.deep.items():
+        below = counter.total()
         for value, hits in counter.most_common():
-            enough = (1 if value <= NO_NUMBER else 3) if value == round(value) and value <= -50 else 10
-            if hits >= enough:
+            enough = (1 if value <= NO_NUMBER else 3) if value == round(value) and value <= -50 else OFTEN
+            if hits >= enough and (value < DEEP or hits > COMMON * below):
+                times = "once" if hits == 1 else f"{hits:,} times"
                 found.append(
                     Finding(
                         "sentinel",
-                        f"{value:g} stands {hits:,} times in {name} (first in {places[sums.placed[name, value]]})",
+                        f"{value:g} stands {times} in {name} (first in {places[sums.placed[name, value]]})",
                         "a placeholder, not a log-probability (OpenAI-style servers write -9999 outside the top 20, "
-                        "NeMo-RL for -inf): one such token makes its trajectory's weight 0 or infinite; mask these "
-                        "tokens or leave the records out (--skip-bad does not: they are finite)",
+                        "NeMo-RL for -inf; log(1e-8) and its like are a clamp): one such token makes its trajectory's "
+                        "weight 0 or infinite; mask these tokens or leave the records out (--skip-bad does not: they "
+                        "are finite)",
                     )
                 )
                 break
@@ -415,6 +467,42 @@ def _constant(d: np.ndarray) -> list[Finding]:
                     "policies that each sum to one are above each other about as often as below",
                 )
             ]
+    return []
+
+
+def _mean_ratio(moments: np.ndarray) -> list[Finding]:
+    """Two laws that no lag breaks: E_mu[pi / mu] = 1 at each token, and E_mu[log pi / mu] = -KL is at most 0.
+
+    Given the tokens before, both are of mean 0 without the KL, so tokens of one trajectory are uncorrelated. The first
+    is looked at among unlikely tokens too: noise that is cut off at log-probability 0 lowers the ratios of likely ones.
+    """
+    count, total, square = moments.T
+    mean = total / np.maximum(count, 1)
+    deviation = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean * mean, 0))
+    if count[0] < 1000 or deviation[0] > NARROW:
+        return []
+    up, below, below_unlikely = (mean > SYSTEMATIC) & (mean > SIGMAS * deviation / np.sqrt(np.maximum(count, 1)))
+    if below and below_unlikely and count[2] >= ENOUGH:
+        return [
+            Finding(
+                "ratio below one",
+                f"the mean ratio of a token is {1 - mean[1]:.3f}, and {1 - mean[2]:.3f} of an unlikely one; of tokens "
+                "drawn from the sampler's policy it is 1 in expectation, however stale they are",
+                "the sampler's log-probabilities are renormalized after a filter (top-p, top-k, min-p), the learner's "
+                "are not: ask the sampler for log-probabilities before its filters, or sample with top_p = 1 (if the "
+                "learner was trained on these very tokens, it may have pushed them down)",
+            )
+        ]
+    if up:
+        return [
+            Finding(
+                "ratio above one",
+                f"the mean log-ratio of a token is {mean[0]:+.3f} nats; of tokens drawn from the sampler's policy it "
+                "is minus a KL, never positive",
+                "log_prob and behavior_log_prob exchanged, or the sampler's are of a policy before its filters and the "
+                "learner's after them (if the learner was trained on these very tokens, it may have pushed them up)",
+            )
+        ]
     return []
 
 
@@ -452,7 +540,17 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
     found = []
     for name, values in (("behavior_log_prob", y), ("log_prob", x)):
         values = values[(values != 0) & (values > DEEP)]
-        if values.size < ENOUGH or np.unique(values[:1000]).size < 50:
+        if values.size < ENOUGH or np.unique(values[:1000]).size < 20:
+            continue
+        if np.mean(np.abs(values * 100 - np.rint(values * 100)) < 1e-6) > 0.9:
+            found.append(
+                Finding(
+                    "precision",
+                    f"{name} has two decimals at most: each is rounded by up to 0.005 nats",
+                    "log-probabilities were rounded when they were written, which adds up along a trajectory: write "
+                    "them as they are",
+                )
+            )
             continue
         single = values.astype("f4")
         if np.mean(single == values) < 0.9:
@@ -509,7 +607,7 @@ def trajectory_findings(
                 "truncate (--weighting truncate --cap 8)",
             )
         )
-    explained = any(f.check not in ("padding", "precision") for f in told)
+    explained = any(f.check not in ("padding", "precision", "ratio above one") for f in told)
     as_said = "what the checks above say, most likely; mend that first"
     log_mean, inverse = (float(functools.reduce(WeightSums.merge, one).log_mean()) for one in (sums, inverses))
     if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found and not explained:
@@ -547,4 +645,4 @@ def trajectory_findings(
 
 
 def _power(log: float) -> str:
-    return f"{math.exp(log):.3g}" if abs(log) < 600 else f"e^{log:.0f}"
+    return f"{math.exp(log):.3g}" if abs(log) < 600 else f"e^{log:.0f}" if abs(log) < 1e9 else f"e^({log:.3g})"

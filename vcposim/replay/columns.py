@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.errors import InputError
-from vcposim.replay.items import BadRecord, broken, one_line
+from vcposim.replay.items import LISTED, BadRecord, broken, one_line
 from vcposim.replay.layouts import ColumnLayout, layout, look_up, recognized
 from vcposim.replay.metrics import is_log
 from vcposim.replay.names import (
@@ -24,6 +24,7 @@ from vcposim.replay.names import (
     LIKE,
     LISTS,
     LOG_PROBS,
+    NAMED_GROUP,
     OF_THE_RUN,
     OTHER_NAMES,
     SPLITS,
@@ -117,7 +118,13 @@ class Columns:
         """
         names = list(map(str, record))
         where = self.where
-        _refuse_tables(where, record)
+        split = {"columns", "data"} <= set(record) and isinstance(record["data"], list)
+        numbered = [v for v in record.values() if isinstance(v, Mapping) and v and all(str(k).isdigit() for k in v)]
+        if split or (len(numbered) > 1 and len(numbered) == len(record)):
+            raise InputError(
+                f"{where}: a whole table in one object, as pandas writes it; write a rollout a line: "
+                "to_json(FILE, orient='records', lines=True), or to_parquet(FILE)"
+            )
         mapping = {f: n for f, n in self.explicit.items() if n != ABSENT}
         refused = {f for f, n in self.explicit.items() if n == ABSENT}
         for name, column in mapping.items():
@@ -153,34 +160,55 @@ class Columns:
         ratio = "log_ratio" in mapping
         needed = [name for name in ("log_prob", "behavior_log_prob") if not ratio and name not in mapping]
         if self.layout is not None and self.layout.missing and needed:
+            likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
+            told = "; ".join(f"{n}: {AMBIGUOUS[n]}" for n in likely if n in AMBIGUOUS)
+            told = f"({told}; name the learner's with --column log_prob=NAME if it is there.) " if told else ""
             raise InputError(
                 f"{where}: this is {self.layout.what}: it holds {self.layout.missing}, and a replay needs those of "
-                f"both policies. {self._more(names)}To write them (read at its source, not run): {self.layout.change}"
+                f"both policies. {told}To write them (read at its source, not run): {self.layout.change}"
             )
         for name in ("group", "reward"):
             grouped = name == "group" and (self.group_columns or self.group_size)
-            if name not in mapping and name not in refused and not grouped and _candidates(name, names):
+            if name not in mapping and name not in refused and not grouped and self._likely(name, record):
                 needed.append(name)
         known = mapping.get("log_ratio") or mapping.get("log_prob")
         if known is not None and "length" not in mapping and not needed:
             value = look_up(record, known)
             other = value if ratio else look_up(record, mapping["behavior_log_prob"])
             for name, text in (("log_ratio" if ratio else "log_prob", value), ("behavior_log_prob", other)):
-                if isinstance(text, str | bytes):
-                    raise self._is_text(mapping[name], name, text)
+                if not isinstance(text, str | bytes):
+                    continue
+                what, remedy = "text", "write it as a number"
+                if isinstance(text, bytes):
+                    what, remedy = "bytes", "write a list: numpy.frombuffer(x, dtype).tolist()"
+                elif text.lstrip().startswith(("[", "array(", "tensor(")):
+                    what, remedy = "a printed array", "numbers may be cut off or left out: write x.tolist()"
+                    with contextlib.suppress(ValueError):
+                        json.loads(text)
+                        what, remedy = "a list in a string", "json.loads() it where it is written"
+                column = mapping[name] if mapping[name] == name else f"{mapping[name]} ({name})"
+                raise InputError(f"{where}: {column}: {shown(text)} is {what}, not log-probabilities; {remedy}")
             if not any(hasattr(x, "__len__") and not isinstance(x, str) for x in (value, other)):
                 needed.append("length")
         if needed:
             raise self._all_missing(record, names, mapping, dict.fromkeys(needed, ""))
+        if mapping.get("log_prob", "") == mapping.get("behavior_log_prob"):
+            raise InputError(
+                f"{where}: {mapping['log_prob']!r} cannot be both log_prob and behavior_log_prob; name one "
+                "column for each policy"
+            )
         for column in (*self.group_columns, *self.by):
             if column not in ("lag", "version", "step", "task", "split") and not _holds(record, column):
-                raise InputError(f"{where}: column {column!r} not found; the file has: {', '.join(names)}")
+                raise InputError(f"{where}: column {column!r} not found; this first record has: {', '.join(names)}")
         self._take_beside(record, mapping, refused)
         if self.group_size and "group" in names and "group" not in self.explicit:
             self.notes.append("column 'group' is not used: --group-size counts rows instead")
         self.mapping = mapping
         self._name_lookalikes(record, names, set(mapping.values()))
         self._slice_columns(record, names)
+        if self.group_size:
+            named = [n for n in ("group", *_candidates("group", names)) if isinstance(record.get(n), str | int)]
+            self.slice_columns |= {NAMED_GROUP: (named[0], False)} if named else {}
         if "length" not in mapping and "mask" not in mapping and self.explicit.get("length") != ABSENT:
             self.other_length = next((n for n in (*OTHER_NAMES["length"], "response_lengths") if n in names), None)
         self.paths = {
@@ -195,7 +223,9 @@ class Columns:
         for name in ("group", "reward"):
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
                 like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]
-                like = [] if name in refused else [n for n in like if name == "group" or _numeric(record[n])]
+                like = [n for n in like if name == "group" or (_numeric(record[n]) and not self._each_token(record, n))]
+                like += _named(name, _paths(record))
+                like = [] if name in refused else like
                 maybe = f" (is it {' or '.join(map(repr, like[:4]))}? then --column {name}={like[0]})" if like else ""
                 self.notes.append(
                     f"no {name} in the file{maybe}: the gauges of the weights are read, baselines are not"
@@ -209,10 +239,25 @@ class Columns:
                 "taken as a trajectory by itself; name what they share with --trajectory COLUMN"
             )
 
-    def _more(self, names: list[str]) -> str:
-        likely = [n for n in names if ("log" in n and n in AMBIGUOUS) or n in OTHER_NAMES["log_prob"]]
-        told = [f"{n}: {AMBIGUOUS[n]}" for n in likely if n in AMBIGUOUS]
-        return f"({'; '.join(told)}; name the learner's with --column log_prob=NAME if it is there.) " if told else ""
+    def _likely(self, name: str, record: Mapping[str, Any]) -> list[str]:
+        """Columns that may be a field; no reward is one with a number a token where nothing says what that means."""
+        found = _candidates(name, list(map(str, record)))
+        if name == "reward" and (self.layout is None or self.layout.reward_rule == "one"):
+            return [n for n in found if not self._each_token(record, n)]
+        return found
+
+    def _each_token(self, record: Mapping[str, Any], name: str) -> bool:
+        """Whether a column has a number at each token, and not one for each rollout of a batch in columns."""
+        tokens: Any = next((bare(x) for n, x in record.items() if n in LOG_PROBS and isinstance(x, LISTED)), ())
+        value = bare(record[name])
+        if (
+            not isinstance(value, LISTED)
+            or len(value) != len(tokens)
+            or len(tokens) < 2
+            or isinstance(tokens[0], LISTED)
+        ):
+            return False
+        return not any(isinstance(record[n], LISTED) for n in _candidates("group", list(record)))
 
     def _take_others(
         self, record: Mapping[str, Any], names: list[str], mapping: dict[str, str], refused: set[str]
@@ -268,18 +313,6 @@ class Columns:
                 self.notes.append(f"column {column!r} ({name}) is not used: {why}")
             elif column != name and not asked:
                 self.notes.append(f"{name}: column {column!r} is used as such (--column {name}={ABSENT} to ignore it)")
-
-    def _is_text(self, column: str, name: str, text: str | bytes) -> InputError:
-        what, remedy = "text", "write it as a number"
-        if isinstance(text, bytes):
-            what, remedy = "bytes", "write a list: numpy.frombuffer(x, dtype).tolist()"
-        elif text.lstrip().startswith(("[", "array(", "tensor(")):
-            what, remedy = "a printed array", "numbers may be cut off or left out: write x.tolist()"
-            with contextlib.suppress(ValueError):
-                json.loads(text)
-                what, remedy = "a list in a string", "json.loads() it where it is written"
-        known = column if column == name else f"{column} ({name})"
-        return InputError(f"{self.where}: {known}: {shown(text)} is {what}, not log-probabilities; {remedy}")
 
     def wrapping(self, record: Mapping[str, Any]) -> str | None:
         """The one name under which a record holds rollouts: of a whole file, or of one prompt.
@@ -388,8 +421,8 @@ class Columns:
                     options.append(f"--column {n}={close}")
         else:
             for name in needed:
-                sure = [n for n in _candidates(name, names) if n not in taken and not _object(record[n])]
-                sure = sure or [p for p in nested if p.split(".")[-1] in (name, *OTHER_NAMES[name]) and p not in taken]
+                sure = [n for n in self._likely(name, record) if n not in taken and not isinstance(record[n], Mapping)]
+                sure = sure or [p for p in _named(name, nested) if p not in taken]
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
                     taken.add(sure[0])
@@ -407,7 +440,10 @@ class Columns:
                         options.append(f"--column {name}={inside[0] if inside else left}")
             told += [f"{n}: {AMBIGUOUS[n]}" for n in unsure]
             deeper = [p for p in _log_paths(record) if not any(o.endswith(f"={p}") for o in options)]
-            if deeper and {"log_prob", "behavior_log_prob"} & {n for n in needed if not offered(n)}:
+            open_ = [n for n in ("log_prob", "behavior_log_prob") if n in needed and not offered(n)]
+            if len(deeper) == len(open_) == 1:
+                options.append(f"--column {open_[0]}={deeper[0]}")
+            elif deeper and open_:
                 told.append(f"inside objects: {', '.join(deeper[:4])}")
             for name in ("uid", "rewards", "index"):
                 if any(option.endswith(f"={name}") for option in options):
@@ -418,6 +454,12 @@ class Columns:
                     options = [o for o in options if "log_prob" not in o] + [f"--column log_ratio={ratio[0]}"]
         if not asked and is_log(record):
             return InputError(f"{where}: these are metrics, not rollouts; read their gauges with --metrics")
+        numbers = [x for x in record.values() if not isinstance(x, str | bool | type(None))]
+        if not options and not told and all(isinstance(x, int | float) for x in numbers) and "/" in "".join(names):
+            return InputError(
+                f"{where}: numbers named {', '.join(names[:4])} are metrics, not rollouts, and none is a gauge that is "
+                "known (vcposim.replay.metrics.KEYS has those of verl, TRL and prime-rl); dump rollouts"
+            )
         text = f"{where}: column{plural} {quoted} not found"
         if list(needed) == ["length"]:
             text += ": log-probabilities are sums here, and a sum needs the number of tokens it is over"
@@ -430,17 +472,6 @@ class Columns:
             named = " ".join(f"--column {n}=NAME" for n in rest)
             text += f"; name {'it' if len(rest) == 1 else 'them'} with {named}, the file has: {', '.join(names)}"
         return InputError(text + (f" ({'; '.join(told)})" if told else ""))
-
-
-def _refuse_tables(where: str, record: Mapping[str, Any]) -> None:
-    """Tables turned into one object, as pandas writes them when not told otherwise."""
-    split = {"columns", "data"} <= set(record) and isinstance(record["data"], list)
-    numbered = [v for v in record.values() if isinstance(v, Mapping) and v and all(str(k).isdigit() for k in v)]
-    if split or (len(numbered) > 1 and len(numbered) == len(record)):
-        raise InputError(
-            f"{where}: a whole table in one object, as pandas writes it; write a rollout a line: "
-            "to_json(FILE, orient='records', lines=True), or to_parquet(FILE)"
-        )
 
 
 def _candidates(name: str, names: list[str]) -> list[str]:
@@ -458,7 +489,10 @@ def _log_paths(record: Mapping[str, Any]) -> list[str]:
     """Paths to lists that look like log-probabilities of tokens: numbers, or tuples that begin with one (SGLang)."""
     found = []
     for path in _paths(record):
-        value = look_up(record, path)
+        try:
+            value = look_up(record, path)
+        except KeyError:  # the first of several objects has it, another has not
+            continue
         first = value[0] if isinstance(value, list) and value else None
         several = isinstance(first, list) and bool(first) and isinstance(first[0], float)
         if "logp" in plain(path) and (isinstance(first, float) or several):
@@ -466,8 +500,9 @@ def _log_paths(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _object(value: Any) -> bool:
-    return isinstance(value, Mapping)
+def _named(name: str, paths: Iterable[str]) -> list[str]:
+    """Those of some paths that end in a name of a field."""
+    return [path for path in paths if path.split(".")[-1] in (name, *OTHER_NAMES[name])]
 
 
 def _paths(record: Mapping[str, Any], depth: int = 3) -> list[str]:

@@ -59,11 +59,19 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
     Raises `InputError` where the rewards of one trajectory disagree.
     """
     if TRAJECTORY not in dump.slices:
+        if merge_reward != "same":
+            notes.append(
+                f"--merge-reward {merge_reward}: nothing is merged, no column says which rows are a trajectory"
+            )
         return dump
     ids, values = dump.slices[TRAJECTORY]
     column = columns.mapping["trajectory"]
     asked = "trajectory" in columns.explicit
-    order, first, code = coded(dump.group, ids, key=lambda g, i: g.astype(np.int64) * (len(values) + 1) + i)
+
+    def key(g: np.ndarray, i: np.ndarray) -> np.ndarray:
+        return g.astype(np.int64) * (len(values) + 1) + i
+
+    order, first, code = coded(dump.group, ids, key=key)
     if order.size == ids.size:
         return dump
     groups_of_id = np.bincount(order % (len(values) + 1), minlength=len(values))
@@ -77,6 +85,9 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
             f"trajectory, --trajectory {column} merges them"
         )
         return dump
+    if columns.group_size:
+        dump = _counted(dump, ids, columns.group_size, column)
+        order, first, code = coded(dump.group, ids, key=key)
     last = np.zeros_like(first)
     for start, (here,) in numbered(code):
         np.maximum.at(last, here, start + np.arange(here.size))
@@ -138,6 +149,24 @@ def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) ->
         reference_log_ratio=None if reference is None else np.bincount(code, reference),
         place=(dump.place if isinstance(dump.place, Stored) else Stored(dump.place)).take(first),
     )
+
+
+def _counted(dump: Dump, ids: np.ndarray, size: int, column: str) -> Dump:
+    """Groups of so many trajectories, where their rows follow each other; of so many rows else, as they are.
+
+    Raises `InputError` where the trajectories are no multiple of it.
+    """
+    new = ids[1:] != ids[:-1]
+    if new.all() and ids.size % size == 0:
+        return dump
+    number = np.concatenate([[0], np.cumsum(new)])
+    trajectories = int(number[-1]) + 1
+    if trajectories % size:
+        raise InputError(
+            f"--group-size: {ids.size} rows are {trajectories} trajectories (by {column!r}), no multiple of {size}: it "
+            f"counts trajectories, and rows with --trajectory {ABSENT}"
+        )
+    return replace(dump, labels=Stored([*range(trajectories // size)]), group=number // size)
 
 
 def with_lag(dump: Dump, notes: list[str]) -> Dump:

@@ -63,18 +63,7 @@ def find_inputs(arguments: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     strange = next((name for name in files if not name.isprintable()), None)
     if strange is not None:
         raise InputError(f"{strange!a}: a name that cannot be shown in a line; rename it")
-    return _once(files, notes), notes
-
-
-def require_names(arguments: Sequence[str | Path]) -> None:
-    """Refuse what is no name of a file on any system, which nobody could look for."""
-    for argument in map(str, arguments):
-        if max(len(os.fsencode(part)) for part in (*Path(argument).parts, "")) > LONGEST_NAME or "\0" in argument:
-            raise InputError(f"{argument[:40]!a}...: no file can have such a name; check it")
-
-
-def _once(files: Sequence[str], notes: list[str]) -> list[str]:
-    """Without links to files that are there themselves, and without those named twice."""
+    # links to files that are there themselves, and files named twice, are read once
     first: dict[str, str] = {}
     for name in sorted(files, key=os.path.islink):
         first.setdefault(os.path.realpath(name), name)
@@ -83,7 +72,14 @@ def _once(files: Sequence[str], notes: list[str]) -> list[str]:
     if len(kept) < len(files):
         named = f" (links: {_some(left)})" if left else ""
         notes.append(f"{len(files) - len(kept)} of {len(files)} files are others once more: read once{named}")
-    return kept
+    return kept, notes
+
+
+def require_names(arguments: Sequence[str | Path]) -> None:
+    """Refuse what is no name of a file on any system, which nobody could look for."""
+    for argument in map(str, arguments):
+        if max(len(os.fsencode(part)) for part in (*Path(argument).parts, "")) > LONGEST_NAME or "\0" in argument:
+            raise InputError(f"{argument[:40]!a}...: no file can have such a name; check it")
 
 
 def _folder(path: Path) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ is of truncated weights or of another policy, the answer says so.
 import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import struct
@@ -26,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vcposim.control import step_scale
-from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError, unknown_name
 from vcposim.gauges.panel import HALF, leverage_diagnostic, sample_panel
 from vcposim.learning.collapse import NOT_COLLAPSED, collapse_step
@@ -51,6 +51,7 @@ class Key(NamedTuple):
 
 
 _VERL = "verl-project/verl@1dda039b: verl/trainer/ppo"
+_VERL_06 = "volcengine/verl@99990520: verl/trainer/ppo/mismatch_helper.py"
 _TRL = "huggingface/trl@f2cd5771: trl"
 _PRIME = "PrimeIntellect-ai/prime-rl@559b4477: src/prime_rl"
 _OWN = "llm_bridge/diagnostics.py"
@@ -63,6 +64,13 @@ KEYS = (
         f"{_VERL}/rollout_corr_helper.py",
         "of the truncated weights that were applied, at the level of rollout_is: an optimist beside untruncated ones",
     ),
+    Key(
+        "ess_fraction",
+        "verl",
+        "mismatch/rollout_is_eff_sample_size",
+        _VERL_06,
+        "of the truncated weights that were applied, at the level of rollout_is: an optimist beside untruncated ones",
+    ),
     Key("ess_fraction_token", "vcposim", "vcpo/ess_fraction_token", _OWN),
     Key("mean_weight", "vcposim", "vcpo/mean_weight", _OWN),
     Key(
@@ -70,6 +78,13 @@ KEYS = (
         "verl",
         "rollout_corr/rollout_is_mean",
         f"{_VERL}/rollout_corr_helper.py",
+        "of truncated weights, at the level of rollout_is",
+    ),
+    Key(
+        "mean_weight",
+        "verl",
+        "mismatch/rollout_is_mean",
+        _VERL_06,
         "of truncated weights, at the level of rollout_is",
     ),
     Key(
@@ -88,6 +103,8 @@ KEYS = (
     Key("kl_behavior_target", "vcposim", "vcpo/kl_behavior_target", _OWN),
     Key("kl_token", "verl", "rollout_corr/kl", f"{_VERL}/rollout_corr_helper.py"),
     Key("kl_token", "verl", "rollout_corr/k3_kl", f"{_VERL}/rollout_corr_helper.py"),
+    Key("kl_token", "verl", "mismatch/mismatch_kl", _VERL_06),
+    Key("kl_token", "verl", "mismatch/mismatch_k3_kl", _VERL_06),
     Key("kl_token", "prime-rl", "mismatch_kl/all/mean", f"{_PRIME}/trainer/rl/train.py"),
     Key("kl_anchor_token", "verl", "actor/ppo_kl", f"{_VERL}/core_algos.py", "to the policy before the update"),
     Key("kl_reference_token", "verl", "actor/kl_loss", f"{_VERL}/core_algos.py", "to the reference of the penalty"),
@@ -263,13 +280,14 @@ def read_metrics(
     for folder in (one for one in map(Path, arguments) if one.is_dir() and _beside_rollouts(one)):
         found.notes.append(f"{folder} holds rollouts too, which are not read here: name their files to replay them")
     for name in files:
+        found.folder = str(Path(name).parent)
         for place, record in _records(name, found):
             found.take(name, place, record, table)
     found.require_one_run(files[0])
     keys = _chosen({key for row in table.values() for key in row})
     if not keys:
         known = ", ".join(dict.fromkeys(k.framework for k in KEYS))
-        seen = ", ".join(sorted({key for row in table.values() for key in row})[:8]) or "nothing"
+        seen = ", ".join(sorted(found.seen)[:8]) or "nothing"
         raise InputError(
             f"{files[0]}: none of its metrics is a gauge that is known (of {known}); it has {seen}; "
             "see KEYS of vcposim.replay.metrics, or dump rollouts"
@@ -286,9 +304,16 @@ class _Rows:
         self.notes: list[str] = []
         self.skipped: dict[str, list[str]] = {}
         self.unnumbered = self.twice = self.stepless = 0
+        self.seen: set[str] = set()
+        """names of all columns, known or not"""
+        self.folder = ""
+        """of the rows at hand"""
+        self.folders: dict[str, set[tuple[str, float]]] = {}
+        """folder -> the (metric, step) that its files logged"""
 
     def take(self, name: str, place: str, record: Mapping[str, Any], table: dict[float, dict[str, float]]) -> None:
         of, row = _row(record)
+        self.seen.update(row)
         columns = {run for key in row if _known(key) and " - " in key for run in [key.partition(" - ")[0]]}
         for one in columns or ({of} if of else set()):
             self.runs[one] = self.runs.get(one, 0) + 1
@@ -316,6 +341,7 @@ class _Rows:
             number = self._number(name, place, key, value)
             if number is None:
                 continue
+            self.folders.setdefault(self.folder, set()).add((plain, at))
             self.twice += plain in values and values[plain] != number
             values[plain] = number
 
@@ -347,6 +373,9 @@ class _Rows:
             )
         if self.run is None and len(self.runs) > 1:
             raise InputError(f"{name}: metrics of {len(self.runs)} runs ({', '.join(self.runs)}); name one with --run")
+        for (one, logged), (other, more) in itertools.combinations(self.folders.items(), 2):
+            if len(logged & more) > 0.5 * min(len(logged), len(more)):  # a run that goes on elsewhere repeats a few
+                raise InputError(f"{one} and {other} log the same metrics at the same steps: two runs; name one folder")
 
 
 def _records(name: str, found: _Rows) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -475,13 +504,6 @@ def _chosen(logged: Iterable[str]) -> dict[str, tuple[Key, str]]:
 # ---------------------------------------------------------------------------------------------------------- judging
 
 
-def _limits() -> dict[str, Diagnostic]:
-    """The panel's limits, read off a panel of two equal samples."""
-    found = sample_panel([0.0, 0.0], length=[1, 1], norm=[1.0, 1.0])
-    of_other_levels = dict.fromkeys(("ess_fraction", "ess_fraction_token"), found["ess_fraction_sequence"])
-    return found | of_other_levels | {"max_leverage": leverage_diagnostic(0)}
-
-
 def _judged(table: Mapping[float, Mapping[str, float]], keys: Mapping[str, tuple[Key, str]], found: _Rows) -> LoggedRun:
     steps = sorted(table)
     column = {gauge: [table[s].get(name, math.nan) for s in steps] for gauge, (_, name) in keys.items()}
@@ -498,7 +520,9 @@ def _judged(table: Mapping[float, Mapping[str, float]], keys: Mapping[str, tuple
         notes.append(f"{found.twice} values were logged again at the same step (a restart?): the last one counts")
     for reason, places in found.skipped.items():
         notes.append(f"{len(places)} left out (--skip-bad): {reason} ({', '.join(places[:5])})")
-    limits, gauges = _limits(), []
+    limits, gauges = sample_panel([0.0, 0.0], length=[1, 1], norm=[1.0, 1.0]), []  # whatever the samples
+    limits |= dict.fromkeys(("ess_fraction", "ess_fraction_token"), limits["ess_fraction_sequence"])
+    limits["max_leverage"] = leverage_diagnostic(0)
     for name, values in column.items():
         if name in ("reward", "length") or not any(map(math.isfinite, values)):
             continue

@@ -167,6 +167,9 @@ REMOVED = ("remove_sample",)
 TRAJECTORY = " trajectory"
 """slice that says which rows are one trajectory; no column has such a name"""
 
+NAMED_GROUP = " group"
+"""slice by the column that seems to name the group, where rows are counted instead"""
+
 SESSIONS = ("session_id", "conversation_id")
 """names of a trajectory that may as well name its prompt"""
 

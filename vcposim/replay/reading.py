@@ -33,7 +33,7 @@ from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
-from vcposim.replay.names import FIELDS, OF_THE_RUN, TRAJECTORY
+from vcposim.replay.names import FIELDS, NAMED_GROUP, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
 from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, numbered, picked
 from vcposim.replay.unfolding import Unfolding
@@ -175,7 +175,12 @@ class _Reader:
         self._enter(block.path)
         at = 0
         while at < block.rows:
-            part = block.part(at, self._until_flush(block, at))
+            tokens = block.columns.get(self.columns.mapping.get("log_prob", self.columns.mapping.get("log_ratio", "")))
+            stop = at + ROWS_AT_ONCE - len(self.pending.place)
+            if isinstance(tokens, Lists):
+                room = TOKENS_AT_ONCE - (self.record.listed - self.flushed)
+                stop = min(stop, at + 1 + int(np.searchsorted(tokens.ends[at + 1 :] - tokens.ends[at], room)))
+            part = block.part(at, min(stop, block.rows))  # with what is pending, as much as is looked at together
             rows = read_block(self.record, part) if self.unfolding.plain else None
             if rows is None:
                 for item in part.items():
@@ -185,16 +190,6 @@ class _Reader:
                 self.pending.extend(rows)
                 self._flush_if_full()
             at += part.rows
-
-    def _until_flush(self, block: Block, at: int) -> int:
-        """The row of a block, counted from 0, before which what is pending is as much as is looked at together."""
-        rows = at + ROWS_AT_ONCE - len(self.pending.place)
-        name = self.columns.mapping.get("log_prob", self.columns.mapping.get("log_ratio", ""))
-        tokens = block.columns.get(name)
-        if isinstance(tokens, Lists):
-            room = TOKENS_AT_ONCE - (self.record.listed - self.flushed)
-            rows = min(rows, at + 1 + int(np.searchsorted(tokens.ends[at + 1 :] - tokens.ends[at], room)))
-        return min(rows, block.rows)
 
     def _take_one(self, item: Item) -> None:
         """A record, a batch of them in columns, or what is wrong in its place."""
@@ -216,6 +211,7 @@ class _Reader:
                 except BadRecord as error:
                     self._skip(self.columns.strange(record) or error)
         except BadRecord as error:
+            self.record.records += 1  # it counts where rows are counted, though nothing of it was read
             self._skip(error)
         self.wanted.names = self.columns.used if self.unfolding.plain else None
 
@@ -232,15 +228,12 @@ class _Reader:
             self._flush()
 
     def _skip(self, error: BadRecord) -> None:
-        here, file, place = self._here(), self.columns.file, self.columns.place
+        file, place = self.columns.file, self.columns.place
         self._flush()  # a record before this one may be wrong too, and comes first
         self._at(file, place)
         if not self.skip_bad and not (self.growing and error.reason == CUT_OFF):
             raise error
-        self.skipped.setdefault(error.reason, []).append(here)
-
-    def _here(self) -> str:
-        return f"{Path(self.columns.file).name}: {self.columns.place}" if self.several else self.columns.place
+        self.skipped.setdefault(error.reason, []).append(f"{Path(file).name}: {place}" if self.several else place)
 
     def _flush(self) -> None:
         """Add the pending rows; their tokens are checked, and reduced to sums a trajectory, all at once."""
@@ -334,11 +327,6 @@ class _Reader:
                 )
             raise InputError(f"{self.path}: no rollouts in it ({why}); dump at least one group")
         columns, records = self.columns, self.record.records
-        if columns.group_size and records % columns.group_size:
-            raise InputError(
-                f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
-                "short, so the rows are not what this option takes them for"
-            )
         twice = _two_kinds("trajectories", self.slices[TRAJECTORY][0]) if TRAJECTORY in self.slices else []
         number = {name: values.array() for name, values in self.number.items() if len(values)}
         length = number["length"]
@@ -367,15 +355,43 @@ class _Reader:
         notes += self._doubtful_groups(dump)
         self.code.final()
         dump = by_step(dump, columns, notes)
+        rows = dump.group.size
         dump = merged(dump, columns, merge_reward, notes)
+        if columns.group_size and records % columns.group_size and dump.group.size == rows:
+            raise InputError(
+                f"--group-size: {records} records are no multiple of {columns.group_size}; the last prompt would be "
+                "short, so the rows are not what this option takes them for"
+            )
+        if NAMED_GROUP in dump.slices:
+            named, values = dump.slices[NAMED_GROUP]
+            several = distinct(dump.group, named, key=lambda g, k: g.astype(np.int64) * len(values) + k)
+            spread = int(np.sum(np.bincount(several // len(values)) > 1))
+            if spread and len(values) < rows:
+                column = columns.slice_columns[NAMED_GROUP][0]
+                notes.append(
+                    f"{spread} of {len(dump.labels)} groups of {columns.group_size} hold several values of {column!r}: "
+                    f"are the rows in order? --group {column} groups by it"
+                )
         dump = with_lag(dump, notes)
         self._say(dump, notes)
         told = token_findings(self.statistics, self.where)
         findings = [
             *told,
             *trajectory_findings(dump.log_ratio, dump.place, tokens=tokens is not None, told=told),
-            *self._versions(dump),
         ]
+        mixed = self.mixed
+        if "last_version" in dump.slices and "version" in dump.slices:
+            (a, first), (b, last) = dump.slices["version"], dump.slices["last_version"]
+            mixed = int(np.sum([first[i] != last[j] for i, j in zip(a, b, strict=True)]))
+        if mixed:
+            findings.append(
+                Finding(
+                    "mixed versions",
+                    f"{mixed} of {dump.group.size} trajectories were generated by more than one version of the policy",
+                    "their behavior policy changed on the way: behavior_log_prob must be the one recorded at each "
+                    "token; a single version or lag stands for the first",
+                )
+            )
         slices = {name: one for name, one in dump.slices.items() if not name.startswith(" ")}
         return replace(dump, notes=tuple(notes), findings=tuple(findings), slices=slices, kept=whole_groups(dump))
 
@@ -386,7 +402,7 @@ class _Reader:
             total = sum(map(len, self.skipped.values()))
             by_reason = "; ".join(f"{len(at)} {why} ({_first(at)})" for why, at in self.skipped.items())
             how = "--skip-bad" if self.skip_bad else "not finished yet"
-            notes.append(f"{total} of {record.records + self._unread()} records are left out ({how}): {by_reason}")
+            notes.append(f"{total} of {record.records} records are left out ({how}): {by_reason}")
         if "split" in dump.slices and len(dump.slices["split"][1]) > 1:
             values = ", ".join(map(str, dump.slices["split"][1][:4]))
             column = columns.slice_columns["split"][0]
@@ -404,7 +420,9 @@ class _Reader:
         if ahead.size:
             at = _first([dump.place[i] for i in ahead.tolist()])
             notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
-        copies = _copies(dump)
+        parts = -(-dump.log_ratio.size // COMPARED)
+        copied = [_copies_among(dump, _same_part(dump.log_ratio, part, parts)) for part in range(parts)]
+        copies = np.sort(np.concatenate(copied))
         if copies.size > 0.02 * dump.group.size:
             at = _first([dump.place[i] for i in copies.tolist()])
             notes.append(f"{copies.size} trajectories are exact copies of earlier ones ({at}): files that overlap?")
@@ -456,27 +474,6 @@ class _Reader:
                 )
         return notes
 
-    def _unread(self) -> int:
-        return sum(
-            len(at) for why, at in self.skipped.items() if why in ("not JSON", CUT_OFF, "no JSON object", "no rollout")
-        )
-
-    def _versions(self, dump: Dump) -> list[Finding]:
-        mixed = self.mixed
-        if "last_version" in dump.slices and "version" in dump.slices:
-            (a, first), (b, last) = dump.slices["version"], dump.slices["last_version"]
-            mixed = int(np.sum([first[i] != last[j] for i, j in zip(a, b, strict=True)]))
-        if not mixed:
-            return []
-        return [
-            Finding(
-                "mixed versions",
-                f"{mixed} of {dump.group.size} trajectories were generated by more than one version of the policy",
-                "their behavior policy changed on the way: behavior_log_prob must be the one recorded at each token; "
-                "a single version or lag stands for the first",
-            )
-        ]
-
 
 def _joined(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of some rows after each other, as doubles."""
@@ -497,13 +494,6 @@ def _folded(name: str) -> str:
     """A name without spaces around it, its letters spelled in one way."""
     name = name.strip()
     return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def _copies(dump: Dump) -> np.ndarray:
-    """Trajectories of more than a few tokens that repeat an earlier one's group, reward and log-ratio exactly."""
-    parts = -(-dump.log_ratio.size // COMPARED)
-    found = [_copies_among(dump, _same_part(dump.log_ratio, part, parts)) for part in range(parts)]
-    return np.sort(np.concatenate(found))
 
 
 def _same_part(log_ratio: np.ndarray, part: int, parts: int) -> np.ndarray:

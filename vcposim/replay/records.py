@@ -26,6 +26,8 @@ ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
 LARGEST = 1e100
 """no reward, norm or log-probability is larger than this; squares must stay finite"""
+FLAGS = (int, float, np.generic)
+"""what an entry of a mask may be"""
 MAY_BE_NOTHING = ("log_prob", "log_ratio")
 """fields of which -inf means that the learner never says this"""
 
@@ -196,7 +198,14 @@ class RecordReader:
         if value is MISSING:
             raise self._bad(name, MISSING, "is missing, other records have it", "is missing")
         if value is None and name not in ("mask", "trajectory"):
-            raise self._bad(name, value, "is no value; fill it in or drop the record", "null")
+            remedy = "fill it in or drop the record"
+            if name == "reward" and "trajectory" in self.columns.mapping:
+                remedy = (
+                    "fill it in (0 in all rows of a trajectory but one, with --merge-reward sum) or drop the record"
+                )
+            elif name in ("group", "reward"):
+                remedy += f", or read the weights alone: --column {name}={ABSENT}"
+            raise self._bad(name, value, f"is no value; {remedy}", "null")
         if isinstance(value, LISTED) and len(value) == 1 and name not in LISTS:
             return value[0]  # a batch of one, as NeMo-RL writes
         return value
@@ -427,7 +436,10 @@ class RecordReader:
                 flags = np.array(mask, dtype=np.float64) if plain else np.array([math.nan])
         keep = flags == 1
         if not np.all(keep | (flags == 0)):
-            raise self._bad("mask", list(mask), "holds something else than 0 and 1", "mask")
+            flag, at = next((x, k + 1) for k, x in enumerate(mask) if not isinstance(x, FLAGS) or x not in (0, 1))
+            flag = flag.item() if isinstance(flag, np.generic) else flag
+            remedy = f"at token {at} is neither 0 nor 1; write 1 for the policy's own tokens and 0 for all others, or "
+            raise self._bad("mask", flag, f"{remedy}ignore it with --column mask={ABSENT}", "mask")
         return keep
 
     def _tokens(self, name: str, value: Any, keep: np.ndarray | None) -> np.ndarray:
@@ -489,7 +501,8 @@ class RecordReader:
             return versions[0] if versions else None
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
-        if name in self.columns.mapping and not (value is None or isinstance(value, str) or _counts(value)):
+        counts = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+        if name in self.columns.mapping and not (counts or value is None or isinstance(value, str)):
             raise self._bad(name, value, "is no count of the run; dump a number or a string", "no count")
         return _key(value)
 
@@ -507,10 +520,6 @@ def _key(value: Any) -> Hashable:
     return orjson.dumps(
         value, option=orjson.OPT_SORT_KEYS, default=lambda x: getattr(x, "tolist", x.__str__)()
     ).decode()
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _order(value: Any) -> tuple[int, Any]:

@@ -28,7 +28,7 @@ from vcposim.catalogue import CATALOGUE
 from vcposim.catalogue import weighting as named_weighting
 from vcposim.catalogue.loading import estimator_named
 from vcposim.control import step_scale
-from vcposim.diagnostics import Diagnostic, WeightSums
+from vcposim.diagnostics import Diagnostic
 from vcposim.errors import InputError
 from vcposim.estimators import Resolved
 from vcposim.gauges.panel import HALF, PanelSums, leverage_diagnostic
@@ -160,15 +160,31 @@ def replay(
     Raises `InputError` for unknown names, numbers out of range, or a dump with no group left.
     """
     notes: list[str] = []
-    names = _known(baselines, notes)
+    names = [name for name in baselines if name not in NEEDS_SCORES]
+    for name in dict.fromkeys(baselines):
+        baseline(name)
+        if name in NEEDS_SCORES:
+            notes.append(f"baseline {name} is left out: it {NEEDS_SCORES[name]}")
+        if list(baselines).count(name) > 1:
+            raise InputError(f"baseline: {name!r} is given twice; name each once")
+    if not names:
+        raise InputError("baseline: none is left to replay; name at least one that needs only norms, such as opob")
     asked = _asked(estimators)
     if resamples < 100:
         raise InputError(f"bootstrap: {resamples} resamples cannot place a 95% interval; use 100 or more")
     if seed < 0:
         raise InputError(f"seed: {seed} is negative; use 0 or more")
     weigh = named_weighting(weighting, cap=cap, floor=floor) if weighting in LIMITED else named_weighting(weighting)
-    dump = _kept_groups(dump, min_group, notes)
+    if min_group < 1:
+        raise InputError(f"min_group: {min_group} is not positive; use 1 to keep every group")
     size = counts(dump.group)
+    if size.max() < min_group:
+        raise InputError(f"min_group: no group has {min_group} responses, the largest has {size.max()}; lower it")
+    if size.min() < min_group:
+        kept = size >= min_group
+        notes.append(f"{int((~kept).sum())} groups with fewer than {min_group} responses are left out")
+        dump = dump.select(kept[dump.group])
+        size = counts(dump.group)
     diagnostics = _gauges(dump, cap)
     table, rows, ranking = None, [], None
     if dump.has_group and dump.has_reward:
@@ -237,7 +253,13 @@ def _gauges(dump: Dump, cap: float, rows: Any = None) -> dict[str, Diagnostic]:
         sums.add(log_ratio, length=np.maximum(length, 1), norm=np.sqrt(sq_norm))
     found = sums.diagnostics()
     if dump.tokens is not None:
-        found["ess_fraction_token"] = _token_ess(pooled(dump.tokens, rows))
+        found["ess_fraction_token"] = Diagnostic(
+            name="ess_fraction_token",
+            value=float(pooled(dump.tokens, rows).ess_fraction()),
+            threshold=HALF,
+            high_is_bad=False,
+            meaning="share of the tokens that count, by token weights; blind to how ratios multiply along a trajectory",
+        )
     log_mean = found["log_mean_weight"].value
     if not abs(log_mean) <= math.log(NEAR_ONE):
         found["chi2"] = replace(
@@ -256,8 +278,8 @@ def _sliced(dump: Dump, by: Sequence[str], cap: float) -> dict[str, list[Slice]]
     unasked += [name for name in ("lag", "version") if 1 < several.get(name, 1) <= 20][:1]
     for name in dict.fromkeys(by or unasked):
         if name not in dump.slices:
-            have = ", ".join(dump.slices) or "no column to slice by"
-            raise InputError(f"--by: {name!r} is not in the file, or has too many values; it has: {have}")
+            have = ", ".join(dump.slices) or "no column"
+            raise InputError(f"--by: {name!r} is not in the first record, or has too many values; to slice by: {have}")
         code, values = dump.slices[name]
         size = counts(code, len(values))
         order, ends = by_code(code, size), np.cumsum(size)
@@ -280,42 +302,6 @@ def _ordered(value: Any) -> tuple[int, float, str]:
         return (0, float(value), "")
     except (TypeError, ValueError, OverflowError):
         return (1, 0.0, str(value))
-
-
-def _known(baselines: Sequence[str], notes: list[str]) -> list[str]:
-    names = [name for name in baselines if name not in NEEDS_SCORES]
-    for name in dict.fromkeys(baselines):
-        baseline(name)
-        if name in NEEDS_SCORES:
-            notes.append(f"baseline {name} is left out: it {NEEDS_SCORES[name]}")
-        if list(baselines).count(name) > 1:
-            raise InputError(f"baseline: {name!r} is given twice; name each once")
-    if not names:
-        raise InputError("baseline: none is left to replay; name at least one that needs only norms, such as opob")
-    return names
-
-
-def _kept_groups(dump: Dump, min_group: int, notes: list[str]) -> Dump:
-    if min_group < 1:
-        raise InputError(f"min_group: {min_group} is not positive; use 1 to keep every group")
-    size = counts(dump.group)
-    kept = size >= min_group
-    if kept.all():
-        return dump
-    if not kept.any():
-        raise InputError(f"min_group: no group has {min_group} responses, the largest has {size.max()}; lower it")
-    notes.append(f"{int((~kept).sum())} groups with fewer than {min_group} responses are left out")
-    return dump.select(kept[dump.group])
-
-
-def _token_ess(tokens: WeightSums) -> Diagnostic:
-    return Diagnostic(
-        name="ess_fraction_token",
-        value=float(tokens.ess_fraction()),
-        threshold=HALF,
-        high_is_bad=False,
-        meaning="share of the tokens that count, by token weights; blind to how ratios multiply along a trajectory",
-    )
 
 
 def _explanations(
@@ -374,19 +360,13 @@ def verdict(found: Replay) -> str:
     if high < 1:
         return f"Would OPOB have helped here? Yes: {said}."
     if low > 1:
-        gain = (
-            " What it gains in sample, it gains by damping the samples that dominate it."
-            if _gains_in_sample(found)
-            else ""
-        )
+        row = found.row(
+            "opob"
+        )  # in sample R_i - b = (1 - h_i)(R_i - b_{-i}), which can read better than the group mean
+        gains = row is not None and row.second_moment_ratio.value < 1
+        gain = " What it gains in sample, it gains by damping the samples that dominate it." if gains else ""
         return f"Would OPOB have helped here? Not by what it subtracts, that would have hurt: {said}.{gain}"
     return f"Would OPOB have helped here? No evidence either way: {said}, which covers 1."
-
-
-def _gains_in_sample(found: Replay) -> bool:
-    """Whether the in-batch OPOB reads better than the group mean in sample: R_i - b = (1 - h_i)(R_i - b_{-i})."""
-    row = found.row("opob")
-    return row is not None and row.second_moment_ratio.value < 1
 
 
 def summary(found: Replay) -> list[str]:

@@ -346,14 +346,11 @@ class Codes:
             self.letters += sum(_letters(value) for value in new)
             self.kinds.update(map(type, new))
             if len(known) > MOST_KEYS or self.letters > MOST_TEXT:
-                self._store()
+                values, self.known = list(self.known), {}
+                self.stored = Stored()
+                for start in range(0, len(values), 1024):
+                    self._hashed_codes(values[start : start + 1024])
         return found
-
-    def _store(self) -> None:
-        values, self.known = list(self.known), {}
-        self.stored = Stored()
-        for start in range(0, len(values), 1024):
-            self._hashed_codes(values[start : start + 1024])
 
     def _hashed_codes(self, values: Sequence[Hashable]) -> list[int]:
         assert self.stored is not None

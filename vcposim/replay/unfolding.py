@@ -41,6 +41,9 @@ class Unfolding:
         if self.under is not None:
             inside = record.get(self.under)
             shared = {k: v for k, v in record.items() if not isinstance(v, list | dict)}
+            if isinstance(inside, dict):  # columns, as verl's `batch` beside `non_tensor_batch`
+                beside = (v for k, v in record.items() if k != self.under and isinstance(v, dict))
+                shared |= {k: v for one in beside for k, v in one.items() if isinstance(v, LISTED)}
             several = inside if isinstance(inside, list) else [inside]
             parts = [{**shared, **x} if isinstance(x, dict) else x for x in several]
         return self._decided(parts)
@@ -85,7 +88,17 @@ class Unfolding:
             return (record,)
         n = len(tokens)
         if nested and n > 1 and not isinstance(reward if reward is not MISSING else anchor, list):
-            self._refuse_parts(record, n)
+            names = [name for name in ("log_prob", "behavior_log_prob") if name in self.columns.mapping]
+            values: dict[str, Any] = {name: self.columns.value(record, name) for name in names}
+            sizes = {name: len(x) for name, x in values.items() if isinstance(x, LISTED) and len(x)}
+            parts = [name for name in sizes if isinstance(values[name][0], LISTED)]
+            if len(parts) == 1 and list(sizes.values()) == [
+                n,
+                n,
+            ]:  # a number a token beside: neither rollouts nor turns
+                remedy = f"a list at each token; name its number, as in --column {parts[0]}"
+                column = self.columns.mapping[parts[0]]
+                raise self.columns.bad(parts[0], values[parts[0]][0], f"{remedy}={column}.*.0", "a list a token")
             if reward is not MISSING:
                 self._say("the log-probabilities are lists in a list beside one reward: turns of a trajectory, joined")
                 return (self._joined(record),)
@@ -98,8 +111,10 @@ class Unfolding:
                     "lists in a list",
                 )
         self.columns.see_nothing_new(record)
+        ungrouped = anchor is MISSING and not self.columns.group_columns and self.columns.group_size is None
         if n > 1:
-            self._say(f"a record holds columns of several rollouts ({n} in the first)")
+            answers = f"; if those of one record answer one prompt, --group-size {n} says so" if ungrouped else ""
+            self._say(f"a record holds columns of several rollouts ({n} in the first){answers}")
         columns = {}
         for name in self.columns.paths:
             try:
@@ -112,18 +127,6 @@ class Unfolding:
                 )
             columns[name] = value if isinstance(value, list) else [value] * n
         return [{name: column[k] for name, column in columns.items()} for k in range(n)]
-
-    def _refuse_parts(self, record: Mapping[str, Any], n: int) -> None:
-        """A list at each token, beside a number at each token under the other policy, is none of rollouts or turns."""
-        lists = [name for name in ("log_prob", "behavior_log_prob") if name in self.columns.mapping]
-        values: dict[str, Any] = {name: self.columns.value(record, name) for name in lists}
-        sizes = {name: len(x) for name, x in values.items() if isinstance(x, LISTED) and len(x)}
-        parts = [name for name in sizes if isinstance(values[name][0], LISTED)]
-        if len(parts) == 1 and list(sizes.values()) == [n, n]:
-            (name,) = parts
-            remedy = "a list at each token; name its number, as in --column"
-            column = self.columns.mapping[name]
-            raise self.columns.bad(name, values[name][0], f"{remedy} {name}={column}.*.0", "a list a token")
 
     def _say(self, note: str) -> None:
         kind, _, _ = note.partition(" (")

@@ -19,12 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.kit.statistical import assert_near
 from tests.vcposim.replay.fixtures import Record, batch, mask_of, padded
 from vcposim.commands.main import main
 from vcposim.errors import InputError
 from vcposim.replay import read_dump
+from vcposim.replay.containers import NamedTwice, parse
 
 BATCH = batch(1, prompts=8, responses=8)
 Change = Callable[[int, Record], Record]
@@ -93,7 +96,6 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     ),
     "a sample mask of zeros": (with_(sample_loss_mask=0), REFUSED, "64 trajectories have a sample mask of 0"),
     "groups null once": (only(3, group=None), REFUSED, "line 4: group: null"),
-    "a name twice in a record": (lambda i, row: row, REFUSED, '"reward" stands twice in one object'),
     "a mask of floats": (lambda i, row: longer(i, row) | {"response_mask": [1.0] * tokens(row) + [0.0]}, SAME, ""),
     "a mask in a batch of one": (with_(mask=lambda i, row: [[1] * tokens(row)]), SAME, ""),
     "a mask named as in Java": (lambda i, row: longer(i, row) | {"responseMask": [1] * tokens(row) + [0]}, SAME, ""),
@@ -105,7 +107,9 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     ),
     "a mask as text": (with_(mask=lambda i, row: "1" * tokens(row)), REFUSED, "does not match the 15 tokens"),
     "a mask of indices": (with_(loss_mask=[0, 5]), REFUSED, "2 entries: does not match"),
-    "a mask with null in it": (with_(mask=lambda i, row: [None] + [1] * (tokens(row) - 1)), REFUSED, "else than 0"),
+    "a mask with null in it": (
+        with_(mask=lambda i, row: [None] + [1] * (tokens(row) - 1)), REFUSED, "null at token 1 is neither",
+    ),
     "padded with NaN": (
         with_(log_prob=lambda i, row: padded(row["log_prob"], 40, math.nan),
               behavior_log_prob=lambda i, row: padded(row["behavior_log_prob"], 40, math.nan)),
@@ -191,11 +195,205 @@ def check(path: Any, outcome: str, words: str, **options: Any) -> None:
 @pytest.mark.parametrize("name", RECORDS)
 def test_records(name: str, tmp_path: Path) -> None:
     change, outcome, words = RECORDS[name]
-    data = lines(rows(change))
-    if name == "a name twice in a record":
-        data = data.replace(b"}\n", b', "reward": 7.0}\n')
-    (tmp_path / "r.jsonl").write_bytes(data)
+    (tmp_path / "r.jsonl").write_bytes(lines(rows(change)))
     check(tmp_path / "r.jsonl", outcome, words)
+
+
+def in_halves(change: Change = lambda i, row: row) -> list[Record]:
+    """Each trajectory in two rows that follow each other, without a group."""
+    found = []
+    for i, row in enumerate(rows()):
+        cut = tokens(row) // 2
+        for k, part in enumerate((slice(0, cut), slice(cut, None))):
+            lists = {name: row[name][part] for name in ("log_prob", "behavior_log_prob")}
+            found.append(change(k, {"reward": row["reward"], "traj_uid": f"t{i}", **lists}))
+    return found
+
+
+def mapped(**names: str) -> Record:
+    return {"columns": names}
+
+
+def without(*names: str) -> Change:
+    return lambda i, row: {name: x for name, x in row.items() if name not in names}
+
+
+def both(*changes: Change) -> Change:
+    def change(i: int, row: Record) -> Record:
+        for one in changes:
+            row = one(i, row)
+        return row
+
+    return change
+
+
+def batches(**more: str) -> list[Record]:
+    """A prompt a line, its answers in columns; `more` are columns more, each by the name of the row's own."""
+    table = rows()
+    names = {"rewards": "reward", "trainer_logprobs": "log_prob", "inference_logprobs": "behavior_log_prob"} | more
+    return [{to: [row[own] for row in table[k : k + 8]] for to, own in names.items()} for k in range(0, 64, 8)]
+
+
+def in_object(**names: str) -> list[Record]:
+    """The whole batch in columns under `batch`, what is no tensor beside it (as verl's DataProto)."""
+    table = rows()
+    columns = {name: [row[own] for row in table] for name, own in names.items()}
+    return [{"batch": columns, "non_tensor_batch": {"uid": [f"u{row['group']}" for row in table]}, "meta_info": {}}]
+
+
+GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
+    "columns beside those of the batch": (
+        in_object(old_log_probs="log_prob", rollout_log_probs="behavior_log_prob", score="reward"), {}, SAME, "",
+    ),
+    "a prompt a line and no group": (
+        batches(), mapped(log_prob="trainer_logprobs", behavior_log_prob="inference_logprobs", reward="rewards"),
+        SAID, "if those of one record answer one prompt, --group-size 8 says so",
+    ),
+    "a prompt a line, counted": (
+        batches(), {"group_size": 8} | mapped(
+            log_prob="trainer_logprobs", behavior_log_prob="inference_logprobs", reward="rewards"
+        ), SAME, "",
+    ),
+    "trajectories in rows, counted": (in_halves(), {"group_size": 8}, SAME, "128 rows are 64 trajectories"),
+    "trajectories in rows, not counted": (
+        in_halves(), {"group_size": 9}, REFUSED, "128 rows are 64 trajectories .*, no multiple of 9: it counts traj",
+    ),
+    "rows that are no trajectories, counted": (
+        rows(both(without("group"), with_(rollout_id=7))), {"group_size": 7}, REFUSED, "64 records are no multiple",
+    ),
+    "prompts that take turns, counted": (
+        rows(both(without("group"), with_(prompt=lambda i, row: f"q{i % 8}"))), {"group_size": 8},
+        SAID, "8 of 8 groups of 8 hold several values of 'prompt': are the rows in order? --group prompt groups by it",
+    ),
+    "prompts in order, counted": (
+        rows(both(without("group"), with_(prompt=lambda i, row: f"q{i // 8}"))), {"group_size": 8}, SAME, "",
+    ),
+    "rewards that merge nothing": (rows(), {"merge_reward": "last"}, SAME, "nothing is merged, no column says"),
+    "one column for both policies": (
+        rows(), mapped(behavior_log_prob="log_prob"), REFUSED, "'log_prob' cannot be both log_prob and behavior_log",
+    ),
+    "a reward that is null": (rows(with_(reward=None)), {}, REFUSED, "weights alone: --column reward=none"),
+    "a reward that is null in all rows but the last": (
+        in_halves(lambda k, row: row if k else row | {"reward": None}), {},
+        REFUSED, "0 in all rows .* --merge-reward sum",
+    ),
+    "a reward within an object, returns of tokens": (
+        rows(both(with_(returns=lambda i, row: row["log_prob"], info=lambda i, row: {"reward": row["reward"]}),
+        without("reward"))), {}, SAID, "is it 'info.reward'? then --column reward=info.reward",
+    ),
+    "one entry of a mask": (rows(with_(mask=lambda i, row: [1] * (tokens(row) - 1) + [2])), {},
+        REFUSED, r"mask: 2 at token \d+ is neither 0 nor 1; write 1 .* --column mask=none",
+    ),
+    "a slice that comes later": (
+        rows(lambda i, row: row | ({"task": "a"} if i else {})), {"by": ["task"]}, SAME, "",
+    ),
+    "log-probabilities in one of several objects": (
+        rows(both(with_(turns=lambda i, row: [
+            {"logprobs": {"content": [{"logprob": x} for x in row["behavior_log_prob"]]}}, {"role": "user"},
+        ]), without("behavior_log_prob"))), {}, REFUSED, "'behavior_log_prob' not found",
+    ),
+    "log-probabilities in one place": (
+        rows(both(with_(meta_info=lambda i, row: {
+            "output_token_logprobs": [[x, 17, None] for x in row["behavior_log_prob"]],
+        }), without("behavior_log_prob"))), {},
+        REFUSED, r"use --column behavior_log_prob=meta_info.output_token_logprobs.\*.0",
+    ),
+}  # fmt: skip
+"""name -> rows, options, what must come of it, words"""
+
+
+@pytest.mark.parametrize("name", GROUPS_AND_REWARDS)
+def test_groups_and_rewards(name: str, tmp_path: Path) -> None:
+    table, options, outcome, words = GROUPS_AND_REWARDS[name]
+    (tmp_path / "r.jsonl").write_bytes(lines(table))
+    check(tmp_path / "r.jsonl", outcome, words, **options)
+
+
+@pytest.mark.parametrize("broken", [b"{}\n", b"not JSON\n", b"[3]\n", b'{"reward": 1.0, "reward": 2.0}\n', b"7\n"])
+def test_rows_that_cannot_be_read_count_where_rows_are_counted(broken: bytes, tmp_path: Path) -> None:
+    """Otherwise the groups behind them would move up by as many rows, in silence where these are a whole group's."""
+    table = lines(rows(without("group"))).splitlines(keepends=True)
+    table[3:11] = [broken] * 8
+    (tmp_path / "r.jsonl").write_bytes(b"".join(table))
+    dump = read_dump(tmp_path / "r.jsonl", group_size=8, skip_bad=True)
+    kept = [r for i, r in enumerate(BATCH) if not 3 <= i < 11]
+    assert [dump.labels[g] for g in dump.group] == [r.prompt for r in kept]
+    assert any(note.startswith("8 of 64 records are left out") for note in dump.notes)
+
+
+TWICE = {
+    "in plain numbers": rows(),
+    "beside texts": rows(with_(prompt='a: "b": c\n', completion=": é" * 40)),
+    "beside texts longer than a page": rows(with_(completion="x = {1: 2}\n" * 900)),
+    "beside lists of texts and objects": rows(with_(tags=[["a:", ":"]], info=[{"k": {"a": ":"}}, 3, None])),
+    "beside names with colons": rows(with_(**{"val:reward": 1.0, "a:b": ":", 'q"': "c"})),
+    "beside NaN": rows(with_(loss=math.nan)),
+}
+
+
+@pytest.mark.parametrize("at", [0, 40, 63])
+@pytest.mark.parametrize("name", TWICE)
+def test_a_name_twice_in_any_record_is_refused_or_left_out_and_counted(name: str, at: int, tmp_path: Path) -> None:
+    table = lines(TWICE[name]).splitlines(keepends=True)
+    table[at] = table[at].replace(b"}\n", b', "reward": 7.0}\n')
+    (tmp_path / "r.jsonl").write_bytes(b"".join(table))
+    words = f'line {at + 1}: "reward" stands twice in one object; write each name once'
+    check(tmp_path / "r.jsonl", REFUSED, words)
+    check(tmp_path / "r.jsonl", SAID, f"1 a name twice in one object (line {at + 1})", skip_bad=True)
+    (tmp_path / "r.json").write_bytes(b"[" + b",\n".join(table) + b"]")
+    check(tmp_path / "r.json", REFUSED, '"reward" stands twice')
+
+
+def test_a_name_twice_within_an_object_of_the_record_and_spelled_in_two_ways_is_refused(tmp_path: Path) -> None:
+    for inner in (b'"r": {"acc": 1, "acc": 2}', b'"r": [{"acc": ":"}, {"acc": 1, "acc": 2}]', b'"gr\\u006fup": 3'):
+        (tmp_path / "r.jsonl").write_bytes(lines(rows()).replace(b"}\n", b", " + inner + b"}\n"))
+        check(tmp_path / "r.jsonl", REFUSED, "(acc|group).* stands twice")
+
+
+class Pairs(list[tuple[str, Any]]):
+    """An object as it is written, any name any number of times."""
+
+
+JSON_TEXTS = st.text(':"\\\\ {},é\n\ud7ffa', max_size=6)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers(-(2**70), 2**70) | JSON_TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(JSON_TEXTS, inner), max_size=4).map(Pairs),
+    max_leaves=12,
+)
+
+
+def as_text(value: Any, between: str, colon: str, escape: bool) -> str:
+    """JSON with those separators, letters beyond ASCII escaped or not."""
+    if isinstance(value, Pairs):
+        written = (as_text(k, "", "", escape) + colon + as_text(x, between, colon, escape) for k, x in value)
+        return "{" + between.join(written) + "}"
+    if isinstance(value, list):
+        return "[" + between.join(as_text(x, between, colon, escape) for x in value) + "]"
+    return json.dumps(value, ensure_ascii=escape)
+
+
+@given(
+    st.lists(st.tuples(JSON_TEXTS, JSON_VALUES), max_size=6).map(Pairs),
+    st.sampled_from([(",", ":"), (", ", ": "), (" , ", " :\t")]),
+    st.booleans(),
+    st.sampled_from(["", "x" * 5000, "x: " * 2000]),
+)
+def test_a_name_twice_is_found_wherever_the_slow_parser_finds_one(
+    pairs: Pairs, separators: tuple[str, str], escape: bool, long: str
+) -> None:
+    text = as_text(Pairs([*pairs, ("long", long)]), *separators, escape)
+    doubled = []
+
+    def see(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        doubled.append(len(dict(found)) < len(found))
+        return dict(found)
+
+    plain = json.loads(text, object_pairs_hook=see)
+    if any(doubled):
+        with pytest.raises(NamedTwice, match="stands twice"):
+            parse(text.encode())
+    else:
+        assert parse(text.encode()).keys() == plain.keys()
 
 
 def _stream(content: pa.Table) -> bytes:

@@ -385,7 +385,7 @@ def test_lags_are_sliced_unasked_and_other_columns_on_request(tmp_path: Path) ->
     for name, gauge in found.slices["lag"][1].diagnostics.items():
         assert gauge.value == near(alone.diagnostics[name].value, nan_ok=True), name
     assert [one.value for one in replay(read_dump(path), resamples=100, by=["task"]).slices["task"]] == ["a", "b"]
-    with pytest.raises(InputError, match="it has: version"):
+    with pytest.raises(InputError, match="to slice by: version"):
         replay(read_dump(path), by=["temper"])
 
 
@@ -800,7 +800,7 @@ def test_names_in_another_spelling_are_suggested(tmp_path: Path) -> None:
     for row in nested:
         del row["behavior_log_prob"]
     path = write(tmp_path, nested)
-    assert "inside objects: meta_info.output_token_logprobs.*.0" in refusal(path)
+    assert "use --column behavior_log_prob=meta_info.output_token_logprobs.*.0" in refusal(path)
     dump = read_dump(path, {"behavior_log_prob": "meta_info.output_token_logprobs.*.0"})
     assert_near(dump.log_ratio, expected_log_ratio(b))
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.kit.statistical import assert_near, near
 from vcposim.commands.main import main
 from vcposim.errors import InputError
-from vcposim.replay import LoggedRun, read_metrics
+from vcposim.replay import LoggedRun, read_dump, read_metrics
 from vcposim.replay.as_json import metrics_json
 from vcposim.replay.metrics import KEYS, find_metrics, metrics_summary
 
@@ -37,6 +37,9 @@ VERL = {
     "clip_fraction": "actor/pg_clipfrac",
     "grad_norm": "actor/grad_norm",
     "reward": "critic/score/mean",
+}
+VERL_06 = {name: key.replace("rollout_corr/", "mismatch/") for name, key in VERL.items() if name != "chi2"} | {
+    "kl_token": "mismatch/mismatch_kl"
 }
 TRL = {
     "mean_weight": "sampling/importance_sampling_ratio/mean",
@@ -55,7 +58,7 @@ PRIME = {
     "reward": "train/agg/effective/agent/reward/mean",
 }
 OWN = {name: f"vcpo/{name}" for name in ("ess_fraction_sequence", "mean_weight", "khat", "max_share", "lag")}
-FRAMEWORKS = {"verl": VERL, "trl": TRL, "prime-rl": PRIME, "vcposim": OWN}
+FRAMEWORKS = {"verl": VERL, "verl 0.6": VERL_06, "trl": TRL, "prime-rl": PRIME, "vcposim": OWN}
 
 
 def course(names: Sequence[str], steps: int = 30, seed: int = 0) -> list[Row]:
@@ -277,6 +280,33 @@ def test_several_runs_are_refused_by_name_and_one_can_be_asked_for(tmp_path: Pat
     panel = _csv_file(tmp_path, ["Step", f"a - {key}", f"b - {key}"], [[1, 0.9, 0.3], [2, 0.8, ""]])
     assert read_metrics([panel], run="b").first_alarms == {"ess_fraction": 1}
     assert read_metrics([panel], run="a").first_alarms == {}
+
+
+def test_two_folders_of_one_run_are_joined_and_two_runs_are_refused(tmp_path: Path) -> None:
+    def folders(name: str, *parts: list[Row]) -> Path:
+        for k, rows in enumerate(parts):
+            (tmp_path / name / f"part_{k}").mkdir(parents=True)
+            (tmp_path / name / f"part_{k}" / "metrics.jsonl").write_bytes(_lines(rows))
+        return tmp_path / name
+
+    table = logged(course(list(VERL)), VERL)
+    some = [{k: v for k, v in row.items() if k != VERL["reward"]} for row in table]
+    rest = [{k: v for k, v in row.items() if k in ("step", VERL["reward"])} for row in table]
+    for name, parts in (("by metric", (some, rest)), ("restarted", (table[:18], table[15:]))):
+        assert_same(read_metrics([folders(name, *parts)]), course(list(VERL)), VERL)
+    with pytest.raises(InputError, match=r"part_0 and .*part_1 log the same metrics at the same steps: two runs"):
+        read_metrics([folders("two", table, logged(course(list(VERL), seed=1), VERL))])
+
+
+@pytest.mark.parametrize(
+    "row", [{"step": 1, "train/loss": 0.3, "lr": 1e-6}, {"rollout/step": 1, "train/ppo_kl": 0.1, "perf/note": "x"}]
+)
+def test_metrics_that_nobody_knows_are_called_metrics_and_listed(row: Row, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_bytes(_lines([row]))
+    with pytest.raises(InputError, match="are metrics, not rollouts, and none is a gauge that is known"):
+        read_dump(tmp_path / "m.jsonl")
+    with pytest.raises(InputError, match=f"none of its metrics is a gauge .*; it has {', '.join(sorted(row))}"):
+        read_metrics([tmp_path / "m.jsonl"])
 
 
 def test_the_trainers_step_counts_and_not_the_number_of_log_calls(tmp_path: Path) -> None:
