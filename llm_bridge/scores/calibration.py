@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_bridge.scores import fused
+from llm_bridge.scores.fused import fused_sq_norms, kernel_takes
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
@@ -58,7 +58,7 @@ def take(
     if method in ("block", "batch", "fused"):
         sink = route.sink(weight)
         if method == "fused":
-            norm = fused.fused_sq_norms(left, right, layout, sink, work.scratch)
+            norm = fused_sq_norms(left, right, layout, sink, work.scratch)
         elif method == "batch":
             norm = batch_sq_norms(left, right, layout, sink, work.scratch)
         else:
@@ -80,7 +80,7 @@ def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Rou
     fits = layout.owner is None and layout.n * rows * cols <= limit
     steps = _rounded(max(1, left.shape[0] // layout.n))
     shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)))
-    compiled = fused.fits(left.device, left.dtype)
+    compiled = kernel_takes(left.device, left.dtype)
     return _fastest(method, fits, compiled, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 

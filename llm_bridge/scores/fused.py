@@ -67,7 +67,7 @@ def _run(*command: str) -> bytes:
     return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
 
 
-def fits(device: torch.device, dtype: torch.dtype) -> bool:
+def kernel_takes(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can take operands of this kind."""
     return device.type == "cpu" and kernel(dtype) is not None
 

@@ -126,7 +126,7 @@ def test_without_a_compiler_the_other_methods_do_the_same(
     monkeypatch.setenv("CC", compiler)
     fused.kernel.cache_clear()
     try:
-        assert not fused.fits(torch.device("cpu"), torch.float32)
+        assert not fused.kernel_takes(torch.device("cpu"), torch.float32)
         with pytest.raises(InputError, match=r"fused needs a C compiler, \$CC or cc.*say block"):
             ScoreTape(nn.Linear(2, 2), method="fused")
         assert calibration.candidates("fused", True, False) == calibration.candidates("block", True, False)
@@ -135,5 +135,5 @@ def test_without_a_compiler_the_other_methods_do_the_same(
 
 
 def test_half_precision_is_taken_by_blocks() -> None:
-    assert not fused.fits(torch.device("cpu"), torch.bfloat16)
-    assert not fused.fits(torch.device("meta"), torch.float32)
+    assert not fused.kernel_takes(torch.device("cpu"), torch.bfloat16)
+    assert not fused.kernel_takes(torch.device("meta"), torch.float32)
