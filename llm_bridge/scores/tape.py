@@ -307,7 +307,7 @@ class ScoreTape:
         else:
             if check is not None and self.norm == "exact":
                 check.ask(route.scale, many=not isinstance(route, Kept))
-            elif check is not None and not isinstance(route, Kept) and not reentrant:
+            elif check is not None and not isinstance(route, Kept) and not (reentrant or check.groups):
                 self._compare_exact(check, of, layout, route.scale, named)
             score = self._backward(of, layout, route, named, reentrant, check is not None, self.norm == "sketch")
             part, kind = score.part, score.coarsest
