@@ -308,7 +308,13 @@ class ScoreTape:
             if check is not None and self.norm == "exact":
                 check.ask(route.scale, many=not isinstance(route, Kept))
             elif check is not None and not isinstance(route, Kept) and not (reentrant or check.groups):
-                self._compare_exact(check, of, layout, route.scale, named)
+                # a sketch whose gradient is not compared: the exact norms are, by a backward before its own
+                uses, rows_seen, exact = self._uses.copied(), self._rows, NormsOnly(layout)
+                exact.scale = route.scale
+                check.ask(route.scale, many=True)
+                found = self._backward(of, layout, exact, named, False, True, sketched=False, again=True)
+                check.norms({p: exact.unweighed(square) for p, square in found.part.items()}, found.coarsest)
+                self._uses, self._rows = uses, rows_seen
             score = self._backward(of, layout, route, named, reentrant, check is not None, self.norm == "sketch")
             part, kind = score.part, score.coarsest
         norms = route.unweighed(self._over_ranks(part, of.log_prob.dtype))
@@ -324,17 +330,6 @@ class ScoreTape:
             self._watch.passed(rows, one)
         self._finish = None if isinstance(route, NormsOnly) else route.finish
         return norms
-
-    def _compare_exact(
-        self, check: Verification, of: Objective, layout: Layout, scale: float, named: list[tuple[str, nn.Parameter]]
-    ) -> None:
-        """Of a sketch whose gradient is not compared, compare the exact norms, by a backward before its own."""
-        uses, rows, route = self._uses.copied(), self._rows, NormsOnly(layout)
-        route.scale = scale
-        check.ask(scale, many=True)
-        score = self._backward(of, layout, route, named, False, True, sketched=False, again=True)
-        check.norms({p: route.unweighed(square) for p, square in score.part.items()}, score.coarsest)
-        self._uses, self._rows = uses, rows
 
     def backward(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i grad log pi(tau_i) to p.grad: detached `coefficient` (n,), or (row, time) after `per_token`.
