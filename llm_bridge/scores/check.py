@@ -291,7 +291,7 @@ class Verification:
             together(partial(check_norms, self.named, expected, part, i, dtype, self.advise), self.groups, self.device)
 
     def passed(self, coefficient: Tensor | None = None) -> None:
-        """Count the pass as compared; equal coefficients (n,), or one trajectory of several, tell nothing of rows."""
+        """Count the pass as compared; equal ones in `coefficient` (n,), or one live row of several, tell nothing."""
         one = len(self.total) == 1
         told = one or len(self.live) > 1
         if coefficient is not None and not one:

@@ -148,6 +148,7 @@ WITHOUT_SHAPES = {
     "vcposim/batch.py: Batch.given_ratio": "its own shape, which `Batch` checks after reading it",
     "vcposim/batch.py: ScoreNorms.combine": "always refuses",
     "llm_bridge/adapters/verl.py: field": "a tensor of another library, by name",
+    "llm_bridge/adapters/verl.py: refused": "always refuses",
     "llm_bridge/scores/layers.py: autocast_dtype": "asks for a type",
     "llm_bridge/scores/layers.py: is_plain": "asks for a class",
     "llm_bridge/scores/layers.py: core_of": "says a shape",

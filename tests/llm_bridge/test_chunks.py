@@ -244,7 +244,7 @@ def test_rows_that_first_come_one_by_one_where_they_are_as_many_as_steps() -> No
         def of(shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
             return tokens(*shape), torch.ones(shape).double(), torch.linspace(-1, 1.3, shape[0]).double()
 
-        _taped(model, *of(LATER), False)
+        _taped(model, *of((SQUARE[0], LATER[1])), False)  # another number of rows would be compared anew
         model.chunks = heads
         with pytest.raises(InputError, match=r"net\.head: sees shape .* verify='always', or use .*method='loop'"):
             _taped(model, *of(SQUARE), False)
