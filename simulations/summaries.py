@@ -133,7 +133,7 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def svg(drawn: Any) -> bytes:
-    """A matplotlib figure as a vector, to hundredths of a point."""
+    """A matplotlib figure as a vector, its places to hundredths of a point; its words stay as they are."""
     import io
 
     import matplotlib as mpl
@@ -141,7 +141,8 @@ def svg(drawn: Any) -> bytes:
     file = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "vcposim", "svg.fonttype": "none"}):
         drawn.savefig(file, format="svg", metadata={"Date": None})
-    return re.sub(rb"\s*\n\s*", b"\n", re.sub(rb"(\.\d\d)\d+", rb"\1", file.getvalue()))
+    short = re.sub(rb"<[^>]+>", lambda tag: re.sub(rb"(\.\d\d)\d+", rb"\1", tag[0]), file.getvalue())
+    return re.sub(rb"\s*\n\s*", b"\n", short)
 
 
 def png(drawn: Any) -> bytes:

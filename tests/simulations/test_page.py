@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simulations import claims
-from simulations.drawing import adaptive, darkened, draw
+from simulations.drawing import adaptive, darkened, draw, panel, plot, series
 from simulations.protocol import discover
 from simulations.report import gathered, page
 from simulations.summaries import committed, svg
@@ -90,7 +90,7 @@ def test_every_figure_can_be_explored(browser: Any, report: Path, scheme: str) -
 
 def test_a_darkened_picture_is_the_one_drawn_dark() -> None:
     """Up to the names of what is drawn twice, which are hashes of its colors too."""
-    plot = committed(["collapse_prediction"])["collapse_prediction"].figures[0]["plot"]
+    figure = committed(["collapse_prediction"])["collapse_prediction"].figures[0]["plot"]
 
     def lines(vector: str) -> str:
         names: dict[str, str] = {}
@@ -98,15 +98,25 @@ def test_a_darkened_picture_is_the_one_drawn_dark() -> None:
             r"\b[a-z]?[0-9a-f]{10,}\b", lambda found: names.setdefault(found[0], f"name {len(names)}"), vector
         )
 
-    light, dark = (svg(draw(plot, mode)).decode() for mode in ("light", "dark"))
+    light, dark = (svg(draw(figure, mode)).decode() for mode in ("light", "dark"))
     assert lines(darkened(light)) == lines(dark)
     assert lines(light) != lines(dark)
 
 
+def test_numbers_in_words_are_not_cut_with_places() -> None:
+    """A tick at 0.0003 and a label of 0.955 keep their digits; the places of points have two decimals."""
+    steps = [0.0001, 0.0003, 0.001]
+    drawn = draw(plot(panel("at 0.955", "step size", "y", [series("line", steps, [0.1, 0.2, 0.3])], ticks=steps)))
+    vector = svg(drawn).decode()
+    words = re.findall(r">([^<>]+)</text>", vector)
+    assert {"at 0.955", "0.0001", "0.0003", "0.001"} <= set(words)
+    assert not re.search(r"\.\d{3}", "".join(re.findall(r'\bd="([^"]*)"', vector)))
+
+
 def test_a_picture_darkens_itself_on_a_dark_screen(browser: Any, tmp_path: Path) -> None:
     """Its pixels are those of the light picture on a light screen, of the dark one on a dark screen."""
-    plot = committed(["collapse_prediction"])["collapse_prediction"].figures[0]["plot"]
-    light = svg(draw(plot)).decode()
+    figure = committed(["collapse_prediction"])["collapse_prediction"].figures[0]["plot"]
+    light = svg(draw(figure)).decode()
     forms = {"adaptive": adaptive(light), "light": light, "dark": darkened(light)}
 
     def pixels(form: str, scheme: str) -> bytes:
