@@ -11,6 +11,7 @@ GSPO's band is PPO's, 0.2: its own is for thousands of tokens. Runs of a setting
 (`llm_bridge.training.lockstep`): they are `Trainer`'s own runs.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from simulations.drawing import MUTED, Plot, panel, plot, series
-from simulations.methods import ESS, Method, best_of, chosen, gain, told, value_ranking
+from simulations.methods import ESS, Method, at_edge, best_of, chosen, gain, told, value_of, value_ranking
 from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
 from simulations.questions.regime_map import RIVALS as SCALED
 from simulations.questions.transformer_collapse import MARGIN, outcome
@@ -172,14 +173,19 @@ def where(record: Record) -> str:
 def analyse(records: list[Record]) -> Analysis:
     """C13, C14 and C15 at length: VCPO against its rivals, against n^2, and against synchronous training."""
     places = list(dict.fromkeys(where(r) for r in records))
-    best = {p: best_of([r for r in records if where(r) == p]) for p in places}
+    among = {p: [r for r in records if where(r) == p] for p in places}
+    best = {p: best_of(own) for p, own in among.items()}
 
     def against(first: str, others: Iterable[str]) -> list[Comparison]:
         return [Comparison(f"{p}: {other}", gain(best[p], first, other)) for p in places for other in others]
 
     better = Rule("success rate averaged over training, first minus second, own best steps", ">", 0.0, MARGIN)
     as_good = Rule(better.statistic, ">", 0.0, -MARGIN)
-    note = "; ".join(f"{p}: {told(best[p], ('VCPO', LEAD, *RIVALS, *SYNCHRONOUS))}" for p in places)
+    notes = {
+        "beats_rivals": "; ".join(f"{p}: {told(best[p], ('VCPO', *RIVALS, *SYNCHRONOUS))}" for p in places),
+        "lead_beats_vcpo": "; ".join(f"{p}: {told(best[p], CANDIDATES)}" for p in places),
+        "vcpo_not_worse": at_edge(best, among),
+    }
     asked: list[tuple[str, str, str, Rule, list[Comparison], bool]] = [
         ("beats_rivals", "C13", "VCPO learns better than TIS, MIS, GSPO, M2PO and no correction",
          better, against("VCPO", RIVALS), False),
@@ -203,7 +209,7 @@ def analyse(records: list[Record]) -> Analysis:
             found,
             "where",
             "transformer",
-            note if key == "beats_rivals" else "",
+            notes.get(key, ""),
             beside,
         )
         for key, claim, words, rule, found, beside in asked
@@ -216,8 +222,13 @@ def analyse(records: list[Record]) -> Analysis:
         "Held-out success rate while learning, everyone at its own best step size: mean over seeds. Gray: synchronous "
         "training with the mean (solid) and n^2 (dashed)."
     )
+    sizes = (
+        "Success rate averaged over training at each step size: mean over seeds. A best at the first or last step size "
+        "is a bound from below. Gray: synchronous training with n^2."
+    )
     figures = [
         Figure("all_methods", rank_figure(best), ranks, alt=ranks),
+        Figure("step_sizes", step_figure(among), sizes, alt=sizes),
         Figure("learning_curves", curve_figure(best), curves, alt=curves),
     ]
     return Analysis(judge(questions), figures)
@@ -233,7 +244,23 @@ def rank_figure(best: dict[str, list[Record]]) -> Plot:
     return plot(*panels, width=4.8, height=3.8, columns=2)
 
 
-CURVES = ("VCPO", LEAD, "n2, tempered", "TIS", "GSPO", "no correction")
+CURVES = ("VCPO", LEAD, "n2, soft negatives", "TIS", "GSPO", "no correction")
+
+
+def step_figure(among: dict[str, list[Record]]) -> Plot:
+    """Value against step size, a panel a place."""
+    panels = []
+    for p, own in among.items():
+        parts, sizes = [], sorted({r["step_size"] for r in own})
+        for number, name in enumerate((*CURVES[:4], SYNCHRONOUS[1])):
+            values = [value_of(chosen(own, step_size=x), name) for x in sizes]
+            rate = [math.nan if v is None else v.value for v in values]
+            style: dict[str, Any] = {"color": MUTED, "dashed": True} if name in SYNCHRONOUS else {"color": number}
+            parts.append(series(name, sizes, rate, **style))
+        panels.append(
+            panel(p, "step size", "success rate over training", parts, ylim=[0, 1.02], xscale="log", ticks=sizes)
+        )
+    return plot(*panels, width=3.8, columns=3)
 
 
 def curve_figure(best: dict[str, list[Record]]) -> Plot:
