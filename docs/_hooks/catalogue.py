@@ -30,8 +30,6 @@ from vcposim.errors import InputError
 from vcposim.laboratory.standard_problems import GROUP_SIZE, STANDARD
 from vcposim.testing.report_card import beside_the_catalogue
 
-"""what an adapter has of a batch, beyond rewards and ratios"""
-
 SYMBOLS = (
     "*R* reward, *w* ratio π/μ of a trajectory, *r*ₜ of a token, *L* length in tokens, *n* group size, *s* score "
     "∇ log π(τ), *A* advantage; *mean* and *std* are over the group."

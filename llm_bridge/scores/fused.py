@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,7 +34,7 @@ COLUMNS, BAND = 1024, 1 << 15
 """columns of the right operand that are copied at a time, and entries of a sum that are gone through"""
 
 
-@lru_cache(maxsize=2)
+@cache
 def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The compiled kernel for one type; None where there is no C compiler ($CC or cc), or none that can compile it."""
     compiler, real = shutil.which(os.environ.get("CC") or "cc"), REAL.get(dtype)

@@ -71,9 +71,9 @@ class ScoreTape:
     norm: "exact", or "sketch" (unbiased, `columns` random signs, `seed`). method: "auto" (calibrated), "block",
     "batch", "gram", "fused" (a C kernel, on a CPU; elsewhere block), or "loop": a backward per trajectory, slow and
     right for any model. parameters: norms of these only, say `last_block(model)`; the gradient is still everyone's, by
-    a second backward. unknown: "error", or "loop"
-    to run a backward per trajectory through those modules alone that have no exact rule (`tape.loops` names them).
-    loop: class names of modules to loop over as a whole, such as a mixture of experts that sorts its rows.
+    a second backward. unknown: "error", or "loop" to run a backward per trajectory through those modules alone that
+    have no exact rule (`tape.loops` names them). loop: class names of modules to loop over as a whole, such as a
+    mixture of experts that sorts its rows.
     verify: "first" compares the first pass over a model, and then every 101st, with plain autograd: one trajectory's
     norm and the gradient along a random direction, or the norms of several where no gradient follows; "always",
     "never". First passes of other numbers of rows (four at most), of another mode and after more was made trainable
@@ -290,9 +290,8 @@ class ScoreTape:
         groups: list[dist.ProcessGroup | None] = [*self._shards.groups()]
         check = None
         rows, one = len(of.log_prob), layout.n == 1
-        if self._watch.due(rows, one) and not (
-            groups and reentrant
-        ):  # FSDP2 does not allow it with reentrant checkpoints
+        possible = not (groups and reentrant)  # FSDP2 does not allow it with reentrant checkpoints
+        if possible and self._watch.due(rows, one):
             split = [self._split_group] if self._split else []
             check = Verification(self._watch, named, of, [*groups, *split], reentrant)
         if self.method == "loop":

@@ -360,9 +360,8 @@ def verdict(found: Replay) -> str:
     if high < 1:
         return f"Would OPOB have helped here? Yes: {said}."
     if low > 1:
-        row = found.row(
-            "opob"
-        )  # in sample R_i - b = (1 - h_i)(R_i - b_{-i}), which can read better than the group mean
+        # in sample R_i - b = (1 - h_i)(R_i - b_{-i}), which can read better than the group mean
+        row = found.row("opob")
         gains = row is not None and row.second_moment_ratio.value < 1
         gain = " What it gains in sample, it gains by damping the samples that dominate it." if gains else ""
         return f"Would OPOB have helped here? Not by what it subtracts, that would have hurt: {said}.{gain}"

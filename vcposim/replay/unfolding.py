@@ -92,10 +92,8 @@ class Unfolding:
             values: dict[str, Any] = {name: self.columns.value(record, name) for name in names}
             sizes = {name: len(x) for name, x in values.items() if isinstance(x, LISTED) and len(x)}
             parts = [name for name in sizes if isinstance(values[name][0], LISTED)]
-            if len(parts) == 1 and list(sizes.values()) == [
-                n,
-                n,
-            ]:  # a number a token beside: neither rollouts nor turns
+            # a number a token beside: neither rollouts nor turns
+            if len(parts) == 1 and list(sizes.values()) == [n, n]:
                 remedy = f"a list at each token; name its number, as in --column {parts[0]}"
                 column = self.columns.mapping[parts[0]]
                 raise self.columns.bad(parts[0], values[parts[0]][0], f"{remedy}={column}.*.0", "a list a token")
