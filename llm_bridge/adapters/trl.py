@@ -44,6 +44,7 @@ from llm_bridge.logprobs import log_prob_of
 from llm_bridge.ratios import log_ratio, present, trajectory_batch
 from llm_bridge.scores import ScoreTape, logit_sq_norms, tape_for
 from llm_bridge.scores.calibration import METHODS
+from llm_bridge.scores.fused import require_kernel
 from vcposim.errors import InputError, unknown_name
 from vcposim.estimators import Resolved
 
@@ -109,6 +110,7 @@ class VcpoConfig:
             raise unknown_name("norm", self.norm, NORMS)
         if self.method not in ("auto", *METHODS):
             raise unknown_name("method", self.method, ("auto", *METHODS))
+        require_kernel(self.method)
         LagQueue(self.lag)
         if self.ess_reference is not None:
             exponent = 1.0 if self.exponent is None else self.exponent

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import Scratch, Sink
+from vcposim.errors import InputError
 
 SOURCE = Path(__file__).with_name("fused.c")
 FLAGS = ("-O2", "-march=native", "-fno-tree-vectorize", "-funroll-loops", "-fpeel-loops", "-fno-math-errno")
@@ -65,6 +66,16 @@ def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def _run(*command: str) -> bytes:
     return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
+
+
+def require_kernel(method: str, argument: str = "method") -> None:
+    """Refuse "fused" on a machine that has no compiler for it, given as an `argument` of that name.
+
+    Raises `InputError` there.
+    """
+    if method == "fused" and kernel(torch.float32) is None:
+        why = "needs a C compiler, $CC or cc, and there is none that can compile it"
+        raise InputError(f"{argument}: fused {why}; install one, or say block")
 
 
 def kernel_takes(device: torch.device, dtype: torch.dtype) -> bool:

@@ -16,7 +16,7 @@ from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
 from llm_bridge.scores.check import Call, Verification, Verifier
 from llm_bridge.scores.chunks import Place
-from llm_bridge.scores.fused import kernel
+from llm_bridge.scores.fused import require_kernel
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
@@ -120,10 +120,7 @@ class ScoreTape:
         ):
             if value not in known:
                 raise unknown_name(f"ScoreTape {label}", value, known)
-        if method == "fused" and kernel(torch.float32) is None:
-            raise InputError(
-                "method: fused needs a C compiler, $CC or cc, and there is none; install one, or say block"
-            )
+        require_kernel(method)
         if columns < 1:
             raise InputError(f"columns: {columns} random signings give no estimate; use at least 1")
         self.model, self.norm, self.method, self.unknown, self.columns = model, norm, method, unknown, columns

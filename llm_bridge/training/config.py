@@ -108,6 +108,10 @@ class TrainConfig:
             self.control()
         except InputError as error:
             raise InputError(f"step_{error}") from None
+        if self.norm_method == "fused":
+            from llm_bridge.scores.fused import require_kernel  # torch, which --help can do without
+
+            require_kernel(self.norm_method, "norm_method")
         self.resolved().require(self.group_size)
         require_memory(self.memory, self.resolved())
         if self.memory and not self.problems:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llm_bridge.scores import ScoreTape, calibration, fused
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import Scratch, Sink, sink_plan
+from llm_bridge.training import TrainConfig
 from tests.kit.statistical import OPERATION, assert_near, assert_rounding_only
 from tests.llm_bridge.models import NEEDS_COMPILER
 from vcposim.errors import InputError
@@ -129,6 +130,8 @@ def test_without_a_compiler_the_other_methods_do_the_same(
         assert not fused.kernel_takes(torch.device("cpu"), torch.float32)
         with pytest.raises(InputError, match=r"fused needs a C compiler, \$CC or cc.*say block"):
             ScoreTape(nn.Linear(2, 2), method="fused")
+        with pytest.raises(InputError, match="norm_method: fused needs a C compiler"):  # before a model is warmed up
+            TrainConfig(norm_method="fused")
         assert calibration.candidates("fused", True, False) == calibration.candidates("block", True, False)
     finally:
         fused.kernel.cache_clear()

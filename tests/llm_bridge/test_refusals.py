@@ -49,7 +49,7 @@ ELSEWHERE = {
     "its forward ran outside the `with`": "test_hostile",
     "a compiled graph computed it": "test_hostile",
     "have this pass compared": "test_chunks",
-    "needs a C compiler": "test_fused",
+    "install one, or say block": "test_fused",
 }
 """messages that need ranks, a compiler or earlier passes, or have nothing to follow, and who tests them"""
 
