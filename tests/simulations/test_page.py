@@ -11,7 +11,7 @@ from simulations import claims
 from simulations.drawing import adaptive, darkened, draw, panel, plot, series
 from simulations.protocol import discover
 from simulations.report import gathered, page
-from simulations.summaries import committed, svg
+from simulations.summaries import committed, svg, vector_uri
 from tests.kit.browser import FORMS, complaints, opened
 
 pytestmark = pytest.mark.slow
@@ -132,6 +132,23 @@ def test_a_picture_darkens_itself_on_a_dark_screen(browser: Any, tmp_path: Path)
 
     assert pixels("adaptive", "light") == pixels("light", "light")
     assert pixels("adaptive", "dark") == pixels("dark", "dark") != pixels("light", "dark")
+
+
+def test_a_picture_as_text_is_the_picture(browser: Any, tmp_path: Path) -> None:
+    """Whatever its words hold that would end an attribute, an entity or a URL."""
+    title = "100% of \"these\" & 'those', #1 <b> &amp; é ⟨n²⟩ \\ ?"
+    vector = svg(draw(plot(panel(title, "x", "y", [series("line", [1, 2], [0.1, 0.3])]))))
+
+    def pixels(uri: str) -> bytes:
+        path = tmp_path / "page.html"
+        path.write_text(f'<!doctype html><meta charset="utf-8"><img src="{uri}">')
+        tab, said = opened(browser, path)
+        assert said == []
+        assert tab.evaluate("document.querySelector('img').naturalWidth") > 0
+        return bytes(tab.screenshot())
+
+    encoded = base64.b64encode(vector).decode()
+    assert pixels(vector_uri(vector)) == pixels(f"data:image/svg+xml;base64,{encoded}")
 
 
 def test_it_prints_to_few_pages(browser: Any, report: Path, tmp_path: Path) -> None:
