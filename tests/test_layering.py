@@ -37,7 +37,7 @@ KIT = "vcposim.testing"
 
 TRANSFORMERS = {
     f"simulations.questions.{name}": {"llm_bridge", "torch"}
-    for name in ("acceptance", "transformer_collapse", "proxy_quality", "long_trajectories")
+    for name in ("acceptance", "transformer_collapse", "proxy_quality", "long_trajectories", "longer_thoughts")
 }
 """experiments on language models, which say `extra="llm"`: what they import inside their functions"""
 

@@ -12,10 +12,10 @@ GSPO's band is PPO's, 0.2: its own is for thousands of tokens. Runs of a setting
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -29,31 +29,20 @@ from simulations.questions.transformer_collapse import MARGIN, outcome
 @dataclass(frozen=True)
 class LongTask:
     """A task that stands for a kind: its name and options, the policy's own tokens in a trajectory at most, and the
-    step sizes: the largest loses most runs at lag 16, in a trial of another seed; the smallest none."""
+    length of a whole trajectory at most, prompt and replies included."""
 
     task: str
     options: tuple[tuple[str, Any], ...]
     tokens: int
     step_sizes: tuple[float, ...]
+    length: int = 144
 
 
 KINDS = {
     "thought of 64": LongTask("running_sum", (("steps", 64), ("modulus", 5)), 65, (0.0001, 0.0003, 0.001)),
     "tool use": LongTask("calculator", (("terms", 8), ("digits", 1)), 64, (0.00003, 0.0001, 0.0003)),
 }
-
-
-class PolicySize(TypedDict):
-    """How large a policy of characters is; `length` is that of a whole trajectory at most."""
-
-    hidden: int
-    layers: int
-    heads: int
-    length: int
-
-
-SIZE: PolicySize = {"hidden": 32, "layers": 2, "heads": 2, "length": 144}
-"""of the policy: 28,320 parameters; `length` is that of a whole trajectory at most, prompt and replies included"""
+"""the largest step size loses most runs at lag 16, in a trial of another seed; the smallest none"""
 BASE_RATE = 0.4
 RIVALS = {
     "TIS": Method("sequence_tis"),
@@ -101,10 +90,15 @@ def settings(size: str) -> list[Setting]:
 
 def run(setting: Setting) -> list[Record]:
     """One record for each method and seed."""
+    return trained(setting, KINDS[setting["task"]], METHODS)
+
+
+def trained(setting: Setting, kind: LongTask, methods: Mapping[str, Method]) -> list[Record]:
+    """What each method's runs of a setting came to, one record for each seed."""
     from llm_bridge.training.lockstep import LockStep
 
-    keys = [(name, seed) for name in METHODS for seed in setting["seeds"]]
-    runs = LockStep([config(setting, METHODS[name], seed) for name, seed in keys], lm=policy(setting["task"]))
+    keys = [(name, seed) for name in methods for seed in setting["seeds"]]
+    runs = LockStep([config(setting, kind, methods[name], seed) for name, seed in keys], lm=policy(kind))
     value, seen = [runs.evaluate(setting["held_out"])], []
     for record in runs.updates():
         seen.append(record)
@@ -124,11 +118,10 @@ def run(setting: Setting) -> list[Record]:
     ]
 
 
-def config(setting: Setting, method: Method, seed: int) -> Any:
+def config(setting: Setting, kind: LongTask, method: Method, seed: int) -> Any:
     """The trainer's configuration of a run."""
     from llm_bridge.training import TrainConfig
 
-    kind = KINDS[setting["task"]]
     return TrainConfig(
         task=kind.task,
         task_options=dict(kind.options),
@@ -147,15 +140,20 @@ def config(setting: Setting, method: Method, seed: int) -> Any:
 
 
 @cache
-def policy(kind: str) -> Any:
-    """The warm start of a kind, kept in the cache folder: about 15 CPU seconds for a thought, 60 for tool use."""
+def policy(kind: LongTask) -> Any:
+    """The warm start of a kind, kept in the cache folder: about 15 CPU seconds for a thought, 60 for tool use.
+
+    It has 28,320 parameters.
+    """
     from llm_bridge.models import load_model
     from llm_bridge.models.warmup import Recipe
     from llm_bridge.tasks import load_task
 
-    task = load_task(KINDS[kind].task, **dict(KINDS[kind].options))
+    task = load_task(kind.task, **dict(kind.options))
     recipe = Recipe(every=100, lessons=4096, batch=32, checks=256)
-    return load_model("char", task=task, base_rate=BASE_RATE, recipe=recipe, **SIZE)
+    return load_model(
+        "char", task=task, base_rate=BASE_RATE, recipe=recipe, hidden=32, layers=2, heads=2, length=kind.length
+    )
 
 
 def _number(x: float) -> float | None:

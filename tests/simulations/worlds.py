@@ -422,6 +422,9 @@ BETWEEN = {
     | dict.fromkeys(
         ("vcpo_not_worse", "simple_n2_not_worse", "matches_synchronous", "matches_best_synchronous"), "holds"
     ),
+    "longer_thoughts": dict.fromkeys(
+        ("beats_rivals", "soft_beats_rivals", "soft_beats_n2", "soft_beats_synchronous", "soft_over_steps"), "fails"
+    ),
     "pipeline_speedup": {"faster_than_mean": "fails", "faster_than_opob": "fails"},
     "regime_map": dict.fromkeys(("n2_alone_own_best", "matches_synchronous"), "holds")
     | dict.fromkeys(
