@@ -7,8 +7,9 @@ these two operations: dense arrays here, structured ones where a policy knows be
 norms alone where a framework dumped nothing more.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from vcposim.arrays import Array, namespace, safe_divide
 from vcposim.errors import InputError
@@ -219,6 +220,10 @@ class Batch:
             return x
         return namespace(x, self.token_mask).where(self.token_mask > 0, x, 0)
 
+    def once(self, what: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` makes of this batch and nothing else; one that many estimators look at remembers it."""
+        return compute()
+
     def scored(self) -> Scores:
         """The scores.
 
@@ -229,6 +234,20 @@ class Batch:
         if self.token_mask is not None and isinstance(self.scores, DenseScores) and self.scores.per_token:
             return self.scores.masked(self.token_mask)
         return self.scores
+
+
+class SharedBatch(Batch):
+    """A batch for many estimators: what they all compute of it is computed once, and held as long as it is.
+
+    A changed copy (`dataclasses.replace`) knows nothing yet. Nobody may write into what is remembered.
+    """
+
+    def once(self, what: Hashable, compute: Callable[[], Any]) -> Any:
+        """What `compute` returned when this was first asked for."""
+        known: dict[Hashable, Any] = self.__dict__.setdefault("known", {})
+        if what not in known:
+            known[what] = compute()
+        return known[what]
 
 
 _MISSING = {

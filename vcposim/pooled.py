@@ -120,18 +120,26 @@ class BalancedClip:
         mass = xp.where(counted, a, 0.0)
         r_known = xp.where(counted, r, 0.0)
 
-        def short(low: Array, high: Array) -> Array:
-            positive = pooled(xp.where(mass >= 0, xp.minimum(r_known, high) * mass, 0.0), batch)
-            negative = pooled(xp.where(mass < 0, -xp.maximum(r_known, low) * mass, 0.0), batch)
-            up, down = (_per_pool(xp.sum(y, axis=-1, keepdims=True), batch) for y in (positive, negative))
+        def total(x: Array) -> Array:
+            return _per_pool(xp.sum(pooled(x, batch), axis=-1, keepdims=True), batch)
+
+        def up(high: Array) -> Array:
+            return total(xp.where(mass >= 0, xp.minimum(r_known, high) * mass, 0.0))
+
+        def down(low: Array) -> Array:
+            return total(xp.where(mass < 0, -xp.maximum(r_known, low) * mass, 0.0))
+
+        def short(up: Array, down: Array) -> Array:
             return (down > 0) & (up < self.target * (down + 1e-8))
 
-        start = _per_pool(xp.sum(pooled(mass, batch) * 0, axis=-1, keepdims=True), batch)
+        start = total(mass * 0)
         low, high = start + self.low[0], start + self.high[0]
+        positive = up(high)
         for _ in range(_steps(self.low, self.step)):
-            low = xp.where(short(low, high), xp.minimum(low + self.step, self.low[1]), low)
+            low = xp.where(short(positive, down(low)), xp.minimum(low + self.step, self.low[1]), low)
+        negative = down(low)
         for _ in range(_steps(self.high, self.step)):
-            high = xp.where(short(low, high), xp.minimum(high + self.step, self.high[1]), high)
+            high = xp.where(short(up(high), negative), xp.minimum(high + self.step, self.high[1]), high)
         closed = ((a > 0) & (r > high)) | ((a < 0) & ((r < low) | (r > self.dual)))
         return only(~closed, r)
 

@@ -154,11 +154,7 @@ class LeastPrefix:
         xp, known = namespace(x), batch.on_tokens(x)
         counts = batch.on_tokens(xp.ones_like(x)) > 0
         # 1e6 is the largest of bounded log-ratios, so an empty prefix yields to the first token
-        least, seen = known[..., 0] * 0 + 1e6, []
-        for t in range(x.shape[-1]):
-            seen.append(least)
-            least = xp.where(counts[..., t], xp.minimum(least, known[..., t]), least)
-        prefix = xp.stack(seen, axis=-1)
+        prefix = least_before(xp.where(counts, known, 1e6), 1e6)
         prefix = xp.where(position(x, batch) > 1, prefix, prefix * 0)
         return weight_of(xp.minimum(prefix + x, LOG.write(self.cap)), batch)
 
@@ -187,7 +183,20 @@ def prefix_sum(x: Array, batch: Batch) -> Array:
     return namespace(x).cumulative_sum(batch.on_tokens(x), axis=-1)
 
 
+def least_before(x: Array, start: float) -> Array:
+    """min_{j<t} x_j, and `start` where nothing precedes: (..., n, t), same -> same.
+
+    By doubling: each pass looks twice as far back, so the logarithm of t of them do.
+    """
+    xp, far = namespace(x), 1
+    least = xp.concat([x[..., :1] * 0 + start, x[..., :-1]], axis=-1)
+    while far < x.shape[-1]:
+        least = xp.concat([least[..., :far], xp.minimum(least[..., far:], least[..., :-far])], axis=-1)
+        far *= 2
+    return least
+
+
 def position(x: Array, batch: Batch) -> Array:
     """1, 2, ... over the policy's tokens, at least 1 on padding: (..., n, t)."""
     xp = namespace(x)
-    return xp.maximum(prefix_sum(xp.ones_like(x), batch), 1.0)
+    return batch.once("position", lambda: xp.maximum(prefix_sum(xp.ones_like(x), batch), 1.0))

@@ -99,9 +99,11 @@ def harmful(log_ratio: Array, advantage: Array) -> Array:
 def first_dropped(x: Array, counted: Array, budget: float) -> Array:
     """The least x dropped when the largest go until the mean is <= budget, inf if none: (..., m) -> (..., 1).
 
-    Sorting is unavoidable: the rule is about order. Means of the smallest never decrease with their number, so the
-    paper's loop is one comparison.
+    The rule is about order, so they are sorted, unless all of them together are within the budget. Means of the
+    smallest never decrease with their number, so the paper's loop is one comparison.
     """
+    if under_budget(x, counted, budget):
+        return namespace(x).ones_like(x[..., :1]) * math.inf
     xp, (ordered, before, count) = namespace(x), _ascending(x, counted)
     over = before + ordered > budget * count
     return xp.min(xp.where(over, ordered, math.inf), axis=-1, keepdims=True)
@@ -113,10 +115,19 @@ def cap_of_mean(x: Array, counted: Array, budget: float) -> Array:
     Of m values, sum min(x, cap) is the least of S_j + (m - j) cap over j < m, S_j the sum of the j smallest. So the cap
     is the largest of (m budget - S_j) / (m - j), without iteration.
     """
+    if under_budget(x, counted, budget):
+        return namespace(x).ones_like(x[..., :1]) * math.inf
     xp, (_, before, count) = namespace(x), _ascending(x, counted)
     m = xp.max(count, axis=-1, keepdims=True)
     candidate = (m * budget - before) / xp.where(count > 0, m - count + 1, 1.0)
     return xp.max(xp.where(count > 0, candidate, -math.inf), axis=-1, keepdims=True)
+
+
+def under_budget(x: Array, counted: Array, budget: float) -> bool:
+    """Whether the mean of the counted is below the budget in every pool, beyond rounding: (..., m) -> bool."""
+    xp = namespace(x)
+    total, count = (xp.sum(xp.where(counted, y, 0.0), axis=-1) for y in (x, xp.ones_like(x)))
+    return bool(xp.all(total < (1 - 1e-6) * budget * count))
 
 
 def _ascending(x: Array, counted: Array) -> tuple[Array, Array, Array]:

@@ -25,7 +25,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from vcposim.arrays import LINEAR, LOG, Array, Scale, namespace, safe_divide
 from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError, unknown_name
-from vcposim.weights import LEVELS, at_level
+from vcposim.weights import LEVELS, at_level, value_of
 
 Needs = tuple[str, ...]
 
@@ -97,7 +97,7 @@ class Clip:
         x, scale = ratio_at(batch, self.level)
         a = over_tokens(advantage, x)
         keep = unclipped(x, scale, a, self.low, self.high) & ~((a < 0) & (x > scale.write(self.dual)))
-        factor = only(keep, scale.value(x, over_tokens(batch.measure, x)))
+        factor = only(keep, value_of(x, batch, scale))
         per_token = self.level == "geometric" and not self.times_length
         return safe_divide(factor, batch.token_length(), factor * 0) if per_token else factor
 
@@ -210,7 +210,7 @@ class TaperNegatives:
         x, scale = ratio_at(batch, self.level)
         xp, a = namespace(x), over_tokens(advantage, x)
         tapered = xp.maximum(xp.minimum(x, scale.write(self.cap)), scale.write(self.floor))
-        factor = over_tokens(scale.value(tapered, over_tokens(batch.measure, x)), a)
+        factor = over_tokens(value_of(tapered, batch, scale), a)
         return xp.where(a < 0, factor, 1)
 
 
@@ -442,7 +442,7 @@ class SignedTruncation:
             return xp.maximum(xp.minimum(x, scale.write(1 + high)), scale.write(1 - low))
 
         factor = xp.where(over_tokens(advantage, x) < 0, held(*self.negative), held(*self.positive))
-        return scale.value(factor, over_tokens(batch.measure, x))
+        return value_of(factor, batch, scale)
 
 
 @dataclass(frozen=True)
@@ -645,12 +645,16 @@ def bounded(log_ratio: Array) -> Array:
 def probabilities(batch: Batch, log_ratio: Array) -> tuple[Array, Array]:
     """pi and mu of each token from log pi and the log-ratio; neither above 1 by rounding: (..., n, t) each."""
     xp, log_prob = namespace(log_ratio), batch.given("log_prob")
-    return xp.exp(log_prob), xp.exp(xp.minimum(log_prob - log_ratio, 0.0))
+
+    def both() -> tuple[Array, Array]:
+        return xp.exp(log_prob), xp.exp(xp.minimum(log_prob - log_ratio, 0.0))
+
+    return batch.once("probabilities", both) if log_ratio is batch.log_ratio else both()
 
 
 def weight_of(log_weight: Array, batch: Batch) -> Array:
     """exp, saturating, of log-weights (..., n) or (..., n, t); zero on samples of measure zero: same -> same."""
-    return LOG.value(log_weight, over_tokens(batch.measure, log_weight))
+    return value_of(log_weight, batch, LOG)
 
 
 def ratio_at(batch: Batch, level: str) -> tuple[Array, Scale]:

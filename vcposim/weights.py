@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vcposim.arrays import LINEAR, LOG, Array, Scale, namespace
-from vcposim.batch import Batch
+from vcposim.batch import Batch, over_tokens
 from vcposim.errors import InputError, unknown_name
 
 LEVELS = ("token", "sequence", "geometric")
@@ -140,7 +140,7 @@ class Weighting:
             treated = self.smooth(x, measure)
         else:
             raise InputError(f"weighting: {self.treatment!r} needs floats; pass log_ratio instead of ratio")
-        value = scale.value(treated, measure)
+        value = value_of(treated, batch, scale)
         if x.ndim == batch.reward.ndim:
             return Weight(value, scale.relative(treated, measure))
         if batch.token_mask is not None:
@@ -186,5 +186,14 @@ def at_level(batch: Batch, level: str, scale: Scale) -> Array:
         if not batch.per_token:
             raise InputError("level: 'token' needs log-ratios of shape (..., n, t); this batch has one per trajectory")
         return x
-    total = scale.product(x, batch.token_mask) if batch.per_token else x
+    total = batch.once("product", lambda: scale.product(x, batch.token_mask)) if batch.per_token else x
     return total if level == "sequence" else scale.root(total, batch.token_length())
+
+
+def value_of(x: Array, batch: Batch, scale: Scale) -> Array:
+    """The numbers that x (..., n) or (..., n, t) writes on a scale; on `LOG` zero on measure zero: same -> same."""
+
+    def value() -> Array:
+        return scale.value(x, over_tokens(batch.measure, x))
+
+    return batch.once("value", value) if x is batch.given_ratio else value()

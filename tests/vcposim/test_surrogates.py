@@ -8,6 +8,7 @@ the estimate is the mean over a prompt's responses.
 import inspect
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import pytest
 from tests.kit.rivals import draw
 from tests.kit.statistical import assert_near, near
 from vcposim import second_moment, surrogates
-from vcposim.batch import Batch, ScoreNorms
+from vcposim.batch import Batch, ScoreNorms, SharedBatch
 from vcposim.catalogue import CATALOGUE
 from vcposim.comparison.design import PROBLEM_GROUP_SIZE, problem
 from vcposim.comparison.measure import moments_on
@@ -34,8 +35,15 @@ from vcposim.pooled import (
     MedianDeviation,
     SuccessRate,
 )
-from vcposim.prefixes import KalmanClip, LargestK3, LeastPrefix, PrefixBudget, PrefixClip
-from vcposim.second_moment import SecondMomentClip, SecondMomentMask, SecondMomentMaskAnySign, cap_of_mean
+from vcposim.prefixes import KalmanClip, LargestK3, LeastPrefix, PrefixBudget, PrefixClip, least_before
+from vcposim.second_moment import (
+    SecondMomentClip,
+    SecondMomentMask,
+    SecondMomentMaskAnySign,
+    cap_of_mean,
+    first_dropped,
+    under_budget,
+)
 from vcposim.surrogates import (
     Clip,
     DivergenceDamping,
@@ -869,6 +877,59 @@ def test_the_cap_solves_its_equation(seed):
             assert limit >= row[chosen].max()
         else:
             assert np.minimum(row[chosen], limit).mean() == near(0.3)
+
+
+@pytest.mark.parametrize("budget", [0.3, 1.0, 3.0])
+def test_nothing_is_dropped_unsorted_where_all_are_under_budget(budget):
+    rng = np.random.default_rng(0)
+    x, counted = rng.exponential(size=(40, 1, 9)), rng.random((40, 1, 9)) < 0.7
+    for row, chosen in zip(x, counted, strict=True):
+        mean = row[chosen].mean() if chosen.any() else math.inf
+        assert under_budget(row, chosen, budget) == (mean < budget)
+        ordered = np.sort(row[chosen])
+        over = [v for k, v in enumerate(ordered) if ordered[: k + 1].sum() > budget * (k + 1)]
+        assert first_dropped(row, chosen, budget) == min(over, default=math.inf)
+    assert not under_budget(x[:, 0], counted[:, 0], 0.9)  # one pool that is over sends all to be sorted
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 7, 8, 9, 100])
+def test_the_least_of_a_prefix_by_doubling_is_the_loops(t):
+    x = np.random.default_rng(t).normal(size=(2, 3, t))
+    want = np.stack([np.min(x[..., :k], axis=-1, initial=5.0) for k in range(t)], axis=-1)
+    assert least_before(x, 5.0).tolist() == want.tolist()
+
+
+def test_a_shared_batch_changes_no_digit_in_any_order():
+    rng = np.random.default_rng(0)
+    shape = (3, 4, 30)
+    mask = (np.arange(30) < rng.integers(1, 31, shape[:2])[..., None]) * 1.0
+    log_prob = -rng.gamma(0.5, 0.8, shape)
+    fields = {
+        "reward": rng.integers(0, 2, shape[:2]) * 1.0,
+        "log_ratio": rng.normal(0, 0.3, shape),
+        "log_prob": log_prob,
+        "anchor_log_ratio": rng.normal(0, 0.1, shape),
+        "collision": rng.uniform(0.1, 1, shape),
+        "reference_log_ratio": rng.normal(size=shape[:2]),
+        "token_mask": mask,
+        "length": mask.sum(axis=-1),
+        "scores": ScoreNorms(rng.gamma(2, size=shape[:2])),
+        "grouped": True,
+    }
+    plain = {}
+    for name, entry in CATALOGUE.items():
+        try:
+            plain[name] = entry.estimator.coefficients(Batch(**fields)).tolist()
+        except InputError:  # scores themselves
+            continue
+    assert len(plain) > 90
+    for names in (list(plain), list(plain)[::-1]):
+        shared = SharedBatch(**fields)
+        for name in names:
+            assert CATALOGUE[name].estimator.coefficients(shared).tolist() == plain[name], name
+        other = replace(shared, log_ratio=2 * shared.log_ratio)
+        want = CATALOGUE["gspo"].estimator.coefficients(Batch(**fields | {"log_ratio": 2 * fields["log_ratio"]}))
+        assert CATALOGUE["gspo"].estimator.coefficients(other).tolist() == want.tolist()
 
 
 def test_a_pool_is_a_group_or_the_whole_batch():

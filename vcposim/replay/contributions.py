@@ -167,10 +167,10 @@ def resampled(sums: np.ndarray, resamples: int, rng: np.random.Generator) -> np.
     found = np.empty((resamples, len(sums)))
     for first in range(0, resamples, DRAWN_AT_ONCE):
         several = found[first : first + DRAWN_AT_ONCE]
-        count = np.empty((len(several), groups))
-        for row in count:
-            row[:] = np.bincount(rng.integers(groups, size=groups), minlength=groups)
-        several[:] = count @ sums.T
+        drawn = rng.integers(groups, size=(len(several), groups))
+        drawn += groups * np.arange(len(several))[:, None]
+        count = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        several[:] = count.astype(np.float64) @ sums.T
     return found
 
 

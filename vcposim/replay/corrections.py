@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from vcposim.arrays import Array
-from vcposim.batch import Batch, ScoreNorms, sample_measure
+from vcposim.batch import Batch, ScoreNorms, SharedBatch, sample_measure
 from vcposim.catalogue import CATALOGUE
 from vcposim.errors import InputError
 from vcposim.estimators import NORMALIZERS, Estimator, Resolved
@@ -254,7 +254,7 @@ def _batch(dump: Dump) -> tuple[Batch | None, int]:
         return None, 0
     measure, unit = sample_measure(here)
     reference = dump.reference_log_ratio
-    batch = Batch(
+    batch: Batch = SharedBatch(
         reward=dump.reward[index] * here,
         log_ratio=np.where(here > 0, dump.log_ratio[index], 0.0),
         length=np.where(here > 0, dump.length[index], 0.0),
