@@ -24,6 +24,7 @@ from vcposim.errors import InputError
 from vcposim.replay import (
     LAYOUTS,
     CorrectionRanking,
+    Question,
     Replay,
     Slice,
     first_alarms,
@@ -38,6 +39,7 @@ from vcposim.replay.containers import Progress
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.metrics import LoggedRun, find_metrics, metrics_summary, read_metrics
 from vcposim.replay.names import FIELDS
+from vcposim.replay.reading import check_reading
 from vcposim.replay.replay import DEFAULT_BASELINES
 from vcposim.results import Interval
 
@@ -145,8 +147,8 @@ def run(arguments: argparse.Namespace) -> None:
         from vcposim.commands.replay_page import GENERATOR
         from vcposim.pages.parts import bundle
 
-        bundle()  # what makes it needs much memory, so before anything is read
         page = page_path(arguments.html, GENERATOR)
+        bundle()  # what makes it needs much memory, so before anything is read
     if arguments.watch is not None:
         return _watch(files, arguments.watch, arguments.metrics, logged, replayed, page)
     output = output_of(arguments, FIGURE)
@@ -280,7 +282,7 @@ def _tell(lines: Sequence[str], what: str, alarms: Mapping[str, Mapping[str, Any
 
 
 def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay]:
-    """What reads files and replays them as asked."""
+    """What reads files and replays them as asked; all that was asked is checked here, before anything is read."""
     group = [name.strip() for name in (arguments.group or "").split(",") if name.strip()]
     if arguments.group is not None and not group:
         raise InputError(f"--group: {arguments.group!r} names no column; name what the responses of one prompt share")
@@ -288,20 +290,23 @@ def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay
         raise InputError("--floor: limits weights that are clipped or masked; add --weighting clip or mask, with --cap")
     if arguments.no_corrections and arguments.estimator:
         raise InputError("--no-corrections: leaves nothing to rank, and --estimator names what to rank; keep one")
+    reading: dict[str, Any] = {
+        "columns": parse_columns(arguments.column),
+        "layout_name": arguments.layout,
+        "group": group,
+        "group_size": arguments.group_size,
+        "merge_reward": arguments.merge_reward,
+    }
+    check_reading(**reading)
     read = partial(
         read_dump,
-        columns=parse_columns(arguments.column),
-        layout_name=arguments.layout,
-        group=group,
-        group_size=arguments.group_size,
+        **reading,
         trajectory=arguments.trajectory,
-        merge_reward=arguments.merge_reward,
         by=arguments.by,
         skip_bad=arguments.skip_bad,
         growing=arguments.watch is not None,
     )
-    ask = partial(
-        replay,
+    question = Question(
         baselines=arguments.baseline,
         weighting=arguments.weighting,
         cap=arguments.cap,
@@ -313,7 +318,7 @@ def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay
         corrections=not arguments.no_corrections,
         estimators=arguments.estimator,
     )
-    return lambda files: ask(read(files, progress=Progress()))
+    return lambda files: replay(read(files, progress=Progress()), question)
 
 
 def render(found: Replay, console: Console) -> None:

@@ -33,6 +33,7 @@ from vcposim.replay.dumps import Dump, Tokens
 from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
+from vcposim.replay.layouts import layout
 from vcposim.replay.names import FIELDS, NAMED_GROUP, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
 from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, numbered, picked
@@ -79,15 +80,7 @@ def read_dump(
     Raises `InputError`, one line, on input that is missing, empty, cut off or malformed, on missing, mistyped or
     ambiguous fields, and on values that cannot be.
     """
-    for name in columns or {}:
-        if name not in FIELDS:
-            raise unknown_name("column", name, FIELDS)
-    if group_size is not None and group_size < 1:
-        raise InputError(f"group_size: {group_size} is not positive; say how many responses each prompt has")
-    if group and group_size is not None:
-        raise InputError("group_size: given together with group; keep one")
-    if merge_reward not in ("same", "sum", "last"):
-        raise unknown_name("merge_reward", merge_reward, ("same", "sum", "last"))
+    check_reading(columns or {}, layout_name, group, group_size, merge_reward)
     arguments = [path] if isinstance(path, str | Path) else list(path)
     files, notes = find_inputs(arguments)
     named = str(arguments[0]) if len(arguments) == 1 else f"{arguments[0]} and {len(arguments) - 1} more"
@@ -105,6 +98,23 @@ def read_dump(
     finally:
         progress.done()
     return reader.finish(merge_reward)
+
+
+def check_reading(
+    columns: Mapping[str, str], layout_name: str | None, group: Sequence[str], group_size: int | None, merge_reward: str
+) -> None:
+    """Refuse options of `read_dump` that no file would make right, before there is one."""
+    for name in columns:
+        if name not in FIELDS:
+            raise unknown_name("column", name, FIELDS)
+    if layout_name is not None:
+        layout(layout_name)
+    if group_size is not None and group_size < 1:
+        raise InputError(f"group_size: {group_size} is not positive; say how many responses each prompt has")
+    if group and group_size is not None:
+        raise InputError("group_size: given together with group; keep one")
+    if merge_reward not in ("same", "sum", "last"):
+        raise unknown_name("merge_reward", merge_reward, ("same", "sum", "last"))
 
 
 class _Reader:

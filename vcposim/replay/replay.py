@@ -136,47 +136,66 @@ class Replay(Result):
         return rows
 
 
-def replay(
-    dump: Dump,
-    *,
-    baselines: Sequence[str] = DEFAULT_BASELINES,
-    weighting: str = "importance",
-    cap: float = 8.0,
-    floor: float | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-    min_group: int = 1,
-    by: Sequence[str] = (),
-    corrections: bool = False,
-    estimators: Sequence[str] = (),
-) -> Replay:
-    """Replay `baselines` on a dump, under sequence weights treated by `weighting`.
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a dump; all of it is checked when it is put together, before anything is read.
 
     `cap` is the limit of truncating treatments and of the truncated ESS. Groups below `min_group` are left out. `by`:
     columns to slice by, of `dump.slices`; step and lag are sliced by unasked. `corrections` ranks the catalogue;
     `estimators` (names of it, `file.py:function`, `module:function`) restrict the ranking to those named, and add
-    functions of your own to it. Without groups or rewards only the weights are read: no rows, no leverage.
+    functions of your own to it.
+
+    Raises `InputError` for unknown names and numbers out of range.
+    """
+
+    baselines: Sequence[str] = DEFAULT_BASELINES
+    weighting: str = "importance"
+    cap: float = 8.0
+    floor: float | None = None
+    resamples: int = 2000
+    seed: int = 0
+    min_group: int = 1
+    by: Sequence[str] = ()
+    corrections: bool = False
+    estimators: Sequence[str] = ()
+    weigh: Weighting = field(init=False)
+    asked: dict[str, Resolved] | None = field(init=False)
+    """what is to be ranked, None for the catalogue"""
+
+    def __post_init__(self) -> None:
+        for name in dict.fromkeys(self.baselines):
+            baseline(name)
+            if list(self.baselines).count(name) > 1:
+                raise InputError(f"baseline: {name!r} is given twice; name each once")
+        if not self.names:
+            raise InputError("baseline: none is left to replay; name at least one that needs only norms, such as opob")
+        if self.resamples < 100:
+            raise InputError(f"bootstrap: {self.resamples} resamples cannot place a 95% interval; use 100 or more")
+        if self.seed < 0:
+            raise InputError(f"seed: {self.seed} is negative; use 0 or more")
+        if self.min_group < 1:
+            raise InputError(f"min_group: {self.min_group} is not positive; use 1 to keep every group")
+        limits: dict[str, Any] = {"cap": self.cap, "floor": self.floor} if self.weighting in LIMITED else {}
+        object.__setattr__(self, "weigh", named_weighting(self.weighting, **limits))
+        PanelSums(0, self.cap)  # refuses a cap of the ESS that is none
+        object.__setattr__(self, "asked", _asked(self.estimators))
+
+    @property
+    def names(self) -> list[str]:
+        """The baselines that a dump can have."""
+        return [name for name in self.baselines if name not in NEEDS_SCORES]
+
+
+def replay(dump: Dump, question: Question | None = None, **options: Any) -> Replay:
+    """Replay baselines on a dump, under sequence weights: a `Question`, or the options of one.
+
+    Without groups or rewards only the weights are read: no rows, no leverage.
 
     Raises `InputError` for unknown names, numbers out of range, or a dump with no group left.
     """
-    notes: list[str] = []
-    names = [name for name in baselines if name not in NEEDS_SCORES]
-    for name in dict.fromkeys(baselines):
-        baseline(name)
-        if name in NEEDS_SCORES:
-            notes.append(f"baseline {name} is left out: it {NEEDS_SCORES[name]}")
-        if list(baselines).count(name) > 1:
-            raise InputError(f"baseline: {name!r} is given twice; name each once")
-    if not names:
-        raise InputError("baseline: none is left to replay; name at least one that needs only norms, such as opob")
-    asked = _asked(estimators)
-    if resamples < 100:
-        raise InputError(f"bootstrap: {resamples} resamples cannot place a 95% interval; use 100 or more")
-    if seed < 0:
-        raise InputError(f"seed: {seed} is negative; use 0 or more")
-    weigh = named_weighting(weighting, cap=cap, floor=floor) if weighting in LIMITED else named_weighting(weighting)
-    if min_group < 1:
-        raise InputError(f"min_group: {min_group} is not positive; use 1 to keep every group")
+    q = Question(**options) if question is None else question
+    names, cap, min_group, resamples = q.names, q.cap, q.min_group, q.resamples
+    notes = [f"baseline {name} is left out: it {NEEDS_SCORES[name]}" for name in q.baselines if name in NEEDS_SCORES]
     size = counts(dump.group)
     if size.max() < min_group:
         raise InputError(f"min_group: no group has {min_group} responses, the largest has {size.max()}; lower it")
@@ -188,8 +207,8 @@ def replay(
     diagnostics = _gauges(dump, cap)
     table, rows, ranking = None, [], None
     if dump.has_group and dump.has_reward:
-        rng = np.random.default_rng(seed)
-        table = tabulate(dump, size, names, weigh, units(size.size, rng))
+        rng = np.random.default_rng(q.seed)
+        table = tabulate(dump, size, names, q.weigh, units(size.size, rng))
         sums = np.concatenate([table.in_sample, table.held_out])
         ratio = bootstrap_ratios(sums, table.held.ravel(), resamples, rng)
         rows = [
@@ -199,10 +218,10 @@ def replay(
             for k, name in enumerate(names)
         ]
         diagnostics["max_leverage"] = leverage_diagnostic(largest(table.max_leverage))
-        notes += _explanations(dump, size, table, rows, weigh)
-        ranking = rank(dump, resamples, seed, asked) if corrections else None
+        notes += _explanations(dump, size, table, rows, q.weigh)
+        ranking = rank(dump, resamples, q.seed, q.asked) if q.corrections else None
     else:
-        if estimators:
+        if q.estimators:
             notes.append("estimators cannot be ranked: that takes groups and rewards")
         if dump.norm_source != "score_sq_norm":
             notes.append(f"the dump has no score_sq_norm: {dump.norm_source} stands in for ||s||^2 everywhere")
@@ -219,15 +238,15 @@ def replay(
         log_ratio=dump.log_ratio,
         diagnostics=diagnostics,
         rows=rows,
-        weighting=weigh,
+        weighting=q.weigh,
         cap=cap,
         norm_source=dump.norm_source,
         notes=[*dump.notes, *notes],
-        seed=seed,
+        seed=q.seed,
         resamples=resamples,
         layout=dump.layout,
         findings=dump.findings,
-        slices=_sliced(dump, by, cap),
+        slices=_sliced(dump, q.by, cap),
         ranking=ranking,
         skipped=dump.skipped,
         place=dump.place,

@@ -537,6 +537,35 @@ def test_bad_options_get_one_line(
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.parametrize("watched", [[], ["--watch", "5"]], ids=["once", "watched"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--bootstrap", "5"],
+        ["--seed", "-1"],
+        ["--min-group", "0"],
+        ["--cap", "0"],
+        ["--weighting", "importanse"],
+        ["--weighting", "clip"],
+        ["--baseline", "oppb"],
+        ["--estimator", "oppo"],
+        ["--column", "rewrd=score"],
+        ["--layout", "verll"],
+        ["--group-size", "0"],
+        ["--merge-reward", "most"],
+        ["--floor", "0.5"],
+    ],
+    ids=" ".join,
+)
+def test_options_are_checked_before_anything_is_read(
+    arguments: list[str], watched: list[str], file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("vcposim.commands.replay.find_metrics", lambda *_, **__: pytest.fail("a file was opened"))
+    code, out, err = run(capsys, file, *arguments, *watched)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert arguments[0].strip("-").replace("-", "_") in err.replace("-", "_")
+
+
 def test_missing_file_directory_and_cut_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such file" in run(capsys, tmp_path / "none.jsonl")[2]
     assert "a folder without rollouts" in run(capsys, tmp_path)[2]
