@@ -24,6 +24,7 @@ from vcposim.errors import InputError
 from vcposim.replay import (
     LAYOUTS,
     CorrectionRanking,
+    Dump,
     Question,
     Replay,
     Slice,
@@ -298,7 +299,7 @@ def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay
         "merge_reward": arguments.merge_reward,
     }
     check_reading(**reading)
-    read = partial(
+    read: Callable[..., Dump] = partial(
         read_dump,
         **reading,
         trajectory=arguments.trajectory,
