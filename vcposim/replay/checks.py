@@ -43,6 +43,8 @@ ENDS = 3
 """tokens at either end of a list that are looked at for padding"""
 FAR = 1.0
 """nats from which on no noise between two policies turns a log-probability into an exact 0"""
+NEAR_ZERO = 1e-5
+"""magnitude below which one value that comes again and again, where the other policy is `FAR` off, is a filler: 1e-8"""
 NO_NUMBER = -1000.0
 """a whole number from here down is a placeholder even if it stands once: exp of it is 0"""
 LONG = 20
@@ -104,6 +106,10 @@ class TokenSums:
     zero: dict[str, int] = field(default_factory=lambda: {"log_prob": 0, "behavior_log_prob": 0})
     """exactly 0 here, and far from it on the other side"""
     zero_other: dict[str, float] = field(default_factory=lambda: {"log_prob": 0.0, "behavior_log_prob": 0.0})
+    near_zero: dict[str, Counter[float]] = field(
+        default_factory=lambda: {"log_prob": Counter(), "behavior_log_prob": Counter()}
+    )
+    """values near 0 and not 0, of tokens compared, that are `FAR` from the other side's"""
     aligned: np.ndarray = field(default_factory=lambda: np.zeros((len(ALIGNMENTS), 6)))
     """(count, x, y, xx, yy, xy) of probabilities at each of `ALIGNMENTS`"""
     files: dict[str, Sampled] = field(default_factory=dict)
@@ -196,7 +202,7 @@ class TokenSums:
             constant = (one == one[:, :1]).all(axis=1) & (other == other[:, :1]).all(axis=1)
             if constant.any():
                 pairs = np.stack([one[constant, 0], other[constant, 0]], axis=1)
-                filler = pairs[(pairs == 0).all(axis=1) | (pairs.min(axis=1) < FILLER)]
+                filler = pairs[(np.abs(pairs) < NEAR_ZERO).all(axis=1) | (pairs.min(axis=1) < FILLER)]
                 self.blank[name] += len(filler)
                 if len(filler):
                     self.filler[name] = tuple(filler[0].tolist())
@@ -205,8 +211,14 @@ class TokenSums:
         self, learner: np.ndarray, sampler: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray
     ) -> None:
         self.compared += learner.size
-        equal, counted = learner == sampler, learner != 0
         far = np.abs(learner - sampler) > FAR
+        at = np.flatnonzero(far)  # few, on clean data none near 0
+        for name, one in (("log_prob", learner), ("behavior_log_prob", sampler)):
+            near = one[at]
+            near = near[(np.abs(near) < NEAR_ZERO) & (near != 0)]
+            if near.size and len(self.near_zero[name]) < 10_000:
+                self.near_zero[name].update(near.tolist())
+        equal, counted = learner == sampler, learner != 0
         self.ended += ends.size
         for name, at in (("all", ...), ("begin", starts), ("end", ends - 1)):
             self.far[name] += int(np.count_nonzero(far[at]))
@@ -374,6 +386,17 @@ def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
 def _zeros(sums: TokenSums) -> list[Finding]:
     found = []
     for name, whose in (("behavior_log_prob", "sampler's"), ("log_prob", "learner's")):
+        for value, hits in sums.near_zero[name].most_common(1):
+            if hits >= max(3, 0.001 * sums.compared):
+                found.append(
+                    Finding(
+                        "sentinel",
+                        f"{value:g} stands in {name} for {hits:,} of {sums.compared:,} tokens looked at whose other "
+                        f"log-probability is below -{FAR:g}",
+                        f"a number near 0, filled in for what is no token of the {whose} policy (prompt, tool output, "
+                        "padding): give the mask of its own tokens",
+                    )
+                )
         hits, limit = sums.zero[name], max(3, 0.001 * sums.count)
         if hits >= limit:
             found.append(

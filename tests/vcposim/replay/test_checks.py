@@ -263,6 +263,32 @@ def test_what_explains_the_weights_is_not_explained_twice_and_a_far_run_is_no_mi
     assert "mend the data" not in lines[3]
 
 
+@pytest.mark.parametrize("filler", [1e-8, -1e-6, 1e-30, -1.1920929e-07])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_filler_near_zero_is_told_as_one_and_a_sure_policy_is_not(filler: float, side: int, tmp_path: Path) -> None:
+    lists = clean(np.random.default_rng(11), 0.3)
+    filled = [a.copy() for a in lists[side]]
+    for a, b in zip(filled, lists[1 - side], strict=True):
+        a[3::10], b[3::10] = filler, b[3::10] - 1.5
+    pair = (filled, lists[1]) if side == 0 else (lists[0], filled)
+    one = next(f for f in read(pair, tmp_path).findings if f.check == "sentinel")
+    assert one.evidence.startswith(f"{filler:g} stands in {('behavior_log_prob', 'log_prob')[side]} for ")
+    hits = sum(int((np.abs(a - b) > 1)[3::10].sum()) for a, b in zip(*pair, strict=True))
+    assert f" for {hits:,} of " in one.evidence
+    # where both are as sure, nothing was filled in
+    for a in lists[1 - side]:
+        a[3::10] = -1e-6
+    assert "sentinel" not in [f.check for f in read(pair, tmp_path).findings]
+
+
+def test_padding_with_a_number_near_zero_is_padding(tmp_path: Path) -> None:
+    tiny = np.full(4, 1e-8)
+    lists = clean(np.random.default_rng(12), 0.3)
+    padded = tuple([np.concatenate([a, tiny]) for a in side] for side in lists)
+    one = next(f for f in read(padded, tmp_path).findings if f.check == "padding")  # type: ignore[arg-type]
+    assert "(1e-08 in log_prob, 1e-08 in behavior_log_prob)" in one.evidence
+
+
 @pytest.mark.parametrize("temperature", [0.6, 0.8, 1.25, 1.6])
 def test_two_temperatures_are_told_apart_and_one_is_no_alarm(temperature: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
