@@ -53,8 +53,16 @@ SPREAD = 0.05
 """standard deviation of a list's probabilities, for the same; where all are near 1, noise alone is left to correlate"""
 SOME = 0.02
 """share of the lists that are wrong by themselves, at least, and 3 of them: not one odd list among thousands"""
-WRONG = ("identical", "shifted", "other tokens")
+WRONG = ("identical", "shifted", "other tokens", "constant", "learner deeper", "sampler deeper")
 """what a list can be by itself"""
+STEEP, ERRORS = 1.06, 4.0
+"""slope of one policy's log-probabilities on the other's from which on they are of two temperatures, and the standard
+errors that it must be above that"""
+TEMPERED = 0.05
+"""share of the lists that are of two temperatures by themselves, at least, and 4 of them: noise of 1.5 nats a list
+makes 0.4% so"""
+OFF, ALIKE = 5e-3, 5e-4
+"""log-ratio that a constant factor makes at least, and what its repeats differ by at most"""
 EXAMPLES = 3
 FEW = 8
 """tokens of a list that are not 0 without which it is not called identical"""
@@ -120,6 +128,11 @@ class TokenSums:
     """those of them that are so"""
     examples: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in WRONG})
     """the first rows of those"""
+    slopes: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    """(xx, yy, xy) about the mean of each list, added up over lists of one temperature, `learner deeper` ones, and
+    `sampler deeper` ones"""
+    constant: float = 0.0
+    """mean log-ratio of each list that is constant, added up"""
     alike: int = 0
     """tokens of the other lists that are equal under both policies and not 0"""
     unequal: int = 0
@@ -212,9 +225,9 @@ class TokenSums:
     ) -> None:
         self.compared += learner.size
         far = np.abs(learner - sampler) > FAR
-        at = np.flatnonzero(far)  # few, on clean data none near 0
+        disagreed = np.flatnonzero(far)  # few, on clean data none near 0
         for name, one in (("log_prob", learner), ("behavior_log_prob", sampler)):
-            near = one[at]
+            near = one[disagreed]
             near = near[(np.abs(near) < NEAR_ZERO) & (near != 0)]
             if near.size and len(self.near_zero[name]) < 10_000:
                 self.near_zero[name].update(near.tolist())
@@ -237,6 +250,31 @@ class TokenSums:
         best = np.maximum(later, earlier)
         self._judge("shifted", varied, _is_shifted(here, best), rows)
         self._judge("other tokens", varied, (here < 0.3) & (best < 0.3), rows)
+        self._compare_slopes(learner, sampler, starts, n, rows)
+
+    def _compare_slopes(
+        self, learner: np.ndarray, sampler: np.ndarray, starts: np.ndarray, n: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Factors that only some lists have: of their ratios, and of their log-probabilities."""
+        long = n >= LONG
+        if not long.any():
+            return
+        x, y = np.maximum(learner, DEEP), np.maximum(sampler, DEEP)
+        d = x - y
+        pairs = np.append(np.abs(d[1:] - d[:-1]) < ALIKE, False) & (np.abs(d) > OFF)
+        pairs[np.append(starts[1:], d.size) - 1] = False  # the next is of another list
+        constant = np.add.reduceat(pairs, starts, dtype=int) > 0.5 * n
+        self._judge("constant", long, constant, rows)
+        constant &= long
+        if constant.any():
+            self.constant += float((np.add.reduceat(d, starts) / n)[constant].sum())
+        sx, sy, xx, yy, xy = (np.add.reduceat(v, starts) for v in (x, y, x * x, y * y, x * y))
+        moments = np.stack([xx - sx * sx / n, yy - sy * sy / n, xy - sx * sy / n])
+        deeper = [long & (slope - ERRORS * error > STEEP) for slope, error in _slopes(moments, n)]
+        for name, found in zip(("learner deeper", "sampler deeper"), deeper, strict=True):
+            self._judge(name, long, found, rows)
+        for row, lists in enumerate((long & ~deeper[0] & ~deeper[1], *deeper)):
+            self.slopes[row] += moments[:, lists].sum(axis=1)
 
     def _judge(self, name: str, judged: np.ndarray, wrong: np.ndarray, rows: np.ndarray) -> None:
         found = rows[judged & wrong]
@@ -280,6 +318,19 @@ def _correlation(m: np.ndarray) -> np.ndarray:
         return np.where(spread > 1e-12 * n, (xy - x * y / n) / spread, math.nan)
 
 
+def _slopes(moments: np.ndarray, n: Any) -> list[tuple[Any, Any]]:
+    """Slopes of the learner's on the sampler's and of the sampler's on the learner's, with standard errors, of (xx, yy,
+    xy) about the means: (3, ...) -> two pairs of (...); 0 where the two hardly correlate."""
+    xx, yy, xy = moments
+    found = []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sure = xy > 0.8 * np.sqrt(xx * yy)
+        for to, of in ((xx, yy), (yy, xx)):
+            slope = np.where(sure, xy / of, 0.0)
+            found.append((slope, np.where(sure, np.sqrt(np.maximum(to - slope * slope * of, 0) / (of * n)), 0.0)))
+    return found
+
+
 def _is_shifted(here: Any, best: Any) -> Any:
     return (here < 0.5) & (best > 0.7) & (best > here + 0.4)
 
@@ -303,7 +354,9 @@ def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
         np.sum([p.ratios for p in parts], axis=0),
         [x for p in parts for x in p.sample],
     )
-    found += _factors(whole, aligned=aligned)
+    partial = _in_some_lists(sums, places) if aligned else []
+    # a factor of some lists is none of all: what is blended over the file is not told
+    found += [f for f in _factors(whole, aligned=aligned) if f.check not in [p.check for p in partial]]
     if len(parts) > 1:
         known = {f.check for f in found}
         told: dict[str, list[tuple[str, Finding]]] = {}
@@ -314,6 +367,32 @@ def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
         for (file, f), *more in told.values():
             named = f"in {file}" + (f" and {len(more)} more files" if more else ", of all files,")
             found.append(f._replace(evidence=f"{named} {f.evidence}"))
+    return found + [p for p in partial if p.check not in {f.check for f in found}]
+
+
+def _in_some_lists(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
+    """Factors that some lists have by themselves and the others have not."""
+    found = []
+
+    def these(name: str) -> str:
+        lists = f"{sums.wrong[name]} of {sums.lists_compared[name]} lists looked at"
+        return f"{lists} ({_some(sums.examples[name], sums.wrong[name], places)})"
+
+    hits, judged = sums.wrong["constant"], sums.lists_compared["constant"]
+    if sums.in_some("constant") and hits < 0.9 * judged:
+        evidence = (
+            f"most tokens of {these('constant')} have one and the same log-ratio, on average {sums.constant / hits:.4f}"
+        )
+        found.append(Finding("constant ratio", evidence, RENORMALIZED))
+    for k, (steep, flat) in enumerate((("learner", "sampler"), ("sampler", "learner"))):
+        name = f"{steep} deeper"
+        if sums.wrong[name] < max(4, TEMPERED * sums.lists_compared[name]):
+            continue
+        slope, rest = (float(_slopes(sums.slopes[row], 1)[k][0]) for row in (k + 1, 0))
+        if 0 < rest <= 1 + (slope - 1) / 3:
+            evidence = f"the {steep}'s log-probabilities of at least {these(name)} are {slope:.2f} times as deep as "
+            evidence += f"the {flat}'s, token by token, and {rest:.2f} times in the others"
+            found.append(Finding("temperature", evidence, _two_temperatures(steep, flat, slope)))
     return found
 
 
@@ -469,15 +548,14 @@ def _sentinels(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
 
 def _constant(d: np.ndarray) -> list[Finding]:
     middle = float(np.median(d))
-    near = float(np.mean(np.abs(d - middle) < 5e-4))
-    if abs(middle) > 5e-3 and near > 0.5:
+    near = float(np.mean(np.abs(d - middle) < ALIKE))
+    if abs(middle) > OFF and near > 0.5:
         return [
             Finding(
                 "constant ratio",
                 f"{near:.0%} of the tokens have one and the same log-ratio, {middle:.4f} (a factor of "
                 f"{math.exp(middle):.4f})",
-                "the sampler's log-probabilities are renormalized after top-p or top-k, the learner's are not (or the "
-                "other way round): ask the sampler for log-probabilities before its filters, or sample with top_p = 1",
+                RENORMALIZED,
             )
         ]
     for sign, whose, other in ((1, "learner's", "sampler's"), (-1, "sampler's", "learner's")):
@@ -545,18 +623,30 @@ def _temperature(moments: np.ndarray) -> list[Finding]:
         (cov / var_x, var_y, var_x, "learner", "sampler"),
     ):
         error = math.sqrt(max(var_to - slope * slope * var_of, 0) / (var_of * n))
-        if slope - 4 * error > 1.06:
+        if slope - ERRORS * error > STEEP:
             return [
                 Finding(
                     "temperature",
                     f"the {steep}'s log-probabilities are {slope:.2f} times as deep as the {flat}'s, token by token "
                     f"(regression over {n:,.0f} tokens)",
-                    f"the {steep} works at a lower temperature, about {1 / slope:.2f} of the {flat}'s: divide the "
-                    "learner's logits by the sampling temperature, or ask the sampler for processed log-probabilities; "
-                    "if both are the same, the learner has become that much surer since",
+                    _two_temperatures(steep, flat, slope),
                 )
             ]
     return []
+
+
+RENORMALIZED = (
+    "the sampler's log-probabilities are renormalized after top-p or top-k, the learner's are not (or the other way "
+    "round): ask the sampler for log-probabilities before its filters, or sample with top_p = 1"
+)
+
+
+def _two_temperatures(steep: str, flat: str, slope: float) -> str:
+    return (
+        f"the {steep} works at a lower temperature, about {1 / slope:.2f} of the {flat}'s: divide the learner's logits "
+        "by the sampling temperature, or ask the sampler for processed log-probabilities; if both are the same, the "
+        "learner has become that much surer since"
+    )
 
 
 def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:

@@ -1,6 +1,7 @@
 """Each mistake in writing log-probabilities is found by its name; clean data raise no alarm, at a measured rate."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,40 @@ def test_what_explains_the_weights_is_not_explained_twice_and_a_far_run_is_no_mi
     lines = summary(replay(read(far, tmp_path), resamples=100))
     assert lines[0].startswith("Data: no mistake is certain")
     assert "mend the data" not in lines[3]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.25, 1.6])
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+@pytest.mark.parametrize("one_of", [2, 4])
+def test_a_temperature_of_some_lists_is_told_of_those(
+    temperature: float, spread: float, one_of: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(13)
+    good, bad = clean(rng, spread), tempered(rng, temperature)
+    wrong = [i for i in range(64) if i % one_of == 1]
+    lists = tuple([b[i] if i in wrong else a[i] for i in range(64)] for a, b in zip(good, bad, strict=True))
+    told = [f for f in read(lists, tmp_path).findings if f.check == "temperature"]  # type: ignore[arg-type]
+    assert len(told) == 1
+    steep = "sampler" if temperature < 1 else "learner"
+    assert told[0].evidence.startswith(f"the {steep}'s log-probabilities of at least ")
+    hits = int(told[0].evidence.split(" of at least ")[1].split(" of 64 lists")[0])
+    assert len(wrong) // 2 < hits <= len(wrong) + 1
+    # the factor is that of the lists which are wrong, not one blended over the file
+    whole = read(bad, tmp_path).findings
+    alone = next(f for f in whole if f.check == "temperature").evidence
+    assert "lists looked at" not in alone  # where all are so, the whole file is told
+    factor, rest = map(float, re.findall(r"([\d.]+) times", told[0].evidence))
+    (of_bad,) = map(float, re.findall(r"([\d.]+) times", alone))
+    assert abs(factor - of_bad) < (of_bad - 1) / 2
+    assert abs(rest - 1) < (of_bad - 1) / 4
+
+
+def test_a_constant_ratio_of_some_lists_is_told_of_those(tmp_path: Path) -> None:
+    samplers, _ = clean(np.random.default_rng(14), 0.3)
+    learners = [np.minimum(a - 0.05, 0) if i % 8 == 3 else a * 0.999 for i, a in enumerate(samplers)]
+    one = next(f for f in read((samplers, learners), tmp_path).findings if f.check == "constant ratio")
+    assert one.evidence.startswith("most tokens of 8 of 64 lists looked at (line 4, line 12, line 20 ...)")
+    assert one.evidence.endswith("on average -0.0500")
 
 
 @pytest.mark.parametrize("filler", [1e-8, -1e-6, 1e-30, -1.1920929e-07])
