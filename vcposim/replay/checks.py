@@ -55,12 +55,12 @@ SOME = 0.02
 """share of the lists that are wrong by themselves, at least, and 3 of them: not one odd list among thousands"""
 WRONG = ("identical", "shifted", "other tokens", "constant", "learner deeper", "sampler deeper")
 """what a list can be by itself"""
-STEEP, ERRORS = 1.06, 4.0
+STEEP, ERRORS, ERRORS_OF_ONE = 1.06, 4.0, 5.0
 """slope of one policy's log-probabilities on the other's from which on they are of two temperatures, and the standard
-errors that it must be above that"""
+errors that it must be above that: of all tokens, of one list"""
 TEMPERED = 0.05
 """share of the lists that are of two temperatures by themselves, at least, and 4 of them: noise of 1.5 nats a list
-makes 0.4% so"""
+makes some so"""
 OFF, ALIKE = 5e-3, 5e-4
 """log-ratio that a constant factor makes at least, and what its repeats differ by at most"""
 EXAMPLES = 3
@@ -270,7 +270,7 @@ class TokenSums:
             self.constant += float((np.add.reduceat(d, starts) / n)[constant].sum())
         sx, sy, xx, yy, xy = (np.add.reduceat(v, starts) for v in (x, y, x * x, y * y, x * y))
         moments = np.stack([xx - sx * sx / n, yy - sy * sy / n, xy - sx * sy / n])
-        deeper = [long & (slope - ERRORS * error > STEEP) for slope, error in _slopes(moments, n)]
+        deeper = [long & (slope - ERRORS_OF_ONE * error > STEEP) for slope, error in _slopes(moments, n)]
         for name, found in zip(("learner deeper", "sampler deeper"), deeper, strict=True):
             self._judge(name, long, found, rows)
         for row, lists in enumerate((long & ~deeper[0] & ~deeper[1], *deeper)):

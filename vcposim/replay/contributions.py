@@ -102,7 +102,8 @@ def tabulate(dump: Dump, size: Any, names: Sequence[str], weighting: Weighting, 
         without = n >= 2 and second_moment(weight.value, batch.reward - _without("group_mean", e), sq_norm)
         for i, name in enumerate(names):
             _fill(table, i, groups, unit[groups], e, name, sq_norm, mean, without)
-        forget(table.per_group, table.mean_reward, table.ess_fraction, table.max_leverage)
+            forget(table.per_group)  # groups of one size may be anywhere
+        forget(table.mean_reward, table.ess_fraction, table.max_leverage)
     return table
 
 
@@ -164,13 +165,16 @@ def bootstrap_ratios(pair: np.ndarray, held: np.ndarray, resamples: int, rng: np
 def resampled(sums: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Totals (resamples, k) of `sums` (k, g) over g groups drawn with replacement, the same ones for all k."""
     groups = sums.shape[-1]
+    rows = max(DRAWN_AT_ONCE * 256 // groups, 1)
     found = np.empty((resamples, len(sums)))
     for first in range(0, resamples, DRAWN_AT_ONCE):
         several = found[first : first + DRAWN_AT_ONCE]
-        drawn = rng.integers(groups, size=(len(several), groups))
-        drawn += groups * np.arange(len(several))[:, None]
-        count = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        several[:] = count.astype(np.float64) @ sums.T
+        count = np.empty((len(several), groups))
+        for start in range(0, len(several), rows):
+            drawn = rng.integers(groups, size=count[start : start + rows].shape)
+            drawn += groups * np.arange(len(drawn))[:, None]
+            count[start : start + rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        several[:] = count @ sums.T
     return found
 
 

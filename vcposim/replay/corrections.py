@@ -36,7 +36,7 @@ from vcposim.estimators import NORMALIZERS, Estimator, Resolved
 from vcposim.pooled import BalancedClip, CovarianceClip, InfluenceCap
 from vcposim.replay.contributions import in_units, resampled, units
 from vcposim.replay.dumps import Dump
-from vcposim.replay.storage import by_code, counts, largest
+from vcposim.replay.storage import by_code, counts, largest, picked
 from vcposim.results import Interval
 from vcposim.surrogates import Penalized, Product
 from vcposim.weights import Weighting
@@ -255,14 +255,14 @@ def _batch(dump: Dump) -> tuple[Batch | None, int]:
     measure, unit = sample_measure(here)
     reference = dump.reference_log_ratio
     batch: Batch = SharedBatch(
-        reward=dump.reward[index] * here,
-        log_ratio=np.where(here > 0, dump.log_ratio[index], 0.0),
-        length=np.where(here > 0, dump.length[index], 0.0),
-        scores=ScoreNorms(dump.score_sq_norm[index] * here / (largest(dump.score_sq_norm) or 1.0)),
+        reward=picked(dump.reward, index) * here,
+        log_ratio=np.where(here > 0, picked(dump.log_ratio, index), 0.0),
+        length=np.where(here > 0, picked(dump.length, index), 0.0),
+        scores=ScoreNorms(picked(dump.score_sq_norm, index) * here / (largest(dump.score_sq_norm) or 1.0)),
         measure=measure,
         unit=unit,
         grouped=True,
-        reference_log_ratio=None if reference is None else np.where(here > 0, reference[index], 0.0),
+        reference_log_ratio=None if reference is None else np.where(here > 0, picked(reference, index), 0.0),
     )
     if not whole or t == 0:
         return batch, len(chosen)

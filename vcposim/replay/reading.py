@@ -36,7 +36,7 @@ from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
 from vcposim.replay.layouts import layout
 from vcposim.replay.names import FIELDS, NAMED_GROUP, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
-from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, numbered, picked
+from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, give_back, numbered, picked
 from vcposim.replay.unfolding import Unfolding
 
 FILE = "file"
@@ -364,6 +364,7 @@ class _Reader:
         notes = [*columns.notes, *twice]
         notes += self._doubtful_groups(dump)
         self.code.final()
+        give_back()
         dump = by_step(dump, columns, notes)
         rows = dump.group.size
         dump = merged(dump, columns, merge_reward, notes)
@@ -403,6 +404,7 @@ class _Reader:
                 )
             )
         slices = {name: one for name, one in dump.slices.items() if not name.startswith(" ")}
+        give_back()
         return replace(dump, notes=tuple(notes), findings=tuple(findings), slices=slices, kept=whole_groups(dump))
 
     def _say(self, dump: Dump, notes: list[str]) -> None:

@@ -37,7 +37,7 @@ from vcposim.replay.checks import BY_THE_RUN, Finding
 from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate, units
 from vcposim.replay.corrections import CorrectionRanking, rank
 from vcposim.replay.dumps import Dump, pooled
-from vcposim.replay.storage import by_code, counts, distinct, heaviest, largest, pieces
+from vcposim.replay.storage import by_code, counts, distinct, give_back, heaviest, largest, pieces
 from vcposim.replay.tracks import Slice, first_alarms
 from vcposim.results import Interval, Records, Result
 from vcposim.weights import Weighting
@@ -219,13 +219,15 @@ def replay(dump: Dump, question: Question | None = None, **options: Any) -> Repl
         ]
         diagnostics["max_leverage"] = leverage_diagnostic(largest(table.max_leverage))
         notes += _explanations(dump, size, table, rows, q.weigh)
+        give_back()
         ranking = rank(dump, resamples, q.seed, q.asked) if q.corrections else None
+        give_back()
     else:
         if q.estimators:
             notes.append("estimators cannot be ranked: that takes groups and rewards")
         if dump.norm_source != "score_sq_norm":
             notes.append(f"the dump has no score_sq_norm: {dump.norm_source} stands in for ||s||^2 everywhere")
-    unknown = np.full(size.size, math.nan)
+    unknown = np.full(size.size if table is None else 0, math.nan)
     return Replay(
         n=dump.group.size,
         labels=dump.labels,

@@ -11,6 +11,7 @@ whatever the file was read in: sums over them are the same for any container.
 
 import array
 import contextlib
+import ctypes
 import hashlib
 import json
 import mmap
@@ -126,13 +127,22 @@ def forget(*columns: np.ndarray | None) -> None:
             base.madvise(mmap.MADV_DONTNEED)
 
 
+def give_back() -> None:
+    """Let go of memory that is free already, which glibc keeps for later: to be asked between two kinds of work."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def pieces(*columns: np.ndarray, rows: np.ndarray | range | None = None) -> Iterator[tuple[np.ndarray, ...]]:
     """Columns (n,) side by side, `PIECE` rows at a time: of all, or of `rows` (k,) in that order."""
     for start in range(0, len(columns[0] if rows is None else rows), PIECE):
         here: Any = slice(start, start + PIECE)
         if rows is not None:
             some = rows[here]
-            here = slice(some.start, some.stop) if isinstance(some, range) else some
+            if not isinstance(some, range):  # all over the file: the pages of one column at a time
+                yield tuple(picked(column, some) for column in columns)
+                continue
+            here = slice(some.start, some.stop)
         yield tuple(column[here] for column in columns)
         forget(*columns)
 
@@ -402,7 +412,7 @@ class Codes:
     def final(self) -> Sequence[Any]:
         """The same where nothing will be looked up any more: the table goes."""
         found, self.known, self.stored = self.values(), {}, None
-        self.key, self.code = self.key[:0], self.code[:0]
+        self.key, self.code = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32)  # a slice would hold all of it
         return found
 
 

@@ -279,7 +279,7 @@ def test_a_temperature_of_some_lists_is_told_of_those(
     steep = "sampler" if temperature < 1 else "learner"
     assert told[0].evidence.startswith(f"the {steep}'s log-probabilities of at least ")
     hits = int(told[0].evidence.split(" of at least ")[1].split(" of 64 lists")[0])
-    assert len(wrong) // 2 < hits <= len(wrong) + 1
+    assert len(wrong) // 4 < hits <= len(wrong) + 1
     # the factor is that of the lists which are wrong, not one blended over the file
     whole = read(bad, tmp_path).findings
     alone = next(f for f in whole if f.check == "temperature").evidence

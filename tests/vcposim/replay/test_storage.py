@@ -253,3 +253,14 @@ def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path: Path) ->
         done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
         peak.append(int(re.findall(r"\d+", done.stderr)[-1]) / 1024)
     assert peak[1] - peak[0] < 25
+
+
+def test_what_is_final_holds_no_table() -> None:
+    codes = Codes()
+    for start in range(0, 200_000, 1024):
+        codes.codes(list(range(start, start + 1024)))
+    assert codes.key.nbytes > 1 << 20  # more than are held as they are
+    values = codes.final()
+    assert codes.key.base is None  # a slice of nothing would keep all of it
+    assert codes.key.nbytes == codes.code.nbytes == 0
+    assert values[123_456] == 123_456
