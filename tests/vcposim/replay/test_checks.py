@@ -373,6 +373,8 @@ to 600 tokens, log-ratios of a standard deviation of about 0.01 to 1.5 nats, fla
 rounded to 4, 6 or 12 digits or to float32) no check of the tokens spoke up in any (below 0.05% at 95%), and "a few
 carry everything" in 4, each of 24 responses at 1 nat or more (below 0.15%). On 2026-11-29, with mean ratios, ends of
 lists, clamps and decimals among them: no check of the tokens in any of 4,381 such files (below 0.07%).
+Again on that day with fillers near 0 and with what single lists have, temperatures and constants: none in any of
+8,901 such files (below 0.04%); with 4 standard errors a list instead of 5 one of 12,250, of short lists at 1.1 nats.
 """
 
 
