@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_bridge.scores.fused import fused_sq_norms, kernel_takes
+from llm_bridge.scores.fused import fused_sq_norms, half_gram_sq_norms, kernel_takes
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
@@ -42,7 +42,7 @@ class Workspace:
     """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs."""
 
     def __init__(self, columns: int = 16, generator: torch.Generator | None = None) -> None:
-        self.scratch, self.gram = Scratch(), Recent(2)
+        self.scratch, self.gram, self.half_gram = Scratch(), Recent(2), Recent(2)
         self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0))
 
 
@@ -51,8 +51,8 @@ def take(
 ) -> Tensor:
     """Squared norms of left^T right, one a trajectory: (N, out), (N, into) -> (n,).
 
-    By `choice`: block with entries, batch or fused with 0, or gram or sketch with sums in WHOLE or RUNS. The route gets
-    the instantiated blocks or, where there are none, the operands.
+    By `choice`: block with entries, batch or fused with 0, or gram, half gram or sketch with sums in WHOLE or RUNS. The
+    route gets the instantiated blocks or, where there are none, the operands.
     """
     method, how = choice
     if method in ("block", "batch", "fused"):
@@ -68,6 +68,8 @@ def take(
     route.matrix(weight, left, right, layout, whole=how != RUNS)  # first: it brings the operands into cache
     if method == "gram":
         return gram_sq_norms(left, right, layout, work.gram)
+    if method == "half gram":
+        return half_gram_sq_norms(left, right, layout, work.half_gram)
     if method == "sketch":
         return sketch_sq_norms(left, right, layout, work.sketch)
     return norm
@@ -81,6 +83,8 @@ def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Rou
     steps = _rounded(max(1, left.shape[0] // layout.n))
     shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)))
     compiled = kernel_takes(left.device, left.dtype)
+    if compiled and method == "fused" and not route.sinks and steps * (rows + cols) < 2 * rows * cols:
+        method = "half gram"  # fewer multiplications
     return _fastest(method, fits, compiled, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 
@@ -101,10 +105,10 @@ def candidates(method: str, fits: bool, compiled: bool) -> list[Choice]:
     """
     block, batch = [("block", size) for size in BLOCK_SIZES], [("batch", 0)] if fits else []
     # sums in runs took 0.46 to 1.11 of the time of whole ones at 60 shapes, on one thread of a CPU (2026-11-29)
-    one_pass = [("fused", 0)] if compiled else []
+    one_pass, half = ([("fused", 0)], [("half gram", RUNS), ("half gram", WHOLE)]) if compiled else ([], [])
     named = {"block": block[2:3], "batch": batch or block[2:3], "fused": one_pass or block[2:3]}
-    named |= {name: [(name, RUNS)] for name in ("gram", "sketch")}
-    return named.get(method, [*block, *batch, *one_pass, ("gram", WHOLE), ("gram", RUNS)])
+    named |= {name: [(name, RUNS)] for name in ("gram", "half gram", "sketch")}
+    return named.get(method, [*block, *batch, *one_pass, *half, ("gram", WHOLE), ("gram", RUNS)])
 
 
 @lru_cache(maxsize=4096)
