@@ -23,18 +23,21 @@ from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
     Scratch,
+    Sink,
     Sketch,
     batch_sq_norms,
     block_sq_norms,
     gram_sq_norms,
     sketch_sq_norms,
 )
-from llm_bridge.scores.routes import Affine, Line, Route
+from llm_bridge.scores.routes import Affine, General, Line, Route
 
 Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram", "fused")
 BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 WHOLE, RUNS = 0, 1
+KEPT = 2
+"""times the operands' memory that blocks may take instead"""
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 
 
@@ -51,10 +54,14 @@ def take(
 ) -> Tensor:
     """Squared norms of left^T right, one a trajectory: (N, out), (N, into) -> (n,).
 
-    By `choice`: block with entries, batch or fused with 0, or gram, half gram or sketch with sums in WHOLE or RUNS. The
-    route gets the instantiated blocks or, where there are none, the operands.
+    By `choice`: block with entries; batch, fused or kept with 0; gram, half gram or sketch with sums in WHOLE or RUNS.
+    The route gets the instantiated blocks or, where there are none, the operands.
     """
     method, how = choice
+    if method == "kept":
+        block = left.new_empty(layout.n, left.shape[1], right.shape[1])
+        route.blocks(weight, block)
+        return fused_sq_norms(left, right, layout, Sink(list(block), torch.eye(layout.n), ()), work.scratch)
     if method in ("block", "batch", "fused"):
         sink = route.sink(weight)
         if method == "fused":
@@ -81,22 +88,24 @@ def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Rou
     limit = 1 << (22 if left.device.type == "cpu" else 26)
     fits = layout.owner is None and layout.n * rows * cols <= limit
     steps = _rounded(max(1, left.shape[0] // layout.n))
-    shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)))
+    shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)), route.keeps)
     compiled = kernel_takes(left.device, left.dtype)
     if compiled and method == "fused" and not route.sinks and steps * (rows + cols) < 2 * rows * cols:
         method = "half gram"  # fewer multiplications
-    return _fastest(method, fits, compiled, left.device, left.dtype, torch.get_num_threads(), *shape)
+    kept = compiled and route.keeps and layout.n * rows * cols <= KEPT * len(left) * (rows + cols)
+    return _fastest(method, fits, compiled, kept, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 
 @lru_cache(maxsize=4096)
-def _fastest(method: str, fits: bool, compiled: bool, *key: Any) -> Choice:
-    options = candidates(method, fits, compiled)
+def _fastest(method: str, fits: bool, compiled: bool, kept: bool, *key: Any) -> Choice:
+    options = candidates(method, fits, compiled, kept)
     return options[0] if len(options) == 1 else min(options, key=lambda choice: seconds(choice, *key))
 
 
-def candidates(method: str, fits: bool, compiled: bool) -> list[Choice]:
+def candidates(method: str, fits: bool, compiled: bool, kept: bool = False) -> list[Choice]:
     """The choices that `method` leaves; "batch" only where all trajectories' blocks fit in memory, "fused" only where
-    the kernel is `compiled` for such operands.
+    the kernel is `compiled` for such operands; blocks are `kept` for the gradient where they take little more memory
+    than the operands.
 
     A named method has one, so that its bits repeat: a clock decides for "auto" alone.
 
@@ -108,6 +117,7 @@ def candidates(method: str, fits: bool, compiled: bool) -> list[Choice]:
     one_pass, half = ([("fused", 0)], [("half gram", RUNS), ("half gram", WHOLE)]) if compiled else ([], [])
     named = {"block": block[2:3], "batch": batch or block[2:3], "fused": one_pass or block[2:3]}
     named |= {name: [(name, RUNS)] for name in ("gram", "half gram", "sketch")}
+    half += [("kept", 0)] if kept else []
     return named.get(method, [*block, *batch, *one_pass, *half, ("gram", WHOLE), ("gram", RUNS)])
 
 
@@ -122,6 +132,7 @@ def seconds(
     rows: int,
     cols: int,
     sinks: int,
+    keeps: bool,
 ) -> float:
     """Best of a few timings of one layer's norms and sums on `device`."""
     del threads  # part of the key only
@@ -135,10 +146,12 @@ def seconds(
     line = Line.of(reward, torch.ones(_TRAJECTORIES), _TRAJECTORIES)
     best = math.inf
     for _ in range(1 + _REPEATS):
-        route = Affine(layout, line) if sinks else Route(layout)
-        work = Workspace()
+        route = Affine(layout, line) if sinks else General(layout) if keeps else Route(layout)
+        work, weight.grad = Workspace(), None
         start = _clock(device)
         take(choice, weight, left, right, layout, route, work)
+        if keeps:
+            route.finish(torch.ones(_TRAJECTORIES, device=device))
         best = min(best, _clock(device) - start)
     return best
 
