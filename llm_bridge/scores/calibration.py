@@ -18,23 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_bridge.scores.fused import fused_sq_norms, kernel_takes
+from llm_bridge.scores.fused import fused_sq_norms, half_gram_sq_norms, kernel_takes
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
     Scratch,
+    Sink,
     Sketch,
     batch_sq_norms,
     block_sq_norms,
     gram_sq_norms,
     sketch_sq_norms,
 )
-from llm_bridge.scores.routes import Affine, Line, Route
+from llm_bridge.scores.routes import Affine, General, Line, Route
 
 Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram", "fused")
 BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 WHOLE, RUNS = 0, 1
+KEPT = 2
+"""times the operands' memory that blocks may take instead"""
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 
 
@@ -42,7 +45,7 @@ class Workspace:
     """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs."""
 
     def __init__(self, columns: int = 16, generator: torch.Generator | None = None) -> None:
-        self.scratch, self.gram = Scratch(), Recent(2)
+        self.scratch, self.gram, self.half_gram = Scratch(), Recent(2), Recent(2)
         self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0))
 
 
@@ -51,10 +54,14 @@ def take(
 ) -> Tensor:
     """Squared norms of left^T right, one a trajectory: (N, out), (N, into) -> (n,).
 
-    By `choice`: block with entries, batch or fused with 0, or gram or sketch with sums in WHOLE or RUNS. The route gets
-    the instantiated blocks or, where there are none, the operands.
+    By `choice`: block with entries; batch, fused or kept with 0; gram, half gram or sketch with sums in WHOLE or RUNS.
+    The route gets the instantiated blocks or, where there are none, the operands.
     """
     method, how = choice
+    if method == "kept":
+        block = left.new_empty(layout.n, left.shape[1], right.shape[1])
+        route.blocks(weight, block)
+        return fused_sq_norms(left, right, layout, Sink(list(block), torch.eye(layout.n), ()), work.scratch)
     if method in ("block", "batch", "fused"):
         sink = route.sink(weight)
         if method == "fused":
@@ -68,6 +75,8 @@ def take(
     route.matrix(weight, left, right, layout, whole=how != RUNS)  # first: it brings the operands into cache
     if method == "gram":
         return gram_sq_norms(left, right, layout, work.gram)
+    if method == "half gram":
+        return half_gram_sq_norms(left, right, layout, work.half_gram)
     if method == "sketch":
         return sketch_sq_norms(left, right, layout, work.sketch)
     return norm
@@ -79,20 +88,24 @@ def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Rou
     limit = 1 << (22 if left.device.type == "cpu" else 26)
     fits = layout.owner is None and layout.n * rows * cols <= limit
     steps = _rounded(max(1, left.shape[0] // layout.n))
-    shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)))
+    shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)), route.keeps)
     compiled = kernel_takes(left.device, left.dtype)
-    return _fastest(method, fits, compiled, left.device, left.dtype, torch.get_num_threads(), *shape)
+    if compiled and method == "fused" and not route.sinks and steps * (rows + cols) < 2 * rows * cols:
+        method = "half gram"  # fewer multiplications
+    kept = compiled and route.keeps and layout.n * rows * cols <= KEPT * len(left) * (rows + cols)
+    return _fastest(method, fits, compiled, kept, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 
 @lru_cache(maxsize=4096)
-def _fastest(method: str, fits: bool, compiled: bool, *key: Any) -> Choice:
-    options = candidates(method, fits, compiled)
+def _fastest(method: str, fits: bool, compiled: bool, kept: bool, *key: Any) -> Choice:
+    options = candidates(method, fits, compiled, kept)
     return options[0] if len(options) == 1 else min(options, key=lambda choice: seconds(choice, *key))
 
 
-def candidates(method: str, fits: bool, compiled: bool) -> list[Choice]:
+def candidates(method: str, fits: bool, compiled: bool, kept: bool = False) -> list[Choice]:
     """The choices that `method` leaves; "batch" only where all trajectories' blocks fit in memory, "fused" only where
-    the kernel is `compiled` for such operands.
+    the kernel is `compiled` for such operands; blocks are `kept` for the gradient where they take little more memory
+    than the operands.
 
     A named method has one, so that its bits repeat: a clock decides for "auto" alone.
 
@@ -101,10 +114,11 @@ def candidates(method: str, fits: bool, compiled: bool) -> list[Choice]:
     """
     block, batch = [("block", size) for size in BLOCK_SIZES], [("batch", 0)] if fits else []
     # sums in runs took 0.46 to 1.11 of the time of whole ones at 60 shapes, on one thread of a CPU (2026-11-29)
-    one_pass = [("fused", 0)] if compiled else []
+    one_pass, half = ([("fused", 0)], [("half gram", RUNS), ("half gram", WHOLE)]) if compiled else ([], [])
     named = {"block": block[2:3], "batch": batch or block[2:3], "fused": one_pass or block[2:3]}
-    named |= {name: [(name, RUNS)] for name in ("gram", "sketch")}
-    return named.get(method, [*block, *batch, *one_pass, ("gram", WHOLE), ("gram", RUNS)])
+    named |= {name: [(name, RUNS)] for name in ("gram", "half gram", "sketch")}
+    half += [("kept", 0)] if kept else []
+    return named.get(method, [*block, *batch, *one_pass, *half, ("gram", WHOLE), ("gram", RUNS)])
 
 
 @lru_cache(maxsize=4096)
@@ -118,6 +132,7 @@ def seconds(
     rows: int,
     cols: int,
     sinks: int,
+    keeps: bool,
 ) -> float:
     """Best of a few timings of one layer's norms and sums on `device`."""
     del threads  # part of the key only
@@ -131,10 +146,12 @@ def seconds(
     line = Line.of(reward, torch.ones(_TRAJECTORIES), _TRAJECTORIES)
     best = math.inf
     for _ in range(1 + _REPEATS):
-        route = Affine(layout, line) if sinks else Route(layout)
-        work = Workspace()
+        route = Affine(layout, line) if sinks else General(layout) if keeps else Route(layout)
+        work, weight.grad = Workspace(), None
         start = _clock(device)
         take(choice, weight, left, right, layout, route, work)
+        if keeps:
+            route.finish(torch.ones(_TRAJECTORIES, device=device))
         best = min(best, _clock(device) - start)
     return best
 

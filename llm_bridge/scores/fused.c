@@ -1,4 +1,5 @@
-/* Squares of per-trajectory weight gradients, and their weighted sums, while each block is in registers.
+/* `fused`: squares of per-trajectory weight gradients, and their weighted sums, while each block is in registers.
+   `gram`: the lower half of a Gram matrix, which is all of it.
 
    D_i = left_i^T right_i of trajectory i, which has the rows begin[i] .. end[i]-1 of left (N, rows) and right (N, cols):
 
@@ -108,5 +109,108 @@ void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t r
                 panel += count * steps * WIDTH;
             }
         }
+    }
+}
+
+/* The entries of x_i x_i^T, x_i the rows begin[i] .. end[i]-1 of x (N, cols), in tiles of SIDE x SIDE on and below the
+   diagonal, from out[i] on; those below count sqrt(2) times, so that <K, L> of two such is that of the whole matrices.
+   Up to SIDE - 1 rows after a trajectory's are read, and come to nothing.
+
+   A register holds the products of LANES columns of two rows. They are added up at the end, all entries at once. */
+
+enum { SIDE = 4, HIGH = BYTES == 32 ? 2 : 4, ENTRIES = HIGH * SIDE };
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define REGISTERS _Pragma("GCC unroll 16")
+#define SCHEDULED __attribute__((optimize("schedule-insns"))) /* or each product loads its operands anew (GCC 12) */
+typedef __typeof__((vector){0} < (vector){0}) places;
+
+/* from pairs of lanes h apart: every sum of a, and of b, takes half the lanes it took */
+static inline __attribute__((always_inline)) vector folded(vector a, vector b, int h)
+{
+    places low, high;
+    REGISTERS
+    for (int l = 0; l < LANES; l++) {
+        low[l] = l / (2 * h) * 2 * h + l % h + (l / h % 2 ? LANES : 0);
+        high[l] = low[l] + h;
+    }
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+static inline __attribute__((always_inline)) void add_lanes(vector *d, REAL *out)
+{
+    REGISTERS
+    for (int h = LANES / 2; h >= 1; h /= 2)
+        REGISTERS
+        for (int k = 0; k < ENTRIES / LANES * h; k++)
+            d[k] = folded(d[k / h * 2 * h + k % h], d[k / h * 2 * h + k % h + h], h);
+    REGISTERS
+    for (int k = 0; k < ENTRIES / LANES; k++)
+        *(vector *)(out + k * LANES) = d[k];
+}
+#else
+#define REGISTERS
+#define SCHEDULED
+static inline void add_lanes(vector *d, REAL *out)
+{
+    for (int k = 0; k < ENTRIES; k++) {
+        out[k] = 0;
+        for (int l = 0; l < LANES; l++)
+            out[k] += d[k][l];
+    }
+}
+#endif
+
+/* what LANES columns of HIGH and of SIDE rows, `step` apart, add to each entry */
+static inline __attribute__((always_inline)) void add_columns(vector *d, const REAL *own, const REAL *other,
+                                                              ptrdiff_t step)
+{
+    vector right[SIDE];
+    REGISTERS
+    for (int s = 0; s < SIDE; s++)
+        right[s] = *(const vector *)(other + s * step);
+    REGISTERS
+    for (int r = 0; r < HIGH; r++) {
+        vector left = *(const vector *)(own + r * step);
+        REGISTERS
+        for (int s = 0; s < SIDE; s++)
+            d[r * SIDE + s] += left * right[s];
+    }
+}
+
+SCHEDULED void gram(const REAL *x, ptrdiff_t step, ptrdiff_t cols, ptrdiff_t from, ptrdiff_t to, const ptrdiff_t *begin,
+          const ptrdiff_t *end, REAL *const *out)
+{
+    const REAL below = 1.41421356237309504880;
+    for (ptrdiff_t i = from; i < to; i++) {
+        ptrdiff_t last = end[i] - 1;
+        REAL *tile = out[i];
+        for (ptrdiff_t a = begin[i]; a <= last; a += SIDE)
+            for (ptrdiff_t b = begin[i]; b <= a; b += SIDE)
+                for (ptrdiff_t top = a; top < a + SIDE; top += HIGH, tile += ENTRIES) {
+                    const REAL *own = x + top * step, *other = x + b * step;
+                    vector d[ENTRIES];
+                    REGISTERS
+                    for (int k = 0; k < ENTRIES; k++)
+                        d[k] = (vector){0};
+                    ptrdiff_t j = 0;
+                    for (; j + LANES <= cols; j += LANES)
+                        add_columns(d, own + j, other + j, step);
+                    if (j < cols) {
+                        REAL rest[HIGH + SIDE][LANES] = {{0}};
+                        for (int r = 0; r < HIGH + SIDE; r++)
+                            memcpy(rest[r], (r < HIGH ? own + r * step : other + (r - HIGH) * step) + j,
+                                   (cols - j) * sizeof(REAL));
+                        add_columns(d, rest[0], rest[HIGH], LANES);
+                    }
+                    REGISTERS
+                    for (int k = 0; k < ENTRIES; k++)
+                        d[k] *= a == b ? 1 : below;
+                    add_lanes(d, tile);
+                    if (a + SIDE > end[i])
+                        for (int k = 0; k < ENTRIES; k++)
+                            if (top + k / SIDE > last || b + k % SIDE > last)
+                                tile[k] = 0;
+                }
     }
 }

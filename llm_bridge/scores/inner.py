@@ -256,6 +256,11 @@ _LEAVES: Any = WeakTensorKeyDictionary()
 """inputs of modules that are looped over, where their own graphs begin, and the modules' names"""
 
 
+def any_cut() -> bool:
+    """Whether any graph alive was cut: a quick answer for the models that no loop ever touched."""
+    return bool(_LEAVES)
+
+
 def cut_by(node: Any) -> str | None:
     """The name of the module whose loop cut a graph off at this node; None where it was not cut."""
     return _LEAVES.get(node.variable) if hasattr(node, "variable") else None

@@ -17,6 +17,7 @@ autograd) every node returns the ordinary gradient. In order of cost:
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NoReturn, Protocol
 
@@ -37,6 +38,9 @@ class Pass(Protocol):
     """What a layer reports to: one backward for score norms."""
 
     layout: Layout
+
+    def operands(self, name: str, grad: Tensor, x: Tensor) -> Operands:
+        """What `matrix` is to be told of a map's `grad` (..., out) and `x` (..., into)."""
 
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
         """One use of a weight matrix in a product, or of its transpose: the pair whose product is the gradient."""
@@ -163,6 +167,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Inside, nothing is cast; entered at no cost where nothing is anyway."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 # --- linear maps ------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +200,7 @@ class _Matrix(torch.autograd.Function):
         x, value = ctx.saved_tensors
         ask_x, ask_weight, ask_bias = ctx.needs_input_grad[:3]
         rest = (None,) * 4
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device.type):
             matrix = (value.t() if ctx.transposed else value).to(grad.dtype)
             running, name = ctx.twin.tape.running, ctx.twin.name
             if running is None or not running.told("matrix", name, ctx.weight, grad):
@@ -211,7 +220,7 @@ class _Matrix(torch.autograd.Function):
                 pair = (live.x, live.grad) if ctx.transposed else (live.grad, live.x)
                 grad_w = (pair[0].t() @ pair[1].to(pair[0].dtype)).to(ctx.weight.dtype) if ask_weight else None
                 return grad_x, grad_w, rows.sum(0).to(ctx.bias.dtype) if ask_bias else None, *rest
-            live = Operands.of(running.layout, name, grad, x.detach())
+            live = running.operands(name, grad, x.detach())
             grad_x = live.spread(live.grad @ matrix).view(x.shape) if ask_x else None
             if ask_weight:
                 running.matrix(name, ctx.weight, live, ctx.transposed)
@@ -424,7 +433,7 @@ class _Scaled(torch.autograd.Function):
         norm, shape, eps = ctx.rule
         eps = torch.finfo(x.dtype).eps if eps is None else eps
         wide = torch.promote_types(torch.promote_types(x.dtype, grad.dtype), torch.float32)
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device.type):
             grad = grad.to(wide)
             unit, grad_x = norm(x.to(wide), grad, None if value is None else value.to(wide), list(shape), eps)
             found: list[Tensor | None] = []

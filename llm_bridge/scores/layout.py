@@ -157,10 +157,11 @@ class Operands:
     rows: int = 0
 
     @classmethod
-    def of(cls, layout: Layout, name: str, grad: Tensor, x: Tensor) -> "Operands":
-        """From `grad` (..., out) and `x` (..., into). Rows without output gradient (prompts, padding) go if many."""
+    def of(cls, layout: Layout, name: str, grad: Tensor, x: Tensor, look: bool = True) -> "Operands":
+        """From `grad` (..., out) and `x` (..., into). Rows without output gradient (prompts, padding) go if many, and
+        if one is to `look`."""
         grad, x = layout.flatten(name, grad), layout.flatten(name, x)
-        keep = live_rows(grad)
+        keep = live_rows(grad) if look else None
         if keep is None:
             return cls(grad, x, layout, None, len(grad))
         return cls(grad.index_select(0, keep), x.index_select(0, keep), layout.kept(len(grad), keep), keep, len(grad))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
-from llm_bridge.scores.inner import cut_by, graph_nodes
+from llm_bridge.scores.inner import any_cut, cut_by, graph_nodes
 from llm_bridge.scores.layers import Twin
 from llm_bridge.scores.layout import WHOLE_LOOP
 from vcposim.errors import InputError
@@ -31,7 +31,7 @@ def refuse_modules(modules: Mapping[str, nn.Module], method: str) -> None:
             )
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward without backward leaves the root's parameters whole
-        if not any(p.requires_grad for p in module.parameters(recurse=False)):
+        if not any(p is not None and p.requires_grad for p in module._parameters.values()):
             continue
         if getattr(module, "sparse", False) is True:
             raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
@@ -110,7 +110,7 @@ def refuse_graph(log_prob: Tensor, advise: Callable[[str], str]) -> bool:
     Returns whether reentrant checkpoints lie in it.
     """
     nodes = graph_nodes([log_prob])
-    cut = next((name for node in nodes if (name := cut_by(node)) is not None), None)
+    cut = next((name for node in nodes if (name := cut_by(node)) is not None), None) if any_cut() else None
     if cut is not None:
         raise InputError(
             f"{cut}: looped over, and leaves something behind (a cache) on which log_prob hangs, whose gradient is "

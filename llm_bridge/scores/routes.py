@@ -55,6 +55,8 @@ class Route:
 
     sinks: float = 0.0
     """how many sums a trajectory's block enters on average; 0: norms only"""
+    keeps = False
+    """whether any coefficients may follow, for which a matrix' blocks could be kept"""
     run: float = 1.0
     """how many neighbors share a product on average"""
     fold: Tensor | None = None
@@ -87,6 +89,10 @@ class Route:
 
         `layout` says whose the rows of this weight's operands are.
         """
+
+    def blocks(self, param: nn.Parameter, block: Tensor) -> None:
+        """Keep the per-trajectory gradients `block` (n, *param) of a weight."""
+        raise NotImplementedError
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
         """Keep the per-trajectory gradients `grad` (n, d) of a bias or scale."""
@@ -169,18 +175,32 @@ class Kept(Route):
 
 
 class General(Kept):
-    """Any coefficients: operands of every matrix are kept until the coefficients are known."""
+    """Any coefficients: until they are known, operands of every matrix are kept, or their products.
+
+    Products need no second one to form the gradient. For trajectories long against the layer's width they take about
+    the operands' memory.
+    """
+
+    keeps = True
 
     def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
         super().__init__(layout, stored)
         self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout]] = []
+        self._block: list[tuple[nn.Parameter, Tensor]] = []
+
+    def blocks(self, param: nn.Parameter, block: Tensor) -> None:
+        """Keeps `block` (n, *param)."""
+        self._block.append((param, block))
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
         """Keeps the operands: `left` (N, out), `right` (N, into)."""
         self._matrix.append((param, left, right, layout))
 
     def finish(self, coefficient: Tensor) -> None:
-        """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops the operands."""
+        """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops what was kept."""
+        while self._block:
+            param, block = self._block.pop()
+            self.give(param, -(coefficient / self.scale).to(block.device, block.dtype) @ block.flatten(1))
         scaled = Recent(1)  # an input that several maps read is scaled once
         spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         while self._matrix:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from llm_bridge.scores.calibration import Workspace, fastest, take
+from llm_bridge.scores.calibration import Choice, Workspace, fastest, take
 from llm_bridge.scores.chunks import Piece, Place, gathered
 from llm_bridge.scores.inner import Differs, Inner
 from llm_bridge.scores.layout import Layout, Operands
@@ -17,6 +17,8 @@ from llm_bridge.scores.norms import embedding_sq_norms, head_at_token, square_su
 from llm_bridge.scores.routes import Route
 from vcposim.errors import InputError
 
+LIVE_LOOKS = 4
+"""maps in a row whose rows are all live, from which on they are taken to be"""
 _COUPLED: WeakSet[nn.Module] = WeakSet()
 """looped modules whose gradients on one trajectory alone do not add up to those on all"""
 _IN_PIECES: Any = WeakTensorKeyDictionary()
@@ -87,6 +89,17 @@ class ScorePass:
         self._piece: dict[nn.Parameter, dict[str, list[Piece]]] = {}
         self._full: set[tuple[str, nn.Parameter]] = set()
         self._gathering = False
+        self._live_looks = 0
+        self._choice: dict[Any, Choice] = {}
+
+    def operands(self, name: str, grad: Tensor, x: Tensor) -> Operands:
+        """A linear map's `grad` (..., out) and `x` (..., into), without rows that cannot matter.
+
+        The further back, the more rows have a gradient: when several maps had all, no more is looked.
+        """
+        found = Operands.of(self.layout, name, grad, x, look=self._live_looks < LIVE_LOOKS)
+        self._live_looks = self._live_looks + 1 if found.keep is None else 0
+        return found
 
     @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
@@ -107,7 +120,10 @@ class ScorePass:
             self._waiting.setdefault(weight, []).append((left, right, layout))
 
     def _product(self, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout) -> None:
-        choice = fastest(self._method, left, right, layout, self.route)
+        shape = (layout.n, left.shape, right.shape[1], left.dtype, layout.owner is None)
+        choice = self._choice.get(shape)
+        if choice is None:
+            choice = self._choice[shape] = fastest(self._method, left, right, layout, self.route)
         self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
 
     @torch.no_grad()

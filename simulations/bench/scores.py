@@ -27,7 +27,10 @@ Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of le
                    run of equal rewards. One more gradient buffer. Rows without output gradient are left out, which
                    plain does not do: in these cases the prompt, a quarter of the rows of the head and of the last
                    block. What that is worth is told by --prompt 0, where there are none.
-    general        min(T rows cols, T^2 (rows + cols)) more: blocks thrown away, or Gram matrices; a third at most.
+    general        T^2 (rows + cols) / 2 more: the lower halves of Gram matrices, with the compiled kernel; or 0, where
+                   blocks take at most twice the memory of the operands, are kept in their place and added up when
+                   the coefficients are known: a pass over n rows cols numbers that are written and read. Without a
+                   compiler min(T rows cols, T^2 (rows + cols)): blocks thrown away, or Gram matrices; a third at most.
                    Activations and output gradients stay alive, n T (rows + cols) numbers per map.
     sketch, K      T K (rows + cols) more, T K cols of them once for all maps of one input, no term in T^2. The norms
                    carry an error, the gradient none. Operands stay alive as in general, or two sums are formed as in

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_bridge.scores import ScoreTape, calibration, fused
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Scratch, Sink, sink_plan
+from llm_bridge.scores.norms import Recent, Scratch, Sink, sink_plan
 from llm_bridge.training import TrainConfig
 from tests.kit.statistical import OPERATION, assert_near, assert_rounding_only
 from tests.llm_bridge.models import NEEDS_COMPILER
@@ -63,10 +63,17 @@ def test_norms_and_sums_are_those_of_blocks(case: tuple[Tensor, Tensor, Layout, 
     try:
         sink = Sink(total, factor, sink_plan(factor)) if len(factor) else None
         norm = fused.fused_sq_norms(left, right, layout, sink, Scratch())
+        of_half = fused.half_gram_sq_norms(left, right, layout, Recent(2))
     finally:
         torch.set_num_threads(before)
     allow = KINDS[left.dtype]
     assert_near(norm, block.square().sum((1, 2)), allow=allow, scale=0)
+    # its terms have both signs: what cancels is as large as the Gram matrices
+    size = [
+        float(a.double().norm() ** 2 * b.double().norm() ** 2)
+        for a, b in zip(*map(layout.split, case[:2]), strict=True)
+    ]
+    assert_near(of_half, block.square().sum((1, 2)), allow=allow, scale=max(size, default=0.0))
     magnitude = float(torch.einsum("n,nrc->rc", factor.abs().sum(0) + 1, block.abs()).max())
     for each, row in zip(total, factor, strict=True):
         assert_near(each, torch.einsum("n,nrc->rc", row, block), allow=allow, scale=magnitude)
@@ -83,14 +90,15 @@ def test_one_thread_and_several_give_the_same_sums() -> None:
         torch.set_num_threads(threads)
         total = [torch.empty(500, 70) for _ in factor]
         norm = fused.fused_sq_norms(left, right, layout, Sink(total, factor, sink_plan(factor)), Scratch())
-        found.append((norm, *total))
+        found.append((norm, *total, fused.half_gram_sq_norms(left, right, layout, Recent(2))))
     torch.set_num_threads(before)
-    assert found[0][0].isnan().tolist() == [False, True, *[False] * 4]
+    assert found[0][0].isnan().tolist() == found[0][-1].isnan().tolist() == [False, True, *[False] * 4]
     assert bool(found[0][1].isfinite().all())
     assert bool(found[0][2][3].isnan().all())
-    for norm, *total in found[1:]:
+    for norm, *total, half in found[1:]:
         assert_rounding_only(norm[2:], found[0][0][2:])
         assert torch.equal(total[0], found[0][1])
+        assert torch.equal(half[2:], found[0][-1][2:])
 
 
 @NEEDS_COMPILER

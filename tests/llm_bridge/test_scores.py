@@ -41,7 +41,7 @@ from llm_bridge.scores import (
 from llm_bridge.scores.calibration import RUNS, WHOLE
 from llm_bridge.scores.layout import Layout, Operands, live_rows
 from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_norms
-from llm_bridge.scores.routes import Affine, Line
+from llm_bridge.scores.routes import Affine, General, Line, NormsOnly
 from simulations.bench import score_records
 from simulations.bench import scores as bench
 from tests.kit.statistical import OPERATION, SUMMED, assert_near, assert_rounding_only, assert_within_errors
@@ -168,10 +168,10 @@ def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_clock_decides_for_auto_alone(fits: bool) -> None:
     """Two processes of one run must have the same bits: a method that was named is one way, whatever the time."""
-    names = (*calibration.METHODS, "sketch")
+    names = (*calibration.METHODS, "half gram", "sketch")
     assert [len(calibration.candidates(name, fits, compiled)) for name in names for compiled in (False, True)] == [
         1
-    ] * 10
+    ] * 12
     assert len(calibration.candidates("auto", fits, False)) > 1
 
 
@@ -183,6 +183,26 @@ def test_sums_in_one_product_or_by_runs(batch: str, how: int, monkeypatch: pytes
     compare(model, given, affine=True)
     monkeypatch.setattr(routes, "_folded", lambda basis: (torch.ones(basis.shape[1]).double(), basis))
     compare(model, given, affine=True)
+
+
+@pytest.mark.parametrize("choice", ["kept", "half gram"])
+@pytest.mark.parametrize("batch", BATCHES)
+@NEEDS_COMPILER
+def test_what_the_kernel_gives_to_any_coefficients(choice: str, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_pass, "fastest", lambda *_: (choice, RUNS))
+    for kind in ("llama", "gpt2"):
+        compare(tiny_model(kind, tied=True), BATCHES[batch](), affine=False)
+
+
+def test_blocks_are_kept_where_they_take_little_more_memory_than_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where a gradient with any coefficients is to follow: else they would be made for nothing."""
+    asked = []
+    monkeypatch.setattr(calibration, "_fastest", lambda method, fits, compiled, kept, *_: (asked.append(kept), 0))
+    monkeypatch.setattr(calibration, "kernel_takes", lambda *_: True)
+    for steps, kind in ((80, General), (79, General), (80, NormsOnly)):  # 320 x 320: 80 steps of 640 numbers are half
+        layout, x = Layout(2, (2, steps)), torch.empty(2 * steps, 320, device="meta")
+        calibration.fastest("auto", x, x, layout, kind(layout))
+    assert asked == [True, False, False]
 
 
 @pytest.mark.parametrize("size", [1, 16, 100])
