@@ -281,6 +281,8 @@ class RecordReader:
             elif inner:
                 column = self.columns.mapping.get(name, name)
                 how = f"name its part, as in --column {name}={column}.*.{inner[0]}"
+            elif any(str(k).endswith("dtype") for k in parts):
+                how = "write the array as a list of its numbers: array.tolist()"
             elif any(isinstance(x, dict) for x in parts.values()):
                 how = "write the sampled token's number alone (of vLLM's: logprobs[t][token_id].logprob)"
             article = "an" if what[0] in "aeio" else "a"

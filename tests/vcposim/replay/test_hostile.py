@@ -75,6 +75,10 @@ def longer(i: int, row: Record) -> Record:
 SAME, REFUSED, SAID = "same", "refused", "said"
 
 RECORDS: dict[str, tuple[Change, str, str]] = {
+    "arrays in an encoding": (
+        with_(log_prob=lambda i, row: {"dtype": "float64", "shape": [tokens(row)], "data": "AAAAAAAAAACa"}),
+        REFUSED, "array.tolist",
+    ),
     "versions as strings": (with_(version=lambda i, row: str(i % 3), learner_version="5"), SAME, ""),
     "versions that are names": (with_(version="v1", learner_version="v5"), SAME, "'v1' and 'v5' are no numbers"),
     "versions exchanged": (with_(version=5, learner_version=3), SAME, "lag is negative in 64 trajectories"),
