@@ -365,6 +365,8 @@ def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
                 if file and f.check not in known:
                     told.setdefault(f.check, []).append((file, f))
         for (file, f), *more in told.values():
+            if len(more) + 1 == len(parts) and f.check in [p.check for p in partial]:
+                continue  # some lists of every file
             named = f"in {file}" + (f" and {len(more)} more files" if more else ", of all files,")
             found.append(f._replace(evidence=f"{named} {f.evidence}"))
     return found + [p for p in partial if p.check not in {f.check for f in found}]

@@ -290,6 +290,18 @@ def test_a_temperature_of_some_lists_is_told_of_those(
     assert abs(rest - 1) < (of_bad - 1) / 4
 
 
+def test_a_temperature_of_some_lists_of_every_file_is_told_of_the_lists(tmp_path: Path) -> None:
+    rng = np.random.default_rng(15)
+    good, bad = clean(rng, 0.3), tempered(rng, 1.6)
+    lists = tuple([b[i] if i % 4 == 1 else a[i] for i in range(64)] for a, b in zip(good, bad, strict=True))
+    for rank in range(3):
+        read(lists, tmp_path)  # type: ignore[arg-type]
+        (tmp_path / "d.jsonl").rename(tmp_path / f"rank_{rank}.jsonl")
+    told = [f.evidence for f in read_dump(tmp_path).findings if f.check == "temperature"]
+    assert len(told) == 1
+    assert "at least 48 of 192 lists looked at (rank_0.jsonl: line 2, rank_0.jsonl: line 6" in told[0]
+
+
 def test_a_constant_ratio_of_some_lists_is_told_of_those(tmp_path: Path) -> None:
     samplers, _ = clean(np.random.default_rng(14), 0.3)
     learners = [np.minimum(a - 0.05, 0) if i % 8 == 3 else a * 0.999 for i, a in enumerate(samplers)]
