@@ -22,7 +22,7 @@ sum_st left_s[token_t] <right_s, g_t>, in which no vocabulary-wide array appears
 
 **Which sums each route needs.** The update is -sum_i c_i s_i, and c depends on the norms. *General*, any c: keep the
 operands of each product and form left^T diag(c) right when c is known, or keep the products where trajectories are so
-long that these take little more memory. *Affine*, c = u + a v with one unknown a: two
+long that these take a few times the memory of an operand at most. *Affine*, c = u + a v with one unknown a: two
 sums suffice, taken as the blocks go by, at two values of a where most coefficients vanish.
 
 **On several ranks.** Where each rank holds its own trajectories, norms are its own affair, and gradients add up

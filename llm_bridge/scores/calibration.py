@@ -23,7 +23,6 @@ from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
     Scratch,
-    Sink,
     Sketch,
     batch_sq_norms,
     block_sq_norms,
@@ -36,8 +35,8 @@ Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram", "fused")
 BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 WHOLE, RUNS = 0, 1
-KEPT = 2
-"""times the operands' memory that blocks may take instead"""
+KEPT = 4
+"""times the smaller operand's memory that blocks may take instead of operands"""
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 
 
@@ -61,7 +60,7 @@ def take(
     if method == "kept":
         block = left.new_empty(layout.n, left.shape[1], right.shape[1])
         route.blocks(weight, block)
-        return fused_sq_norms(left, right, layout, Sink(list(block), torch.eye(layout.n), ()), work.scratch)
+        return fused_sq_norms(left, right, layout, None, work.scratch, block)
     if method in ("block", "batch", "fused"):
         sink = route.sink(weight)
         if method == "fused":
@@ -90,9 +89,7 @@ def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Rou
     steps = _rounded(max(1, left.shape[0] // layout.n))
     shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)), route.keeps)
     compiled = kernel_takes(left.device, left.dtype)
-    if compiled and method == "fused" and not route.sinks and steps * (rows + cols) < 2 * rows * cols:
-        method = "half gram"  # fewer multiplications
-    kept = compiled and route.keeps and layout.n * rows * cols <= KEPT * len(left) * (rows + cols)
+    kept = compiled and route.keeps and layout.n * max(rows, cols) <= KEPT * len(left)
     return _fastest(method, fits, compiled, kept, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 
@@ -104,8 +101,8 @@ def _fastest(method: str, fits: bool, compiled: bool, kept: bool, *key: Any) -> 
 
 def candidates(method: str, fits: bool, compiled: bool, kept: bool = False) -> list[Choice]:
     """The choices that `method` leaves; "batch" only where all trajectories' blocks fit in memory, "fused" only where
-    the kernel is `compiled` for such operands; blocks are `kept` for the gradient where they take little more memory
-    than the operands.
+    the kernel is `compiled` for such operands; blocks are `kept` for the gradient where they take at most `KEPT` times
+    the memory of the smaller operand (the larger may be one that other maps hold as well).
 
     A named method has one, so that its bits repeat: a clock decides for "auto" alone.
 

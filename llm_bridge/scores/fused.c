@@ -5,8 +5,9 @@
 
        square[i] += ||D_i||^2                        over the rows top .. bottom-1 of D_i
        total[k]  += factor[k n + i] D_i              for every sum k; i = first[k] overwrites
+       total[i]   = D_i                              without factors
 
-   A block is never stored. A product leaves its entries in HEIGHT x WIDTH registers; there they are squared and added
+   A product leaves its entries in HEIGHT x WIDTH registers; there they are squared and added
    up. That costs 1/T of the product, where a block that is written and read again costs a multiple of it.
 
    Both are copied once, panel by panel (WIDTH columns of right, HEIGHT of left, a trajectory's steps after each other),
@@ -85,8 +86,9 @@ void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t r
                         EACH squares[(r * VECTORS + v) % CHAINS] += d[r][v] * d[r][v];
 
                         ptrdiff_t j = near + q * WIDTH, wide = far - j < WIDTH ? far - j : WIDTH;
-                        for (ptrdiff_t k = 0; k < sums; k++) {
-                            REAL f = factor[k * n + i], *c = total[k] + row * cols + j;
+                        for (ptrdiff_t k = factor ? 0 : i; k < (factor ? sums : i + 1); k++) {
+                            REAL f = factor ? factor[k * n + i] : 1, *c = total[k] + row * cols + j;
+                            int overwrite = !factor || i == first[k];
                             if (f == 0)
                                 continue;
                             if (wide < WIDTH || high < HEIGHT) {
@@ -94,8 +96,8 @@ void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t r
                                 EACH *(vector *)(edge[r] + v * LANES) = d[r][v];
                                 for (ptrdiff_t r = 0; r < high; r++)
                                     for (ptrdiff_t w = 0; w < wide; w++)
-                                        c[r * cols + w] = f * edge[r][w] + (i == first[k] ? 0 : c[r * cols + w]);
-                            } else if (i == first[k]) {
+                                        c[r * cols + w] = f * edge[r][w] + (overwrite ? 0 : c[r * cols + w]);
+                            } else if (overwrite) {
                                 EACH *(vector *)(c + r * cols + v * LANES) = f * d[r][v];
                             } else {
                                 EACH *(vector *)(c + r * cols + v * LANES) += f * d[r][v];
@@ -114,7 +116,7 @@ void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t r
 
 /* The entries of x_i x_i^T, x_i the rows begin[i] .. end[i]-1 of x (N, cols), in tiles of SIDE x SIDE on and below the
    diagonal, from out[i] on; those below count sqrt(2) times, so that <K, L> of two such is that of the whole matrices.
-   Up to SIDE - 1 rows after a trajectory's are read, and come to nothing.
+   Rows of x after a trajectory's are read, up to a whole tile, and come to nothing.
 
    A register holds the products of LANES columns of two rows. They are added up at the end, all entries at once. */
 
@@ -178,7 +180,9 @@ static inline __attribute__((always_inline)) void add_columns(vector *d, const R
     }
 }
 
-SCHEDULED void gram(const REAL *x, ptrdiff_t step, ptrdiff_t cols, ptrdiff_t from, ptrdiff_t to, const ptrdiff_t *begin,
+ptrdiff_t side(void) { return SIDE; }
+
+SCHEDULED void gram(const REAL *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t from, ptrdiff_t to, const ptrdiff_t *begin,
           const ptrdiff_t *end, REAL *const *out)
 {
     const REAL below = 1.41421356237309504880;
@@ -193,14 +197,16 @@ SCHEDULED void gram(const REAL *x, ptrdiff_t step, ptrdiff_t cols, ptrdiff_t fro
                     REGISTERS
                     for (int k = 0; k < ENTRIES; k++)
                         d[k] = (vector){0};
-                    ptrdiff_t j = 0;
-                    for (; j + LANES <= cols; j += LANES)
+                    ptrdiff_t j = 0, whole = a + SIDE <= rows ? cols / LANES * LANES : 0;
+                    for (; j < whole; j += LANES)
                         add_columns(d, own + j, other + j, step);
-                    if (j < cols) {
+                    for (; j < cols; j += LANES) { /* the last columns; all of a tile with rows that x has not */
                         REAL rest[HIGH + SIDE][LANES] = {{0}};
-                        for (int r = 0; r < HIGH + SIDE; r++)
-                            memcpy(rest[r], (r < HIGH ? own + r * step : other + (r - HIGH) * step) + j,
-                                   (cols - j) * sizeof(REAL));
+                        for (int r = 0; r < HIGH + SIDE; r++) {
+                            ptrdiff_t row = r < HIGH ? top + r : b + r - HIGH;
+                            if (row < rows)
+                                memcpy(rest[r], x + row * step + j, (cols - j < LANES ? cols - j : LANES) * sizeof(REAL));
+                        }
                         add_columns(d, rest[0], rest[HIGH], LANES);
                     }
                     REGISTERS

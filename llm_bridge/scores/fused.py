@@ -27,7 +27,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Recent, Scratch, Sink
+from llm_bridge.scores.norms import Recent, Scratch, Sink, of_grams
 from vcposim.errors import InputError
 
 SOURCE = Path(__file__).with_name("fused.c")
@@ -35,8 +35,6 @@ FLAGS = ("-O2", "-march=native", "-fno-tree-vectorize", "-funroll-loops", "-fpee
 REAL = {torch.float32: "float", torch.float64: "double"}
 COLUMNS, BAND = 1024, 1 << 15
 """columns of the right operand that are copied at a time, and entries of a sum that are gone through"""
-SIDE = 4
-"""of the tiles of a Gram matrix"""
 
 
 @cache
@@ -62,11 +60,11 @@ def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError):
         return None
     size, address = ctypes.c_ssize_t, ctypes.c_void_p
-    library.height.restype = library.width.restype = size
+    library.height.restype = library.width.restype = library.side.restype = size
     library.fused.restype = None
     library.fused.argtypes = [address, size, address, *[size] * 5, *[address] * 2, *[size] * 3, *[address] * 6]
     library.gram.restype = None
-    library.gram.argtypes = [address, *[size] * 4, *[address] * 3]
+    library.gram.argtypes = [address, *[size] * 5, *[address] * 3]
     return library
 
 
@@ -89,10 +87,12 @@ def kernel_takes(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and kernel(dtype) is not None
 
 
-def fused_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | None, scratch: Scratch) -> Tensor:
-    """Exact norms, each block added to the sink where it is made: (N, out), (N, in) -> (n,).
+def fused_sq_norms(
+    left: Tensor, right: Tensor, layout: Layout, sink: Sink | None, scratch: Scratch, block: Tensor | None = None
+) -> Tensor:
+    """Exact norms, each block added to the sink where it is made: `left` (N, out), `right` (N, in) -> (n,).
 
-    A thread takes a band of rows, as many as torch would use.
+    Or left in `block` (n, out, in), where there is no sink. A thread takes a band of rows, as many as torch would use.
     """
     library = kernel(left.dtype)
     assert library is not None
@@ -104,12 +104,13 @@ def fused_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
     tall = max(1, min(BAND // min(cols, COLUMNS), rows + high - 1) // high) * high
     own, panels = longest * tall, len(left) * (-(-min(cols, COLUMNS) // wide) * wide)
 
-    buffer: Sequence[Tensor] = [] if sink is None else sink.buffer
+    assert sink is None or block is None
+    buffer: Sequence[Tensor] = sink.buffer if sink is not None else [] if block is None else list(block)
     plain = [x.is_contiguous() and x.dtype == left.dtype for x in buffer]
     total = [x if same else left.new_zeros(x.shape) for x, same in zip(buffer, plain, strict=True)]
     where = (ctypes.c_void_p * max(1, len(total)))(*[x.data_ptr() for x in total])
     table = () if sink is None else tuple(map(tuple, sink.factor.tolist()))
-    factor, first = _factors(table, left.dtype)
+    factor, first = _factors(table, left.dtype) if block is None else (None, None)
 
     threads = max(1, min(torch.get_num_threads(), rows // (4 * high)))
     each = -(-rows // (threads * high)) * high
@@ -137,28 +138,26 @@ def fused_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
 
 def half_gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: Recent) -> Tensor:
     """Exact norms from the lower halves of the Gram matrices: (N, out), (N, in) -> (n,). `recent` is for them alone."""
+    library = kernel(left.dtype)
+    assert library is not None
     each = [recent.of(x, lambda x: _half_gram(x, layout)) for x in (left, right)]
-    size = _tiles(tuple(layout.bounds(len(left))))
-    if len(set(size)) == 1:
-        return torch.linalg.vecdot(*(x.view(layout.n, -1) for x in each))
-    return torch.stack([torch.dot(a, b) for a, b in zip(*(x.split(size) for x in each), strict=True)])
+    size = _tiles(tuple(layout.bounds(len(left))), library.side())
+    first, second = ([x.view(layout.n, -1)] if len(set(size)) == 1 else x.split(size) for x in each)
+    return of_grams(first, second, left, right, layout)
 
 
 def _half_gram(x: Tensor, layout: Layout) -> Tensor:
     library = kernel(x.dtype)
     assert library is not None
     bounds, n = tuple(layout.bounds(len(x))), layout.n
-    after = max(start - (start - stop) // SIDE * SIDE for start, stop in bounds) - len(x)
-    if after > 0:
-        x = torch.nn.functional.pad(x, (0, 0, 0, after))  # the kernel reads whole tiles
     x = x if x.stride(1) == 1 else x.contiguous()
     begin, end, _ = _places(bounds)
-    size = _tiles(bounds)
+    size = _tiles(bounds, library.side())
     out = x.new_empty(sum(size))
     at = (ctypes.c_void_p * n)(*(out.data_ptr() + x.element_size() * k for k in accumulate(size[:-1], initial=0)))
 
     def some(first: int, last: int) -> None:
-        library.gram(x.data_ptr(), x.stride(0), x.shape[1], first, last, begin, end, at)
+        library.gram(x.data_ptr(), x.stride(0), *x.shape, first, last, begin, end, at)
 
     threads = min(torch.get_num_threads(), n)
     if threads == 1:
@@ -171,14 +170,14 @@ def _half_gram(x: Tensor, layout: Layout) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _tiles(bounds: tuple[tuple[int, int], ...]) -> list[int]:
-    """How many numbers the half of each trajectory's Gram matrix takes.
+def _tiles(bounds: tuple[tuple[int, int], ...], side: int) -> list[int]:
+    """How many numbers the half of each trajectory's Gram matrix takes, in tiles of so many rows.
 
-    >>> _tiles(((0, 4), (4, 10)))
+    >>> _tiles(((0, 4), (4, 10)), 4)
     [16, 48]
     """
-    wide = [-(-(stop - start) // SIDE) for start, stop in bounds]
-    return [SIDE * SIDE * k * (k + 1) // 2 for k in wide]
+    wide = [-(-(stop - start) // side) for start, stop in bounds]
+    return [side * side * k * (k + 1) // 2 for k in wide]
 
 
 @lru_cache(maxsize=256)

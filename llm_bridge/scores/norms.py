@@ -23,6 +23,8 @@ from torch import Tensor
 from llm_bridge.scores.layout import Layout
 
 Step = tuple[int, float, bool]
+CANCELLED = 1e-2
+"""a norm from Gram matrices that is smaller than so much of the product of theirs is taken another way"""
 _DRAW = 1 << 14
 
 
@@ -151,14 +153,29 @@ def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: "Recent")
     """
     kind = sum_dtype(left.dtype)
     if layout.owner is None:
-        first, second = (recent.of(x, lambda x: _gram(x, layout.n).flatten(1).to(kind)) for x in (left, right))
-        return torch.linalg.vecdot(first, second)
-    pairs = zip(layout.split(left), layout.split(right), strict=True)
-    return torch.stack([_one_gram(left_i, right_i, kind) for left_i, right_i in pairs])
+        first, second = ([recent.of(x, lambda x: _gram(x, layout.n).flatten(1).to(kind))] for x in (left, right))
+    else:
+        first, second = ([(x @ x.t()).flatten().to(kind) for x in layout.split(side)] for side in (left, right))
+    return of_grams(first, second, left, right, layout)
 
 
-def _one_gram(left: Tensor, right: Tensor, kind: torch.dtype) -> Tensor:
-    return torch.dot((left @ left.t()).flatten().to(kind), (right @ right.t()).flatten().to(kind))
+def of_grams(first: Sequence[Tensor], second: Sequence[Tensor], left: Tensor, right: Tensor, layout: Layout) -> Tensor:
+    """Norms <first_i, second_i> from Gram matrices of the operands: `left` (N, out), `right` (N, in) -> (n,).
+
+    first, second: the trajectories' flat Gram matrices, all in one array or an array each. The sum's terms have both
+    signs. Where they cancel to less than a hundredth, as gradients that add up to nothing do on inputs that have much
+    in common, the product is formed after all. On a CPU: elsewhere to ask would stall the queue of launches.
+    """
+
+    def dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+        return torch.linalg.vecdot(x[0], y[0]) if x[0].dim() == 2 else torch.stack(list(map(torch.dot, x, y)))
+
+    square = dots(first, second)
+    if left.device.type == "cpu":
+        least = CANCELLED * (dots(first, first) * dots(second, second)).sqrt()
+        for i in (square < least).nonzero().flatten().tolist():
+            square[i] = square_sum(layout.split(left)[i].t() @ layout.split(right)[i])
+    return square
 
 
 def _gram(x: Tensor, n: int) -> Tensor:

@@ -4,7 +4,7 @@ The norms are known when the backward has reached the embedding; only then can c
 kept until then?
 
 *general*: any c. Keep each layer's input and output gradient, then form left^T diag(c) right. The activations a
-backward would free stay alive.
+backward would free stay alive. Or keep the blocks left_i^T right_i, where they are not large.
 
 *affine*: c_i = u_i + a v_i with u, v known beforehand and the scalar a not (an off-policy optimal baseline b is a =
 -b with u = w R, v = w). The gradient is then affine in a too, so two weight-gradient sums suffice. Which two is
@@ -177,20 +177,20 @@ class Kept(Route):
 class General(Kept):
     """Any coefficients: until they are known, operands of every matrix are kept, or their products.
 
-    Products need no second one to form the gradient. For trajectories long against the layer's width they take about
-    the operands' memory.
+    Products need no second one to form the gradient; for trajectories long against the layer's width their memory is
+    bounded (`calibration.KEPT`).
     """
 
     keeps = True
 
     def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
         super().__init__(layout, stored)
-        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout]] = []
-        self._block: list[tuple[nn.Parameter, Tensor]] = []
+        # in order of arrival, whatever is kept: under FSDP2 every rank must give the parameters in one order
+        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout] | tuple[nn.Parameter, Tensor]] = []
 
     def blocks(self, param: nn.Parameter, block: Tensor) -> None:
         """Keeps `block` (n, *param)."""
-        self._block.append((param, block))
+        self._matrix.append((param, block))
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
         """Keeps the operands: `left` (N, out), `right` (N, into)."""
@@ -198,13 +198,15 @@ class General(Kept):
 
     def finish(self, coefficient: Tensor) -> None:
         """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops what was kept."""
-        while self._block:
-            param, block = self._block.pop()
-            self.give(param, -(coefficient / self.scale).to(block.device, block.dtype) @ block.flatten(1))
         scaled = Recent(1)  # an input that several maps read is scaled once
         spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         while self._matrix:
-            param, left, right, layout = self._matrix.pop()
+            kept = self._matrix.pop()
+            if len(kept) == 2:
+                param, block = kept
+                self.give(param, -(coefficient / self.scale).to(block.device, block.dtype) @ block.flatten(1))
+                continue
+            param, left, right, layout = kept
             key = (id(layout), left.shape[0], left.dtype, left.device)
             if layout is not self.layout or key not in spread:  # most maps share the pass's layout, and so the rows
                 spread[key] = -layout.per_row((coefficient / self.scale).to(left.device, left.dtype), left.shape[0])

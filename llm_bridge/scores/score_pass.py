@@ -120,7 +120,7 @@ class ScorePass:
             self._waiting.setdefault(weight, []).append((left, right, layout))
 
     def _product(self, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout) -> None:
-        shape = (layout.n, left.shape, right.shape[1], left.dtype, layout.owner is None)
+        shape = (layout.n, left.shape, right.shape[1], left.dtype, left.device, layout.owner is None)
         choice = self._choice.get(shape)
         if choice is None:
             choice = self._choice[shape] = fastest(self._method, left, right, layout, self.route)

@@ -91,8 +91,8 @@ class ScoreTape:
 
     Under FSDP2 give the root module after `fully_shard`: each rank tapes its own trajectories, and `backward` leaves
     in each p.grad this rank's shard of the *sum* over ranks, so all ranks must call it. The affine route holds its
-    sums whole on every rank (two gradients in float32); the general one a single weight's gradient at a time. A pass
-    that is verified holds the whole gradient once.
+    sums whole on every rank (two gradients in float32); the general one what blocks it keeps and a single weight's
+    gradient at a time. A pass that is verified holds the whole gradient once.
 
     Raises InputError for modules it does not know, wrapped or otherwise sharded models, and calls out of order.
     """

@@ -28,7 +28,7 @@ Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of le
                    plain does not do: in these cases the prompt, a quarter of the rows of the head and of the last
                    block. What that is worth is told by --prompt 0, where there are none.
     general        T^2 (rows + cols) / 2 more: the lower halves of Gram matrices, with the compiled kernel; or 0, where
-                   blocks take at most twice the memory of the operands, are kept in their place and added up when
+                   blocks take at most four times the memory of an operand, are kept in their place and added up when
                    the coefficients are known: a pass over n rows cols numbers that are written and read. Without a
                    compiler min(T rows cols, T^2 (rows + cols)): blocks thrown away, or Gram matrices; a third at most.
                    Activations and output gradients stay alive, n T (rows + cols) numbers per map.

@@ -80,6 +80,17 @@ def test_norms_and_sums_are_those_of_blocks(case: tuple[Tensor, Tensor, Layout, 
 
 
 @NEEDS_COMPILER
+@given(products())
+def test_blocks_are_left_where_they_are_to_be_kept(case: tuple[Tensor, Tensor, Layout, Tensor]) -> None:
+    left, right, layout, _ = case
+    exact = torch.stack([a.double().t() @ b.double() for a, b in zip(*map(layout.split, case[:2]), strict=True)])
+    block = torch.full(exact.shape, float("nan"), dtype=left.dtype)
+    norm = fused.fused_sq_norms(left, right, layout, None, Scratch(), block)
+    assert_near(norm, exact.square().sum((1, 2)), allow=KINDS[left.dtype], scale=0)
+    assert_near(block, exact, allow=KINDS[left.dtype], scale=float(exact.abs().max()))
+
+
+@NEEDS_COMPILER
 def test_one_thread_and_several_give_the_same_sums() -> None:
     """And norms of another order of addition; what one trajectory has does not touch the others."""
     left, right = (torch.randn(6 * 8, d, generator=torch.Generator().manual_seed(d)) for d in (500, 70))

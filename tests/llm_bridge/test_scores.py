@@ -8,7 +8,9 @@ the ways one would break it by accident and requires that `compare` notices.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from llm_bridge.logprobs import (
 from llm_bridge.scores import (
     ScoreTape,
     calibration,
+    fused,
     last_block,
     layout,
     logit_sq_norms,
@@ -38,10 +41,12 @@ from llm_bridge.scores import (
     trajectory_sums,
     weighted_gradient_loop,
 )
-from llm_bridge.scores.calibration import RUNS, WHOLE
+from llm_bridge.scores import layout as layout_module
+from llm_bridge.scores.calibration import RUNS, WHOLE, Choice
 from llm_bridge.scores.layout import Layout, Operands, live_rows
 from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_norms
 from llm_bridge.scores.routes import Affine, General, Line, NormsOnly
+from llm_bridge.scores.score_pass import LIVE_LOOKS
 from simulations.bench import score_records
 from simulations.bench import scores as bench
 from tests.kit.statistical import OPERATION, SUMMED, assert_near, assert_rounding_only, assert_within_errors
@@ -191,17 +196,90 @@ def test_sums_in_one_product_or_by_runs(batch: str, how: int, monkeypatch: pytes
 def test_what_the_kernel_gives_to_any_coefficients(choice: str, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_pass, "fastest", lambda *_: (choice, RUNS))
     for kind in ("llama", "gpt2"):
-        compare(tiny_model(kind, tied=True), BATCHES[batch](), affine=False)
+        model, given = tiny_model(kind, tied=True), BATCHES[batch]()
+        compare(model, given, affine=False)
+        found = []
+        for scale in (1.0, 1024.0):
+            model.zero_grad()
+            with ScoreTape(model) as tape:
+                norm = tape.score_sq_norms(token_log_prob(model, given), given.mask, segment=given.segment, scale=scale)
+                tape.backward(norm)
+            found.append([norm, *(p.grad for p in model.parameters())])
+        for plain, scaled in zip(*found, strict=True):
+            assert_rounding_only(scaled, plain)
 
 
-def test_blocks_are_kept_where_they_take_little_more_memory_than_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+@NEEDS_COMPILER
+def test_parameters_are_given_their_gradients_in_one_order_whatever_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under FSDP2 giving is a collective, and a clock may choose otherwise on another rank."""
+    model, batch, orders = tiny_model("llama", tied=True), padded_batch(), []
+    for choices in (["block", "kept"], ["kept", "half gram"], ["block"]):
+        turn, given = cycle(choices), []
+        monkeypatch.setattr(score_pass, "fastest", lambda *_, turn=turn: (next(turn), RUNS))
+        monkeypatch.setattr(General, "give", lambda self, param, grad, given=given: given.append(param))
+        with ScoreTape(model, verify="never") as tape:
+            tape.backward(tape.score_sq_norms(token_log_prob(model, batch), batch.mask))
+        orders.append([id(p) for p in given])
+    assert orders[0] == orders[1] == orders[2]
+    assert len(orders[0]) > 4
+
+
+def test_every_shape_of_a_pass_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, asked = tiny_model("llama", tied=True), padded_batch(), []
+
+    def fastest(method: str, left: Tensor, right: Tensor, *_: Any) -> Choice:
+        asked.append((tuple(left.shape), right.shape[1]))
+        return "gram", RUNS
+
+    monkeypatch.setattr(score_pass, "fastest", fastest)
+    compare(model, batch, affine=False)
+    weights = {tuple(p.shape) for p in model.parameters() if p.dim() == 2}
+    assert {(left[1], right) for left, right in asked} == weights
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("prompt", [0, 3])
+def test_rows_are_looked_at_until_all_have_a_gradient(prompt: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(layout_module, "live_rows", lambda grad: (looks.append(live_rows(grad)), looks[-1])[1])
+    model = tiny_model("llama", tied=True)
+    batch = TokenBatch(torch.randint(3, 9, (3, 6)), torch.ones(3, 6))
+    batch.mask[:, :prompt] = 0
+    compare(model, batch, affine=False)
+    dead = [look is not None for look in looks]
+    assert any(dead) == (prompt > 0)
+    assert not any(dead[-LIVE_LOOKS:])
+
+
+def test_norms_whose_terms_cancel_are_taken_from_products() -> None:
+    """Output gradients that add up to nearly nothing, on inputs with a common part: the squares are far below the
+    Gram matrices' rounding."""
+    own = torch.Generator().manual_seed(0)
+    grad = torch.randn(4, 32, 12, generator=own)
+    grad = (grad - grad.mean(1, keepdim=True)).flatten(0, 1)
+    x = 1 + 1e-4 * torch.randn(128, 9, generator=own)
+    layout = Layout(4, (4, 32))
+    exact = torch.stack(
+        [(a.double().t() @ b.double()).square().sum() for a, b in zip(layout.split(grad), layout.split(x), strict=True)]
+    )
+    first, second = ((lambda y: torch.bmm(y, y.mT).flatten(1))(y.view(4, 32, -1)) for y in (grad, x))
+    naive = torch.linalg.vecdot(first, second)
+    assert bool(((naive - exact).abs() > 0.01 * exact).any())
+    found = [gram_sq_norms(grad, x, layout, Recent(2))]
+    if fused.kernel_takes(grad.device, grad.dtype):
+        found.append(fused.half_gram_sq_norms(grad, x, layout, Recent(2)))
+    for norm in found:
+        assert bool(((norm - exact).abs() < 1e-3 * exact).all())
+
+
+def test_blocks_are_kept_where_they_take_a_few_times_an_operands_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """And where a gradient with any coefficients is to follow: else they would be made for nothing."""
     asked = []
     monkeypatch.setattr(calibration, "_fastest", lambda method, fits, compiled, kept, *_: (asked.append(kept), 0))
     monkeypatch.setattr(calibration, "kernel_takes", lambda *_: True)
-    for steps, kind in ((80, General), (79, General), (80, NormsOnly)):  # 320 x 320: 80 steps of 640 numbers are half
+    for steps, kind in ((80, General), (79, General), (80, NormsOnly)):  # 320 rows: 80 steps of 90 numbers are a fourth
         layout, x = Layout(2, (2, steps)), torch.empty(2 * steps, 320, device="meta")
-        calibration.fastest("auto", x, x, layout, kind(layout))
+        calibration.fastest("auto", x[:, :90], x, layout, kind(layout))
     assert asked == [True, False, False]
 
 
