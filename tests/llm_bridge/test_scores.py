@@ -264,12 +264,12 @@ def test_norms_whose_terms_cancel_are_taken_from_products() -> None:
     )
     first, second = ((lambda y: torch.bmm(y, y.mT).flatten(1))(y.view(4, 32, -1)) for y in (grad, x))
     naive = torch.linalg.vecdot(first, second)
-    assert bool(((naive - exact).abs() > 0.01 * exact).any())
+    assert bool((naive < 0.9 * exact).any() or (naive > 1.1 * exact).any())
     found = [gram_sq_norms(grad, x, layout, Recent(2))]
     if fused.kernel_takes(grad.device, grad.dtype):
         found.append(fused.half_gram_sq_norms(grad, x, layout, Recent(2)))
     for norm in found:
-        assert bool(((norm - exact).abs() < 1e-3 * exact).all())
+        assert_near(norm, exact, allow=1e-3, scale=0)
 
 
 def test_blocks_are_kept_where_they_take_a_few_times_an_operands_memory(monkeypatch: pytest.MonkeyPatch) -> None:

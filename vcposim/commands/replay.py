@@ -25,8 +25,8 @@ from vcposim.replay import (
     LAYOUTS,
     CorrectionRanking,
     Dump,
-    Question,
     Replay,
+    ReplayOptions,
     Slice,
     first_alarms,
     parse_columns,
@@ -307,7 +307,7 @@ def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay
         skip_bad=arguments.skip_bad,
         growing=arguments.watch is not None,
     )
-    question = Question(
+    asked = ReplayOptions(
         baselines=arguments.baseline,
         weighting=arguments.weighting,
         cap=arguments.cap,
@@ -319,7 +319,7 @@ def _replayed(arguments: argparse.Namespace) -> Callable[[Sequence[str]], Replay
         corrections=not arguments.no_corrections,
         estimators=arguments.estimator,
     )
-    return lambda files: replay(read(files, progress=Progress()), question)
+    return lambda files: replay(read(files, progress=Progress()), asked)
 
 
 def render(found: Replay, console: Console) -> None:

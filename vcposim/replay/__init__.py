@@ -8,7 +8,7 @@ from vcposim.replay.layouts import LAYOUTS, ColumnLayout
 from vcposim.replay.metrics import LoggedRun, read_metrics
 from vcposim.replay.names import parse_columns
 from vcposim.replay.reading import read_dump
-from vcposim.replay.replay import Question, Replay, replay, summary, verdict
+from vcposim.replay.replay import Replay, ReplayOptions, replay, summary, verdict
 from vcposim.replay.tracks import Slice, Track, first_alarms, tracks
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "Dump",
     "Finding",
     "LoggedRun",
-    "Question",
     "Replay",
+    "ReplayOptions",
     "Slice",
     "Track",
     "first_alarms",

@@ -137,7 +137,7 @@ class Replay(Result):
 
 
 @dataclass(frozen=True)
-class Question:
+class ReplayOptions:
     """What is asked of a dump; all of it is checked when it is put together, before anything is read.
 
     `cap` is the limit of truncating treatments and of the truncated ESS. Groups below `min_group` are left out. `by`:
@@ -186,14 +186,14 @@ class Question:
         return [name for name in self.baselines if name not in NEEDS_SCORES]
 
 
-def replay(dump: Dump, question: Question | None = None, **options: Any) -> Replay:
-    """Replay baselines on a dump, under sequence weights: a `Question`, or the options of one.
+def replay(dump: Dump, options: ReplayOptions | None = None, **single: Any) -> Replay:
+    """Replay baselines on a dump, under sequence weights: `options`, or `single` ones of them.
 
     Without groups or rewards only the weights are read: no rows, no leverage.
 
     Raises `InputError` for unknown names, numbers out of range, or a dump with no group left.
     """
-    q = Question(**options) if question is None else question
+    q = ReplayOptions(**single) if options is None else options
     names, cap, min_group, resamples = q.names, q.cap, q.min_group, q.resamples
     notes = [f"baseline {name} is left out: it {NEEDS_SCORES[name]}" for name in q.baselines if name in NEEDS_SCORES]
     size = counts(dump.group)

@@ -286,8 +286,9 @@ def test_a_temperature_of_some_lists_is_told_of_those(
     assert "lists looked at" not in alone  # where all are so, the whole file is told
     factor, rest = map(float, re.findall(r"([\d.]+) times", told[0].evidence))
     (of_bad,) = map(float, re.findall(r"([\d.]+) times", alone))
-    assert abs(factor - of_bad) < (of_bad - 1) / 2
-    assert abs(rest - 1) < (of_bad - 1) / 4
+    excess = of_bad - 1
+    assert of_bad - excess / 2 < factor < of_bad + excess / 2
+    assert 1 - excess / 4 < rest < 1 + excess / 4
 
 
 def test_a_temperature_of_some_lists_of_every_file_is_told_of_the_lists(tmp_path: Path) -> None:
