@@ -357,11 +357,12 @@ def at_edge(best: Mapping[str, list[Record]], among: Mapping[str, list[Record]])
 
 
 def over_the_grid(records: list[Record]) -> list[Record]:
-    """One record for each method and seed of one place: the mean over step sizes."""
+    """One record for each method and seed of one place: the mean over step sizes; it neither collapsed nor did not."""
     found: dict[tuple[str, int], list[Record]] = {}
     for r in records:
         found.setdefault((r["method"], r["seed"]), []).append(r)
-    return [{**group[0], "average": float(np.mean([r["average"] for r in group]))} for group in found.values()]
+    mean = [{**group[0], "average": float(np.mean([r["average"] for r in group]))} for group in found.values()]
+    return [{k: v for k, v in r.items() if k != "collapse"} for r in mean]
 
 
 PAPERS_ESS = (0.1, 0.3)

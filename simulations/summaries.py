@@ -25,7 +25,7 @@ from vcposim.errors import InputError, unknown_name
 KEPT = ("reproduce", "git", "source_sha256", "settings_sha256", "python", "platform", "packages")
 VECTOR_LIMIT = 45_000
 """bytes; a figure of an experiment's own drawing with very many points is smaller, and faster to show, as pixels"""
-PLAIN = " <>/=:;,.()'-+*!?@[]{}|^`~$"
+UNESCAPED = " <>/=:;,.()'-+*!?@[]{}|^`~$"
 """what a data URI in double quotes holds as it is"""
 
 
@@ -133,7 +133,7 @@ def image(drawn: Any) -> str:
 
 def vector_uri(vector: bytes) -> str:
     """As text: base64 takes a fifth more. What ends an attribute, an entity or a URL is escaped."""
-    return "data:image/svg+xml," + quote(vector.replace(b"\n", b" "), safe=PLAIN)
+    return "data:image/svg+xml," + quote(vector.replace(b"\n", b" "), safe=UNESCAPED)
 
 
 def svg(drawn: Any) -> bytes:

@@ -113,7 +113,7 @@ def candidates(method: str, fits: bool, compiled: bool, kept: bool = False) -> l
     # sums in runs took 0.46 to 1.11 of the time of whole ones at 60 shapes, on one thread of a CPU (2026-11-29)
     one_pass, half = ([("fused", 0)], [("half gram", RUNS), ("half gram", WHOLE)]) if compiled else ([], [])
     named = {"block": block[2:3], "batch": batch or block[2:3], "fused": one_pass or block[2:3]}
-    named |= {name: [(name, RUNS)] for name in ("gram", "half gram", "sketch")}
+    named |= {name: [(name, RUNS)] for name in ("gram", "sketch")}
     half += [("kept", 0)] if kept else []
     return named.get(method, [*block, *batch, *one_pass, *half, ("gram", WHOLE), ("gram", RUNS)])
 

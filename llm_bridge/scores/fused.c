@@ -7,8 +7,8 @@
        total[k]  += factor[k n + i] D_i              for every sum k; i = first[k] overwrites
        total[i]   = D_i                              without factors
 
-   A product leaves its entries in HEIGHT x WIDTH registers; there they are squared and added
-   up. That costs 1/T of the product, where a block that is written and read again costs a multiple of it.
+   A product leaves its entries in HEIGHT x WIDTH registers; there they are squared and added up. That costs 1/T of the
+   product, where a block that is written and read again costs a multiple of it.
 
    Both are copied once, panel by panel (WIDTH columns of right, HEIGHT of left, a trajectory's steps after each other),
    so that the inner loop reads them in a row. Sums are gone through in bands of rows that stay in cache. */

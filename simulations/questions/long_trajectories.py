@@ -212,9 +212,15 @@ def analyse(records: list[Record]) -> Analysis:
         )
         for key, claim, words, rule, found, beside in asked
     ]
+    return Analysis(judge(questions), figures(best, among, "three"))
+
+
+def figures(best: dict[str, list[Record]], among: dict[str, list[Record]], count: str) -> list[Figure]:
+    """Who is ahead, at which step size, and how it came to that: `best` and `among` are the records of each place,
+    each method at its own best, and at all step sizes, of which there are `count`."""
     ranks = (
-        "Success rate averaged over training, everyone at its own best of three step sizes: mean over seeds with 95% "
-        "interval; how many runs collapsed stands beside. Lines: synchronous training."
+        f"Success rate averaged over training, everyone at its own best of {count} step sizes: mean over seeds with "
+        "95% interval; how many runs collapsed stands beside. Lines: synchronous training."
     )
     curves = (
         "Held-out success rate while learning, everyone at its own best step size: mean over seeds. Gray: synchronous "
@@ -224,12 +230,11 @@ def analyse(records: list[Record]) -> Analysis:
         "Success rate averaged over training at each step size: mean over seeds. A best at the first or last step size "
         "is a bound from below. Gray: synchronous training with n^2."
     )
-    figures = [
+    return [
         Figure("all_methods", rank_figure(best), ranks, alt=ranks),
         Figure("step_sizes", step_figure(among), sizes, alt=sizes),
         Figure("learning_curves", curve_figure(best), curves, alt=curves),
     ]
-    return Analysis(judge(questions), figures)
 
 
 def rank_figure(best: dict[str, list[Record]]) -> Plot:

@@ -11,18 +11,9 @@ from typing import Any
 import numpy as np
 
 from simulations.methods import Method, at_edge, best_of, gain, over_the_grid, told
-from simulations.protocol import Analysis, Comparison, Experiment, Figure, Question, Record, Rule, Setting, judge
+from simulations.protocol import Analysis, Comparison, Experiment, Question, Record, Rule, Setting, judge
 from simulations.questions import long_trajectories
-from simulations.questions.long_trajectories import (
-    LEAD,
-    RIVALS,
-    SYNCHRONOUS,
-    LongTask,
-    curve_figure,
-    rank_figure,
-    step_figure,
-    trained,
-)
+from simulations.questions.long_trajectories import LEAD, RIVALS, SYNCHRONOUS, LongTask, figures, trained
 from simulations.questions.transformer_collapse import MARGIN
 
 KIND = LongTask(
@@ -78,30 +69,13 @@ def analyse(records: list[Record]) -> Analysis:
         ("soft_beats_synchronous", "C15", "stale n^2 with soft negatives learns better than synchronous training",
          better, against(SOFT, SYNCHRONOUS), "", True),
         ("soft_over_steps", "C13", "over step sizes too, n^2 with soft negatives learns better than the others",
-         on_grid, against(SOFT, [n for n in METHODS if n != SOFT], grid), told(grid, METHODS), True),
+         on_grid, against(SOFT, [n for n in METHODS if n != SOFT], grid), told(records, METHODS), True),
     ]  # fmt: skip
     questions = [
         Question(key, claim, f"thoughts of 128 tokens: {words}", rule, found, "against", "transformer", note, beside)
         for key, claim, words, rule, found, note, beside in asked
     ]
-    ranks = (
-        "Success rate averaged over training, everyone at its own best of four step sizes: mean over seeds with 95% "
-        "interval; how many runs collapsed stands beside. Lines: synchronous training."
-    )
-    sizes = (
-        "Success rate averaged over training at each step size: mean over seeds. A best at the first or last step size "
-        "is a bound from below. Gray: synchronous training with n^2."
-    )
-    curves = (
-        "Held-out success rate while learning, everyone at its own best step size: mean over seeds. Gray: synchronous "
-        "training with the mean (solid) and n^2 (dashed)."
-    )
-    figures = [
-        Figure("all_methods", rank_figure(best), ranks, alt=ranks),
-        Figure("step_sizes", step_figure(among), sizes, alt=sizes),
-        Figure("learning_curves", curve_figure(best), curves, alt=curves),
-    ]
-    return Analysis(judge(questions), figures)
+    return Analysis(judge(questions), figures(best, among, "four"))
 
 
 def world(mode: str, key: str) -> list[Record]:
