@@ -76,6 +76,10 @@ def ranking(
 # --- matplotlib -------------------------------------------------------------------------------------------------------
 
 
+ENTRY, LETTER = 0.6, 0.07
+"""inches of an entry of the legend without its words, and of a letter of those"""
+
+
 def draw(what: Plot, mode: str = "light") -> Figure:
     """The plot as a matplotlib figure, in the colors of a light or dark page."""
     ink = COLORS[mode][INK]
@@ -110,7 +114,9 @@ def draw(what: Plot, mode: str = "light") -> Figure:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
         if len(handles) > 1:  # below all panels, where it hides nothing
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+            fit = int(figure.get_figwidth() / (ENTRY + LETTER * max(map(len, handles))))
+            ncols = max(1, min(4, len(handles), fit))
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
     return figure
 
 

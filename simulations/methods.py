@@ -194,10 +194,12 @@ def value_ranking(
     alarms = {name: f"{lost_of(records, name)} lost" for name in names if lost(records, name)}
     rows = {f"{n}  @ {step_sizes_of(records, n)}" if step_sizes else n: value_of(records, n) for n in names}
     label = dict(zip(names, rows, strict=True))
-    lines = [e.value for n in SYNCHRONOUS[:2] if n in label and (e := rows[label[n]]) is not None]
+    references = [n for n in names if n.startswith("synchronous, ")][:2]
+    lines = [e.value for n in references if (e := rows[label[n]]) is not None]
+    of = " and ".join(n.removeprefix("synchronous, ") for n in references)
     return ranking(
         title,
-        "value averaged over training (lines: synchronous, mean and OPOB)",
+        "value averaged over training" + (f" (lines: synchronous, {of})" if of else ""),
         rows,
         alarms={label[n]: words for n, words in alarms.items()},
         accent=[label[n] for n in accent if n in label],

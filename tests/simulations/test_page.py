@@ -113,6 +113,16 @@ def test_numbers_in_words_are_not_cut_with_places() -> None:
     assert not re.search(r"\.\d{3}", "".join(re.findall(r'\bd="([^"]*)"', vector)))
 
 
+@pytest.mark.parametrize("label", ["n2", "a method with quite a long name"])
+def test_a_legend_stays_inside_its_figure(label: str) -> None:
+    names = [f"{label} {k}" for k in range(5)]
+    drawn = draw(plot(panel("", "x", "y", [series(name, [1, 2], [0.1, 0.3]) for name in names]), width=3.8))
+    drawn.draw_without_rendering()
+    box, page = drawn.legends[0].get_window_extent(), drawn.bbox
+    assert page.x0 <= box.x0
+    assert box.x1 <= page.x1
+
+
 def test_a_picture_darkens_itself_on_a_dark_screen(browser: Any, tmp_path: Path) -> None:
     """Its pixels are those of the light picture on a light screen, of the dark one on a dark screen."""
     figure = committed(["collapse_prediction"])["collapse_prediction"].figures[0]["plot"]
