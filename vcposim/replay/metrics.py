@@ -135,7 +135,9 @@ STEPS = ("step", "train/global_step", "training/global_step", "trainer/global_st
 RUNS = ("run_name", "run", "run_id", "Name")
 NO_ROLLOUT = frozenset(k.key for k in KEYS if "/" in k.key)
 """keys that no record of a rollout has"""
-ROLLOUT = {*FIELDS, *(n for names in OTHER_NAMES.values() for n in names)} - {"reward", "step", "lag", "length", *STEPS}
+LOGGED = {"reward", "step", "lag", "length", *OTHER_NAMES["length"], *STEPS}
+"""names of rollouts' columns that logs have too, of means"""
+ROLLOUT = {*FIELDS, *(n for names in OTHER_NAMES.values() for n in names)} - LOGGED
 NEEDS_ROLLOUTS = {
     "khat": "whether the tail of the weights can be trusted",
     "max_share": "which trajectories carry the weight",
