@@ -61,6 +61,9 @@ errors that it must be above that: of all tokens, of one list"""
 TEMPERED = 0.05
 """share of the lists that are of two temperatures by themselves, at least, and 4 of them: noise of 1.5 nats a list
 makes some so"""
+SCALED, PROPORTIONAL, SCALED_LIKELY = 0.05, 0.8, 0.1
+"""how far from 1 a factor between all log-probabilities is, what share of the squared log-ratios it explains, and how
+far from it that of the likely half of the tokens is at most"""
 OFF, ALIKE = 5e-3, 5e-4
 """log-ratio that a constant factor makes at least, and what its repeats differ by at most"""
 EXAMPLES = 3
@@ -405,7 +408,7 @@ def _factors(part: Sampled, *, aligned: bool) -> list[Finding]:
     x, y = x[real], y[real]
     found = []
     if x.size >= ENOUGH and aligned:
-        found += _constant(x - y) or _temperature(part.logs) or _mean_ratio(part.ratios)
+        found += _scaled(x, y) or _constant(x - y) or _temperature(part.logs) or _mean_ratio(part.ratios)
     return found + _precision(x, y)
 
 
@@ -546,6 +549,29 @@ def _sentinels(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
                 )
                 break
     return found
+
+
+def _scaled(x: np.ndarray, y: np.ndarray) -> list[Finding]:
+    """Log-ratios that are proportional to the log-probabilities: a factor after the softmax, and not before it.
+
+    `PROPORTIONAL` is the share of the squared log-ratios that one factor explains: at least 0.83 for scaled
+    log-probabilities among noise up to 1 nat a list, at most 0.79 for two temperatures and for filters. Those change
+    likely tokens by another factor, too: 0.7 of it at most, or 1.2 of it at least, where scaling changes it by 0.03.
+    """
+    d, likely = x - y, y >= np.median(y)
+    factor, of_likely = (float(a @ b) / max(float(b @ b), 1e-300) for a, b in ((x, y), (x[likely], y[likely])))
+    share = float(d @ y) ** 2 / max(float(d @ d) * float(y @ y), 1e-300)
+    near_one_or_none = factor <= SCALED or abs(factor - 1) < SCALED
+    if near_one_or_none or share < PROPORTIONAL or abs(of_likely / factor - 1) > SCALED_LIKELY:
+        return []
+    return [
+        Finding(
+            "scaled",
+            f"the learner's log-probabilities are {factor:.3f} times the sampler's, token by token, likely or not",
+            "one of the two was multiplied after the softmax: divided by a temperature, which belongs on the logits, "
+            "or taken to another base (2.303 is 10, 1.443 is 2); write natural logarithms of the probabilities",
+        )
+    ]
 
 
 def _constant(d: np.ndarray) -> list[Finding]:
