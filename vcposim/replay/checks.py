@@ -74,13 +74,16 @@ UNLIKELY = -1.0
 NARROW, SYSTEMATIC, SIGMAS = 0.5, 0.01, 8.0
 """standard deviation of log-ratios whose mean ratio the sample knows; what its mean may be off, and in standard errors
 """
+SURE_OF, FAR_FROM_ONE = 64, 0.2
+"""trajectories, and log of the mean weight, from which on `SIGMAS` standard errors between it and 1 are no chance:
+where half of the samples count, lognormal weights are so at most 1 time in 100,000"""
 FILLER = -0.5
 """a log-probability below this does not stand several times in a row, to the last digit, at the end of a list"""
 
 ALIGNMENTS = ("in place", "learner later", "sampler later")
 """how two lists may lie: `learner later` compares the learner's entry t + 1 with the sampler's t"""
 
-BY_THE_RUN = ("a few carry everything", "weights vanish", "weights explode", "mixed versions")
+BY_THE_RUN = ("a few carry everything", "weights vanish", "weights explode", "mean weight", "mixed versions")
 """checks that a run far off policy can set off too, without any mistake in how it was written"""
 
 
@@ -750,7 +753,8 @@ def trajectory_findings(
         )
     explained = any(f.check not in ("padding", "precision", "ratio above one") for f in told)
     as_said = "what the checks above say, most likely; mend that first"
-    log_mean, inverse = (float(functools.reduce(WeightSums.merge, one).log_mean()) for one in (sums, inverses))
+    weights, inverted = (functools.reduce(WeightSums.merge, one) for one in (sums, inverses))
+    log_mean, inverse = float(weights.log_mean()), float(inverted.log_mean())
     if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found and not explained:
         found.append(
             Finding(
@@ -782,7 +786,25 @@ def trajectory_findings(
                 "(top-p, temperature, precision, a wrong mask), or far too much lag",
             )
         )
+    elif not explained:
+        found += _mean_weight(log_mean, float(weights.ess_fraction()), n)
     return found
+
+
+def _mean_weight(log_mean: float, ess: float, n: int) -> list[Finding]:
+    """A mean weight that is not 1, where half of the samples count and its error is known."""
+    error = math.sqrt(max(1 / ess - 1, 1e-12) / n)
+    away = abs(1 - math.exp(-log_mean)) / error
+    if n < SURE_OF or ess < 0.5 or abs(log_mean) < FAR_FROM_ONE or away < SIGMAS:
+        return []
+    return [
+        Finding(
+            "mean weight",
+            f"the mean weight is {_power(log_mean)}, {away:.0f} standard errors from the 1 that it is in expectation",
+            "a small systematic ratio along all tokens (top-p, top-k, precision, a wrong mask), much lag, or a learner "
+            "that was trained on these very tokens",
+        )
+    ]
 
 
 def _power(log: float) -> str:

@@ -371,6 +371,18 @@ def test_a_column_of_zeros_is_no_factor(tmp_path: Path) -> None:
     assert "scaled" not in found
 
 
+@pytest.mark.parametrize("up", [1, -1])
+def test_a_mean_weight_that_is_surely_not_one_is_told_and_a_mistake_is_not_certain(up: int, tmp_path: Path) -> None:
+    """A filter at 0.99 leaves ratios that no token shows: -0.006 nats each, and a few tenths along a trajectory."""
+    lists = clean(np.random.default_rng(6), 0.1)
+    moved = lists[0], [np.minimum(b + up * 0.35 / b.size, 0) for b in lists[1]]
+    dump = read(moved, tmp_path)
+    assert [f.check for f in dump.findings] == ["mean weight"]
+    assert "no mistake is certain" in summary(replay(dump, resamples=100))[0]
+    few = [side[:40] for side in moved]  # an error that is not known well enough
+    assert not read((few[0], few[1]), tmp_path).findings
+
+
 def test_vanishing_and_exchanged_weights_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     lists = clean(rng, 0.3)
