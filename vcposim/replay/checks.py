@@ -732,11 +732,11 @@ def trajectory_findings(
     if top == -math.inf:
         return [Finding("no weight", "every trajectory has weight 0", "the learner cannot produce any of them")]
     few = max(1, math.ceil(0.01 * n))
-    heavy, total = np.zeros(0), 0.0
+    heavy, total, least = np.zeros(0), 0.0, math.inf
     sums, inverses = [], []
     for (x,) in pieces(log_ratio):
         weight = np.exp(x - top)
-        total += float(weight.sum())
+        total, least = total + float(weight.sum()), min(least, float(x.min()))
         heavy = np.sort(np.concatenate([heavy, weight]))[-few:]
         sums.append(weight_sums(x))
         inverses.append(weight_sums(-x[np.isfinite(x)]))
@@ -771,6 +771,9 @@ def trajectory_findings(
                 f"the mean weight is {_power(log_mean)}; it is 1 in expectation",
                 as_said
                 if explained
+                else "every log-ratio is positive, as those of no two policies are: ratios in place of their "
+                "logarithms, or another number below the sampler's log-probability"
+                if least > 0
                 else "the two log-probabilities are not of the same tokens, or the sampler's hold something below what "
                 "it sampled with",
             )

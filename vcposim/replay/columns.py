@@ -241,6 +241,11 @@ class Columns:
                 self.notes.append(
                     f"no {name} in the file{maybe}: the gauges of the weights are read, baselines are not"
                 )
+                each = [n for n in names if any(x in n.lower() for x in LIKE["reward"]) and self._each_token(record, n)]
+                if name == "reward" and each and not like and name not in refused:
+                    self.notes.append(
+                        f"{each[0]!r} has a number a token: write their sum as the reward of each trajectory"
+                    )
                 if name == "reward" and "advantage" in map(plain, names):
                     self.notes.append("advantages are no rewards: a baseline has been subtracted already")
         turn = next((n for n in TURNS if n in names), None)
@@ -389,7 +394,8 @@ class Columns:
                 )
             if name in used or not _filled(value) or len(value) != len(tokens):
                 continue
-            if all(isinstance(x, int | float | np.generic) and x in (0, 1) for x in value):
+            rewards = any(word in name.lower() for word in LIKE["reward"])
+            if not rewards and all(isinstance(x, int | float | np.generic) and x in (0, 1) for x in value):
                 mine = f"if it is the mask of the policy's own tokens, --column mask={name}"
                 padding = "if 1 marks padding, write it as mask with 0 and 1 exchanged"
                 self.notes.append(

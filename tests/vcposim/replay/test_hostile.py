@@ -135,6 +135,11 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
               behavior_log_prob=lambda i, row: padded(row["behavior_log_prob"], 40, math.nan)),
         REFUSED, "NaN is not finite",
     ),
+    "filled with 1": (
+        with_(log_prob=lambda i, row: padded(row["log_prob"], 40, 1.0),
+              behavior_log_prob=lambda i, row: padded(row["behavior_log_prob"], 40, 1.0)),
+        REFUSED, "where 1 fills what is no token of the policy .*, give its mask",
+    ),
     "padded on the left with zeros": (
         with_(log_prob=lambda i, row: [0.0] * (40 - tokens(row)) + row["log_prob"],
               behavior_log_prob=lambda i, row: [0.0] * (40 - tokens(row)) + row["behavior_log_prob"]),
@@ -341,6 +346,16 @@ GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
         rows(both(with_(returns=lambda i, row: row["log_prob"], info=lambda i, row: {"reward": row["reward"]}),
         without("reward"))), {}, SAID, "is it 'info.reward'? then --column reward=info.reward",
     ),
+    "rewards in parts": (
+        rows(with_(reward=lambda i, row: [row["reward"], 0.5])), {}, REFUSED, "as in --column reward=reward.0",
+    ),
+    "rewards in parts, one of them named": (
+        rows(with_(reward=lambda i, row: [row["reward"], 0.5])), mapped(reward="reward.0"), SAME, "",
+    ),
+    "a reward a token": (
+        rows(both(with_(step_rewards=lambda i, row: [0.0] * (tokens(row) - 1) + [row["reward"]]), without("reward"))),
+        {}, SAID, "'step_rewards' has a number a token: write their sum as the reward of each trajectory",
+    ),
     "one entry of a mask": (rows(with_(mask=lambda i, row: [1] * (tokens(row) - 1) + [2])), {},
         REFUSED, r"mask: 2 at token \d+ is neither 0 nor 1; write 1 .* --column mask=none",
     ),
@@ -499,6 +514,16 @@ BYTES: dict[str, tuple[Callable[[], bytes], str, str]] = {
         lambda: "".join(json.dumps(json.dumps(row)) + "\n" for row in rows()).encode(),
         REFUSED,
         "dumped twice",
+    ),
+    "verl's console": (
+        lambda: b"(TaskRunner pid=1) step:1 - actor/kl_loss:0.1 - critic/score/mean:0.5\n" * 3,
+        REFUSED,
+        "a line of a trainer's console, not JSON; its metrics stand in files too",
+    ),
+    "TRL's console": (
+        lambda: b"{'loss': 0.1, 'grad_norm': 1.5, 'reward': 0.5, 'epoch': 0.01}\n" * 3,
+        REFUSED,
+        "a dict that a trainer printed, not JSON; .* trainer_state.json",
     ),
     "a JSON text sequence": (lambda: b"\x1e" + lines(rows()).replace(b"\n", b"\n\x1e"), REFUSED, "JSON text sequence"),
     "a web page": (lambda: b"\n<!DOCTYPE html><html><body>Sign in</body></html>", REFUSED, "is a web page"),
