@@ -36,6 +36,7 @@ from vcposim.replay.names import (
     TAKEN,
     TASKS,
     TURNS,
+    option,
     plain,
 )
 
@@ -235,9 +236,9 @@ class Columns:
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
                 like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]
                 like = [n for n in like if name == "group" or (_numeric(record[n]) and not self._each_token(record, n))]
-                like += _named(name, _paths(record))
+                like += [p for p in _named(name, [*(n for n in names if "." in n), *_paths(record)]) if p not in like]
                 like = [] if name in refused else like
-                maybe = f" (is it {' or '.join(map(repr, like[:4]))}? then --column {name}={like[0]})" if like else ""
+                maybe = f" (is it {' or '.join(map(repr, like[:4]))}? then {option(name, like[0])})" if like else ""
                 self.notes.append(
                     f"no {name} in the file{maybe}: the gauges of the weights are read, baselines are not"
                 )
@@ -284,9 +285,15 @@ class Columns:
                 continue
             there = [n for n in _candidates(name, names) if n not in mapping.values() and _may_be(name, record[n])]
             if name == "mask":
-                for other in (n for n in there if not _maskable(record[n])):
+                known = ("sample_mask", *OTHER_NAMES["sample_mask"], *mapping.values())
+                flags = [n for n in names if "mask" in n.lower() and isinstance(record[n], int | float)]
+                for other in dict.fromkeys((*flags, *there)):
+                    if _maskable(record[other]) or other in known:
+                        continue
+                    one = f"; if it is 0 for trajectories that were left out, --column sample_mask={other}"
                     self.notes.append(
                         f"column {other!r} is named like a mask but holds {shown(record[other])}: not used"
+                        + one * (other in flags)
                     )
                 there = [n for n in there if _maskable(record[n])]
             if not there:
@@ -421,7 +428,7 @@ class Columns:
             path, field = found[0]
             self.notes.append(
                 f"{several} may tell versions or lags, and {'are' if len(found) > 1 else 'is'} not used: name the "
-                f"sampler's version, the learner's or their lag, as in --column {field}={path}"
+                f"sampler's version, the learner's or their lag, as in {option(field, path)}"
             )
 
     def _slice_columns(self, record: Mapping[str, Any], names: list[str]) -> None:
@@ -477,7 +484,8 @@ class Columns:
             for name in needed:
                 sure = [n for n in self._likely(name, record) if n not in taken]
                 sure = [n for n in sure if name == "group" or not isinstance(record[n], Mapping)]
-                sure = sure or [p for p in _named(name, nested) if p not in taken]
+                dotted = [n for n in names if "." in n]  # as pandas' json_normalize names what was nested
+                sure = sure or [p for p in _named(name, [*dotted, *nested]) if p not in taken]
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
                     taken.add(sure[0])
@@ -519,9 +527,10 @@ class Columns:
         if list(needed) == ["length"]:
             text += ": log-probabilities are sums here, and a sum needs the number of tokens it is over"
         if options:
-            first = options[0].split("=")[1]
+            first = options[0].partition("=")[2]
+            quoted_options = " ".join(option(*o.removeprefix("--column ").split("=", 1)) for o in options)
             text += f"; did you mean {first!r}?" if len(options) == 1 and len(needed) == 1 else ""
-            text += f" use {' '.join(options)}" if text.endswith("?") else f"; use {' '.join(options)}"
+            text += f" use {quoted_options}" if text.endswith("?") else f"; use {quoted_options}"
         rest = [n for n in needed if not offered(n)]
         if rest:
             named = " ".join(f"--column {n}=NAME" for n in rest)

@@ -23,6 +23,7 @@ Beside the tokens, for the estimators that need them:
 """
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from vcposim.errors import InputError, unknown_name
@@ -242,6 +243,15 @@ def plain(name: str) -> str:
     True
     """
     return "".join(letter for letter in name.lower() if letter.isalnum()).removesuffix("s")
+
+
+def option(field: str, column: str) -> str:
+    """What maps a field, as a shell takes it: it would read a path's `*` and a name's spaces itself.
+
+    >>> option("reward", "score"), option("log_prob", "steps.*.log_prob")
+    ('--column reward=score', "--column 'log_prob=steps.*.log_prob'")
+    """
+    return f"--column {shlex.quote(f'{field}={column}')}"
 
 
 def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
