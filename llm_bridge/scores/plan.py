@@ -118,8 +118,6 @@ class Own(Twin):
                 )
             return local(self, args, kwargs)
         assert x is not None  # else there is nothing to spread over, and no plan
-        for k in spread:
-            self.tape.uses("vector", own[k])
         wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
         with shadowed(self.module, wide):
             if len(spread) == len(own):
@@ -221,7 +219,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, param: nn.Parameter, shape: tuple[int, ...], twin: Twin) -> Tensor:
-        ctx.param, ctx.twin, ctx.place = param, twin, twin.tape.place()
+        ctx.param, ctx.twin, ctx.place, ctx.uses = param, twin, twin.tape.place(), [("vector", param)]
         return param.expand(shape)
 
     @staticmethod

@@ -1,13 +1,14 @@
 """What a tape refuses before it computes: models, parameters, arrays and graphs of which it would miss scores."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
-from llm_bridge.scores.inner import any_cut, cut_by, graph_nodes
+from llm_bridge.scores.inner import any_cut, cut_by
 from llm_bridge.scores.layers import Twin
 from llm_bridge.scores.layout import WHOLE_LOOP
 from vcposim.errors import InputError
@@ -104,12 +105,11 @@ def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def refuse_graph(log_prob: Tensor, advise: Callable[[str], str]) -> bool:
-    """Raise InputError for a compiled graph of `log_prob` (row, time), or one that a loop has cut.
+def refuse_graph(nodes: Sequence[Any], advise: Callable[[str], str]) -> bool:
+    """Raise InputError for a compiled graph of log_prob, given by its nodes, or one that a loop has cut.
 
     Returns whether reentrant checkpoints lie in it.
     """
-    nodes = graph_nodes([log_prob])
     cut = next((name for node in nodes if (name := cut_by(node)) is not None), None) if any_cut() else None
     if cut is not None:
         raise InputError(

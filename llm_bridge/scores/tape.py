@@ -17,6 +17,7 @@ from llm_bridge.scores.calibration import METHODS, Workspace
 from llm_bridge.scores.check import Call, Verification, Verifier
 from llm_bridge.scores.chunks import Place
 from llm_bridge.scores.fused import require_kernel
+from llm_bridge.scores.inner import graph_nodes
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
@@ -149,7 +150,7 @@ class ScoreTape:
         self._shards = Shards(self.model)
         way = (self.norm, self.method == "loop", self.unknown, self._whole)
         self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards, way)
-        self._uses, self._known = Uses(), set[Any]()
+        self._uses, self._known = Uses(), set[Any]()  # uses: of the graph of the pass under way
         self._called, self._rows, self._parts, self._counting = False, list[int](), 0, True
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
@@ -245,7 +246,9 @@ class ScoreTape:
         with torch.enable_grad(), self._uncounted(), self._untouched(named):
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
-            reentrant = refuse_graph(log_prob, self.advice)
+            nodes = graph_nodes([log_prob])
+            reentrant, self._uses = refuse_graph(nodes, self.advice), Uses.of(nodes, self)
+            del nodes
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = scale if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
@@ -305,12 +308,12 @@ class ScoreTape:
                 check.ask(route.scale, many=not isinstance(route, Kept))
             elif check is not None and not isinstance(route, Kept) and not (reentrant or check.groups):
                 # a sketch whose gradient is not compared: the exact norms are, by a backward before its own
-                uses, rows_seen, exact = self._uses.copied(), self._rows, NormsOnly(layout)
+                uses, exact = self._uses.copied(), NormsOnly(layout)
                 exact.scale = route.scale
                 check.ask(route.scale, many=True)
                 found = self._backward(of, layout, exact, named, False, True, sketched=False, again=True)
                 check.norms({p: exact.unweighed(square) for p, square in found.part.items()}, found.coarsest)
-                self._uses, self._rows = uses, rows_seen
+                self._uses = uses
             score = self._backward(of, layout, route, named, reentrant, check is not None, self.norm == "sketch")
             part, kind = score.part, score.coarsest
         norms = route.unweighed(self._over_ranks(part, of.log_prob.dtype))
@@ -346,16 +349,10 @@ class ScoreTape:
         """Whether this is a trainable parameter of the model, or stands in for one; functional_call's are not."""
         return param in self._known or param in self._shards.stored
 
-    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
-        """Count a use of a parameter in a forward, the `token` (...) it embeds, and the rows of one looped over."""
-        self._called = True
-        if not self._counting:  # a checkpointed forward runs again during a backward
-            return None
-        return self._uses.add(kind, weight, token, rows)
-
     def place(self) -> Place | None:
         """When the call under way is made: in which of the model's, and after how many of its parts."""
-        if not self._counting:
+        self._called = True
+        if not self._counting:  # a checkpointed forward runs again during a backward
             return None
         self._parts += 1
         return Place(len(self._rows), self._parts)
@@ -452,7 +449,8 @@ class ScoreTape:
         method = "sketch" if sketched else self.method
         work = Workspace(self.columns, self.generator)
         self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
-        score.chunked = len(self._rows) > 1 and sum(self._rows) == of.log_prob.shape[0]
+        calls = [self._rows[k - 1] for k in self._uses.calls if k]
+        score.chunked = len(calls) > 1 and sum(calls) == of.log_prob.shape[0]
         strays = [p.register_hook(self._stray(name, p)) for name, p in named]
         again = again or isinstance(route, Again) or (checked and isinstance(route, Kept))
         try:
@@ -464,7 +462,7 @@ class ScoreTape:
                 score.flush()
             return score
         finally:
-            self.running, self._uses, self._rows = None, Uses(), []
+            self.running, self._uses = None, Uses()
             for handle in strays:
                 handle.remove()
 
