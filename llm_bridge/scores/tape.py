@@ -252,7 +252,14 @@ class ScoreTape:
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = scale if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
-            return self._norms(of, layout, route, named, reentrant)
+            try:
+                return self._norms(of, layout, route, named, reentrant)
+            except RuntimeError as error:
+                if "graph a second time" not in str(error):
+                    raise
+                raise InputError(
+                    "log_prob: an earlier pass used up its graph; give each call of score_sq_norms its own forward"
+                ) from error
 
     def _route(
         self,
@@ -289,9 +296,9 @@ class ScoreTape:
         """The squares of one backward, or of a loop, summed over parameters; where one is due with a comparison."""
         groups: list[dist.ProcessGroup | None] = [*self._shards.groups()]
         check = None
-        rows, one = len(of.log_prob), layout.n == 1
+        rows, narrow = len(of.log_prob), of.narrow(layout.n)
         possible = not (groups and reentrant)  # FSDP2 does not allow it with reentrant checkpoints
-        if possible and self._watch.due(rows, one):
+        if possible and self._watch.due(rows, narrow):
             split = [self._split_group] if self._split else []
             check = Verification(self._watch, named, of, [*groups, *split], reentrant)
         if self.method == "loop":
@@ -326,7 +333,7 @@ class ScoreTape:
         if check is not None:
             check.passed()
         else:
-            self._watch.passed(rows, one)
+            self._watch.passed(rows, narrow)
         self._finish = None if isinstance(route, NormsOnly) else route.finish
         return norms
 
