@@ -15,7 +15,8 @@ looked at a parameter at a time. There the taped graph answers for the model, wh
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -143,12 +144,19 @@ def ordinary(out: Tensor, seed: Tensor, params: Sequence[Tensor], reentrant: boo
     """
     if not reentrant:
         return list(torch.autograd.grad(out, params, seed, retain_graph=True, allow_unused=True))
+    with grads_aside(params):
+        torch.autograd.backward(out, seed, retain_graph=True)
+        return [p.grad for p in params]
+
+
+@contextmanager
+def grads_aside(params: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, p.grad is None and may be written to; afterwards it is as before."""
     aside = [p.grad for p in params]
     try:
         for p in params:
             p.grad = None
-        torch.autograd.backward(out, seed, retain_graph=True)
-        return [p.grad for p in params]
+        yield
     finally:
         for p, kept in zip(params, aside, strict=True):
             p.grad = kept

@@ -1,6 +1,7 @@
 """What a tape refuses before it computes: models, parameters, arrays and graphs of which it would miss scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +73,31 @@ def refuse_hooks(named: Sequence[tuple[str, nn.Parameter]]) -> None:
                 f"ScoreTape: {name} has a gradient hook, which would not run; remove it while taping, and change "
                 "p.grad after `backward` instead"
             )
+
+
+def refuse_frozen(named: Sequence[tuple[str, nn.Parameter]], used: Set[nn.Parameter]) -> None:
+    """Raise InputError for a parameter of a graph that was trainable when the graph was made and is not now."""
+    for name, p in named:
+        if p in used and not p.requires_grad:
+            raise InputError(f"ScoreTape: {name} was frozen between the forward and its norms; freeze it before")
+
+
+@contextmanager
+def refused_second_backward() -> Iterator[None]:
+    """Names what to do where autograd says that a graph has had all the backwards that it allows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "graph a second time" in str(error):
+            raise InputError(
+                "log_prob: an earlier pass used up its graph; give each call of score_sq_norms its own forward"
+            ) from error
+        if "under selective activation checkpoint" in str(error):
+            raise InputError(
+                "log_prob: selective activation checkpoints allow one backward, and a comparison takes two; "
+                "have a pass with other checkpoints compared, and give verify='never' with these"
+            ) from error
+        raise
 
 
 def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:

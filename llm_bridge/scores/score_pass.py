@@ -92,7 +92,7 @@ class ScorePass:
         self.coarsest = torch.float64
         """the coarsest type in which an output gradient came"""
         self._uses, self._subset, self._method, self._work = uses, subset, method, work
-        self._seen: set[tuple[str, nn.Parameter]] = set()
+        self._seen: dict[nn.Parameter, list[str]] = {}
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
         self._waiting: dict[nn.Parameter, list[_Use]] = {}
         self._piece: dict[nn.Parameter, dict[str, list[Piece]]] = {}
@@ -369,11 +369,11 @@ class ScorePass:
         """Whether this use has no cross terms but those that are worked out."""
         if len(self._uses.are(param)) > 1 and not self._tied(param):
             return False
-        if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
+        self._seen.setdefault(param, []).append(kind)
+        if len(self._seen[param]) > max(1, len(self._uses.are(param))):  # a reentrant checkpoint shows no uses
             raise InputError(
                 f"{name}: its parameters are used twice in one forward; give use_reentrant=False to checkpointing"
             )
-        self._seen.add((kind, param))
         return True
 
 

@@ -1,5 +1,6 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
-from llm_bridge.scores.check import Call, Verification, Verifier
+from llm_bridge.scores.check import Call, Verification, Verifier, grads_aside
 from llm_bridge.scores.chunks import Place
 from llm_bridge.scores.fused import require_kernel
-from llm_bridge.scores.inner import graph_nodes
+from llm_bridge.scores.inner import graph_nodes, leaf_parameters
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
@@ -25,10 +26,12 @@ from llm_bridge.scores.plan import Borrowed, twins_of
 from llm_bridge.scores.refusals import (
     refuse_arrays,
     refuse_coefficient,
+    refuse_frozen,
     refuse_graph,
     refuse_hooks,
     refuse_modules,
     refuse_parameters,
+    refused_second_backward,
 )
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
 from llm_bridge.scores.score_pass import ScorePass, Uses
@@ -87,7 +90,7 @@ class ScoreTape:
     running the same trajectories: their squares are summed over the group, a collective. Everything else is counted
     once. The gradients of a part stay where the part is.
 
-    The forward is the model's own, bit for bit. A compiled model runs in eager mode inside the `with`. With a
+    The forward is the model's own, bit for bit. Whatever is compiled runs in eager mode inside the `with`. With a
     GradScaler give `scale=scaler.get_scale()` to the norms and `scaler.scale(coefficient)` to `backward`.
 
     Under FSDP2 give the root module after `fully_shard`: each rank tapes its own trajectories, and `backward` leaves
@@ -155,6 +158,8 @@ class ScoreTape:
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
         self._shape: tuple[int, ...] = ()
+        self._foreign: list[nn.Parameter] = []
+        """leaves of a graph with reentrant checkpoints that are none of the model's"""
 
     # --- context ------------------------------------------------------------------------------------------------------
 
@@ -172,7 +177,7 @@ class ScoreTape:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
         self._known = {p for _, p in named if p.requires_grad}
-        self._watch.way = (self._watch.way, self.model.training, len(self._known))  # other modes are other models
+        self._watch.way = (self._watch.way, self.model.training, frozenset(self._known))  # other modes, other models
         sharded = any(isinstance(module, FSDPModule) for module in modules.values())
         self._watch.alike = sharded or bool(self._split)
         if self.method != "loop" and not sharded and Borrowed.needed(self.model):
@@ -184,6 +189,7 @@ class ScoreTape:
         self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
         if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules.values()):
             warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
+        if "torch._dynamo" in sys.modules:  # else nobody compiled anything, a function of the model's or a loss either
             self._eager = torch.compiler.set_stance("force_eager")
         self._open = True
         return self
@@ -248,18 +254,15 @@ class ScoreTape:
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             nodes = graph_nodes([log_prob])
             reentrant, self._uses = refuse_graph(nodes, self.advice), Uses.of(nodes, self)
+            refuse_frozen(held, self._known & self._uses.kind.keys())
+            foreign = set(leaf_parameters([log_prob])) - {p for _, p in held} if reentrant else set()
+            self._foreign = [p for p in foreign if not self.holds(p)]
             del nodes
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = scale if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
-            try:
+            with refused_second_backward(), grads_aside(self._foreign):
                 return self._norms(of, layout, route, named, reentrant)
-            except RuntimeError as error:
-                if "graph a second time" not in str(error):
-                    raise
-                raise InputError(
-                    "log_prob: an earlier pass used up its graph; give each call of score_sq_norms its own forward"
-                ) from error
 
     def _route(
         self,
@@ -346,7 +349,7 @@ class ScoreTape:
         if self._finish is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
         refuse_coefficient(coefficient, self._shape)
-        with torch.no_grad(), self._uncounted():
+        with torch.no_grad(), self._uncounted(), refused_second_backward(), grads_aside(self._foreign):
             self._finish(coefficient.detach())
         self._finish = None
 
