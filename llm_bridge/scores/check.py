@@ -368,12 +368,12 @@ class Projection:
         of the gradient's.
         """
         after, right, size = self._of(p.grad for _, p in self.named), self._of(expected), squares(expected)
-        every, eps = sum(size) ** 0.5, torch.finfo(dtype).eps
+        every, eps = sum(filter(math.isfinite, size)) ** 0.5, torch.finfo(dtype).eps
         for (name, _), a, start, b, square, summed_up in zip(
             self.named, after, self.before, right, size, summands, strict=True
         ):
             scale = GRADIENT[dtype] * (square**0.5 + _FLOOR * every) + eps * (abs(start) + 8 * summed_up)
-            overflown = b - b != 0.0  # a gradient that a GradScaler will find and skip
+            overflown = not (math.isfinite(b) and math.isfinite(scale))  # a GradScaler will find it, and skip the step
             if not overflown and not abs(a - start - b) <= scale + 1e-300:
                 raise InputError(
                     f"ScoreTape: {name}: its gradient along a random direction is {a - start:.6g}, and {b:.6g} by "

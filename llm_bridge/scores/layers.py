@@ -425,7 +425,7 @@ class _Scaled(torch.autograd.Function):
         refuse_second_order(ctx.twin)
         x, value = ctx.saved_tensors
         norm, shape, eps = ctx.rule
-        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if eps is None else eps  # as torch computes
         wide = torch.promote_types(torch.promote_types(x.dtype, grad.dtype), torch.float32)
         with without_autocast(grad.device.type):
             grad = grad.to(wide)
