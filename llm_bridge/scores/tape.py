@@ -91,8 +91,8 @@ class ScoreTape:
     once. The gradients of a part stay where the part is.
 
     The forward is the model's own, bit for bit. Whatever is compiled runs in eager mode inside the `with`. With a
-    GradScaler give `scale=scaler.get_scale()` to the norms and `scaler.scale(coefficient)` to `backward`, and u and v of
-    affine scaled like it.
+    GradScaler give `scale=scaler.get_scale()` to the norms and `scaler.scale(coefficient)` to `backward`, u and v of
+    `affine` scaled like it.
 
     Under FSDP2 give the root module after `fully_shard`: each rank tapes its own trajectories, and `backward` leaves
     in each p.grad this rank's shard of the *sum* over ranks, so all ranks must call it. The affine route holds its
