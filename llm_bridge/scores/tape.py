@@ -292,7 +292,10 @@ class ScoreTape:
             params = None if reentrant else [p for p in self.model.parameters() if p.requires_grad]
             return Again(layout, of.tokens() if per_token else of.trajectories(), params)
         stored = self._shards.stored
-        return General(layout, stored) if line is None else Affine(layout, line, stored)
+        if line is None:
+            return General(layout, stored)
+        compared = self._watch.due(len(of.log_prob), of.narrow(layout.n))
+        return Affine(layout, line.marked() if compared else line, stored)
 
     def _norms(
         self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool
