@@ -23,13 +23,12 @@ from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
     Scratch,
-    Sketch,
     batch_sq_norms,
     block_sq_norms,
     gram_sq_norms,
-    sketch_sq_norms,
 )
 from llm_bridge.scores.routes import Affine, General, Line, Route
+from llm_bridge.scores.sketch import Sketch, sketch_sq_norms
 
 Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram", "fused")
@@ -77,7 +76,7 @@ def take(
     if method == "half gram":
         return half_gram_sq_norms(left, right, layout, work.half_gram)
     if method == "sketch":
-        return sketch_sq_norms(left, right, layout, work.sketch)
+        return sketch_sq_norms(left, right, layout, work.sketch, work.scratch)
     return norm
 
 

@@ -32,7 +32,7 @@ SAMPLED, SAMPLES = 1024, 32
 """tokens of a piece of the file that are looked at one by one, about; in so many pieces of each file"""
 MOST_FILES = 32
 """files that are looked at by themselves: one worker or rank of many may have written its own wrong"""
-ALL_OF, ONE_OF = 16, 16
+ALL_OF, ONE_OF = 16, 32
 """pieces of the file whose correlations are all taken, and of how many of the later ones one is: they cost an exp"""
 DEEP = -25.0
 """a log-probability below this, met again and again to the last digit, is no measurement"""
