@@ -23,19 +23,18 @@ from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import (
     Recent,
     Scratch,
-    Sketch,
     batch_sq_norms,
     block_sq_norms,
     gram_sq_norms,
-    sketch_sq_norms,
 )
 from llm_bridge.scores.routes import Affine, General, Line, Route
+from llm_bridge.scores.sketch import Sketch, sketch_sq_norms
 
 Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram", "fused")
 BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 WHOLE, RUNS = 0, 1
-KEPT = 4
+KEPT = 8
 """times the smaller operand's memory that blocks may take instead of operands"""
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 
@@ -43,9 +42,9 @@ _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 class Workspace:
     """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs."""
 
-    def __init__(self, columns: int = 16, generator: torch.Generator | None = None) -> None:
+    def __init__(self, columns: int = 16, generator: torch.Generator | None = None, compiled: bool = True) -> None:
         self.scratch, self.gram, self.half_gram = Scratch(), Recent(2), Recent(2)
-        self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0))
+        self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0), compiled)
 
 
 def take(
@@ -77,7 +76,7 @@ def take(
     if method == "half gram":
         return half_gram_sq_norms(left, right, layout, work.half_gram)
     if method == "sketch":
-        return sketch_sq_norms(left, right, layout, work.sketch)
+        return sketch_sq_norms(left, right, layout, work.sketch, work.scratch)
     return norm
 
 

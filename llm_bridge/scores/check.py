@@ -15,7 +15,8 @@ looked at a parameter at a time. There the taped graph answers for the model, wh
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -63,9 +64,9 @@ class Passes:
     count: int = 0
     """how many there were, without compared ones that told nothing"""
     rows: set[tuple[int, bool]] = field(default_factory=set)
-    """rows, and whether there was one trajectory, of compared passes: one row cannot be permuted"""
+    """rows of compared passes, and whether they were narrow: one trajectory is not permuted, one step not laid first"""
     idle: int = 0
-    """compared passes in a row that told nothing: equal coefficients, or one trajectory that is not masked"""
+    """compared passes in a row that told nothing: equal coefficients, or one trajectory that has a score"""
 
 
 _PASSES: WeakKeyDictionary[nn.Module, dict[Any, Passes]] = WeakKeyDictionary()
@@ -143,12 +144,19 @@ def ordinary(out: Tensor, seed: Tensor, params: Sequence[Tensor], reentrant: boo
     """
     if not reentrant:
         return list(torch.autograd.grad(out, params, seed, retain_graph=True, allow_unused=True))
+    with grads_aside(params):
+        torch.autograd.backward(out, seed, retain_graph=True)
+        return [p.grad for p in params]
+
+
+@contextmanager
+def grads_aside(params: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, p.grad is None and may be written to; afterwards it is as before."""
     aside = [p.grad for p in params]
     try:
         for p in params:
             p.grad = None
-        torch.autograd.backward(out, seed, retain_graph=True)
-        return [p.grad for p in params]
+        yield
     finally:
         for p, kept in zip(params, aside, strict=True):
             p.grad = kept
@@ -208,10 +216,10 @@ class Verifier:
         """Of the pass under way, from 1."""
         return self._known.count + 1
 
-    def due(self, rows: int, one: bool = False) -> bool:
-        """Whether the pass under way is one to be compared: so many rows, `one` trajectory or several."""
+    def due(self, rows: int, narrow: bool = False) -> bool:
+        """Whether the pass under way is one to be compared: so many rows, `narrow` with one trajectory or one step."""
         known = self._known
-        new = not self.alike and (rows, one) not in known.rows and len(known.rows) < _SHAPES
+        new = not self.alike and (rows, narrow) not in known.rows and len(known.rows) < _SHAPES
         return self.verify == "always" or (self.verify == "first" and (known.count % EVERY == 0 or new))
 
     def coarsest(self, log_prob: Tensor) -> torch.dtype:
@@ -220,7 +228,7 @@ class Verifier:
         kinds = {log_prob.dtype, *cast, *(p.dtype for p in self.model.parameters() if p.requires_grad)}
         return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
-    def passed(self, rows: int, one: bool, told: bool | None = None) -> None:
+    def passed(self, rows: int, narrow: bool, told: bool | None = None) -> None:
         """Count a pass; one whose comparison failed does not count, nor a few that could not have failed.
 
         told: whether the comparison could have, None for a pass without.
@@ -234,7 +242,7 @@ class Verifier:
             return
         known.count += 1
         if told is not None:
-            known.rows.add((rows, one))
+            known.rows.add((rows, narrow))
 
 
 class Verification:
@@ -291,12 +299,13 @@ class Verification:
             together(partial(check_norms, self.named, expected, part, i, dtype, self.advise), self.groups, self.device)
 
     def passed(self, coefficient: Tensor | None = None) -> None:
-        """Count the pass as compared; equal ones in `coefficient` (n,), or one live row of several, tell nothing."""
+        """Count the pass as compared; equal ones in `coefficient` (n,), or one score of several, tell nothing."""
         one = len(self.total) == 1
-        told = one or len(self.live) > 1
-        if coefficient is not None and not one:
-            told = told and bool((coefficient[self.live] != coefficient[self.live[0]]).any())
-        self.watch.passed(len(self.of.log_prob), one, told)
+        live = sum(self._part.values(), start=torch.zeros_like(self.total)) > 0
+        told = int(live.sum()) > (0 if one else 1)
+        if told and coefficient is not None and not one:
+            told = bool((coefficient[live] != coefficient[live][0]).any())
+        self.watch.passed(len(self.of.log_prob), self.of.narrow(len(self.total)), told)
 
     def around(self, finish: Callable[[Tensor], None], loop: bool) -> Callable[[Tensor], None]:
         """`finish`, and after it a look at what it added to p.grad; `loop`: by a backward per trajectory."""
@@ -359,12 +368,12 @@ class Projection:
         of the gradient's.
         """
         after, right, size = self._of(p.grad for _, p in self.named), self._of(expected), squares(expected)
-        every, eps = sum(size) ** 0.5, torch.finfo(dtype).eps
+        every, eps = sum(filter(math.isfinite, size)) ** 0.5, torch.finfo(dtype).eps
         for (name, _), a, start, b, square, summed_up in zip(
             self.named, after, self.before, right, size, summands, strict=True
         ):
             scale = GRADIENT[dtype] * (square**0.5 + _FLOOR * every) + eps * (abs(start) + 8 * summed_up)
-            overflown = b - b != 0.0  # a gradient that a GradScaler will find and skip
+            overflown = not (math.isfinite(b) and math.isfinite(scale))  # a GradScaler will find it, and skip the step
             if not overflown and not abs(a - start - b) <= scale + 1e-300:
                 raise InputError(
                     f"ScoreTape: {name}: its gradient along a random direction is {a - start:.6g}, and {b:.6g} by "

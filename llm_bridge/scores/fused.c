@@ -1,5 +1,6 @@
 /* `fused`: squares of per-trajectory weight gradients, and their weighted sums, while each block is in registers.
    `gram`: the lower half of a Gram matrix, which is all of it.
+   `fold`: columns signed and added up in a few buckets.
 
    D_i = left_i^T right_i of trajectory i, which has the rows begin[i] .. end[i]-1 of left (N, rows) and right (N, cols):
 
@@ -218,5 +219,90 @@ SCHEDULED void gram(const REAL *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t col
                             if (top + k / SIDE > last || b + k % SIDE > last)
                                 tile[k] = 0;
                 }
+    }
+}
+
+/* Columns of x (N, cols), each times its sign, added up: out (N, buckets). Column j goes to bucket
+   (j mod buckets) xor turn[j / buckets]; `buckets` and LANES are powers of two, and `rest` has room for so many.
+
+   FEW rows at a time: their sums stay in the nearest cache while the turn of a block of columns is set up once. */
+
+enum { FEW = 8 };
+
+static inline __attribute__((always_inline)) void turned(vector *sum, const REAL *in, const REAL *sign,
+                                                         ptrdiff_t vectors, ptrdiff_t turn)
+{
+#if defined(__GNUC__) && !defined(__clang__)
+    places near;
+    for (int l = 0; l < LANES; l++)
+        near[l] = l ^ turn % LANES;
+    for (ptrdiff_t v = 0; v < vectors; v++)
+        sum[v ^ turn / LANES] +=
+            __builtin_shuffle(*(const vector *)(in + v * LANES) * *(const vector *)(sign + v * LANES), near);
+#else
+    for (ptrdiff_t k = 0; k < vectors * LANES; k++)
+        ((REAL *)sum)[k ^ turn] += in[k] * sign[k];
+#endif
+}
+
+static void fold_few(const REAL *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t buckets,
+                     const REAL *sign, const int *turn, REAL *rest, REAL *out)
+{
+    ptrdiff_t vectors = buckets / LANES;
+    memset(out, 0, rows * buckets * sizeof(REAL));
+    for (ptrdiff_t j = 0; j < cols; j += buckets) {
+        vector *sum = (vector *)out;
+        const REAL *in = x + j;
+        for (ptrdiff_t row = 0; row < rows; row++, in += step, sum += vectors) {
+            const REAL *some = in;
+            if (cols - j < buckets) {
+                memset(rest, 0, buckets * sizeof(REAL));
+                some = memcpy(rest, in, (cols - j) * sizeof(REAL));
+            }
+            turned(sum, some, sign + j, vectors, turn[j / buckets]);
+        }
+    }
+}
+
+void fold(const REAL *x, ptrdiff_t step, ptrdiff_t cols, ptrdiff_t top, ptrdiff_t bottom, ptrdiff_t buckets,
+          const REAL *sign, const int *turn, REAL *rest, REAL *out)
+{
+    for (ptrdiff_t row = top; row < bottom; row += FEW)
+        fold_few(x + row * step, step, bottom - row < FEW ? bottom - row : FEW, cols, buckets, sign, turn, rest,
+                 out + row * buckets);
+}
+
+/* square[i] = ||left_i^T other_i||^2, left (N, cols) folded where it is read and other (N, buckets) before; `rest` has
+   room for (buckets + FEW + 1) x buckets */
+void sketch(const REAL *left, ptrdiff_t step, ptrdiff_t cols, ptrdiff_t from, ptrdiff_t to, const ptrdiff_t *begin,
+            const ptrdiff_t *end, ptrdiff_t buckets, const REAL *sign, const int *turn, const REAL *other, REAL *rest,
+            double *square)
+{
+    REAL *few = rest + buckets, *block = few + FEW * buckets;
+    ptrdiff_t vectors = buckets / LANES;
+    for (ptrdiff_t i = from; i < to; i++) {
+        memset(block, 0, buckets * buckets * sizeof(REAL));
+        for (ptrdiff_t row = begin[i]; row < end[i]; row += FEW) {
+            ptrdiff_t rows = end[i] - row < FEW ? end[i] - row : FEW;
+            fold_few(left + row * step, step, rows, cols, buckets, sign, turn, rest, few);
+            memset(few + rows * buckets, 0, (FEW - rows) * buckets * sizeof(REAL));
+            for (ptrdiff_t v = 0; v < vectors; v++) {
+                vector right[FEW];
+                for (int r = 0; r < FEW; r++)
+                    right[r] = r < rows ? ((const vector *)(other + (row + r) * buckets))[v] : (vector){0};
+                for (ptrdiff_t a = 0; a < buckets; a++) {
+                    vector sum = ((vector *)(block + a * buckets))[v];
+                    for (int r = 0; r < FEW; r++)
+                        sum += few[r * buckets + a] * right[r];
+                    ((vector *)(block + a * buckets))[v] = sum;
+                }
+            }
+        }
+        vector sum = {0};
+        for (ptrdiff_t k = 0; k < buckets * vectors; k++)
+            sum += ((vector *)block)[k] * ((vector *)block)[k];
+        square[i] = 0;
+        for (int l = 0; l < LANES; l++)
+            square[i] += sum[l];
     }
 }

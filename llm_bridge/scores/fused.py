@@ -1,9 +1,10 @@
-"""Norms and sums in one pass over each product: a kernel in C (`fused.c`), compiled on this machine at its first use.
+"""Norms and sums in one pass over each product: kernels in C (`fused.c`), compiled on this machine at their first use.
 
 An instantiated block costs a product, a pass that squares it and one that adds it to a sum. The kernel does both while
 the product's entries are in registers, so that an affine update costs hardly more than an ordinary one. Where no sum is
-formed, a second kernel computes the lower halves of the Gram matrices, in half to two thirds of the time of whole ones.
-Both are exact, for float32 and float64 on a CPU, and optional: without a C compiler the methods of `norms` do the same.
+formed, a second one computes the lower halves of the Gram matrices, in half to two thirds of the time of whole ones.
+Both are exact; two more make an estimate (`sketch`). For float32 and float64 on a CPU, and optional: without a C
+compiler torch's own products do the same.
 
 The compiled file lies in the folder of caches, under the digest of its source, the compiler and this machine's
 instruction set.
@@ -14,7 +15,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from itertools import accumulate
@@ -33,6 +34,10 @@ from vcposim.errors import InputError
 SOURCE = Path(__file__).with_name("fused.c")
 FLAGS = ("-O2", "-march=native", "-fno-tree-vectorize", "-funroll-loops", "-fpeel-loops", "-fno-math-errno")
 REAL = {torch.float32: "float", torch.float64: "double"}
+FEW = 8
+"""rows of an operand that the kernel folds at a time"""
+LEAST = 16
+"""buckets that `fold` takes at least: as many as the widest register has numbers"""
 COLUMNS, BAND = 1024, 1 << 15
 """columns of the right operand that are copied at a time, and entries of a sum that are gone through"""
 
@@ -65,6 +70,10 @@ def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     library.fused.argtypes = [address, size, address, *[size] * 5, *[address] * 2, *[size] * 3, *[address] * 6]
     library.gram.restype = None
     library.gram.argtypes = [address, *[size] * 5, *[address] * 3]
+    library.fold.restype = None
+    library.fold.argtypes = [address, *[size] * 5, *[address] * 4]
+    library.sketch.restype = None
+    library.sketch.argtypes = [address, *[size] * 4, address, address, size, *[address] * 5]
     return library
 
 
@@ -125,11 +134,7 @@ def fused_sq_norms(
             at, at + own * size, square.data_ptr() + k * n * 8,
         )  # fmt: skip
 
-    if threads == 1:
-        band(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(band, range(threads)))
+    _on_threads(band, threads)
     for x, y in zip(buffer, total, strict=True):
         if x is not y:
             x.copy_(y)
@@ -156,17 +161,67 @@ def _half_gram(x: Tensor, layout: Layout) -> Tensor:
     out = x.new_empty(sum(size))
     at = (ctypes.c_void_p * n)(*(out.data_ptr() + x.element_size() * k for k in accumulate(size[:-1], initial=0)))
 
-    def some(first: int, last: int) -> None:
-        library.gram(x.data_ptr(), x.stride(0), *x.shape, first, last, begin, end, at)
-
     threads = min(torch.get_num_threads(), n)
-    if threads == 1:
-        some(0, n)
-    else:
-        cut = [k * n // threads for k in range(threads + 1)]
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(some, cut[:-1], cut[1:]))
+
+    def some(k: int) -> None:
+        library.gram(
+            x.data_ptr(), x.stride(0), *x.shape, k * n // threads, (k + 1) * n // threads, begin, end, at
+        )  # fmt: skip
+
+    _on_threads(some, threads)
     return out
+
+
+def _on_threads(some: Callable[[int], None], threads: int) -> None:
+    if threads == 1:
+        return some(0)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(some, range(threads)))
+
+
+def fold(x: Tensor, sign: Tensor, turn: Tensor) -> Tensor:
+    """Columns of x (N, d) times their signs, added up in K buckets: sign (blocks, K), turn (blocks,) -> (N, K).
+
+    K is a power of two from `LEAST` on. Column j, of block j // K, goes to bucket (j % K) ^ turn.
+    """
+    library = kernel(x.dtype)
+    assert library is not None
+    x = x if x.stride(1) == 1 else x.contiguous()
+    buckets = sign.shape[1]
+    threads = max(1, min(torch.get_num_threads(), len(x) // buckets))
+    sign, turn = sign.contiguous(), turn.contiguous()
+    out, rest = x.new_empty(len(x), buckets), x.new_empty(threads, buckets)
+
+    def some(k: int) -> None:
+        top, bottom = k * len(x) // threads, (k + 1) * len(x) // threads
+        library.fold(
+            x.data_ptr(), x.stride(0), x.shape[1], top, bottom, buckets,
+            sign.data_ptr(), turn.data_ptr(), rest[k].data_ptr(), out.data_ptr(),
+        )  # fmt: skip
+
+    _on_threads(some, threads)
+    return out
+
+
+def folded_sq_norms(left: Tensor, sign: Tensor, turn: Tensor, other: Tensor, layout: Layout) -> Tensor:
+    """||fold(left)_i^T other_i||^2, folded where it is read: (N, d), (blocks, K), (blocks,), other (N, K) -> (n,)."""
+    library = kernel(left.dtype)
+    assert library is not None
+    left = left if left.stride(1) == 1 else left.contiguous()
+    buckets, n = sign.shape[1], layout.n
+    begin, end, _ = _places(tuple(layout.bounds(len(left))))
+    threads = min(torch.get_num_threads(), n)
+    sign, turn, other = sign.contiguous(), turn.contiguous(), other.contiguous()
+    rest, square = left.new_empty(threads, buckets + FEW + 1, buckets), torch.empty(n, dtype=torch.float64)
+
+    def some(k: int) -> None:
+        library.sketch(
+            left.data_ptr(), left.stride(0), left.shape[1], k * n // threads, (k + 1) * n // threads, begin, end,
+            buckets, sign.data_ptr(), turn.data_ptr(), other.data_ptr(), rest[k].data_ptr(), square.data_ptr(),
+        )  # fmt: skip
+
+    _on_threads(some, threads)
+    return square.to(left.dtype)
 
 
 @lru_cache(maxsize=256)

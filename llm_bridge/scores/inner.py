@@ -136,8 +136,8 @@ class Inner:
             )
         self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
         self.rows = next((len(y) for y in self.out if y.dim()), 0)
-        self.number: int | None = None
-        """of this call among those of one forward, from 0; None while a backward runs it again"""
+        self.when = twin.tape.place()
+        """None while a backward runs the forward again"""
 
     def _call(self, leaf: Sequence[Any]) -> Any:
         args, kwargs = pytree.tree_unflatten([leaf[k] for k in self._first], self._spec)
@@ -225,7 +225,8 @@ class _Local(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inner: Inner, *given: Tensor) -> tuple[Tensor, ...]:
-        ctx.inner, ctx.twin = inner, inner.twin
+        ctx.inner, ctx.twin, ctx.place = inner, inner.twin, inner.when
+        ctx.uses = [("local", p) for p in inner.param]
         ctx.set_materialize_grads(False)  # an output that nobody uses has no rows to tell apart
         return tuple(y.detach() for y in inner.out)
 
@@ -243,8 +244,6 @@ class _Local(torch.autograd.Function):
 def local(twin: Twin, args: Any, kwargs: Any) -> Any:
     """The module's own output, reported by a loop over trajectories."""
     inner = Inner(twin, args, kwargs)
-    for p in inner.param:
-        inner.number = twin.tape.uses("local", p, rows=inner.rows)
     if inner.param:
         twin.tape.looped(twin.name)
     found = iter(_Local.apply(inner, *inner.given, *inner.param))

@@ -31,7 +31,8 @@ from llm_bridge.scores.chunks import Piece, Place
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands, live_rows
 from vcposim.errors import InputError
 
-# Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias.
+# Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias. `uses`
+# are the kinds of use of parameters that a node reports: those of one pass are read off its graph (`score_pass.Uses`).
 
 
 class Pass(Protocol):
@@ -84,10 +85,6 @@ class Recorder(Protocol):
 
     def holds(self, param: object) -> bool:
         """Whether a parameter's score is on the tape."""
-
-    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
-        """Notes in the forward that a parameter is used, by what kind of map, an embedding's `token` (...), and with
-        how many rows a module that is looped over; returns how often it was before."""
 
     def place(self) -> Place | None:
         """When the call under way is made; None while a backward runs it again."""
@@ -191,7 +188,7 @@ class _Matrix(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, value)
         ctx.weight, ctx.bias, ctx.twin, ctx.transposed = weight, bias, twin, transposed
-        ctx.place = twin.tape.place()
+        ctx.place, ctx.uses = twin.tape.place(), [("matrix", weight)] + [("vector", bias)] * (bias is not None)
         return call(x).data  # no view of what was inside, so that it may be changed in place like the model's own
 
     @staticmethod
@@ -247,9 +244,6 @@ def matrix(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Tensor, call: A
     """`call`(x), reported as a linear map by `value`, laid out as the weight is: x (..., into) -> (..., out)."""
     dtype = autocast_dtype(x)
     x = x if dtype is None else x.to(dtype)
-    twin.tape.uses("matrix", weight)
-    if bias is not None:
-        twin.tape.uses("vector", bias)
     return _Matrix.apply(x, weight, bias, value.detach(), call, twin, transposed)  # type: ignore[no-any-return]
 
 
@@ -271,7 +265,7 @@ class _Lookup(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, token)
         ctx.weight, ctx.padding, ctx.twin, ctx.shared = weight, padding, twin, shared
-        ctx.place = twin.tape.place()
+        ctx.place, ctx.uses, ctx.token = twin.tape.place(), [] if shared else [("embedding", weight)], token
         return call(token).data
 
     @staticmethod
@@ -309,7 +303,6 @@ def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Ca
     """`call`(token), reported as an embedding: token (...) -> (..., width)."""
 
     def each(token: Tensor) -> Tensor:
-        twin.tape.uses("embedding", weight, token)
         return _Lookup.apply(weight, token, padding, call, twin, False)  # type: ignore[no-any-return]
 
     row, time = twin.tape.batch or (0, 0)
@@ -424,6 +417,7 @@ class _Scaled(torch.autograd.Function):
         ctx.save_for_backward(x, value)
         ctx.weight, ctx.bias, ctx.rule, ctx.twin = weight, bias, rule, twin
         ctx.place = twin.tape.place()
+        ctx.uses = [("vector", p) for p in (weight, bias) if p is not None and p.requires_grad]
         return call(x).data  # type: ignore[no-any-return]
 
     @staticmethod
@@ -431,7 +425,7 @@ class _Scaled(torch.autograd.Function):
         refuse_second_order(ctx.twin)
         x, value = ctx.saved_tensors
         norm, shape, eps = ctx.rule
-        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if eps is None else eps  # as torch computes
         wide = torch.promote_types(torch.promote_types(x.dtype, grad.dtype), torch.float32)
         with without_autocast(grad.device.type):
             grad = grad.to(wide)
@@ -477,8 +471,5 @@ class Unit(Twin):
 
 def scaled(twin: Twin, x: Tensor, weight: Any, bias: Any, value: Any, call: Any, rule: Any) -> Tensor:
     """`call`(x), reported as a scale and a shift of a unit: x (...) -> (...)."""
-    for param in (weight, bias):
-        if param is not None and param.requires_grad:
-            twin.tape.uses("vector", param)
     value = None if value is None else value.detach()
     return _Scaled.apply(x, weight, bias, value, call, rule, twin)  # type: ignore[no-any-return]

@@ -26,6 +26,10 @@ class Objective(NamedTuple):
         """mask_t weight_t log_prob_t: (row, time)."""
         return weighted(self.log_prob, self.mask, self.token_weight)
 
+    def narrow(self, n: int) -> bool:
+        """Whether there is one trajectory of `n`, or one step."""
+        return n == 1 or self.log_prob.shape[1] == 1
+
     def trajectories(self) -> Tensor:
         """Its sum over each trajectory: (n,)."""
         return trajectory_sums(*self)

@@ -1,11 +1,10 @@
-"""||left_i^T right_i||^2 for every trajectory i: five ways to one number, and one cheap estimate of it.
+"""||left_i^T right_i||^2 for every trajectory i: five ways to one number (an estimate of it: `sketch`).
 
 The weight gradient of a linear map is left^T right, with `left` the rows of one operand (say the output gradients)
 and `right` the rows of the other (the inputs). Per trajectory its squared norm is
 
     sum_ab (sum_t left_ta right_tb)^2                     instantiated: form the block, square it ("block", "batch")
     = sum_ts <left_t, left_s> <right_t, right_s>          Gram matrices, the "ghost" norm ("gram")
-    = E ||left^T right S||^2, S random signs / sqrt(K)    a sketch: unbiased, not exact ("sketch")
 
 An instantiated block lies in cache when it has just been squared, and adding it to one or two weight-gradient sums
 there (`Sink`) costs next to nothing: that is what makes the affine route exact without a second backward. Gram
@@ -25,7 +24,6 @@ from llm_bridge.scores.layout import Layout
 Step = tuple[int, float, bool]
 CANCELLED = 1e-2
 """a norm from Gram matrices that is smaller than so much of the product of theirs is taken another way"""
-_DRAW = 1 << 14
 
 
 class Sink:
@@ -93,7 +91,7 @@ def square_sum(x: Tensor) -> Tensor:
     return torch.dot(flat, flat)
 
 
-def _each_square_sum(x: Tensor) -> Tensor:
+def square_sums(x: Tensor) -> Tensor:
     """Sum of squares of each row, in `sum_dtype`: (n, d) -> (n,)."""
     if x.dtype != sum_dtype(x.dtype):
         return torch.linalg.vector_norm(x, dim=1, dtype=sum_dtype(x.dtype)).square()
@@ -143,7 +141,7 @@ def batch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sink: Sink | Non
     torch.bmm(_by_trajectory(left, n).mT, _by_trajectory(right, n), out=block)
     if sink is not None:
         sink.set(block)
-    return _each_square_sum(block.flatten(1))
+    return square_sums(block.flatten(1))
 
 
 def gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: "Recent") -> Tensor:
@@ -200,46 +198,6 @@ class Recent:
                 return self._last[-1][1]
         self._last = [*self._last[len(self._last) + 1 - self.keep :], (x, function(x))]
         return self._last[-1][1]
-
-
-class Sketch:
-    """Random signings of inputs; layers that read the same input get the same ones, as if they were one wide layer."""
-
-    def __init__(self, columns: int, generator: torch.Generator) -> None:
-        self.columns, self.generator, self._recent = columns, generator, Recent(1)
-        self.at_once = 1 if generator.device.type == "cpu" else _DRAW
-        self._drawn: Tensor | None = None
-
-    def thin(self, x: Tensor) -> Tensor:
-        """x S: (N, columns), S fresh signs unless x is the last input again."""
-        return self._recent.of(x, self._signed)
-
-    def _signed(self, x: Tensor) -> Tensor:
-        rows = x.shape[1]
-        # Signs are cut from a larger draw: on an accelerator every draw is a row of launches.
-        if self._drawn is None or len(self._drawn) < rows or self._drawn.dtype != x.dtype:
-            drawn = random_signs(max(rows, self.at_once), self.columns, self.generator)
-            self._drawn = drawn.to(x.device, x.dtype)
-        signs, self._drawn = self._drawn[:rows], self._drawn[rows:]
-        return x @ signs.to(x.device)
-
-
-def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch) -> Tensor:
-    """Unbiased estimate of the norms from random signings of `right`: (N, out), (N, in) -> (n,)."""
-    thin = sketch.thin(right)
-    if layout.owner is None:
-        block = torch.bmm(_by_trajectory(thin, layout.n).mT, _by_trajectory(left, layout.n)).flatten(1)
-        return _each_square_sum(block) / sketch.columns
-    pairs = zip(layout.split(thin), layout.split(left), strict=True)
-    return torch.stack([square_sum(thin_i.t() @ left_i) for thin_i, left_i in pairs]) / sketch.columns
-
-
-def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Independent signs -1, 1 in float32, 16 to a draw: (rows, columns)."""
-    shape, where, kind = (rows, -(-columns // 16), 1), generator.device, torch.int32
-    word = torch.randint(0, 1 << 16, shape, generator=generator, device=where, dtype=kind)
-    bit = (word >> torch.arange(16, dtype=kind, device=where)) & 1
-    return bit.flatten(1)[:, :columns].float().mul_(2).sub_(1)
 
 
 def _by_trajectory(x: Tensor, n: int) -> Tensor:

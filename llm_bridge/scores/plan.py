@@ -7,7 +7,7 @@ and no gradient leaves its row? What is left is looped over (`inner`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from llm_bridge.scores.inner import Whole, cloned, differentiable, first_tensor, leaf_parameters, local, rehearsal
+from llm_bridge.scores.inner import (
+    Whole,
+    cloned,
+    differentiable,
+    first_tensor,
+    is_opaque,
+    leaf_parameters,
+    local,
+    rehearsal,
+)
 from llm_bridge.scores.layers import (
     ADDS,
     SAME,
@@ -104,28 +113,30 @@ class Own(Twin):
         Raises InputError where a loop is not allowed.
         """
         own, x = self.own(), first_tensor(args, kwargs)
-        shape = () if x is None else (x.dim(), x.shape[:1].numel() > 1)
-        form = (self.module.training, *shape, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        several = () if x is None else tuple(size > 1 for size in x.shape)  # of one row, or step, all is true
+        flags = tuple(y for y in self.module.__dict__.values() if isinstance(y, bool | str))
+        form = (flags, several, len(args), tuple(k for k, y in kwargs.items() if y is not None))
         plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
         if key not in plans:
             plans[key] = self._plan(own, x, args, kwargs)
         spread = plans[key]
-        if spread is None:
-            if self.tape.unknown != "loop":
-                raise InputError(
-                    f"ScoreTape: no exact norm for the parameters of {self.name or 'the model itself'} "
-                    f"({type(self.module).__name__}); freeze them, or use unknown='loop'"
-                )
-            return local(self, args, kwargs)
-        assert x is not None  # else there is nothing to spread over, and no plan
-        for k in spread:
-            self.tape.uses("vector", own[k])
-        wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
-        with shadowed(self.module, wide):
-            if len(spread) == len(own):
-                return self.original(*args, **kwargs)
-            with _Known(own, self, self.tape):  # the others are used in products
-                return self.original(*args, **kwargs)
+        if spread is not None:
+            assert x is not None  # else there is nothing to spread over, and no plan
+            wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
+            known = nullcontext() if len(spread) == len(own) else _Known(own, self, self.tape)
+            try:
+                with shadowed(self.module, wide), known:  # what is not spread is used in products
+                    return self.original(*args, **kwargs)
+            except (RuntimeError, ValueError, IndexError) as error:  # it was tried at a length that happened to fit
+                if isinstance(error, InputError) or any(map(is_opaque, pytree.tree_leaves((args, kwargs)))):
+                    raise
+                plans[key] = None
+        if self.tape.unknown != "loop":
+            raise InputError(
+                f"ScoreTape: no exact norm for the parameters of {self.name or 'the model itself'} "
+                f"({type(self.module).__name__}); freeze them, or use unknown='loop'"
+            )
+        return local(self, args, kwargs)
 
     def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> frozenset[str] | None:
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
@@ -221,7 +232,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, param: nn.Parameter, shape: tuple[int, ...], twin: Twin) -> Tensor:
-        ctx.param, ctx.twin, ctx.place = param, twin, twin.tape.place()
+        ctx.param, ctx.twin, ctx.place, ctx.uses = param, twin, twin.tape.place(), [("vector", param)]
         return param.expand(shape)
 
     @staticmethod

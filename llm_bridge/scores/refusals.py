@@ -1,13 +1,15 @@
 """What a tape refuses before it computes: models, parameters, arrays and graphs of which it would miss scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
-from llm_bridge.scores.inner import any_cut, cut_by, graph_nodes
+from llm_bridge.scores.inner import any_cut, cut_by
 from llm_bridge.scores.layers import Twin
 from llm_bridge.scores.layout import WHOLE_LOOP
 from vcposim.errors import InputError
@@ -73,6 +75,31 @@ def refuse_hooks(named: Sequence[tuple[str, nn.Parameter]]) -> None:
             )
 
 
+def refuse_frozen(named: Sequence[tuple[str, nn.Parameter]], used: Set[nn.Parameter]) -> None:
+    """Raise InputError for a parameter of a graph that was trainable when the graph was made and is not now."""
+    for name, p in named:
+        if p in used and not p.requires_grad:
+            raise InputError(f"ScoreTape: {name} was frozen between the forward and its norms; freeze it before")
+
+
+@contextmanager
+def refused_second_backward() -> Iterator[None]:
+    """Names what to do where autograd says that a graph has had all the backwards that it allows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "graph a second time" in str(error):
+            raise InputError(
+                "log_prob: an earlier pass used up its graph; give each call of score_sq_norms its own forward"
+            ) from error
+        if "under selective activation checkpoint" in str(error):
+            raise InputError(
+                "log_prob: selective activation checkpoints allow one backward, and a comparison takes two; "
+                "have a pass with other checkpoints compared, and give verify='never' with these"
+            ) from error
+        raise
+
+
 def refuse_arrays(log_prob: Tensor, mask: Tensor, token_weight: Tensor | None) -> None:
     """Raise InputError where shapes disagree or `log_prob` (row, time) has no graph."""
     if torch.is_inference_mode_enabled():
@@ -104,12 +131,11 @@ def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def refuse_graph(log_prob: Tensor, advise: Callable[[str], str]) -> bool:
-    """Raise InputError for a compiled graph of `log_prob` (row, time), or one that a loop has cut.
+def refuse_graph(nodes: Sequence[Any], advise: Callable[[str], str]) -> bool:
+    """Raise InputError for a compiled graph of log_prob, given by its nodes, or one that a loop has cut.
 
     Returns whether reentrant checkpoints lie in it.
     """
-    nodes = graph_nodes([log_prob])
     cut = next((name for node in nodes if (name := cut_by(node)) is not None), None) if any_cut() else None
     if cut is not None:
         raise InputError(

@@ -21,7 +21,7 @@ Vectors (biases, norm scales) and embeddings are small or sparse per trajectory:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -239,6 +239,7 @@ class Line:
 
         Raises `InputError` for arrays of another shape.
         """
+        eps = max(torch.finfo(x.dtype if x.is_floating_point() else torch.float64).eps for x in (known, slope))
         known, slope = (x.detach().to("cpu", torch.float64) for x in (known, torch.atleast_2d(slope)))
         for name, array, shape in (("u", known, (n,)), ("v", slope, (slope.shape[0], n))):
             if tuple(array.shape) != shape or not bool(torch.isfinite(array).all()):
@@ -249,9 +250,14 @@ class Line:
         if slope.shape[0] > 1:
             basis = torch.cat([known[None], slope])
             return cls(known, slope, basis, *_folded(basis), None)
-        first, second = _anchors(known, slope[0])
+        first, second = _anchors(known, slope[0], eps)
         basis = torch.stack([_vanishing(known, slope[0], a) for a in (first, second)])
         return cls(known, slope, basis, *_folded(basis), (first, second))
+
+    def marked(self) -> "Line":
+        """The same sums, of trajectories folded by parts that all differ: if two change places, the sums tell."""
+        mark = torch.exp2(2 * (0.618 * torch.arange(len(self.fold), dtype=self.fold.dtype) % 1) - 1)
+        return replace(self, fold=self.fold * mark, factor=self.factor / mark)
 
     def unknown(self, coefficient: Tensor) -> Tensor:
         """a of the given c: (n,) -> (groups,). Raises InputError when c is off the line, beyond its dtype's steps."""
@@ -385,16 +391,19 @@ def _vanishing(known: Tensor, slope: Tensor, a: float) -> Tensor:
     return torch.where(value.abs() <= 4 * torch.finfo(value.dtype).eps * known.abs(), 0.0, value)
 
 
-def _anchors(known: Tensor, slope: Tensor) -> tuple[float, float]:
-    """Two values of a at which most coefficients u + a v vanish, at least a percent of the range apart."""
+def _anchors(known: Tensor, slope: Tensor, eps: float) -> tuple[float, float]:
+    """Two values of a at which most coefficients u + a v vanish, at least a percent of the range apart.
+
+    Not two that differ by rounding, `eps` of one: where rewards are all 0.7, every coefficient vanishes at both.
+    """
     root = -known[slope != 0] / slope[slope != 0]
     if root.numel() == 0:
         return 0.0, 1.0
     value, count = torch.unique(root, return_counts=True)
     first = value[count.argmax()]
     far = (value - first).abs()
-    apart = far >= max(1e-2 * float(value[-1] - value[0]), 1e-300)
+    apart = far >= max(1e-2 * float(value[-1] - value[0]), 1e3 * eps * float(value.abs().max()), 1e-300)
     if not bool(apart.any()):
-        return float(first), float(first) + 1.0
+        return float(first), float(first) + max(1.0, abs(float(first)))
     rank = torch.where(apart, count + far / (2 * far.max()), 0)
     return float(first), float(value[rank.argmax()])

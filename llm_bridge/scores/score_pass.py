@@ -1,6 +1,6 @@
 """One backward under way: from what layers report to squared norms, parameter by parameter."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from llm_bridge.scores.calibration import Choice, Workspace, fastest, take
 from llm_bridge.scores.chunks import Piece, Place, gathered
 from llm_bridge.scores.inner import Differs, Inner
+from llm_bridge.scores.layers import Recorder, Twin
 from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.norms import embedding_sq_norms, head_at_token, square_sum, sum_dtype, tied_cross_term
 from llm_bridge.scores.routes import Route
@@ -29,29 +30,37 @@ _BY_ROW: Any = WeakTensorKeyDictionary()
 
 @dataclass
 class Uses:
-    """What one forward did with each parameter: kinds of use, tokens embedded, rows of a module that is looped over."""
+    """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
+
+    calls: those of the model in which it does. Read off the graph, so that other forwards may come between.
+    """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
     token: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    rows: dict[nn.Parameter, list[int]] = field(default_factory=dict)
+    rows: dict[nn.Parameter, list[tuple[Place, int]]] = field(default_factory=dict)
+    calls: set[int] = field(default_factory=set)
 
-    def add(self, kind: str, param: nn.Parameter, token: Tensor | None, rows: int | None) -> int:
-        """Count a use, and note the `token` (...) it embeds, which a tied head needs early, or the rows looped over.
-
-        Returns how many there were before.
-        """
-        kinds = self.kind.setdefault(param, [])
-        kinds.append(kind)
-        if token is not None:
-            self.token[param] = token
-        if rows is not None:
-            self.rows.setdefault(param, []).append(rows)
-        return len(kinds) - 1
+    @classmethod
+    def of(cls, nodes: Iterable[Any], tape: Recorder) -> "Uses":
+        """From the nodes of a graph that `tape` put there; what lies in a reentrant checkpoint is not among them."""
+        found = cls()
+        for node in nodes:
+            twin = getattr(node, "twin", None)
+            if not isinstance(twin, Twin) or twin.tape is not tape or node.place is None:
+                continue
+            found.calls.add(node.place.model)
+            for kind, param in node.uses:
+                found.kind.setdefault(param, []).append(kind)
+                if kind == "embedding":  # a tied head needs its tokens early
+                    found.token[param] = node.token
+                elif kind == "local":
+                    found.rows.setdefault(param, []).append((node.place, node.inner.rows))
+        return found
 
     def copied(self) -> "Uses":
         """The same, for another backward of the forward."""
         kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
-        return Uses(kind, dict(self.token), rows)
+        return Uses(kind, dict(self.token), rows, self.calls)
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""
@@ -83,7 +92,7 @@ class ScorePass:
         self.coarsest = torch.float64
         """the coarsest type in which an output gradient came"""
         self._uses, self._subset, self._method, self._work = uses, subset, method, work
-        self._seen: set[tuple[str, nn.Parameter]] = set()
+        self._seen: dict[nn.Parameter, list[str]] = {}
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
         self._waiting: dict[nn.Parameter, list[_Use]] = {}
         self._piece: dict[nn.Parameter, dict[str, list[Piece]]] = {}
@@ -246,9 +255,10 @@ class ScorePass:
             return None
         rows = self._uses.rows.get(inner.param[0], [])
         only = all(self._uses.are(p) == ["local"] * len(rows) and self._uses.rows[p] == rows for p in inner.param)
-        if not only or inner.number is None or sum(rows) != self.layout.n or self.layout.owner is not None:
+        all_rows = sum(many for _, many in rows) == self.layout.n
+        if not only or inner.when is None or not all_rows or self.layout.owner is not None:
             return None
-        return sum(rows[: inner.number])
+        return sum(many for place, many in rows if place < inner.when)
 
     def told(self, kind: str, name: str, param: nn.Parameter, grad: Tensor) -> bool:
         """Whether the rows of `grad` (...) are those of all trajectories.
@@ -359,11 +369,11 @@ class ScorePass:
         """Whether this use has no cross terms but those that are worked out."""
         if len(self._uses.are(param)) > 1 and not self._tied(param):
             return False
-        if (kind, param) in self._seen:  # inside a reentrant checkpoint, where the forward counts nothing
+        self._seen.setdefault(param, []).append(kind)
+        if len(self._seen[param]) > max(1, len(self._uses.are(param))):  # a reentrant checkpoint shows no uses
             raise InputError(
                 f"{name}: its parameters are used twice in one forward; give use_reentrant=False to checkpointing"
             )
-        self._seen.add((kind, param))
         return True
 
 

@@ -1,5 +1,6 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
-from llm_bridge.scores.check import Call, Verification, Verifier
+from llm_bridge.scores.check import Call, Verification, Verifier, grads_aside
 from llm_bridge.scores.chunks import Place
 from llm_bridge.scores.fused import require_kernel
+from llm_bridge.scores.inner import graph_nodes, leaf_parameters
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
@@ -24,10 +26,12 @@ from llm_bridge.scores.plan import Borrowed, twins_of
 from llm_bridge.scores.refusals import (
     refuse_arrays,
     refuse_coefficient,
+    refuse_frozen,
     refuse_graph,
     refuse_hooks,
     refuse_modules,
     refuse_parameters,
+    refused_second_backward,
 )
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
 from llm_bridge.scores.score_pass import ScorePass, Uses
@@ -68,12 +72,12 @@ class ScoreTape:
     The three steps may repeat inside one `with` (one group after another); p.grad accumulates. Only `backward`
     touches p.grad. On exit the model is as it was found, also after an exception.
 
-    norm: "exact", or "sketch" (unbiased, `columns` random signs, `seed`). method: "auto" (calibrated), "block",
-    "batch", "gram", "fused" (a C kernel, on a CPU; elsewhere block), or "loop": a backward per trajectory, slow and
-    right for any model. parameters: norms of these only, say `last_block(model)`; the gradient is still everyone's, by
-    a second backward. unknown: "error", or "loop" to run a backward per trajectory through those modules alone that
-    have no exact rule (`tape.loops` names them). loop: class names of modules to loop over as a whole, such as a
-    mixture of experts that sorts its rows.
+    norm: "exact", or "sketch" (unbiased, with the error of `columns` random signings, `seed`). method: "auto"
+    (calibrated), "block", "batch", "gram", "fused" (a C kernel, on a CPU; elsewhere block), or "loop": a backward per
+    trajectory, slow and right for any model. parameters: norms of these only, say `last_block(model)`; the gradient is
+    still everyone's, by a second backward. unknown: "error", or "loop" to run a backward per trajectory through those
+    modules alone that have no exact rule (`tape.loops` names them). loop: class names of modules to loop over as a
+    whole, such as a mixture of experts that sorts its rows.
     verify: "first" compares the first pass over a model, and then every 101st, with plain autograd: one trajectory's
     norm and the gradient along a random direction, or the norms of several where no gradient follows; "always",
     "never". First passes of other numbers of rows (four at most), of another mode and after more was made trainable
@@ -86,8 +90,9 @@ class ScoreTape:
     running the same trajectories: their squares are summed over the group, a collective. Everything else is counted
     once. The gradients of a part stay where the part is.
 
-    The forward is the model's own, bit for bit. A compiled model runs in eager mode inside the `with`. With a
-    GradScaler give `scale=scaler.get_scale()` to the norms and `scaler.scale(coefficient)` to `backward`.
+    The forward is the model's own, bit for bit. Whatever is compiled runs in eager mode inside the `with`. With a
+    GradScaler give `scale=scaler.get_scale()` to the norms and `scaler.scale(coefficient)` to `backward`, u and v of
+    `affine` scaled like it.
 
     Under FSDP2 give the root module after `fully_shard`: each rank tapes its own trajectories, and `backward` leaves
     in each p.grad this rank's shard of the *sum* over ranks, so all ranks must call it. The affine route holds its
@@ -149,11 +154,13 @@ class ScoreTape:
         self._shards = Shards(self.model)
         way = (self.norm, self.method == "loop", self.unknown, self._whole)
         self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards, way)
-        self._uses, self._known = Uses(), set[Any]()
+        self._uses, self._known = Uses(), set[Any]()  # uses: of the graph of the pass under way
         self._called, self._rows, self._parts, self._counting = False, list[int](), 0, True
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
         self._shape: tuple[int, ...] = ()
+        self._foreign: list[nn.Parameter] = []
+        """leaves of a graph with reentrant checkpoints that are none of the model's"""
 
     # --- context ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +178,7 @@ class ScoreTape:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
         self._known = {p for _, p in named if p.requires_grad}
-        self._watch.way = (self._watch.way, self.model.training, len(self._known))  # other modes are other models
+        self._watch.way = (self._watch.way, self.model.training, frozenset(self._known))  # other modes, other models
         sharded = any(isinstance(module, FSDPModule) for module in modules.values())
         self._watch.alike = sharded or bool(self._split)
         if self.method != "loop" and not sharded and Borrowed.needed(self.model):
@@ -183,6 +190,7 @@ class ScoreTape:
         self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
         if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules.values()):
             warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
+        if "torch._dynamo" in sys.modules:  # else nobody compiled anything, a function of the model's or a loss either
             self._eager = torch.compiler.set_stance("force_eager")
         self._open = True
         return self
@@ -245,11 +253,17 @@ class ScoreTape:
         with torch.enable_grad(), self._uncounted(), self._untouched(named):
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
-            reentrant = refuse_graph(log_prob, self.advice)
+            nodes = graph_nodes([log_prob])
+            reentrant, self._uses = refuse_graph(nodes, self.advice), Uses.of(nodes, self)
+            refuse_frozen(held, self._known & self._uses.kind.keys())
+            foreign = set(leaf_parameters([log_prob])) - {p for _, p in held} if reentrant else set()
+            self._foreign = [p for p in foreign if not self.holds(p)]
+            del nodes
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = scale if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
-            return self._norms(of, layout, route, named, reentrant)
+            with refused_second_backward(), grads_aside(self._foreign):
+                return self._norms(of, layout, route, named, reentrant)
 
     def _route(
         self,
@@ -278,7 +292,10 @@ class ScoreTape:
             params = None if reentrant else [p for p in self.model.parameters() if p.requires_grad]
             return Again(layout, of.tokens() if per_token else of.trajectories(), params)
         stored = self._shards.stored
-        return General(layout, stored) if line is None else Affine(layout, line, stored)
+        if line is None:
+            return General(layout, stored)
+        compared = self._watch.due(len(of.log_prob), of.narrow(layout.n))
+        return Affine(layout, line.marked() if compared else line, stored)
 
     def _norms(
         self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool
@@ -286,9 +303,9 @@ class ScoreTape:
         """The squares of one backward, or of a loop, summed over parameters; where one is due with a comparison."""
         groups: list[dist.ProcessGroup | None] = [*self._shards.groups()]
         check = None
-        rows, one = len(of.log_prob), layout.n == 1
+        rows, narrow = len(of.log_prob), of.narrow(layout.n)
         possible = not (groups and reentrant)  # FSDP2 does not allow it with reentrant checkpoints
-        if possible and self._watch.due(rows, one):
+        if possible and self._watch.due(rows, narrow):
             split = [self._split_group] if self._split else []
             check = Verification(self._watch, named, of, [*groups, *split], reentrant)
         if self.method == "loop":
@@ -305,12 +322,12 @@ class ScoreTape:
                 check.ask(route.scale, many=not isinstance(route, Kept))
             elif check is not None and not isinstance(route, Kept) and not (reentrant or check.groups):
                 # a sketch whose gradient is not compared: the exact norms are, by a backward before its own
-                uses, rows_seen, exact = self._uses.copied(), self._rows, NormsOnly(layout)
+                uses, exact = self._uses.copied(), NormsOnly(layout)
                 exact.scale = route.scale
                 check.ask(route.scale, many=True)
                 found = self._backward(of, layout, exact, named, False, True, sketched=False, again=True)
                 check.norms({p: exact.unweighed(square) for p, square in found.part.items()}, found.coarsest)
-                self._uses, self._rows = uses, rows_seen
+                self._uses = uses
             score = self._backward(of, layout, route, named, reentrant, check is not None, self.norm == "sketch")
             part, kind = score.part, score.coarsest
         norms = route.unweighed(self._over_ranks(part, of.log_prob.dtype))
@@ -323,7 +340,7 @@ class ScoreTape:
         if check is not None:
             check.passed()
         else:
-            self._watch.passed(rows, one)
+            self._watch.passed(rows, narrow)
         self._finish = None if isinstance(route, NormsOnly) else route.finish
         return norms
 
@@ -336,7 +353,7 @@ class ScoreTape:
         if self._finish is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
         refuse_coefficient(coefficient, self._shape)
-        with torch.no_grad(), self._uncounted():
+        with torch.no_grad(), self._uncounted(), refused_second_backward(), grads_aside(self._foreign):
             self._finish(coefficient.detach())
         self._finish = None
 
@@ -346,16 +363,10 @@ class ScoreTape:
         """Whether this is a trainable parameter of the model, or stands in for one; functional_call's are not."""
         return param in self._known or param in self._shards.stored
 
-    def uses(self, kind: str, weight: nn.Parameter, token: Tensor | None = None, rows: int | None = None) -> int | None:
-        """Count a use of a parameter in a forward, the `token` (...) it embeds, and the rows of one looped over."""
-        self._called = True
-        if not self._counting:  # a checkpointed forward runs again during a backward
-            return None
-        return self._uses.add(kind, weight, token, rows)
-
     def place(self) -> Place | None:
         """When the call under way is made: in which of the model's, and after how many of its parts."""
-        if not self._counting:
+        self._called = True
+        if not self._counting:  # a checkpointed forward runs again during a backward
             return None
         self._parts += 1
         return Place(len(self._rows), self._parts)
@@ -450,9 +461,10 @@ class ScoreTape:
     ) -> ScorePass:
         """The one backward: every layer reports to a `ScorePass`, none adds to p.grad; `again`: the graph survives."""
         method = "sketch" if sketched else self.method
-        work = Workspace(self.columns, self.generator)
+        work = Workspace(self.columns, self.generator, compiled=self.method in ("auto", "fused"))
         self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
-        score.chunked = len(self._rows) > 1 and sum(self._rows) == of.log_prob.shape[0]
+        calls = [self._rows[k - 1] for k in self._uses.calls if k]
+        score.chunked = len(calls) > 1 and sum(calls) == of.log_prob.shape[0]
         strays = [p.register_hook(self._stray(name, p)) for name, p in named]
         again = again or isinstance(route, Again) or (checked and isinstance(route, Kept))
         try:
@@ -464,7 +476,7 @@ class ScoreTape:
                 score.flush()
             return score
         finally:
-            self.running, self._uses, self._rows = None, Uses(), []
+            self.running, self._uses = None, Uses()
             for handle in strays:
                 handle.remove()
 

@@ -49,6 +49,9 @@ ELSEWHERE = {
     "its forward ran outside the `with`": "test_hostile",
     "a compiled graph computed it": "test_hostile",
     "have this pass compared": "test_chunks",
+    "was frozen between the forward": "test_hostile_fifth",
+    "an earlier pass used up its graph": "test_hostile_fifth",
+    "selective activation checkpoints allow one backward": "test_hostile_fifth",
     "install one, or say block": "test_fused",
 }
 """messages that need ranks, a compiler or earlier passes, or have nothing to follow, and who tests them"""

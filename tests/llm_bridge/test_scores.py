@@ -44,12 +44,20 @@ from llm_bridge.scores import (
 from llm_bridge.scores import layout as layout_module
 from llm_bridge.scores.calibration import RUNS, WHOLE, Choice
 from llm_bridge.scores.layout import Layout, Operands, live_rows
-from llm_bridge.scores.norms import Recent, Sketch, gram_sq_norms, sketch_sq_norms
+from llm_bridge.scores.norms import Recent, Scratch, gram_sq_norms
 from llm_bridge.scores.routes import Affine, General, Line, NormsOnly
 from llm_bridge.scores.score_pass import LIVE_LOOKS
+from llm_bridge.scores.sketch import Sketch, sketch_sq_norms
 from simulations.bench import score_records
 from simulations.bench import scores as bench
-from tests.kit.statistical import OPERATION, SUMMED, assert_near, assert_rounding_only, assert_within_errors
+from tests.kit.statistical import (
+    OPERATION,
+    SUMMED,
+    assert_mean_equals,
+    assert_near,
+    assert_rounding_only,
+    assert_within_errors,
+)
 from tests.llm_bridge.models import (
     KINDS,
     NEEDS_COMPILER,
@@ -817,15 +825,15 @@ def test_cu_seqlens_and_double_description_are_checked() -> None:
 
 
 def test_sketch_is_unbiased_and_its_gradient_exact() -> None:
-    """1000 one-column sketches of a layer: mean within 5 standard errors, false-fail rate 6e-7 per trajectory.
+    """1000 sketches of a layer in 16 buckets: mean within 5 standard errors, false-fail rate 6e-7 per trajectory.
 
     A bias of 15% is rejected.
     """
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(3 * 7, d, dtype=torch.float64, generator=generator) for d in (5, 11))
+    left, right = (torch.randn(3 * 7, d, dtype=torch.float64, generator=generator) for d in (50, 110))
     layout = Layout(3, (3, 7))
     exact = gram_sq_norms(left, right, layout, Recent(2))
-    draws = torch.stack([sketch_sq_norms(left, right, layout, Sketch(1, generator)) for _ in range(1000)])
+    draws = torch.stack([sketch_sq_norms(left, right, layout, Sketch(1, generator), Scratch()) for _ in range(1000)])
     error = (draws.mean(0) - exact) / (draws.std(0) / 1000**0.5)
     assert error.abs().max() < 5
     biased = 1.15 * draws
@@ -868,11 +876,11 @@ def _measured(model: nn.Module, batch: TokenBatch, **options: object) -> torch.T
 
 def test_layers_of_one_input_share_their_signs() -> None:
     x, sketch = torch.randn(6, 4), Sketch(3, torch.Generator().manual_seed(0))
-    first = sketch.thin(x)
-    assert sketch.thin(x) is first
-    other = sketch.thin(x.clone())
+    first = sketch.remembered(x)
+    assert sketch.remembered(x) is first
+    other = sketch.remembered(x.clone())
     assert not torch.equal(other, first)
-    assert not torch.equal(sketch.thin(x), first)  # only the last input is remembered
+    assert not torch.equal(sketch.remembered(x), first)  # only the last input is remembered
 
 
 def test_last_block_norms_and_full_gradient() -> None:
@@ -986,11 +994,45 @@ def test_affine_sums_of_operands_are_the_weighted_products(dtype: torch.dtype, r
 
 @pytest.mark.parametrize("at_once", [1, 64, 1000])
 def test_a_sketch_never_uses_a_sign_twice(at_once: int) -> None:
-    """Drawn one by one, with a remainder too small for the next input, or all at once."""
+    """Drawn one by one, with a remainder too small for the next operand, or all at once; a column has one sign."""
     sketch = Sketch(8, torch.Generator().manual_seed(0))
     sketch.at_once = at_once
-    inputs = [torch.eye(40) for _ in range(3)]
-    signs = [sketch.thin(x) for x in inputs]
-    assert torch.equal(sketch.thin(inputs[2]), signs[2])
-    assert len(torch.cat(signs, 1).t().unique(dim=0)) == 3 * 8
-    assert torch.cat(signs).abs().eq(1).all()
+    spread = [sketch.folded(torch.eye(40)) for _ in range(3)]
+    assert len(torch.cat(spread).abs().sum(1).unique()) == 1
+    assert len({tuple(each.sum(1).tolist()) for each in spread}) == 3
+    assert all(torch.equal((each != 0).sum(1), torch.ones(40, dtype=torch.long)) for each in spread)
+
+
+@pytest.mark.parametrize("columns", [1, 16])
+def test_columns_of_two_blocks_meet_in_a_bucket_as_often_as_by_chance(columns: int) -> None:
+    """Those of one block never do. A turn that is always 0 would add up columns a multiple of K apart: fails."""
+    sketch = Sketch(columns, torch.Generator().manual_seed(0))
+    width, draws = sketch.buckets, 12_000
+    where = torch.stack([sketch.folded(torch.eye(2 * width)).abs().argmax(1) for _ in range(draws)])
+    assert (where[:, :width].sort(1).values == torch.arange(width)).all()
+    for other in (width, width + 3):
+        met = (where[:, 0] == where[:, other]).double()
+        assert_mean_equals(met.numpy(), 1 / width, detect=0.8 / width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 16, 31, 320])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_kernel_sketches_as_the_products_do(dtype: torch.dtype, width: int, packed: bool) -> None:
+    """Also of operands whose rows lie apart in memory, of trajectories of unlike length, and on several threads."""
+    left, right = (torch.randn(36, 2 * d, dtype=dtype)[:, :d] for d in (width, 2 * width + 5))
+    segment = torch.tensor([[0] * 3 + [1] * 11 + [-1] * 2 + [2] * 20])
+    layout = Layout.of(segment, segment) if packed else Layout(3, (3, 12))
+
+    def norms(compiled: bool) -> Tensor:
+        sketch = Sketch(16, torch.Generator().manual_seed(1), compiled)
+        return sketch_sq_norms(left, right, layout, sketch, Scratch())
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = norms(True)
+    finally:
+        torch.set_num_threads(threads)
+    scale = left.abs().sum().double() * right.abs().sum().double()
+    assert_rounding_only(found.numpy(), norms(False).numpy(), scale=float(scale))
