@@ -388,7 +388,13 @@ class _Reader:
         told = token_findings(self.statistics, self.where)
         findings = [
             *told,
-            *trajectory_findings(dump.log_ratio, dump.place, tokens=tokens is not None, told=told),
+            *trajectory_findings(
+                dump.log_ratio,
+                dump.place,
+                tokens=tokens is not None,
+                told=told,
+                rewarded=(dump.length, dump.reward) if dump.has_reward else None,
+            ),
         ]
         findings += [*_copied(dump), *_without_tokens(dump, record=self.record, columns=columns)]
         mixed = (

@@ -383,6 +383,27 @@ def test_a_mean_weight_that_is_surely_not_one_is_told_and_a_mistake_is_not_certa
     assert not read((few[0], few[1]), tmp_path).findings
 
 
+def test_a_learner_trained_on_these_very_trajectories_is_told_and_a_ratio_along_lengths_is_not(tmp_path: Path) -> None:
+    samplers, learners = clean(np.random.default_rng(8), 0.1)
+    trained = [np.minimum(b + 0.01 * (1 if i % 2 else -1), 0) for i, b in enumerate(learners)]  # rewards are i % 2
+    dump = read((samplers, trained), tmp_path)
+    one = next(f for f in dump.findings if f.check == "follows the reward")
+    assert "trained on these very trajectories" in one.cause
+    assert "no mistake is certain" in summary(replay(dump, resamples=100))[0]
+    order = np.argsort([b.size for b in learners])  # short and long by turns: rewards follow the lengths
+    turns = [int(i) for pair in zip(order[32:], order[:32], strict=True) for i in pair]
+    systematic = [samplers[i] for i in turns], [np.minimum(learners[i] - 0.004, 0) for i in turns]
+    assert "follows the reward" not in [f.check for f in read(systematic, tmp_path).findings]
+
+
+def test_zeros_are_placed(tmp_path: Path) -> None:
+    samplers, learners = clean(np.random.default_rng(9), 0.1)
+    samplers[11] = np.where(np.arange(samplers[11].size) < 12, 0.0, samplers[11])
+    learners[11] = np.where(np.arange(samplers[11].size) < 12, -4.0, learners[11])
+    one = next(f for f in read((samplers, learners), tmp_path).findings if f.check == "exact zeros")
+    assert "in behavior_log_prob (first in line 12), where" in one.evidence
+
+
 def test_vanishing_and_exchanged_weights_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     lists = clean(rng, 0.3)
