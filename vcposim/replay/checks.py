@@ -94,6 +94,8 @@ BY_THE_RUN = (
     "mixed versions",
 )
 """checks that a run far off policy can set off too, without any mistake in how it was written"""
+OWN_CAUSE = ("follows the reward", "mixed versions")
+"""those of them that know their cause"""
 
 
 class Finding(NamedTuple):

@@ -420,9 +420,11 @@ def test_vanishing_and_exchanged_weights_are_named(tmp_path: Path) -> None:
 def test_versions_mixed_in_a_trajectory_are_counted(tmp_path: Path) -> None:
     lists = clean(np.random.default_rng(4), 0.3)
     versions = [[3, 3, 4] if i % 4 == 0 else [3] for i in range(64)]
-    found = read(lists, tmp_path, weight_versions=versions).findings
-    one = next(f for f in found if f.check == "mixed versions")
+    dump = read(lists, tmp_path, weight_versions=versions)
+    (one,) = dump.findings
+    assert one.check == "mixed versions"
     assert one.evidence.startswith("16 of 64")
+    assert summary(replay(dump, resamples=100))[0].endswith("see the checks (mixed versions).")  # neither far nor wrong
 
 
 FALSE_ALARMS = 0.02
