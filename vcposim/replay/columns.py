@@ -146,7 +146,11 @@ class Columns:
                 if name in mapping or name in refused:
                     continue
                 found = next((n for n in options if _holds(record, n)), None)
-                if found is not None:
+                value: Any = look_up(record, found) if found is not None else None
+                if name == "reward" and _filled(value) and all(x is None for x in value):  # prime-rl, without rewards
+                    self.notes.append(f"{found!r} ({name}) is null at every token of the first record: not used")
+                    refused.add(name)
+                elif found is not None:
                     by_layout[name] = found
             mapping |= by_layout
             self.reward_rule = self.layout.reward_rule

@@ -266,6 +266,9 @@ class RecordReader:
             return math.fsum(self._scalar("reward", x) for x in values)
         keep = self._mask(self._get(record, "mask"), len(values)) if "mask" in self.columns.mapping else None
         seen: set[Any] = {x for k, x in enumerate(values) if (keep is None or keep[k]) and x is not None}
+        if not seen:
+            remedy = f"is null at every token; fill it in, or read the weights alone: --column reward={ABSENT}"
+            raise self._bad("reward", MISSING, remedy, "null")
         if len(seen) != 1:
             raise self._bad(
                 "reward", f"{len(seen)} values", "over one trajectory, where this layout repeats a single one", "mixed"

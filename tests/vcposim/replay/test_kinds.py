@@ -265,6 +265,19 @@ def test_what_lies_deeper_is_suggested_with_its_path_and_turns_follow_each_other
     assert_near(read_dump(path, options_of(caught.value)).log_ratio, expected_log_ratio(b))
 
 
+def test_rewards_that_never_reached_the_trainer_leave_the_weights_to_read(tmp_path: Path) -> None:
+    """prime-rl's token_export.py writes null at each token where its batch has no rewards."""
+    b = batch()
+    table = [{**row, "rewards": [None] * len(row["rewards"])} for row in FIXTURES["prime_rl"].rows(b)]
+    dump = read_dump(write(tmp_path, table))
+    assert_near(dump.log_ratio, expected_log_ratio(b))
+    assert not dump.has_reward
+    assert "'rewards' (reward) is null at every token of the first record: not used" in dump.notes
+    table[0] = FIXTURES["prime_rl"].rows(b)[0]
+    with pytest.raises(InputError, match=r"line 2: rewards .*is null at every token; .*--column reward=none"):
+        read_dump(write(tmp_path, table))
+
+
 def test_numbers_in_strings_sums_without_lengths_and_probabilities_are_explained(tmp_path: Path) -> None:
     table = rows(batch())
     for change, words in (
