@@ -30,6 +30,7 @@ from vcposim.replay.names import (
     NAMED_GROUP,
     OF_LAGS,
     OF_THE_RUN,
+    OF_TRAJECTORIES,
     OF_VERSIONS,
     OTHER_NAMES,
     SPLITS,
@@ -254,10 +255,20 @@ class Columns:
                 if name == "reward" and "advantage" in map(plain, names):
                     self.notes.append("advantages are no rewards: a baseline has been subtracted already")
         turn = next((n for n in TURNS if n in names), None)
-        if turn is not None and not {"trajectory", turn} & {*mapping, *mapping.values(), *refused}:
+        of_rows = [n for n in names if OF_TRAJECTORIES.search(n.lower()) and isinstance(record[n], int | str)]
+        of_rows = [n for n in of_rows if n not in (*mapping.values(), *self.group_columns)]
+        if "trajectory" in (*mapping, *refused) or turn in mapping.values():
+            return
+        mapped_by = f"--trajectory {of_rows[0] if of_rows else 'COLUMN'}"
+        if turn is not None:
             self.notes.append(
                 f"column {turn!r} counts parts of a trajectory, and nothing says which rows are one: every row is "
-                "taken as a trajectory by itself; name what they share with --trajectory COLUMN"
+                f"taken as a trajectory by itself; name what they share with {mapped_by}"
+            )
+        elif of_rows:
+            self.notes.append(
+                f"column {of_rows[0]!r} may say which rows are one trajectory, and is not used: every row is taken as "
+                f"one by itself; if they share it, {mapped_by}"
             )
 
     def _likely(self, name: str, record: Mapping[str, Any]) -> list[str]:

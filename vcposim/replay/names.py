@@ -214,6 +214,12 @@ OF_VERSIONS = re.compile(
 )
 """columns that may tell versions or lags under a name nobody knows"""
 
+OF_TRAJECTORIES = re.compile(
+    r"^(episode|traj(ectory)?|rollout|session|conversation|dialog(ue)?)(_?(id|uid|uuid|idx|index|key|name|number))?$"
+    r"|^(id|uid)_of_(episode|trajectory|rollout)$"
+)
+"""columns that may say which rows are one trajectory under a name nobody knows"""
+
 TURNS = ("turn", "turn_id", "turn_idx", "turn_index", "turn_number", "segment", "segment_idx", "step_idx")
 """columns that count the parts of one trajectory"""
 

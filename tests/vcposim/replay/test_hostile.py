@@ -280,6 +280,11 @@ def both(*changes: Change) -> Change:
     return change
 
 
+def episodes(i: int, row: Record) -> Record:
+    """The row with its trajectory under a name that no framework uses."""
+    return {"episode" if name == "traj_uid" else name: x for name, x in row.items()}
+
+
 def in_steps(i: int, row: Record) -> Record:
     """The tokens in two objects, each with the reward."""
     parts = (slice(0, 2), slice(2, None))
@@ -344,6 +349,15 @@ GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
     "trajectories in rows, counted": (in_halves(), {"group_size": 8}, SAME, "128 rows are 64 trajectories"),
     "trajectories in rows, not counted": (
         in_halves(), {"group_size": 9}, REFUSED, "128 rows are 64 trajectories .*, no multiple of 9: it counts traj",
+    ),
+    "trajectories in rows under another name": (
+        in_halves(episodes), {}, SAID, "if they share it, --trajectory episode",
+    ),
+    "trajectories in rows under another name, and their turns": (
+        in_halves(lambda k, row: episodes(k, row) | {"turn": k}), {}, SAID, "share with --trajectory episode",
+    ),
+    "trajectories in rows under that name": (
+        in_halves(episodes), {"trajectory": "episode", "group_size": 8}, SAME, "",
     ),
     "parts of trajectories under two versions": (
         in_halves(lambda k, row: row | {"policy_version": 3 + k}), {"group_size": 8}, SAME, "FINDING mixed versions",
