@@ -77,6 +77,9 @@ NARROW, SYSTEMATIC, SIGMAS = 0.5, 0.01, 8.0
 SURE_OF, FAR_FROM_ONE = 64, 0.2
 """trajectories, and log of the mean weight, from which on `SIGMAS` standard errors between it and 1 are no chance:
 where half of the samples count, lognormal weights are so at most 1 time in 100,000"""
+ENOUGH_SUMS, FLAT, SHALLOW, EVEN = 64, -0.3, 0.05, 0.5
+"""trajectories, correlation of sums with lengths, nats a token, and deviation in terms of the mean, beyond which sums
+are none"""
 FOLLOWS = 0.7
 """correlation of log-ratios with rewards from which on the learner has seen these very trajectories"""
 FILLER = -0.5
@@ -208,9 +211,9 @@ class TokenSums:
             part = self.files.setdefault(file if new or file in self.files else "", Sampled())
             if deep:
                 real = np.isfinite(learner)
-                part.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
+                part.logs += moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
             else:
-                part.logs += _moments(learner, sampler)
+                part.logs += moments(learner, sampler)
             some = slice(None, None, max(learner.size // COMPARED, 1))
             x, y = learner[some], sampler[some]
             real = (x > DEEP) & (y > DEEP)
@@ -305,7 +308,8 @@ class TokenSums:
         return self.wrong[name] >= max(3, SOME * self.lists_compared[name])
 
 
-def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(count, x, y, xx, yy, xy), which add up: (n,), (n,) -> (6,)."""
     return np.array([x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y])
 
 
@@ -824,7 +828,7 @@ def _follows_reward(log_ratio: np.ndarray, length: np.ndarray, reward: np.ndarra
     sums = np.zeros(6)
     for ratio, tokens, value in pieces(log_ratio, length, reward):
         real = np.isfinite(ratio) & np.isfinite(value) & (tokens > 0)
-        sums += _moments(ratio[real] / tokens[real], value[real])
+        sums += moments(ratio[real] / tokens[real], value[real])
     correlation = float(_correlation(sums))
     if sums[0] < SURE_OF or not correlation > FOLLOWS:
         return []
@@ -850,6 +854,27 @@ def _mean_weight(log_mean: float, ess: float, n: int) -> list[Finding]:
             f"the mean weight is {_power(log_mean)}, {away:.0f} standard errors from the 1 that it is in expectation",
             "a small systematic ratio along all tokens (top-p, top-k, precision, a wrong mask), much lag, or a learner "
             "that was trained on these very tokens",
+        )
+    ]
+
+
+def averages(sums: np.ndarray) -> list[Finding]:
+    """Sums of log-probabilities fall with the length, averages do not: `moments` of lengths and sums -> findings."""
+    n, length, total, squares, of_totals, _ = sums
+    if n < ENOUGH_SUMS:
+        return []
+    mean, deviation = length / n, math.sqrt(max(squares / n - (length / n) ** 2, 0))
+    noise = math.sqrt(max(of_totals / n - (total / n) ** 2, 0))
+    a_token, correlation = -total / max(length, 1.0), float(_correlation(sums))
+    alike = noise < EVEN * -total / n  # sums of few unsure tokens are not: of a policy that is all but sure
+    if deviation < 0.1 * mean or not correlation > FLAT or a_token > SHALLOW or not alike:
+        return []
+    return [
+        Finding(
+            "averages",
+            f"log_prob is {total / n:.3g} nats for {mean:.0f} tokens on average, {a_token:.2g} a token, and does not "
+            f"fall with the length (they correlate {correlation:.2f})",
+            "averages a token in place of sums, whose weights are of no trajectory: write the sum, or the list",
         )
     ]
 

@@ -26,7 +26,7 @@ import numpy as np
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
 from vcposim.replay.blocks import block_of, read_block
-from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
+from vcposim.replay.checks import Finding, TokenSums, averages, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
 from vcposim.replay.containers import Progress, read_items
 from vcposim.replay.dumps import Dump, Tokens
@@ -396,7 +396,11 @@ class _Reader:
                 rewarded=(dump.length, dump.reward) if dump.has_reward else None,
             ),
         ]
-        findings += [*_copied(dump), *_without_tokens(dump, record=self.record, columns=columns)]
+        findings += [
+            *averages(self.record.sums),
+            *_copied(dump),
+            *_without_tokens(dump, record=self.record, columns=columns),
+        ]
         mixed = (
             self.mixed if dump.group.size == rows else max(min(self.mixed, dump.group.size), of_several_versions(parts))
         )

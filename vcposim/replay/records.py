@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from vcposim.replay.checks import moments
 from vcposim.replay.columns import MISSING, Columns, bare, shown
 from vcposim.replay.items import LISTED, BadRecord, kind
 from vcposim.replay.layouts import look_up
@@ -137,6 +138,8 @@ class RecordReader:
         self.listed = 0
         """tokens of the records read, masked ones among them"""
         self.mixed = False
+        self.sums = np.zeros(6)
+        """(count, x, y, xx, yy, xy) of lengths and of log_prob, where that is a sum a trajectory"""
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
         return self.columns.bad(name, value, remedy, reason)
@@ -343,6 +346,8 @@ class RecordReader:
             numbers = [self._log_prob(name, v) for name, v in zip(names, values, strict=True)]
             if stated < 1 and (stated < 0 or any(numbers)):
                 raise self._bad("length", stated, "is less than one token; drop empty responses", "empty response")
+            if len(numbers) > 1:
+                self.sums += moments(np.array([stated]), np.array(numbers[:1]))
             total = numbers[0] - (numbers[1] if len(numbers) > 1 else 0.0)
             return total, stated, self._reference(record, numbers[0], None, None), None
         size = len(lists[0])

@@ -396,6 +396,24 @@ def test_a_learner_trained_on_these_very_trajectories_is_told_and_a_ratio_along_
     assert "follows the reward" not in [f.check for f in read(systematic, tmp_path).findings]
 
 
+@pytest.mark.parametrize("block", [True, False])
+def test_averages_in_place_of_sums_are_told_and_sums_are_not(
+    block: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not block:
+        monkeypatch.setattr("vcposim.replay.reading.read_block", lambda *_: None)
+    samplers, learners = clean(np.random.default_rng(10), 0.1)
+
+    def checks(of: Callable[[np.ndarray], float]) -> list[str]:
+        both = zip(samplers, learners, strict=True)
+        rows = [{"behavior_log_prob": float(of(a)), "log_prob": float(of(b)), "length": a.size} for a, b in both]
+        (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [f.check for f in read_dump(tmp_path / "s.jsonl").findings]
+
+    assert checks(np.mean) == ["averages"]
+    assert checks(np.sum) == []
+
+
 def test_zeros_are_placed(tmp_path: Path) -> None:
     samplers, learners = clean(np.random.default_rng(9), 0.1)
     samplers[11] = np.where(np.arange(samplers[11].size) < 12, 0.0, samplers[11])
