@@ -763,7 +763,7 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
                 found.append(
                     Finding(
                         "precision",
-                        f"{share:.0%} of {name}'s values are {kind} numbers: each is rounded by up to {step:.2g} of itself",
+                        f"{share:.0%} of {name} are {kind} numbers, each rounded by up to {step:.2g} of itself",
                         "log-probabilities were computed or written in half precision; their rounding adds up along a "
                         "trajectory: take log_softmax in float32 and dump float32",
                     )
