@@ -480,6 +480,9 @@ carry everything" in 4, each of 24 responses at 1 nat or more (below 0.15%). On 
 lists, clamps and decimals among them: no check of the tokens in any of 4,381 such files (below 0.07%).
 Again on that day with fillers near 0 and with what single lists have, temperatures and constants: none in any of
 8,901 such files (below 0.04%); with 4 standard errors a list instead of 5 one of 12,250, of short lists at 1.1 nats.
+With factors after the softmax, shifts in part, clamps, mean weights and rewards, on 1,360 files of other policies (40
+tokens, 20% to 95% of them all but sure, in runs too, 24 to 128 responses, up to 1.5 nats): "a few carry everything" in
+2, each of 24 responses at 1.4 nats, and nothing else.
 """
 
 
