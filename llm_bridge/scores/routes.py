@@ -169,8 +169,8 @@ class Kept(Route):
         while self._local:
             params, weighted = self._local.pop()
             for param, found in zip(params, weighted(-coefficient), strict=True):
-                if found is not None:
-                    self.give(param, found)
+                if found is not None:  # two parameters may have one array, or one number at every place
+                    self.give(param, found.clone(memory_format=torch.contiguous_format))
         self._vector, self._embedding = [], []
 
 

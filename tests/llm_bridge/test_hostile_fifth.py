@@ -3,7 +3,8 @@
 Wrong without a word were: norms of a second of two forwards made before any norms (an embedding that is the head); the
 gradient of matrices where all rewards are 0.7; a rule found out at one step and used at more; torch's default eps of an
 RMS norm in half precision; a comparison that could not tell (no score at all, one step), or not of two trajectories
-of one sum; other parameters trainable than in the pass compared; p.grad of models that the tape does not hold.
+of one sum; other parameters trainable than in the pass compared; p.grad of models that the tape does not hold, and of
+two parameters in one array, which a second micro-batch changed twice.
 """
 
 import math
@@ -356,6 +357,20 @@ def test_two_rows_of_one_sum_are_seen(seed: int) -> None:
 def _first_two_swapped(s: Any, x: Tensor) -> Tensor:
     order = torch.tensor([1, 0, *range(2, len(x))])
     return s.a(x[order])[order]
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_gradients_of_two_parameters_are_two_arrays(affine: bool) -> None:
+    """Autograd gives one array for both of a sum; a second micro-batch, and a clip in place, would change it twice."""
+    body = _with(lambda s, x: F.linear(x, s.w + s.v) * s.u.sum(), w=(D, D), v=(D, D), u=(D,))
+    model, token, mask, c = given(body, SQUARE)
+    twin = truth(*given(body, SQUARE))
+    for count in (1, 2):
+        found = taped(model, token, mask, c, affine, unknown="loop")
+        assert not same(found, (*twin[:2], [count * g for g in twin[2]], []))
+    for p in model.parameters():
+        p.grad.mul_(0.5)
+    assert not same((*found[:2], [p.grad for p in model.parameters()], []), twin)
 
 
 def test_other_parameters_trainable_are_another_model_to_compare() -> None:
