@@ -1,6 +1,6 @@
 """Stand-ins for the score norm, each named for what it leaves out, and one measure of how wrong they are.
 
-    sketch       ScoreTape(model, norm="sketch")                 unbiased; error at most sqrt(2 / columns) a layer
+    sketch       ScoreTape(model, norm="sketch")                 unbiased; error up to about sqrt(2 / columns) a layer
     last block   ScoreTape(model, parameters=last_block(model))  exact norm of the last block's score only
     norm layers  ScoreTape(model, parameters=norm_layers(model)) exact norm of the normalizations' scales and shifts
                  only, which arXiv 2411.00999 finds to follow the total

@@ -34,7 +34,7 @@ Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram", "fused")
 BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 WHOLE, RUNS = 0, 1
-KEPT = 4
+KEPT = 8
 """times the smaller operand's memory that blocks may take instead of operands"""
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 
@@ -42,9 +42,9 @@ _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 class Workspace:
     """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs."""
 
-    def __init__(self, columns: int = 16, generator: torch.Generator | None = None) -> None:
+    def __init__(self, columns: int = 16, generator: torch.Generator | None = None, compiled: bool = True) -> None:
         self.scratch, self.gram, self.half_gram = Scratch(), Recent(2), Recent(2)
-        self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0))
+        self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0), compiled)
 
 
 def take(

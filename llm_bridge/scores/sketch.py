@@ -23,7 +23,9 @@ class Sketch:
     """Random signs and buckets of columns; layers that read the same input get the same ones, as if they were one wide
     layer."""
 
-    def __init__(self, columns: int, generator: torch.Generator) -> None:
+    def __init__(self, columns: int, generator: torch.Generator, compiled: bool = True) -> None:
+        self.compiled = compiled
+        """whether the kernel may be used, where there is one; its last bits are not those of torch's products"""
         self.buckets = max(LEAST, 1 << (2 * columns - 1).bit_length())
         self.generator, self.at_once, self._recent = generator, _DRAW, Recent(1)
         self._sign, self._turn, self._at = torch.empty(0), torch.empty(0, dtype=torch.int32), 0
@@ -35,13 +37,17 @@ class Sketch:
     def folded(self, x: Tensor) -> Tensor:
         """x S for a fresh S: (N, d) -> (N, buckets)."""
         sign, turn = self.drawn(x)
-        if kernel_takes(x.device, x.dtype):
+        if self.takes(x):
             return fold(x, sign, turn)
         # column j of a block goes to bucket j xor the block's turn
         bucket = torch.arange(self.buckets, device=x.device) ^ turn[:, None]
         spread = torch.zeros(*sign.shape, self.buckets, device=x.device, dtype=x.dtype)
         spread.scatter_(2, bucket[..., None].long(), sign[..., None])
         return x @ spread.flatten(0, 1)[: x.shape[1]]
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the kernel is used for such an operand (N, d)."""
+        return self.compiled and kernel_takes(x.device, x.dtype)
 
     def drawn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fresh signs of the columns of `x` (N, d) and turns of their blocks: (blocks, buckets), (blocks,)."""
@@ -63,7 +69,7 @@ class Sketch:
 def sketch_sq_norms(left: Tensor, right: Tensor, layout: Layout, sketch: Sketch, scratch: Scratch) -> Tensor:
     """Unbiased estimates of the norms: `left` (N, out), `right` (N, in) -> (n,)."""
     other = sketch.remembered(right)
-    if kernel_takes(left.device, left.dtype):
+    if sketch.takes(left):
         return folded_sq_norms(left, *sketch.drawn(left), other, layout)
     first = sketch.folded(left)
     if layout.owner is None:

@@ -72,12 +72,12 @@ class ScoreTape:
     The three steps may repeat inside one `with` (one group after another); p.grad accumulates. Only `backward`
     touches p.grad. On exit the model is as it was found, also after an exception.
 
-    norm: "exact", or "sketch" (unbiased, `columns` random signs, `seed`). method: "auto" (calibrated), "block",
-    "batch", "gram", "fused" (a C kernel, on a CPU; elsewhere block), or "loop": a backward per trajectory, slow and
-    right for any model. parameters: norms of these only, say `last_block(model)`; the gradient is still everyone's, by
-    a second backward. unknown: "error", or "loop" to run a backward per trajectory through those modules alone that
-    have no exact rule (`tape.loops` names them). loop: class names of modules to loop over as a whole, such as a
-    mixture of experts that sorts its rows.
+    norm: "exact", or "sketch" (unbiased, with the error of `columns` random signings, `seed`). method: "auto"
+    (calibrated), "block", "batch", "gram", "fused" (a C kernel, on a CPU; elsewhere block), or "loop": a backward per
+    trajectory, slow and right for any model. parameters: norms of these only, say `last_block(model)`; the gradient is
+    still everyone's, by a second backward. unknown: "error", or "loop" to run a backward per trajectory through those
+    modules alone that have no exact rule (`tape.loops` names them). loop: class names of modules to loop over as a
+    whole, such as a mixture of experts that sorts its rows.
     verify: "first" compares the first pass over a model, and then every 101st, with plain autograd: one trajectory's
     norm and the gradient along a random direction, or the norms of several where no gradient follows; "always",
     "never". First passes of other numbers of rows (four at most), of another mode and after more was made trainable
@@ -461,7 +461,7 @@ class ScoreTape:
     ) -> ScorePass:
         """The one backward: every layer reports to a `ScorePass`, none adds to p.grad; `again`: the graph survives."""
         method = "sketch" if sketched else self.method
-        work = Workspace(self.columns, self.generator)
+        work = Workspace(self.columns, self.generator, compiled=self.method in ("auto", "fused"))
         self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
         calls = [self._rows[k - 1] for k in self._uses.calls if k]
         score.chunked = len(calls) > 1 and sum(calls) == of.log_prob.shape[0]

@@ -28,13 +28,14 @@ Cost model, in multiply-adds per linear map of (rows, cols) and trajectory of le
                    plain does not do: in these cases the prompt, a quarter of the rows of the head and of the last
                    block. What that is worth is told by --prompt 0, where there are none.
     general        T^2 (rows + cols) / 2 more: the lower halves of Gram matrices, with the compiled kernel; or 0, where
-                   blocks take at most four times the memory of an operand, are kept in their place and added up when
+                   blocks take at most eight times the memory of an operand, are kept in their place and added up when
                    the coefficients are known: a pass over n rows cols numbers that are written and read. Without a
                    compiler min(T rows cols, T^2 (rows + cols)): blocks thrown away, or Gram matrices; a third at most.
                    Activations and output gradients stay alive, n T (rows + cols) numbers per map.
-    sketch, K      T K (rows + cols) more, T K cols of them once for all maps of one input, no term in T^2. The norms
-                   carry an error, the gradient none. Operands stay alive as in general, or two sums are formed as in
-                   affine, which costs the two passes of adding them up.
+    sketch, K      T (rows + cols) additions more, T cols of them once for all maps of one input, and T K^2; without a
+                   compiler T K (rows + cols) in place of the additions (K: twice the columns). No term in T^2. The
+                   norms carry an error, the gradient none. Operands stay alive as in general, or two sums are formed
+                   as in affine, which costs the two passes of adding them up.
     two backwards  the norms as in general, plus 2 T rows cols for the second backward.
     loop           0 more, but at batch size one in every layer, and two gradient buffers in memory are read and
                    written for every trajectory.

@@ -1018,23 +1018,21 @@ def test_columns_of_two_blocks_meet_in_a_bucket_as_often_as_by_chance(columns: i
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("width", [1, 16, 31, 320])
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_kernel_sketches_as_the_products_do(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int, packed: bool
-) -> None:
+def test_the_kernel_sketches_as_the_products_do(dtype: torch.dtype, width: int, packed: bool) -> None:
     """Also of operands whose rows lie apart in memory, of trajectories of unlike length, and on several threads."""
     left, right = (torch.randn(36, 2 * d, dtype=dtype)[:, :d] for d in (width, 2 * width + 5))
     segment = torch.tensor([[0] * 3 + [1] * 11 + [-1] * 2 + [2] * 20])
     layout = Layout.of(segment, segment) if packed else Layout(3, (3, 12))
 
-    def norms() -> Tensor:
-        return sketch_sq_norms(left, right, layout, Sketch(16, torch.Generator().manual_seed(1)), Scratch())
+    def norms(compiled: bool) -> Tensor:
+        sketch = Sketch(16, torch.Generator().manual_seed(1), compiled)
+        return sketch_sq_norms(left, right, layout, sketch, Scratch())
 
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        found = norms()
+        found = norms(True)
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr("llm_bridge.scores.sketch.kernel_takes", lambda *_: False)
     scale = left.abs().sum().double() * right.abs().sum().double()
-    assert_rounding_only(found.numpy(), norms().numpy(), scale=float(scale))
+    assert_rounding_only(found.numpy(), norms(False).numpy(), scale=float(scale))

@@ -61,6 +61,9 @@ errors that it must be above that: of all tokens, of one list"""
 TEMPERED = 0.05
 """share of the lists that are of two temperatures by themselves, at least, and 4 of them: noise of 1.5 nats a list
 makes some so"""
+SCALED, PROPORTIONAL, SCALED_LIKELY = 0.05, 0.8, 0.1
+"""how far from 1 a factor between all log-probabilities is, what share of the squared log-ratios it explains, and how
+far from it that of the likely half of the tokens is at most"""
 OFF, ALIKE = 5e-3, 5e-4
 """log-ratio that a constant factor makes at least, and what its repeats differ by at most"""
 EXAMPLES = 3
@@ -71,13 +74,16 @@ UNLIKELY = -1.0
 NARROW, SYSTEMATIC, SIGMAS = 0.5, 0.01, 8.0
 """standard deviation of log-ratios whose mean ratio the sample knows; what its mean may be off, and in standard errors
 """
+SURE_OF, FAR_FROM_ONE = 64, 0.2
+"""trajectories, and log of the mean weight, from which on `SIGMAS` standard errors between it and 1 are no chance:
+where half of the samples count, lognormal weights are so at most 1 time in 100,000"""
 FILLER = -0.5
 """a log-probability below this does not stand several times in a row, to the last digit, at the end of a list"""
 
 ALIGNMENTS = ("in place", "learner later", "sampler later")
 """how two lists may lie: `learner later` compares the learner's entry t + 1 with the sampler's t"""
 
-BY_THE_RUN = ("a few carry everything", "weights vanish", "weights explode", "mixed versions")
+BY_THE_RUN = ("a few carry everything", "weights vanish", "weights explode", "mean weight", "mixed versions")
 """checks that a run far off policy can set off too, without any mistake in how it was written"""
 
 
@@ -405,7 +411,7 @@ def _factors(part: Sampled, *, aligned: bool) -> list[Finding]:
     x, y = x[real], y[real]
     found = []
     if x.size >= ENOUGH and aligned:
-        found += _constant(x - y) or _temperature(part.logs) or _mean_ratio(part.ratios)
+        found += _scaled(x, y) or _constant(x - y) or _temperature(part.logs) or _mean_ratio(part.ratios)
     return found + _precision(x, y)
 
 
@@ -546,6 +552,29 @@ def _sentinels(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
                 )
                 break
     return found
+
+
+def _scaled(x: np.ndarray, y: np.ndarray) -> list[Finding]:
+    """Log-ratios that are proportional to the log-probabilities: a factor after the softmax, and not before it.
+
+    `PROPORTIONAL` is the share of the squared log-ratios that one factor explains: at least 0.83 for scaled
+    log-probabilities among noise up to 1 nat a list, at most 0.79 for two temperatures and for filters. Those change
+    likely tokens by another factor, too: 0.7 of it at most, or 1.2 of it at least, where scaling changes it by 0.03.
+    """
+    d, likely = x - y, y >= np.median(y)
+    factor, of_likely = (float(a @ b) / max(float(b @ b), 1e-300) for a, b in ((x, y), (x[likely], y[likely])))
+    share = float(d @ y) ** 2 / max(float(d @ d) * float(y @ y), 1e-300)
+    near_one_or_none = factor <= SCALED or abs(factor - 1) < SCALED
+    if near_one_or_none or share < PROPORTIONAL or abs(of_likely / factor - 1) > SCALED_LIKELY:
+        return []
+    return [
+        Finding(
+            "scaled",
+            f"the learner's log-probabilities are {factor:.3f} times the sampler's, token by token, likely or not",
+            "one of the two was multiplied after the softmax: divided by a temperature, which belongs on the logits, "
+            "or taken to another base (2.303 is 10, 1.443 is 2); write natural logarithms of the probabilities",
+        )
+    ]
 
 
 def _constant(d: np.ndarray) -> list[Finding]:
@@ -703,11 +732,11 @@ def trajectory_findings(
     if top == -math.inf:
         return [Finding("no weight", "every trajectory has weight 0", "the learner cannot produce any of them")]
     few = max(1, math.ceil(0.01 * n))
-    heavy, total = np.zeros(0), 0.0
+    heavy, total, least = np.zeros(0), 0.0, math.inf
     sums, inverses = [], []
     for (x,) in pieces(log_ratio):
         weight = np.exp(x - top)
-        total += float(weight.sum())
+        total, least = total + float(weight.sum()), min(least, float(x.min()))
         heavy = np.sort(np.concatenate([heavy, weight]))[-few:]
         sums.append(weight_sums(x))
         inverses.append(weight_sums(-x[np.isfinite(x)]))
@@ -724,7 +753,8 @@ def trajectory_findings(
         )
     explained = any(f.check not in ("padding", "precision", "ratio above one") for f in told)
     as_said = "what the checks above say, most likely; mend that first"
-    log_mean, inverse = (float(functools.reduce(WeightSums.merge, one).log_mean()) for one in (sums, inverses))
+    weights, inverted = (functools.reduce(WeightSums.merge, one) for one in (sums, inverses))
+    log_mean, inverse = float(weights.log_mean()), float(inverted.log_mean())
     if log_mean > math.log(3) and abs(inverse) < math.log(2) and not found and not explained:
         found.append(
             Finding(
@@ -741,6 +771,9 @@ def trajectory_findings(
                 f"the mean weight is {_power(log_mean)}; it is 1 in expectation",
                 as_said
                 if explained
+                else "every log-ratio is positive, as those of no two policies are: ratios in place of their "
+                "logarithms, or another number below the sampler's log-probability"
+                if least > 0
                 else "the two log-probabilities are not of the same tokens, or the sampler's hold something below what "
                 "it sampled with",
             )
@@ -756,7 +789,25 @@ def trajectory_findings(
                 "(top-p, temperature, precision, a wrong mask), or far too much lag",
             )
         )
+    elif not explained:
+        found += _mean_weight(log_mean, float(weights.ess_fraction()), n)
     return found
+
+
+def _mean_weight(log_mean: float, ess: float, n: int) -> list[Finding]:
+    """A mean weight that is not 1, where half of the samples count and its error is known."""
+    error = math.sqrt(max(1 / ess - 1, 1e-12) / n)
+    away = abs(1 - math.exp(-log_mean)) / error
+    if n < SURE_OF or ess < 0.5 or abs(log_mean) < FAR_FROM_ONE or away < SIGMAS:
+        return []
+    return [
+        Finding(
+            "mean weight",
+            f"the mean weight is {_power(log_mean)}, {away:.0f} standard errors from the 1 that it is in expectation",
+            "a small systematic ratio along all tokens (top-p, top-k, precision, a wrong mask), much lag, or a learner "
+            "that was trained on these very tokens",
+        )
+    ]
 
 
 def _power(log: float) -> str:

@@ -7,6 +7,7 @@ would change the answer is used and said, or named.
 import contextlib
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,11 +22,15 @@ from vcposim.replay.names import (
     AMBIGUOUS,
     BESIDE,
     FIELDS,
+    IDS,
+    LAST_VERSIONS,
     LIKE,
     LISTS,
     LOG_PROBS,
     NAMED_GROUP,
+    OF_LAGS,
     OF_THE_RUN,
+    OF_VERSIONS,
     OTHER_NAMES,
     SPLITS,
     TAKEN,
@@ -132,7 +137,7 @@ class Columns:
                 raise self._all_missing(record, names, mapping, {name: column})
         self.layout = self.asked or recognized(names)
         for name in FIELDS:
-            if name not in mapping and name not in refused and name in names:
+            if name not in mapping and name not in refused and name in names and _may_be(name, record[name]):
                 mapping[name] = name
         if self.layout is not None:
             by_layout = {}
@@ -206,11 +211,17 @@ class Columns:
         self.mapping = mapping
         self._name_lookalikes(record, names, set(mapping.values()))
         self._slice_columns(record, names)
+        self._name_versions(record, names)
         if self.group_size:
             named = [n for n in ("group", *_candidates("group", names)) if isinstance(record.get(n), str | int)]
             self.slice_columns |= {NAMED_GROUP: (named[0], False)} if named else {}
         if "length" not in mapping and "mask" not in mapping and self.explicit.get("length") != ABSENT:
-            self.other_length = next((n for n in (*OTHER_NAMES["length"], "response_lengths") if n in names), None)
+            tokens = self.value(record, "log_prob" if "log_prob" in mapping else "log_ratio")
+            many = isinstance(tokens, LISTED) and len(tokens) and isinstance(tokens[0], LISTED)
+            lengths = {n: record[n] for n in (*OTHER_NAMES["length"], "response_lengths") if n in names}
+            self.other_length = next(
+                (n for n, x in lengths.items() if isinstance(x[0] if many and _filled(x) else x, int | float)), None
+            )
         self.paths = {
             *mapping.values(),
             *({self.other_length} if self.other_length else ()),
@@ -230,6 +241,11 @@ class Columns:
                 self.notes.append(
                     f"no {name} in the file{maybe}: the gauges of the weights are read, baselines are not"
                 )
+                each = [n for n in names if any(x in n.lower() for x in LIKE["reward"]) and self._each_token(record, n)]
+                if name == "reward" and each and not like and name not in refused:
+                    self.notes.append(
+                        f"{each[0]!r} has a number a token: write their sum as the reward of each trajectory"
+                    )
                 if name == "reward" and "advantage" in map(plain, names):
                     self.notes.append("advantages are no rewards: a baseline has been subtracted already")
         turn = next((n for n in TURNS if n in names), None)
@@ -266,7 +282,7 @@ class Columns:
         for name in TAKEN:
             if name in mapping or name in refused:
                 continue
-            there = [n for n in _candidates(name, names) if n not in mapping.values()]
+            there = [n for n in _candidates(name, names) if n not in mapping.values() and _may_be(name, record[n])]
             if name == "mask":
                 for other in (n for n in there if not _maskable(record[n])):
                     self.notes.append(
@@ -314,33 +330,43 @@ class Columns:
             elif column != name and not asked:
                 self.notes.append(f"{name}: column {column!r} is used as such (--column {name}={ABSENT} to ignore it)")
 
-    def wrapping(self, record: Mapping[str, Any]) -> str | None:
-        """The one name under which a record holds rollouts: of a whole file, or of one prompt.
+    @property
+    def group_names(self) -> set[str]:
+        """What a group may be called here."""
+        named = {"group", *OTHER_NAMES["group"], *self.group_columns}
+        return named | ({self.explicit["group"]} if "group" in self.explicit else set())
 
-        Rollouts have rewards of their own; parts of one trajectory (turns) stand beside its reward. Raises `InputError`
-        where each stands under a name of its own.
+    def wrapping(self, record: Mapping[str, Any], above: frozenset[str] = frozenset()) -> tuple[str, ...]:
+        """The names under which a record holds rollouts, of a whole file or of one prompt: none, one, or one in one.
+
+        Rollouts have rewards of their own; parts of one trajectory (turns) stand beside its reward. `above`: the names
+        that stand around the record. Raises `InputError` where each rollout stands under a name of its own.
         """
         reaching = any("." in column for column in self.explicit.values())
         if reaching or self.asked is not None or recognized(map(str, record)) or LOG_PROBS & set(record):
-            return None
+            return ()
         inner = {n: v[0] if isinstance(v, list) and v else v for n, v in record.items()}
         holding = [
             n
             for n, v in inner.items()
             if isinstance(v, Mapping) and any(name in v and not isinstance(v[name], Mapping) for name in LOG_PROBS)
         ]
-        if len(holding) > 2 and len(holding) == len(record):
+        rewards = {"reward", *OTHER_NAMES["reward"], self.explicit.get("reward")}
+        whole = len(holding) > 2 or all(rewards & set(inner[n]) for n in holding)
+        if whole and 1 < len(holding) == len(record):
             raise InputError(
-                f"{self.where}: an object of {len(record)} rollouts under names of their own (the first is "
-                f"{holding[0]!r}); write them as a list, or one a line "
+                f"{self.where}: an object of {len(record)} rollouts, or lists of them, under names of their own (the "
+                f"first is {holding[0]!r}); write them as a list, or one a line "
                 "(pandas: to_json(FILE, orient='records', lines=True))"
             )
-        groups, rewards = ({name, *OTHER_NAMES[name], self.explicit.get(name)} for name in ("group", "reward"))
-        groups |= set(self.group_columns)
-        if len(holding) != 1 or not (rewards & set(inner[holding[0]]) or not (groups | rewards) & set(record)):
-            return None
-        self.notes.append(f"the rollouts are read out of {holding[0]!r}")
-        return holding[0]
+        around = above | set(record)
+        if not holding and not above and not rewards & around:
+            deeper = {n: self.wrapping(v, around) for n, v in inner.items() if isinstance(v, Mapping)}
+            found = [(n, *names) for n, names in deeper.items() if names]
+            return found[0] if len(found) == 1 else ()
+        if len(holding) != 1 or not (rewards & set(inner[holding[0]]) or not (self.group_names | rewards) & around):
+            return ()
+        return (holding[0],)
 
     def _name_lookalikes(self, record: Mapping[str, Any], names: list[str], used: set[str]) -> None:
         """A list of 0 and 1 beside the tokens may be their mask under a name nobody knows."""
@@ -361,21 +387,49 @@ class Columns:
                     f"column 'attention_mask' of {len(value)} entries is not used: the log-probabilities are of "
                     f"{len(tokens)} tokens, padding among them? write its part over the response as response_mask"
                 )
-            if name in used or not isinstance(value, list | np.ndarray) or len(value) != len(tokens) or not len(value):
+            if re.sub("_token_ids$", "_ids", name) in IDS and _filled(value) and len(value) != len(tokens):
+                self.notes.append(
+                    f"column {name!r} lists {len(value)} tokens beside {len(tokens)} log-probabilities: padding, or a "
+                    "token that one of them lacks? write both of the same tokens, or the mask of those that count"
+                )
+            if name in used or not _filled(value) or len(value) != len(tokens):
                 continue
-            if all(isinstance(x, int | float | np.generic) and x in (0, 1) for x in value):
+            rewards = any(word in name.lower() for word in LIKE["reward"])
+            if not rewards and all(isinstance(x, int | float | np.generic) and x in (0, 1) for x in value):
                 mine = f"if it is the mask of the policy's own tokens, --column mask={name}"
                 padding = "if 1 marks padding, write it as mask with 0 and 1 exchanged"
                 self.notes.append(
                     f"column {name!r} holds 0 and 1 a token and is not used; {padding if 'pad' in name else mine}"
                 )
 
+    def _name_versions(self, record: Mapping[str, Any], names: list[str]) -> None:
+        """Versions and lags under names that nobody knows, or inside objects: they are not used, which is said."""
+        settled = "lag" in self.mapping or {"version", "learner_version"} <= {*self.mapping}
+        fields = [f for f in ("version", "learner_version", "lag") if f not in self.mapping and f not in self.explicit]
+        used = {*self.mapping.values(), *self.group_columns, *self.by, *(c for c, _ in self.slice_columns.values())}
+        found = []
+        for path in () if settled else (*names, *(p for p in _paths(record) if "*" not in p)):
+            own, value = path.split(".")[-1], look_up(record, path)
+            field = next((f for f in fields if own in (f, *OTHER_NAMES[f])), None)
+            if field is None and fields and OF_VERSIONS.search(own.lower()):
+                field = fields[-1] if OF_LAGS.search(own.lower()) else fields[0]
+            counts = isinstance(value, int | float | str) and not isinstance(value, bool)
+            if field is not None and path not in used and counts:
+                found.append((path, field))
+        if found:
+            several = ", ".join(repr(path) for path, _ in found[:4])
+            path, field = found[0]
+            self.notes.append(
+                f"{several} may tell versions or lags, and {'are' if len(found) > 1 else 'is'} not used: name the "
+                f"sampler's version, the learner's or their lag, as in --column {field}={path}"
+            )
+
     def _slice_columns(self, record: Mapping[str, Any], names: list[str]) -> None:
         """Slices that may be asked for, and those that the file offers by itself."""
         for name in OF_THE_RUN:
             if name in self.mapping:
                 self.slice_columns[name] = (self.mapping[name], True)
-        for last in ("last_version", "tail_version", "max_global_steps"):
+        for last in LAST_VERSIONS:
             if last in names and "version" in self.mapping:
                 self.slice_columns["last_version"] = (last, True)
         split = next((n for n in SPLITS if n in names and n not in self.mapping.values()), None)
@@ -421,7 +475,8 @@ class Columns:
                     options.append(f"--column {n}={close}")
         else:
             for name in needed:
-                sure = [n for n in self._likely(name, record) if n not in taken and not isinstance(record[n], Mapping)]
+                sure = [n for n in self._likely(name, record) if n not in taken]
+                sure = [n for n in sure if name == "group" or not isinstance(record[n], Mapping)]
                 sure = sure or [p for p in _named(name, nested) if p not in taken]
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
@@ -531,6 +586,17 @@ def bare(value: Any) -> Any:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list | np.ndarray):
         return value[0]
     return value
+
+
+def _may_be(name: str, value: Any) -> bool:
+    """Whether a column can be a field by what it holds: objects under `steps` or `trajectory` are no count."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return name not in (*OF_THE_RUN, "trajectory") or not isinstance(value, Mapping)
+
+
+def _filled(value: Any) -> bool:
+    return isinstance(value, LISTED) and len(value) > 0
 
 
 def _maskable(value: Any) -> bool:

@@ -382,6 +382,11 @@ def _is(of: type, line: bytes) -> bool:
         return False
 
 
+CONSOLE_LINE = re.compile(rb"step:\d+ - [\w/]+:")
+CONSOLE = (
+    "its metrics stand in files too: trainer_state.json or event files of TRL, verl's with "
+    'trainer.logger=["console","file"], an export of W&B'
+)
 TOO_LARGE = f"is larger than {VALUE_LIMIT >> 20} MB; write one rollout a line (JSON lines), or Parquet"
 
 
@@ -397,6 +402,10 @@ def _parsed(name: str, place: str, text: bytes, whole: bool) -> Iterator[tuple[s
             wrong = "a comma ends the line; every line is one JSON object by itself (JSON lines)"
         elif text.lstrip().startswith(b"{'"):
             wrong = "a dict as Python prints it, not JSON; write json.dumps(record)"
+            if b"'grad_norm'" in text:
+                wrong = f"a dict that a trainer printed, not JSON; {CONSOLE}"
+        elif CONSOLE_LINE.search(text):
+            wrong = f"a line of a trainer's console, not JSON; {CONSOLE}"
         elif "Extra data" in str(error):
             wrong = "several JSON values stand in one line; end each with a line break (JSON lines)"
         elif not whole:

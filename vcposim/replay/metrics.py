@@ -135,7 +135,11 @@ STEPS = ("step", "train/global_step", "training/global_step", "trainer/global_st
 RUNS = ("run_name", "run", "run_id", "Name")
 NO_ROLLOUT = frozenset(k.key for k in KEYS if "/" in k.key)
 """keys that no record of a rollout has"""
-ROLLOUT = {*FIELDS, *(n for names in OTHER_NAMES.values() for n in names)} - {"reward", "step", "lag", "length", *STEPS}
+OF_A_TRAINER = frozenset({"grad_norm", "reward"})
+"""keys that stand together in logs of TRL, and in no rollout beside plain numbers alone"""
+LOGGED = {"reward", "step", "lag", "length", *OTHER_NAMES["length"], *STEPS}
+"""names of rollouts' columns that logs have too, of means"""
+ROLLOUT = {*FIELDS, *(n for names in OTHER_NAMES.values() for n in names)} - LOGGED
 NEEDS_ROLLOUTS = {
     "khat": "whether the tail of the weights can be trusted",
     "max_share": "which trajectories carry the weight",
@@ -246,8 +250,13 @@ def is_log(record: Mapping[str, Any]) -> bool:
         return True
     _, row = _row(record)
     own = {_plain_key(key.partition(" - ")[2] or key) for key in row}
-    matched = [name for name in own if any(fnmatchcase(name, key) for key in NO_ROLLOUT)]
-    return bool(matched) and not ROLLOUT & own
+    numbers = not any(isinstance(value, list | dict) for value in row.values())
+    return _is_log(own) and not ROLLOUT & own and (numbers or not own >= OF_A_TRAINER)
+
+
+def _is_log(own: set[str]) -> bool:
+    """Whether some names are those of a log's columns: what no rollout has, or what a trainer logs together."""
+    return any(fnmatchcase(name, key) for name in own for key in NO_ROLLOUT) or own >= OF_A_TRAINER
 
 
 def _csv_header(head: bytes) -> list[str]:
@@ -257,8 +266,7 @@ def _csv_header(head: bytes) -> list[str]:
     with contextlib.suppress(UnicodeDecodeError, csv.Error):
         names = next(csv.reader([line.decode()]), [])
         own = {_plain_key(n.partition(" - ")[2] or n) for n in names}
-        known = any(fnmatchcase(n, key) for n in own for key in NO_ROLLOUT) or {"grad_norm", "reward"} <= own
-        if len(names) > 1 and known and not ROLLOUT & own:
+        if len(names) > 1 and _is_log(own) and not ROLLOUT & own:
             return names
     return []
 

@@ -22,6 +22,7 @@ Beside the tokens, for the estimators that need them:
     collision            sum_v pi(v)^2 at each token, a list
 """
 
+import re
 from collections.abc import Iterable
 
 from vcposim.errors import InputError, unknown_name
@@ -69,7 +70,25 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
         "behaviour_log_prob",
     ),
     "log_ratio": ("log_importance_ratio", "log_ratios", "log_importance_weight"),
-    "length": ("response_length", "response_len", "num_tokens", "n_tokens", "completion_length", "token_count"),
+    "length": (
+        "response_length",
+        "response_len",
+        "num_tokens",
+        "n_tokens",
+        "completion_length",
+        "token_count",
+        "completion_len",
+        "completion_tokens",
+        "output_length",
+        "output_len",
+        "output_tokens",
+        "response_tokens",
+        "generated_tokens",
+        "num_output_tokens",
+        "num_completion_tokens",
+        "num_response_tokens",
+        "num_generated_tokens",
+    ),
     "mask": (
         "response_mask",
         "loss_mask",
@@ -107,6 +126,10 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
         "head_version",
         "versions",
         "min_global_steps",
+        "param_version",
+        "param_version_start",
+        "weight_version_start",
+        "start_version",
     ),
     "learner_version": ("trainer_version", "current_version"),
     "lag": ("staleness", "off_policyness", "policy_lag"),
@@ -173,8 +196,31 @@ NAMED_GROUP = " group"
 SESSIONS = ("session_id", "conversation_id")
 """names of a trajectory that may as well name its prompt"""
 
+LAST_VERSIONS = (
+    "last_version",
+    "tail_version",
+    "max_global_steps",
+    "param_version_end",
+    "weight_version_end",
+    "end_version",
+)
+"""names of the version that wrote a trajectory's end, beside a `version` that began it"""
+
+OF_LAGS = re.compile(r"stale|off_?policy|(^|_)lag(_|$)")
+OF_VERSIONS = re.compile(
+    r"(policy|model|weights?|params?|actor|learner|trainer|rollout|gen|generation|sampler|behaviou?r|inference|engine"
+    r"|checkpoint|ckpt)_?(versions?|steps?|iter(ation)?)(_|$)|" + OF_LAGS.pattern
+)
+"""columns that may tell versions or lags under a name nobody knows"""
+
 TURNS = ("turn", "turn_id", "turn_idx", "turn_index", "turn_number", "segment", "segment_idx", "step_idx")
 """columns that count the parts of one trajectory"""
+
+IDS = ("response_ids", "completion_ids", "output_ids", "response_tokens", "completion_tokens", "output_tokens")
+"""names of lists of a response's own tokens, which are as many as its log-probabilities; `_token_ids` as `_ids`"""
+
+PARTS = ("steps", "turns", "segments", "transitions", "trajectory", "messages")
+"""names of lists whose entries are the parts of one trajectory, rewards of their own or not"""
 
 LIKE: dict[str, tuple[str, ...]] = {
     "group": ("prompt", "question", "problem", "group", "uid", "task_id", "example_id", "content", "messages"),

@@ -256,7 +256,8 @@ class RecordReader:
             raise self._bad(
                 "reward",
                 f"a list of {len(values)}",
-                "is not one number a trajectory; name a column of numbers, or the --layout that says what it means",
+                "is not one number a trajectory; name a column of numbers, one of its own as in --column reward="
+                f"{self.columns.mapping['reward']}.0, or the --layout that says what it means",
                 "a list",
             )
         if self.columns.reward_rule == "sum":
@@ -480,7 +481,10 @@ class RecordReader:
                 name,
                 value,
                 "is positive; the logarithm of a probability is at most 0, check its sign"
-                + (", or take the logarithm of a probability" if number <= 1 else ""),
+                + (", or take the logarithm of a probability" if number <= 1 else "")
+                + (
+                    "; where 1 fills what is no token of the policy (TRL, open-instruct), give its mask" * (number == 1)
+                ),
                 "a positive log-probability",
             )
         return number

@@ -401,6 +401,9 @@ def summary(found: Replay) -> list[str]:
             sound = f"Data: no mistake is certain, but see the checks ({names}): far off policy, or wrong columns."
     else:
         sound = "Data: no sign of a mistake in how it was written."
+    alone = bool(found.rows) and found.n > 1 and int(found.size.max()) == 1
+    if alone:
+        sound += " But every group has a single response: a wrong key, and nothing said of groups means anything."
     lag = next((found.slices[n] for n in ("lag", "version") if n in found.slices), [])
     spread = f", at lag {found.lags[0]}" if len(found.lags) == 1 else ""
     spread += f"; {len(lag)} {'lags' if 'lag' in found.slices else 'versions'} mixed" if len(lag) > 1 else ""
@@ -422,13 +425,13 @@ def summary(found: Replay) -> list[str]:
     where = f" ({found.place[at]})" if found.place else ""
     share = d["max_share"].value
     dominates = f"Dominates: the heaviest trajectory{where} has {share:.1%} of all weight"
-    if "max_leverage" in d:
+    if "max_leverage" in d and not alone:
         dominates += f", the largest leverage in a group is {d['max_leverage'].value:.2f}"
     scale = float(step_scale(np.asarray(ess), exponent=0.5)) if ess > 0 else 0.0
     change = f"Change: scale the step by {scale:.2f} (square root of the ESS)"
     if mistakes:
         change = "Change: mend the data first; then read this again"
-    elif found.ranking is not None and found.ranking.rows:
+    elif found.ranking is not None and found.ranking.rows and not alone:
         best = found.ranking.rows[0]
         change += f"; {best.name} corrects best by its risk bound ({best.risk.value:.3g}, bias {best.bias:.2f})"
     if ess < HALF and not mistakes and lag and len(lag) > 1:

@@ -9,7 +9,7 @@ from vcposim.errors import InputError
 from vcposim.replay.columns import MISSING, Columns
 from vcposim.replay.items import LISTED, BadRecord, broken, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import BESIDE
+from vcposim.replay.names import BESIDE, LOG_PROBS, PARTS
 
 
 class Unfolding:
@@ -17,8 +17,8 @@ class Unfolding:
 
     def __init__(self, columns: Columns, skip_bad: bool):
         self.columns, self.skip_bad = columns, skip_bad
-        self.under: str | None = None
-        """the name under which records hold their rollouts"""
+        self.under: tuple[str, ...] = ()
+        """the names, one in the other, under which records hold their rollouts"""
         self.undecided: InputError | None = None
         """why the first records named no columns, where broken records are left out"""
         self.said: set[str] = set()
@@ -26,7 +26,7 @@ class Unfolding:
     @property
     def plain(self) -> bool:
         """Whether the columns are decided, and are those of the records themselves."""
-        return self.under is None and bool(self.columns.mapping)
+        return not self.under and bool(self.columns.mapping)
 
     def rollouts(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
         """The record itself; or what it wraps, with the plain values beside it; each batch in columns unfolded.
@@ -35,23 +35,45 @@ class Unfolding:
         """
         if self.plain:
             return self.unfolded(record)
-        if not self.columns.mapping and self.under is None:
+        if not self.columns.mapping and not self.under:
             self.under = self.columns.wrapping(record)
+            if self.under:
+                self.columns.notes.append(f"the rollouts are read out of {'.'.join(self.under)!r}{self._doubt(record)}")
         parts: Sequence[Any] = (record,)
-        if self.under is not None:
-            inside = record.get(self.under)
-            shared = {k: v for k, v in record.items() if not isinstance(v, list | dict)}
-            if isinstance(inside, dict):  # columns, as verl's `batch` beside `non_tensor_batch`
-                beside = (v for k, v in record.items() if k != self.under and isinstance(v, dict))
-                shared |= {k: v for one in beside for k, v in one.items() if isinstance(v, LISTED)}
-            several = inside if isinstance(inside, list) else [inside]
-            parts = [{**shared, **x} if isinstance(x, dict) else x for x in several]
+        for name in self.under:
+            parts = [part for one in parts for part in self._inside(one, name)]
         return self._decided(parts)
+
+    def _doubt(self, record: Mapping[str, Any]) -> str:
+        """What to do if those were no rollouts."""
+        name = self.under[-1]
+        if name not in PARTS or len(self.under) > 1 or not isinstance(record[name], list):
+            return ""
+        names = [n for n in record[name][0] if n in LOG_PROBS]
+        return (
+            f", each with its reward; if they are the parts of one trajectory, name what they are joined of "
+            f"({', '.join(f'{name}.*.{n}' for n in names)}) with --column, and the reward of the whole"
+        )
+
+    def _inside(self, record: Any, name: str) -> Sequence[Any]:
+        """What a record holds under a name, each with the plain values, and the group, that stand beside it."""
+        if not isinstance(record, dict):
+            return (record,)
+        inside, groups = record.get(name), self.columns.group_names
+        shared = {k: v for k, v in record.items() if k != name and (k in groups or not isinstance(v, list | dict))}
+        if isinstance(inside, dict):  # as verl's `batch` beside `non_tensor_batch`: columns of many, or one rollout
+            listed = {n: v for n, v in inside.items() if n in LOG_PROBS and isinstance(v, LISTED) and len(v)}
+            many = any(isinstance(v[0], LISTED) for v in listed.values())
+            for one in (v for k, v in record.items() if k != name and isinstance(v, dict)):
+                beside = {k: v for k, v in one.items() if isinstance(v, LISTED) or not (many or isinstance(v, dict))}
+                shared = beside | shared
+        several = inside if isinstance(inside, list) else [inside]
+        return [{**shared, **x} if isinstance(x, dict) else x for x in several]
 
     def _decided(self, parts: Sequence[Any]) -> Iterable[Mapping[str, Any]]:
         for part in parts:
             if not isinstance(part, dict):
-                where = f"{self.columns.where}: {self.under}"
+                where = f"{self.columns.where}: {'.'.join(self.under)}"
                 raise broken(f"{where}: {kind(part)}, where others hold rollouts", "no rollouts")
             if not self.columns.mapping:
                 try:

@@ -167,6 +167,11 @@ PLANTED: dict[str, tuple[Callable[[Lists, np.random.Generator], Lists], str]] = 
     "another last token": (_last(-1), "one end"),
     "another first token": (_last(0), "one end"),
     "renormalized among noise": (_renormalized, "ratio below one"),
+    "divided by a temperature after the softmax": (
+        lambda lists, rng: ([a / 0.7 for a in lists[0]], lists[1]),
+        "scaled",
+    ),
+    "to base 10": (lambda lists, rng: (lists[0], [b / np.log(10) for b in lists[1]]), "scaled"),
     "renormalized by the learner": (
         lambda lists, rng: (lists[0], _renormalized(lists[::-1], rng)[0]),
         "ratio above one",
@@ -264,7 +269,7 @@ def test_what_explains_the_weights_is_not_explained_twice_and_a_far_run_is_no_mi
     assert "mend the data" not in lines[3]
 
 
-@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.25, 1.6])
+@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.25, 1.6, 5.0])
 @pytest.mark.parametrize("spread", [0.1, 1.0])
 @pytest.mark.parametrize("one_of", [2, 4])
 def test_a_temperature_of_some_lists_is_told_of_those(
@@ -337,13 +342,14 @@ def test_padding_with_a_number_near_zero_is_padding(tmp_path: Path) -> None:
     assert "(1e-08 in log_prob, 1e-08 in behavior_log_prob)" in one.evidence
 
 
-@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.25, 1.6])
+@pytest.mark.parametrize("temperature", [0.6, 0.8, 1.25, 1.6, 5.0])
 def test_two_temperatures_are_told_apart_and_one_is_no_alarm(temperature: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     found = read(tempered(rng, temperature), tmp_path).findings
     one = next(f for f in found if f.check == "temperature")
     flat = "sampler" if temperature > 1 else "learner"
     assert f"as deep as the {flat}'s" in one.evidence
+    assert "scaled" not in [f.check for f in found]
     same = tempered(rng, temperature, learner_too=True)
     noisy = same[0], [b + 0.02 * rng.standard_normal(b.size) for b in same[1]]
     assert "temperature" not in [
@@ -355,6 +361,26 @@ def test_two_temperatures_are_told_apart_and_one_is_no_alarm(temperature: float,
 def test_a_filtered_sampler_is_found(top_p: float, tmp_path: Path) -> None:
     found = [f.check for f in read(filtered(np.random.default_rng(2), top_p), tmp_path).findings]
     assert "one-sided ratio" in found or "constant ratio" in found
+    assert "scaled" not in found
+
+
+def test_a_column_of_zeros_is_no_factor(tmp_path: Path) -> None:
+    samplers, _ = clean(np.random.default_rng(4), 0.3)
+    found = [f.check for f in read((samplers, [0.0 * a for a in samplers]), tmp_path).findings]
+    assert "exact zeros" in found
+    assert "scaled" not in found
+
+
+@pytest.mark.parametrize("up", [1, -1])
+def test_a_mean_weight_that_is_surely_not_one_is_told_and_a_mistake_is_not_certain(up: int, tmp_path: Path) -> None:
+    """A filter at 0.99 leaves ratios that no token shows: -0.006 nats each, and a few tenths along a trajectory."""
+    lists = clean(np.random.default_rng(6), 0.1)
+    moved = lists[0], [np.minimum(b + up * 0.35 / b.size, 0) for b in lists[1]]
+    dump = read(moved, tmp_path)
+    assert [f.check for f in dump.findings] == ["mean weight"]
+    assert "no mistake is certain" in summary(replay(dump, resamples=100))[0]
+    few = [side[:40] for side in moved]  # an error that is not known well enough
+    assert not read((few[0], few[1]), tmp_path).findings
 
 
 def test_vanishing_and_exchanged_weights_are_named(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     "versions that are names": (with_(version="v1", learner_version="v5"), SAME, "'v1' and 'v5' are no numbers"),
     "versions exchanged": (with_(version=5, learner_version=3), SAME, "lag is negative in 64 trajectories"),
     "versions a token, as strings": (with_(versions=lambda i, row: ["9", "10"] + ["10"] * (tokens(row) - 2)), SAME, ""),
+    "versions of verl's asynchronous trainer": (
+        with_(param_version_start=3, param_version_end=lambda i, row: 3 + i % 2), SAME, "FINDING mixed versions",
+    ),
+    "a version nobody knows": (with_(gen_step=lambda i, row: i % 3), SAME, "--column version=gen_step"),
+    "staleness in an object": (
+        with_(metadata=lambda i, row: {"staleness": i % 3, "schema_version": 1}), SAME,
+        "'metadata.staleness' may tell versions or lags, and is not used: name the sampler's version, the learner's or "
+        "their lag, as in --column lag=metadata.staleness",
+    ),
+    "fewer tokens by their count": (
+        with_(num_generated_tokens=lambda i, row: tokens(row) - 3), REFUSED, "12 says how long .* 15 tokens are listed",
+    ),
+    "fewer tokens by their numbers": (
+        with_(output_token_ids=lambda i, row: [7] * (tokens(row) - 3)), SAME, "lists 12 tokens beside 15 log-prob",
+    ),
+    "as many tokens by their numbers": (with_(completion_tokens=lambda i, row: [7] * tokens(row)), SAME, ""),
     "a step that is null once": (lambda i, row: row | {"step": None if i == 3 else 1}, SAID, "step is null in 1 of 64"),
     "groups of 2^64": (with_(group=lambda i, row: 2**64 - 9 + row["group"]), SAME, ""),
     "groups of 10^30": (with_(group=lambda i, row: 10**30 + row["group"]), REFUSED, "is rounded"),
@@ -118,6 +134,11 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
         with_(log_prob=lambda i, row: padded(row["log_prob"], 40, math.nan),
               behavior_log_prob=lambda i, row: padded(row["behavior_log_prob"], 40, math.nan)),
         REFUSED, "NaN is not finite",
+    ),
+    "filled with 1": (
+        with_(log_prob=lambda i, row: padded(row["log_prob"], 40, 1.0),
+              behavior_log_prob=lambda i, row: padded(row["behavior_log_prob"], 40, 1.0)),
+        REFUSED, "where 1 fills what is no token of the policy .*, give its mask",
     ),
     "padded on the left with zeros": (
         with_(log_prob=lambda i, row: [0.0] * (40 - tokens(row)) + row["log_prob"],
@@ -203,6 +224,12 @@ def test_records(name: str, tmp_path: Path) -> None:
     check(tmp_path / "r.jsonl", outcome, words)
 
 
+def test_versions_of_programs_and_of_the_file_are_no_policys(tmp_path: Path) -> None:
+    own = with_(schema_version=3, metadata={"vllm_version": "0.11"}, model="m")
+    (tmp_path / "r.jsonl").write_bytes(lines(rows(own)))
+    assert not any("version" in note for note in read_dump(tmp_path / "r.jsonl").notes)
+
+
 def in_halves(change: Change = lambda i, row: row) -> list[Record]:
     """Each trajectory in two rows that follow each other, without a group."""
     found = []
@@ -231,6 +258,13 @@ def both(*changes: Change) -> Change:
     return change
 
 
+def in_steps(i: int, row: Record) -> Record:
+    """The tokens in two objects, each with the reward."""
+    parts = (slice(0, 2), slice(2, None))
+    names = ("log_prob", "behavior_log_prob")
+    return row | {"steps": [{"reward": row["reward"]} | {n: row[n][part] for n in names} for part in parts]}
+
+
 def batches(**more: str) -> list[Record]:
     """A prompt a line, its answers in columns; `more` are columns more, each by the name of the row's own."""
     table = rows()
@@ -248,6 +282,33 @@ def in_object(**names: str) -> list[Record]:
 GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
     "columns beside those of the batch": (
         in_object(old_log_probs="log_prob", rollout_log_probs="behavior_log_prob", score="reward"), {}, SAME, "",
+    ),
+    "columns beside those of one rollout": (
+        [{"batch": without("group")(0, row), "non_tensor_batch": {"uid": f"u{row['group']}"}, "meta_info": {}}
+         for row in rows()], mapped(group="uid"), SAME, "the rollouts are read out of 'batch'",
+    ),
+    "groups of trajectories in a file": (
+        [{"global_step": 1, "trajectory_groups": [
+            {"group_id": g, "trajectories": [without("group")(0, row) for row in rows()[8 * g : 8 * g + 8]]}
+            for g in range(8)
+        ]}], mapped(group="group_id"), SAME, "read out of 'trajectory_groups.trajectories'",
+    ),
+    "answers beside a prompt of messages": (
+        [{"prompt": [{"role": "user", "content": f"q{g}"}], "answers": [
+            without("group")(0, row) for row in rows()[8 * g : 8 * g + 8]
+        ]} for g in range(8)], mapped(group="prompt"), SAME, "",
+    ),
+    "two prompts by name": (
+        [{name: [without("group")(0, row) for row in rows()[:8]] for name in ("q1", "q2")}], {},
+        REFUSED, "an object of 2 rollouts, or lists of them",
+    ),
+    "steps, joined by their paths": (
+        rows(both(in_steps, without("log_prob", "behavior_log_prob"))),
+        mapped(log_prob="steps.*.log_prob", behavior_log_prob="steps.*.behavior_log_prob"), SAME, "",
+    ),
+    "steps with a reward each": (
+        rows(both(in_steps, without("log_prob", "behavior_log_prob", "reward"))), {},
+        SAID, r"if they are the parts of one trajectory, name what they are joined of (steps.*.log_prob, steps.*.beh",
     ),
     "a prompt a line and no group": (
         batches(), mapped(log_prob="trainer_logprobs", behavior_log_prob="inference_logprobs", reward="rewards"),
@@ -284,6 +345,16 @@ GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
     "a reward within an object, returns of tokens": (
         rows(both(with_(returns=lambda i, row: row["log_prob"], info=lambda i, row: {"reward": row["reward"]}),
         without("reward"))), {}, SAID, "is it 'info.reward'? then --column reward=info.reward",
+    ),
+    "rewards in parts": (
+        rows(with_(reward=lambda i, row: [row["reward"], 0.5])), {}, REFUSED, "as in --column reward=reward.0",
+    ),
+    "rewards in parts, one of them named": (
+        rows(with_(reward=lambda i, row: [row["reward"], 0.5])), mapped(reward="reward.0"), SAME, "",
+    ),
+    "a reward a token": (
+        rows(both(with_(step_rewards=lambda i, row: [0.0] * (tokens(row) - 1) + [row["reward"]]), without("reward"))),
+        {}, SAID, "'step_rewards' has a number a token: write their sum as the reward of each trajectory",
     ),
     "one entry of a mask": (rows(with_(mask=lambda i, row: [1] * (tokens(row) - 1) + [2])), {},
         REFUSED, r"mask: 2 at token \d+ is neither 0 nor 1; write 1 .* --column mask=none",
@@ -443,6 +514,16 @@ BYTES: dict[str, tuple[Callable[[], bytes], str, str]] = {
         lambda: "".join(json.dumps(json.dumps(row)) + "\n" for row in rows()).encode(),
         REFUSED,
         "dumped twice",
+    ),
+    "verl's console": (
+        lambda: b"(TaskRunner pid=1) step:1 - actor/kl_loss:0.1 - critic/score/mean:0.5\n" * 3,
+        REFUSED,
+        "a line of a trainer's console, not JSON; its metrics stand in files too",
+    ),
+    "TRL's console": (
+        lambda: b"{'loss': 0.1, 'grad_norm': 1.5, 'reward': 0.5, 'epoch': 0.01}\n" * 3,
+        REFUSED,
+        "a dict that a trainer printed, not JSON; .* trainer_state.json",
     ),
     "a JSON text sequence": (lambda: b"\x1e" + lines(rows()).replace(b"\n", b"\n\x1e"), REFUSED, "JSON text sequence"),
     "a web page": (lambda: b"\n<!DOCTYPE html><html><body>Sign in</body></html>", REFUSED, "is a web page"),

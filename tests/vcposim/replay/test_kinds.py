@@ -331,6 +331,20 @@ def test_group_size_counts_rows_and_refuses_what_does_not_fit(tmp_path: Path) ->
 def test_groups_of_one_are_a_wrong_key(tmp_path: Path) -> None:
     dump = read_dump(write(tmp_path, [{**row, "group": i} for i, row in enumerate(rows(batch()))]))
     assert any("is no key of groups" in note for note in dump.notes)
+    first, _, dominates, change, _ = summary(replay(dump, resamples=100))
+    assert first.endswith("every group has a single response: a wrong key, and nothing said of groups means anything.")
+    assert "leverage" not in dominates
+    assert "corrects best" not in change
+
+
+def test_ratios_in_place_of_their_logarithms_are_named(tmp_path: Path) -> None:
+    b = batch(prompts=8)
+    table = [{"group": r.prompt, "reward": r.reward} for r in b]
+    ratios = [np.exp(np.subtract(r.learner, r.sampler)).tolist() for r in b]
+    wrong = read_dump(write(tmp_path, [{**row, "log_ratio": x} for row, x in zip(table, ratios, strict=True)]))
+    assert ["every log-ratio is positive" in one.cause for one in wrong.findings] == [True]
+    logs = [np.log(x).tolist() for x in ratios]
+    assert not read_dump(write(tmp_path, [{**r, "log_ratio": x} for r, x in zip(table, logs, strict=True)])).findings
 
 
 def in_parts(b: list[Rollout]) -> list[Record]:

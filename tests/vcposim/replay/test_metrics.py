@@ -309,6 +309,22 @@ def test_metrics_that_nobody_knows_are_called_metrics_and_listed(row: Row, tmp_p
         read_metrics([tmp_path / "m.jsonl"])
 
 
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_a_log_of_trl_with_its_lengths_is_a_log_and_a_rollout_with_lists_is_none(prefix: str, tmp_path: Path) -> None:
+    table = [{"step": k, "reward": 0.5, "kl": 0.1 * k, "completion_length": 300.0, "grad_norm": 1.0} for k in range(4)]
+    table = [{key if key == "step" else prefix + key: x for key, x in row.items()} for row in table]
+    names = list(table[0])
+    (tmp_path / "m.jsonl").write_bytes(_lines(table))
+    csv_file = _csv_file(tmp_path, names, [list(row.values()) for row in table])
+    for path in (tmp_path / "m.jsonl", csv_file):
+        assert find_metrics([path]) == [str(path)]
+        kl = read_metrics([path]).gauge("kl_reference_token")
+        assert kl is not None
+        assert_near(kl.value, [0.1 * k for k in range(4)])
+    (tmp_path / "r.jsonl").write_bytes(_lines([{**row, "pi_logp": [-1.0], "mu_logp": [-1.1]} for row in table]))
+    assert find_metrics([tmp_path / "r.jsonl"]) == []
+
+
 def test_the_trainers_step_counts_and_not_the_number_of_log_calls(tmp_path: Path) -> None:
     key = VERL["ess_fraction"]
     names = ["_step", "train/global_step", key]
