@@ -190,7 +190,7 @@ def live_rows(grad: Tensor) -> Tensor | None:
     if len(suspect) < _WORTH_A_COPY * len(grad):
         return None
     rows = grad.index_select(0, suspect)
-    live = torch.ones(len(grad), dtype=torch.bool)
+    live = torch.ones(len(grad), dtype=torch.bool, device=grad.device)
     live[suspect] = (rows.amax(1) != 0) | (rows.amin(1) != 0)
     keep = live.nonzero().squeeze(1)
     return keep if 0 < len(keep) <= (1 - _WORTH_A_COPY) * len(grad) else None

@@ -256,7 +256,7 @@ class Line:
 
     def marked(self) -> "Line":
         """The same sums, of trajectories folded by parts that all differ: if two change places, the sums tell."""
-        mark = torch.exp2(2 * (0.618 * torch.arange(len(self.fold), dtype=self.fold.dtype) % 1) - 1)
+        mark = torch.exp2(2 * (0.618 * torch.arange(len(self.fold), device="cpu") % 1) - 1)
         return replace(self, fold=self.fold * mark, factor=self.factor / mark)
 
     def unknown(self, coefficient: Tensor) -> Tensor:

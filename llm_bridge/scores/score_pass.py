@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 from weakref import WeakSet
 
@@ -400,7 +401,7 @@ def _joined(products: Sequence[_Product]) -> _Product:
     left, right = (torch.cat(side) for side in sides)
     if len(set(length)) == 1:
         return left, right, Layout(n, (n, length[0]))
-    stop = torch.tensor(length).cumsum(0).tolist()
+    stop = [*accumulate(length)]
     run = tuple((end - size, end) for end, size in zip(stop, length, strict=True))
-    owner = torch.repeat_interleave(torch.arange(n), torch.tensor(length)).to(left.device)
-    return left, right, Layout(n, (1, len(left)), run, owner)
+    many, where = torch.tensor(length, device=left.device), torch.arange(n, device=left.device)
+    return left, right, Layout(n, (1, len(left)), run, where.repeat_interleave(many))

@@ -466,6 +466,29 @@ def test_compiled_functions_run_eager(weighted: bool) -> None:
     assert not same((out.detach(), norm, [p.grad for p in model.parameters()], []), twin)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"unknown": "loop", "loop": ["Linear"]}, {"method": "loop"}, {"norm": "sketch"}]
+)
+@pytest.mark.parametrize("affine", [False, True])
+def test_another_default_device(affine: bool, options: dict[str, Any]) -> None:
+    """As `torch.set_default_device("cuda")` for a model and batch on the CPU: nothing new lands there by itself."""
+    case = given(lambda: nn.Sequential(_lin(), Gemma(), _shared()), LONG)
+    twin = truth(*given(lambda: nn.Sequential(_lin(), Gemma(), _shared()), LONG))
+    model, token, mask, c = case
+    line = (c + 0.3 * c.abs(), c.abs()) if affine else None
+    with torch.device("meta"), ScoreTape(model, verify="always", **options) as tape:
+        out = model(token)
+        norm = tape.score_sq_norms(out, mask, affine=line)
+        tape.backward(c)
+    norm = twin[1] if options.get("norm") else norm
+    assert not same((out.detach(), norm, [p.grad for p in model.parameters()], []), twin)
+
+
+def _shared() -> nn.Module:
+    layer = _lin()
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
