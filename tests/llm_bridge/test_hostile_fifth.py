@@ -302,6 +302,15 @@ def test_a_module_that_is_switched_is_looked_at_anew() -> None:
     assert not same(taped(model, *rest, True, unknown="loop", verify="never"), truth(other, *rest))
 
 
+def test_a_module_that_is_patched_is_looked_at_anew() -> None:
+    (model, *rest), (other, *_) = (given(Gemma, SQUARE) for _ in range(2))
+    taped(model, *rest, False)
+    for module in (model, other):
+        module.zero_grad()
+        module.body.forward = lambda x, norm=module.body: x * (1 + norm.weight.mean())
+    assert not same(taped(model, *rest, True, unknown="loop", verify="never"), truth(other, *rest))
+
+
 @pytest.mark.parametrize("verify", ["always", "never"])
 def test_forwards_may_all_come_before_norms(verify: str) -> None:
     """Of an embedding that is the head, which has cross terms within a forward and none between two."""
