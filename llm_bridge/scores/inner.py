@@ -234,7 +234,7 @@ class _Local(torch.autograd.Function):
     def backward(ctx: Any, *grad: Tensor | None) -> tuple[Tensor | None, ...]:
         inner: Inner = ctx.inner
         refuse_second_order(inner.twin)
-        running = inner.twin.tape.running
+        running = inner.twin.running(inner.when)
         if running is None:
             return None, *inner.grads(grad, [*inner.input, *inner.param])
         given = running.local(inner.twin.name, inner, grad) if inner.param else inner.grads(grad, inner.input)

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
 from llm_bridge.scores.check import Projection
 from tests.kit.statistical import BRAIN, HALF, LOST, SINGLE, assert_near
+from tests.llm_bridge.test_hostile_fourth import BODIES as BODIES_OF_THE_FOURTH
 from tests.llm_bridge.test_hostile_second import (
     LONG,
     SQUARE,
@@ -399,6 +400,13 @@ def test_a_parameter_frozen_after_the_forward_is_named() -> None:
         model.head.weight.requires_grad_(False)
         with pytest.raises(InputError, match=r"head\.weight was frozen between"):
             tape.score_sq_norms(out, mask)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_graph_that_a_hook_walks_is_not_the_passs(affine: bool) -> None:
+    """As a deep equilibrium does, sixty times, to solve for its gradient."""
+    body = BODIES_OF_THE_FOURTH["equilibrium"]
+    assert not same(taped(*given(body, SQUARE), affine, verify="always"), truth(*given(body, SQUARE)))
 
 
 @pytest.mark.parametrize("options", [{"verify": "never"}, {"method": "loop"}])
