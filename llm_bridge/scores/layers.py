@@ -111,13 +111,18 @@ class Twin:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward wherever nothing is to be recorded, else `taped`.
 
-        Raises `InputError` inside a transform of torch.func.
+        Raises `InputError` inside a transform of torch.func, and for nested tensors.
         """
         if self.tape.inside or not torch.is_grad_enabled() or not all(map(self.tape.holds, self.own().values())):
             return self.original(*args, **kwargs)
         if is_transformed():
             raise InputError(
                 f"{self.name}: called inside a transform of torch.func (vmap, jvp, ...), which hides its gradients; "
+                f"{self.tape.advice(self.name)}"
+            )
+        if args and isinstance(args[0], Tensor) and args[0].is_nested:
+            raise InputError(
+                f"{self.name}: sees a nested tensor, whose rows the tape does not follow; give it padded rows, or "
                 f"{self.tape.advice(self.name)}"
             )
         return self.taped(*args, **kwargs)

@@ -103,7 +103,7 @@ class Layout:
         self.flatten(name, x if x.dim() >= 2 else x.unsqueeze(-1))
         lead = x.shape[:2] if self.owner is not None and x.shape[:2] == self.lead else x.shape[:1]
         rows = lead.numel()
-        return self.per_row(value.to(x.dtype), rows).view(*lead, *[1] * (x.dim() - len(lead)))
+        return self.per_row(value.to(x.dtype), rows).view((*lead, *[1] * (x.dim() - len(lead))))
 
     def kept(self, rows: int, keep: Tensor) -> "Layout":
         """The layout of x[keep], x of `rows` rows, `keep` (k,) ascending: a trajectory's rows stay side by side."""

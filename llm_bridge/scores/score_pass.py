@@ -202,6 +202,8 @@ class ScorePass:
             layout = Layout(inner.rows, (inner.rows, layout.lead[1]))
         for g in grad:
             if g is not None:  # an output without rows has a gradient that is everybody's
+                if not inner.fed and layout.n > 1:
+                    raise layout.mixed(name, g)
                 layout.flatten(name, g if g.dim() >= 2 else g.unsqueeze(-1))
         own = range(layout.n) if first is None else range(first, first + layout.n)
         alone = [self._wants(p) and (first is not None or self._alone("local", name, p)) for p in params]

@@ -32,6 +32,7 @@ from tests.llm_bridge.test_hostile_second import (
     Answer,
     Body,
     D,
+    Fn,
     _lin,
     _p,
     _with,
@@ -147,6 +148,15 @@ def _images(s: Any, x: Tensor) -> Tensor:
     return x + torch.stack(seen)[:, None]
 
 
+def _nested(s: Any, x: Tensor) -> Tensor:
+    rows = torch.nested.as_nested_tensor([y[: len(y) - i % 2] for i, y in enumerate(x)], layout=torch.jagged)
+    return torch.stack([F.pad(y, (0, 0, 0, x.shape[1] - len(y))) for y in s.a(rows).unbind()])
+
+
+def _scalar(s: Any, x: Tensor) -> Tensor:
+    return x * s.e().exp()
+
+
 class Odd(nn.Module):
     """A head made of the embedding's weight."""
 
@@ -209,6 +219,7 @@ BODIES: dict[str, Body] = {
     "a decoder layer, dropout on": _with(
         lambda s, x: s.m(x, x.cos()), m=lambda: nn.TransformerDecoderLayer(D, 2, 6, dropout=0.2, batch_first=True)
     ),
+    "ragged rows in a nested tensor": _with(_nested, a=_lin),
     "images, ragged": _with(_images, a=_lin, n=lambda: nn.LayerNorm(D)),
 }
 HEADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -301,6 +312,23 @@ def test_a_module_that_is_switched_is_looked_at_anew() -> None:
         module.zero_grad()
         module.body.pooled = True
     assert not same(taped(model, *rest, True, unknown="loop", verify="never"), truth(other, *rest))
+
+
+def test_one_trajectory_and_a_module_that_gives_one_number() -> None:
+    (model, token, mask, c), (other, *_) = (given(_with(_scalar, e=lambda: Fn(_own, w=_p())), SQUARE) for _ in range(2))
+    one = token[:1], mask[:1], c[:1]
+    assert not same(taped(model, *one, False, unknown="loop"), truth(other, *one))
+
+
+def test_what_a_module_gives_without_an_input_has_no_rows() -> None:
+    """Whatever its shape: it is as long as the batch has rows."""
+    model, *rest = given(_with(lambda s, x: F.linear(x, s.e().tanh()), e=lambda: Fn(_own, w=_p(D, D))), SQUARE)
+    with pytest.raises(InputError, match=r"body\.e: sees shape \(4, 4\)"):
+        taped(model, *rest, False, unknown="loop", verify="never")
+
+
+def _own(s: Any) -> Tensor:
+    return s.w  # type: ignore[no-any-return]
 
 
 def test_a_module_that_is_patched_is_looked_at_anew() -> None:
