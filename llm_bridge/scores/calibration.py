@@ -137,9 +137,9 @@ def seconds(
     shapes = ((_TRAJECTORIES * steps, d) for d in (rows, cols))
     left, right = (torch.randn(shape, generator=own, device=device, dtype=dtype) for shape in shapes)
     weight = nn.Parameter(torch.empty(rows, cols, device=device, dtype=dtype))
-    place = torch.arange(_TRAJECTORIES)
+    place = torch.arange(_TRAJECTORIES, device="cpu")
     reward = (place // 2 if paired else place) % 2 + (0.1 * place if sinks > 1 else 0)
-    line = Line.of(reward, torch.ones(_TRAJECTORIES), _TRAJECTORIES)
+    line = Line.of(reward, torch.ones_like(place), _TRAJECTORIES)
     best = math.inf
     for _ in range(1 + _REPEATS):
         route = Affine(layout, line) if sinks else General(layout) if keeps else Route(layout)

@@ -277,7 +277,8 @@ class Verification:
         alone if that can tell, else through the taped graph. One that is masked throughout says nothing.
         """
         total, some = self.total, self.live or [0]
-        order = torch.randperm(len(some), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        own = torch.Generator("cpu").manual_seed(self.seed)
+        order = torch.randperm(len(some), generator=own, device="cpu").tolist()
         params, calls = [p for _, p in self.named], self.watch.calls
         for i in [some[k] for k in order[: _MANY if many and not self.groups else 1]]:
             found = None
@@ -337,7 +338,7 @@ class Verification:
             none = torch.zeros_like(c)
             every = sum(self._part.values(), start=none)  # a loop does not tell parameters apart
             size = [(every if loop else self._part.get(p, none)).sqrt() for p in params]
-            rounding = torch.tensor([float((c * s.to(c)).sum()) for s in size])
+            rounding = torch.tensor([float((c * s.to(c)).sum()) for s in size], device="cpu")
             if shards.stored:
                 grads = [
                     summed(torch.zeros_like(p) if g is None else g, shards.groups())

@@ -123,7 +123,7 @@ def fused_sq_norms(
 
     threads = max(1, min(torch.get_num_threads(), rows // (4 * high)))
     each = -(-rows // (threads * high)) * high
-    square, room = torch.zeros(threads, n, dtype=torch.float64), scratch.take(threads * (own + panels), left)
+    square, room = left.new_zeros(threads, n, dtype=torch.float64), scratch.take(threads * (own + panels), left)
     mine, size = room.data_ptr(), room.element_size()
 
     def band(k: int) -> None:
@@ -212,7 +212,7 @@ def folded_sq_norms(left: Tensor, sign: Tensor, turn: Tensor, other: Tensor, lay
     begin, end, _ = _places(tuple(layout.bounds(len(left))))
     threads = min(torch.get_num_threads(), n)
     sign, turn, other = sign.contiguous(), turn.contiguous(), other.contiguous()
-    rest, square = left.new_empty(threads, buckets + FEW + 1, buckets), torch.empty(n, dtype=torch.float64)
+    rest, square = left.new_empty(threads, buckets + FEW + 1, buckets), left.new_empty(n, dtype=torch.float64)
 
     def some(k: int) -> None:
         library.sketch(

@@ -117,6 +117,8 @@ class Inner:
         self.given = [leaves[k] for k in self.place]
         self.input = [self._leaf[k] for k in self.place]
         x = first_tensor(args, kwargs)
+        self.fed = any(isinstance(x, Tensor) for x in leaves)
+        """whether it was given anything that may have rows"""
         self._device = torch.device("cpu") if x is None else x.device
         self._cast = autocast_state(self._device)
         try:
@@ -234,7 +236,7 @@ class _Local(torch.autograd.Function):
     def backward(ctx: Any, *grad: Tensor | None) -> tuple[Tensor | None, ...]:
         inner: Inner = ctx.inner
         refuse_second_order(inner.twin)
-        running = inner.twin.tape.running
+        running = inner.twin.running(inner.when)
         if running is None:
             return None, *inner.grads(grad, [*inner.input, *inner.param])
         given = running.local(inner.twin.name, inner, grad) if inner.param else inner.grads(grad, inner.input)
@@ -310,8 +312,9 @@ def differentiable(out: Any) -> list[Tensor]:
 
 
 def leaf_parameters(out: Sequence[Tensor]) -> list[nn.Parameter]:
-    """Leaves of a graph, each once, in a fixed order."""
-    return list(dict.fromkeys(n.variable for n in graph_nodes(out) if hasattr(n, "variable")))
+    """Leaves of a graph, each once, in a fixed order; an output may be one itself."""
+    leaves: list[Any] = [y for y in out if y.is_leaf and y.requires_grad]
+    return list(dict.fromkeys([*leaves, *(n.variable for n in graph_nodes(out) if hasattr(n, "variable"))]))
 
 
 def graph_nodes(out: Sequence[Tensor], until: Sequence[Tensor] = ()) -> list[Any]:

@@ -40,6 +40,9 @@ class Pass(Protocol):
 
     layout: Layout
 
+    def covers(self, place: Place | None) -> bool:
+        """Whether a node made at `place` is of the graph that is walked, and not of one that a hook walks meanwhile."""
+
     def operands(self, name: str, grad: Tensor, x: Tensor) -> Operands:
         """What `matrix` is to be told of a map's `grad` (..., out) and `x` (..., into)."""
 
@@ -108,7 +111,7 @@ class Twin:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward wherever nothing is to be recorded, else `taped`.
 
-        Raises `InputError` inside a transform of torch.func.
+        Raises `InputError` inside a transform of torch.func, and for nested tensors.
         """
         if self.tape.inside or not torch.is_grad_enabled() or not all(map(self.tape.holds, self.own().values())):
             return self.original(*args, **kwargs)
@@ -117,7 +120,17 @@ class Twin:
                 f"{self.name}: called inside a transform of torch.func (vmap, jvp, ...), which hides its gradients; "
                 f"{self.tape.advice(self.name)}"
             )
+        if args and isinstance(args[0], Tensor) and args[0].is_nested:
+            raise InputError(
+                f"{self.name}: sees a nested tensor, whose rows the tape does not follow; give it padded rows, or "
+                f"{self.tape.advice(self.name)}"
+            )
         return self.taped(*args, **kwargs)
+
+    def running(self, place: Place | None) -> Pass | None:
+        """The pass to which a node made at `place` is to report; None in an ordinary backward."""
+        running = self.tape.running
+        return running if running is not None and running.covers(place) else None
 
     def own(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the module itself, as they are now; a head's bias that its decoder holds is not."""
@@ -199,7 +212,7 @@ class _Matrix(torch.autograd.Function):
         rest = (None,) * 4
         with without_autocast(grad.device.type):
             matrix = (value.t() if ctx.transposed else value).to(grad.dtype)
-            running, name = ctx.twin.tape.running, ctx.twin.name
+            running, name = ctx.twin.running(ctx.place), ctx.twin.name
             if running is None or not running.told("matrix", name, ctx.weight, grad):
                 rows, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
                 keep = live_rows(rows)
@@ -272,7 +285,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order(ctx.twin)
         weight, token = ctx.saved_tensors
-        running = ctx.twin.tape.running
+        running = ctx.twin.running(ctx.place)
         if running is not None:
             if ctx.shared:
                 piece = Piece(ctx.twin.name, ctx.place, (grad, token), ctx.padding, may_be_all=False)
@@ -441,7 +454,7 @@ def per_position(each: Tensor | None, param: Tensor, twin: Twin, place: Place | 
     """Hand the gradients at every position, `each` (...) with the last axes of `param`, to the pass, or their sum."""
     if each is None:
         return None
-    running = twin.tape.running
+    running = twin.running(place)
     if running is None:
         return each.sum_to_size(param.shape).to(param.dtype)
     core = core_of(param)

@@ -103,7 +103,7 @@ class Layout:
         self.flatten(name, x if x.dim() >= 2 else x.unsqueeze(-1))
         lead = x.shape[:2] if self.owner is not None and x.shape[:2] == self.lead else x.shape[:1]
         rows = lead.numel()
-        return self.per_row(value.to(x.dtype), rows).view(*lead, *[1] * (x.dim() - len(lead)))
+        return self.per_row(value.to(x.dtype), rows).view((*lead, *[1] * (x.dim() - len(lead))))
 
     def kept(self, rows: int, keep: Tensor) -> "Layout":
         """The layout of x[keep], x of `rows` rows, `keep` (k,) ascending: a trajectory's rows stay side by side."""
@@ -190,7 +190,7 @@ def live_rows(grad: Tensor) -> Tensor | None:
     if len(suspect) < _WORTH_A_COPY * len(grad):
         return None
     rows = grad.index_select(0, suspect)
-    live = torch.ones(len(grad), dtype=torch.bool)
+    live = torch.ones(len(grad), dtype=torch.bool, device=grad.device)
     live[suspect] = (rows.amax(1) != 0) | (rows.amin(1) != 0)
     keep = live.nonzero().squeeze(1)
     return keep if 0 < len(keep) <= (1 - _WORTH_A_COPY) * len(grad) else None

@@ -115,7 +115,8 @@ class Own(Twin):
         own, x = self.own(), first_tensor(args, kwargs)
         several = () if x is None else tuple(size > 1 for size in x.shape)  # of one row, or step, all is true
         flags = tuple(y for y in self.module.__dict__.values() if isinstance(y, bool | str))
-        form = (flags, several, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        code = getattr(self.original, "__code__", None)  # which may be changed, of a class or of this module
+        form = (code, flags, several, len(args), tuple(k for k, y in kwargs.items() if y is not None))
         plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
         if key not in plans:
             plans[key] = self._plan(own, x, args, kwargs)

@@ -169,8 +169,8 @@ class Kept(Route):
         while self._local:
             params, weighted = self._local.pop()
             for param, found in zip(params, weighted(-coefficient), strict=True):
-                if found is not None:
-                    self.give(param, found)
+                if found is not None:  # two parameters may have one array, or one number at every place
+                    self.give(param, found.clone(memory_format=torch.contiguous_format))
         self._vector, self._embedding = [], []
 
 
@@ -256,7 +256,7 @@ class Line:
 
     def marked(self) -> "Line":
         """The same sums, of trajectories folded by parts that all differ: if two change places, the sums tell."""
-        mark = torch.exp2(2 * (0.618 * torch.arange(len(self.fold), dtype=self.fold.dtype) % 1) - 1)
+        mark = torch.exp2(2 * (0.618 * torch.arange(len(self.fold), device="cpu") % 1) - 1)
         return replace(self, fold=self.fold * mark, factor=self.factor / mark)
 
     def unknown(self, coefficient: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 from weakref import WeakSet
 
@@ -32,13 +33,13 @@ _BY_ROW: Any = WeakTensorKeyDictionary()
 class Uses:
     """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
 
-    calls: those of the model in which it does. Read off the graph, so that other forwards may come between.
+    places: when its nodes were made. Read off the graph, so that other forwards may come between.
     """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
     token: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     rows: dict[nn.Parameter, list[tuple[Place, int]]] = field(default_factory=dict)
-    calls: set[int] = field(default_factory=set)
+    places: set[Place | None] = field(default_factory=set)
 
     @classmethod
     def of(cls, nodes: Iterable[Any], tape: Recorder) -> "Uses":
@@ -48,7 +49,7 @@ class Uses:
             twin = getattr(node, "twin", None)
             if not isinstance(twin, Twin) or twin.tape is not tape or node.place is None:
                 continue
-            found.calls.add(node.place.model)
+            found.places.add(node.place)
             for kind, param in node.uses:
                 found.kind.setdefault(param, []).append(kind)
                 if kind == "embedding":  # a tied head needs its tokens early
@@ -60,7 +61,7 @@ class Uses:
     def copied(self) -> "Uses":
         """The same, for another backward of the forward."""
         kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
-        return Uses(kind, dict(self.token), rows, self.calls)
+        return Uses(kind, dict(self.token), rows, self.places)
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""
@@ -109,6 +110,10 @@ class ScorePass:
         found = Operands.of(self.layout, name, grad, x, look=self._live_looks < LIVE_LOOKS)
         self._live_looks = self._live_looks + 1 if found.keep is None else 0
         return found
+
+    def covers(self, place: Place | None) -> bool:
+        """Whether a node made at `place` is of this pass' graph; inside a reentrant checkpoint it has none."""
+        return place in self._uses.places
 
     @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
@@ -197,6 +202,8 @@ class ScorePass:
             layout = Layout(inner.rows, (inner.rows, layout.lead[1]))
         for g in grad:
             if g is not None:  # an output without rows has a gradient that is everybody's
+                if not inner.fed and layout.n > 1:
+                    raise layout.mixed(name, g)
                 layout.flatten(name, g if g.dim() >= 2 else g.unsqueeze(-1))
         own = range(layout.n) if first is None else range(first, first + layout.n)
         alone = [self._wants(p) and (first is not None or self._alone("local", name, p)) for p in params]
@@ -400,7 +407,7 @@ def _joined(products: Sequence[_Product]) -> _Product:
     left, right = (torch.cat(side) for side in sides)
     if len(set(length)) == 1:
         return left, right, Layout(n, (n, length[0]))
-    stop = torch.tensor(length).cumsum(0).tolist()
+    stop = [*accumulate(length)]
     run = tuple((end - size, end) for end, size in zip(stop, length, strict=True))
-    owner = torch.repeat_interleave(torch.arange(n), torch.tensor(length)).to(left.device)
-    return left, right, Layout(n, (1, len(left)), run, owner)
+    many, where = torch.tensor(length, device=left.device), torch.arange(n, device=left.device)
+    return left, right, Layout(n, (1, len(left)), run, where.repeat_interleave(many))

@@ -463,7 +463,9 @@ class ScoreTape:
         method = "sketch" if sketched else self.method
         work = Workspace(self.columns, self.generator, compiled=self.method in ("auto", "fused"))
         self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
-        calls = [self._rows[k - 1] for k in self._uses.calls if k]
+        if reentrant:
+            self._uses.places.add(None)
+        calls = [self._rows[k - 1] for k in {place.model for place in self._uses.places if place} if k]
         score.chunked = len(calls) > 1 and sum(calls) == of.log_prob.shape[0]
         strays = [p.register_hook(self._stray(name, p)) for name, p in named]
         again = again or isinstance(route, Again) or (checked and isinstance(route, Kept))

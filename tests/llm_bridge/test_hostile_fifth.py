@@ -3,7 +3,8 @@
 Wrong without a word were: norms of a second of two forwards made before any norms (an embedding that is the head); the
 gradient of matrices where all rewards are 0.7; a rule found out at one step and used at more; torch's default eps of an
 RMS norm in half precision; a comparison that could not tell (no score at all, one step), or not of two trajectories
-of one sum; other parameters trainable than in the pass compared; p.grad of models that the tape does not hold.
+of one sum; other parameters trainable than in the pass compared; p.grad of models that the tape does not hold, and of
+two parameters in one array, which a second micro-batch changed twice.
 """
 
 import math
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
 from llm_bridge.scores.check import Projection
 from tests.kit.statistical import BRAIN, HALF, LOST, SINGLE, assert_near
+from tests.llm_bridge.test_hostile_fourth import BODIES as BODIES_OF_THE_FOURTH
 from tests.llm_bridge.test_hostile_second import (
     LONG,
     SQUARE,
@@ -30,6 +32,7 @@ from tests.llm_bridge.test_hostile_second import (
     Answer,
     Body,
     D,
+    Fn,
     _lin,
     _p,
     _with,
@@ -145,6 +148,15 @@ def _images(s: Any, x: Tensor) -> Tensor:
     return x + torch.stack(seen)[:, None]
 
 
+def _nested(s: Any, x: Tensor) -> Tensor:
+    rows = torch.nested.as_nested_tensor([y[: len(y) - i % 2] for i, y in enumerate(x)], layout=torch.jagged)
+    return torch.stack([F.pad(y, (0, 0, 0, x.shape[1] - len(y))) for y in s.a(rows).unbind()])
+
+
+def _scalar(s: Any, x: Tensor) -> Tensor:
+    return x * s.e().exp()
+
+
 class Odd(nn.Module):
     """A head made of the embedding's weight."""
 
@@ -207,6 +219,7 @@ BODIES: dict[str, Body] = {
     "a decoder layer, dropout on": _with(
         lambda s, x: s.m(x, x.cos()), m=lambda: nn.TransformerDecoderLayer(D, 2, 6, dropout=0.2, batch_first=True)
     ),
+    "ragged rows in a nested tensor": _with(_nested, a=_lin),
     "images, ragged": _with(_images, a=_lin, n=lambda: nn.LayerNorm(D)),
 }
 HEADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -301,6 +314,32 @@ def test_a_module_that_is_switched_is_looked_at_anew() -> None:
     assert not same(taped(model, *rest, True, unknown="loop", verify="never"), truth(other, *rest))
 
 
+def test_one_trajectory_and_a_module_that_gives_one_number() -> None:
+    (model, token, mask, c), (other, *_) = (given(_with(_scalar, e=lambda: Fn(_own, w=_p())), SQUARE) for _ in range(2))
+    one = token[:1], mask[:1], c[:1]
+    assert not same(taped(model, *one, False, unknown="loop"), truth(other, *one))
+
+
+def test_what_a_module_gives_without_an_input_has_no_rows() -> None:
+    """Whatever its shape: it is as long as the batch has rows."""
+    model, *rest = given(_with(lambda s, x: F.linear(x, s.e().tanh()), e=lambda: Fn(_own, w=_p(D, D))), SQUARE)
+    with pytest.raises(InputError, match=r"body\.e: sees shape \(4, 4\)"):
+        taped(model, *rest, False, unknown="loop", verify="never")
+
+
+def _own(s: Any) -> Tensor:
+    return s.w  # type: ignore[no-any-return]
+
+
+def test_a_module_that_is_patched_is_looked_at_anew() -> None:
+    (model, *rest), (other, *_) = (given(Gemma, SQUARE) for _ in range(2))
+    taped(model, *rest, False)
+    for module in (model, other):
+        module.zero_grad()
+        module.body.forward = lambda x, norm=module.body: x * (1 + norm.weight.mean())
+    assert not same(taped(model, *rest, True, unknown="loop", verify="never"), truth(other, *rest))
+
+
 @pytest.mark.parametrize("verify", ["always", "never"])
 def test_forwards_may_all_come_before_norms(verify: str) -> None:
     """Of an embedding that is the head, which has cross terms within a forward and none between two."""
@@ -358,6 +397,20 @@ def _first_two_swapped(s: Any, x: Tensor) -> Tensor:
     return s.a(x[order])[order]
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_gradients_of_two_parameters_are_two_arrays(affine: bool) -> None:
+    """Autograd gives one array for both of a sum; a second micro-batch, and a clip in place, would change it twice."""
+    body = _with(lambda s, x: F.linear(x, s.w + s.v) * s.u.sum(), w=(D, D), v=(D, D), u=(D,))
+    model, token, mask, c = given(body, SQUARE)
+    twin = truth(*given(body, SQUARE))
+    for count in (1, 2):
+        found = taped(model, token, mask, c, affine, unknown="loop")
+        assert not same(found, (*twin[:2], [count * g for g in twin[2]], []))
+    for p in model.parameters():
+        p.grad.mul_(0.5)
+    assert not same((*found[:2], [p.grad for p in model.parameters()], []), twin)
+
+
 def test_other_parameters_trainable_are_another_model_to_compare() -> None:
     model, *rest = given(_with(lambda s, x: s.n(s.a(x).flip(0)).flip(0), a=lambda: _lin(bias=False), n=Gemma), SQUARE)
     model.body.n.weight.requires_grad_(False)
@@ -375,6 +428,13 @@ def test_a_parameter_frozen_after_the_forward_is_named() -> None:
         model.head.weight.requires_grad_(False)
         with pytest.raises(InputError, match=r"head\.weight was frozen between"):
             tape.score_sq_norms(out, mask)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_graph_that_a_hook_walks_is_not_the_passs(affine: bool) -> None:
+    """As a deep equilibrium does, sixty times, to solve for its gradient."""
+    body = BODIES_OF_THE_FOURTH["equilibrium"]
+    assert not same(taped(*given(body, SQUARE), affine, verify="always"), truth(*given(body, SQUARE)))
 
 
 @pytest.mark.parametrize("options", [{"verify": "never"}, {"method": "loop"}])
@@ -449,6 +509,29 @@ def test_compiled_functions_run_eager(weighted: bool) -> None:
         tape.backward(c)
     twin = truth(*given(body(plain), SQUARE))
     assert not same((out.detach(), norm, [p.grad for p in model.parameters()], []), twin)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"unknown": "loop", "loop": ["Linear"]}, {"method": "loop"}, {"norm": "sketch"}]
+)
+@pytest.mark.parametrize("affine", [False, True])
+def test_another_default_device(affine: bool, options: dict[str, Any]) -> None:
+    """As `torch.set_default_device("cuda")` for a model and batch on the CPU: nothing new lands there by itself."""
+    case = given(lambda: nn.Sequential(_lin(), Gemma(), _shared()), LONG)
+    twin = truth(*given(lambda: nn.Sequential(_lin(), Gemma(), _shared()), LONG))
+    model, token, mask, c = case
+    line = (c + 0.3 * c.abs(), c.abs()) if affine else None
+    with torch.device("meta"), ScoreTape(model, verify="always", **options) as tape:
+        out = model(token)
+        norm = tape.score_sq_norms(out, mask, affine=line)
+        tape.backward(c)
+    norm = twin[1] if options.get("norm") else norm
+    assert not same((out.detach(), norm, [p.grad for p in model.parameters()], []), twin)
+
+
+def _shared() -> nn.Module:
+    layer = _lin()
+    return nn.Sequential(layer, nn.Tanh(), layer)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
