@@ -17,6 +17,7 @@ there are many: memory does not grow with the file.
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,8 @@ IN_RANGE = 100.0
 """magnitude of log-probabilities, nats, whose ratios and squares need no scale of their own"""
 COMPARED = 1 << 20
 """trajectories among which copies are looked for at once, about"""
+ARRAYS = 256
+"""trajectories among which it is looked for arrays of rollouts that answer one prompt"""
 TOKENS_KEPT = 1_500_000
 """tokens of the first groups that are kept for the estimators that look at tokens"""
 
@@ -445,6 +448,14 @@ class _Reader:
         if ahead.size:
             at = _first([dump.place[i] for i in ahead.tolist()])
             notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
+        if not dump.has_group:
+            inside = Counter(place.rpartition(", item ")[0] for place in dump.place[:ARRAYS])
+            inside.pop("", None)
+            sizes = {*list(inside.values())[:-1]}  # the last may go on
+            if len(sizes) == 1 and (size := sizes.pop()) > 1:
+                notes.append(
+                    f"{size} rollouts stand in each array: if those answer one prompt, --group-size {size} says so"
+                )
         if record.left_out:
             notes.append(f"{record.left_out} trajectories have a sample mask of 0: left out, as the trainer did")
         if self.empty:

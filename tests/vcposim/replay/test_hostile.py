@@ -554,6 +554,13 @@ BYTES: dict[str, tuple[Callable[[], bytes], str, str]] = {
         REFUSED,
         "dumped twice",
     ),
+    "an array a line": (
+        lambda: "".join(
+            json.dumps([without("group")(0, row) for row in rows()[k : k + 8]]) + "\n" for k in range(0, 64, 8)
+        ).encode(),
+        SAID,
+        "8 rollouts stand in an array: if they answer one prompt, --group-size 8 says so",
+    ),
     "verl's console": (
         lambda: b"(TaskRunner pid=1) step:1 - actor/kl_loss:0.1 - critic/score/mean:0.5\n" * 3,
         REFUSED,
