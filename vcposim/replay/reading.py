@@ -454,7 +454,7 @@ class _Reader:
             sizes = {*list(inside.values())[:-1]}  # the last may go on
             if len(sizes) == 1 and (size := sizes.pop()) > 1:
                 notes.append(
-                    f"{size} rollouts stand in each array: if those answer one prompt, --group-size {size} says so"
+                    f"{size} rollouts stand in an array: if they answer one prompt, --group-size {size} says so"
                 )
         if record.left_out:
             notes.append(f"{record.left_out} trajectories have a sample mask of 0: left out, as the trainer did")
