@@ -161,6 +161,7 @@ class PanelSums:
                 1.0 if nothing else math.exp(self.log_heaviest - float(sequence.log_scale)) / float(sequence.total),
                 1 / math.sqrt(self.n),
                 high_is_bad=True,
+                required=2,  # one sample has all of the weight
                 meaning="share of the heaviest sample; above 1/sqrt(n) it alone outweighs the noise of all the others",
             ),
             tail,

@@ -692,6 +692,13 @@ def test_the_first_step_at_which_a_gauge_alarms(tmp_path: Path, capsys: pytest.C
     assert "mean_weight at step 2" in " ".join(run(capsys, path, "--by", "step", "--no-figure")[1].split())
 
 
+def test_a_slice_of_one_trajectory_raises_no_alarm(tmp_path: Path) -> None:
+    table = [{**row, "seed": i} for i, row in enumerate(rows(batch()))]
+    slices = replay(read_dump(write(tmp_path, table), by=["seed"]), resamples=100, by=["seed"]).slices["seed"]
+    assert [one.n for one in slices] == [1] * len(table)
+    assert "max_share" not in first_alarms(slices)
+
+
 def test_a_live_folder_is_read_again_when_it_grows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
