@@ -45,6 +45,7 @@ from llm_bridge.scores.layers import (
     per_position,
     scaled,
 )
+from llm_bridge.scores.layout import WHOLE_LOOP
 from vcposim.errors import InputError
 
 
@@ -397,7 +398,18 @@ class Borrowed(_Known):
 
     def _reporter(self, used: Sequence[str]) -> Twin | None:
         owner = used[0].rpartition(".")[0]
+        if in_checkpoint():
+            raise InputError(
+                f"{used[0]}: used outside its module's forward and inside a checkpoint, which runs again where nobody "
+                f"listens; call {owner or 'the module'} there, leave that code out of checkpoints, or {WHOLE_LOOP}"
+            )
         return Twin(self._model.get_submodule(owner), owner, self._tape)
+
+
+def in_checkpoint() -> bool:
+    """Whether the code that runs will be run again by a backward, as part of a checkpoint that is not reentrant."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 _NO_BORROWERS: WeakSet[nn.Module] = WeakSet()

@@ -477,6 +477,19 @@ def test_a_head_hidden_in_a_reentrant_checkpoint_is_named() -> None:
             tape.score_sq_norms(_chosen(logits, token), mask)
 
 
+@pytest.mark.parametrize("verify", ["always", "never"])
+def test_a_weight_lent_inside_a_checkpoint_is_named(verify: str) -> None:
+    """The listener is not there when a backward runs the code again: a square weight came back turned, unseen."""
+    body = _with(lambda s, x: checkpoint(_lent, s, x, use_reentrant=False), a=_lin, b=lambda: _lin(bias=False))
+    with pytest.raises(InputError, match=r"body\.b\.weight: used outside its module.*checkpoint.*method='loop'"):
+        taped(*given(body, SQUARE), False, verify=verify)
+    assert not same(taped(*given(body, SQUARE), False, method="loop"), truth(*given(body, SQUARE)))
+
+
+def _lent(s: Any, x: Tensor) -> Tensor:
+    return F.linear(s.a(x).reshape(-1, D), s.b.weight).view_as(x)
+
+
 def test_reentrant_checkpoints_leave_other_models_alone() -> None:
     model, token, mask, c = given(_with(_reentrant, a=_lin), SQUARE)
     head = _lin(VOCABULARY).double()
