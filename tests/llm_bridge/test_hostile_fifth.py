@@ -490,6 +490,30 @@ def _lent(s: Any, x: Tensor) -> Tensor:
     return F.linear(s.a(x).reshape(-1, D), s.b.weight).view_as(x)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_that_a_hook_makes_inside_a_checkpoint_is_refused_with_advice_that_works() -> None:
+    body = _with(lambda s, x: checkpoint(s.b, s.e(x), use_reentrant=False), e=Gemma, b=_hooked)
+    with pytest.raises(InputError, match=r"a checkpoint saves something else.*method='loop'"):
+        taped(*given(body, SQUARE), False, unknown="loop")
+    assert not same(taped(*given(body, SQUARE), False, method="loop"), truth(*given(body, SQUARE)))
+
+
+def _hooked() -> nn.Module:
+    return nn.Sequential(Gemma(), nn.utils.weight_norm(_lin()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pass_with_a_trajectory_without_a_score_leaves_one_due(seed: int) -> None:
+    """Everything belongs to the first trajectory, which is masked throughout in the first pass."""
+    body = _with(lambda s, x: torch.cat([x[:1] + s.a(x.detach()).mean((0, 1)), x[1:]]), a=_lin)
+    model, token, mask, c = given(body, SQUARE)
+    dead = mask.clone()
+    dead[0] = 0
+    taped(model, token, dead, c, False, seed=seed)
+    with pytest.raises(InputError, match="by autograd"):
+        taped(model, token, mask, c, False, seed=seed)
+
+
 def test_reentrant_checkpoints_leave_other_models_alone() -> None:
     model, token, mask, c = given(_with(_reentrant, a=_lin), SQUARE)
     head = _lin(VOCABULARY).double()
