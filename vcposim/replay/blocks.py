@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vcposim.replay.checks import moments
 from vcposim.replay.items import Block, Column, Item, Lists
 from vcposim.replay.names import BESIDE, TRAJECTORY
 from vcposim.replay.records import LARGEST, ROUNDING, RecordReader, Rows, doubles
@@ -102,6 +103,8 @@ def _rows(reader: RecordReader, block: Block) -> Rows:
         length = _numbers(block, mapping["length"])
         if length.min() < 1 or (length % 1).any() or (other and max(first.max(), other[0].max()) > ROUNDING):
             raise NotPlain
+        if other:
+            reader.sums += moments(length, first)
         rows.log_ratio, rows.length = (first - other[0] if other else first).tolist(), length.tolist()
     else:
         raise NotPlain

@@ -77,14 +77,28 @@ NARROW, SYSTEMATIC, SIGMAS = 0.5, 0.01, 8.0
 SURE_OF, FAR_FROM_ONE = 64, 0.2
 """trajectories, and log of the mean weight, from which on `SIGMAS` standard errors between it and 1 are no chance:
 where half of the samples count, lognormal weights are so at most 1 time in 100,000"""
+ENOUGH_SUMS, FLAT, SHALLOW, EVEN = 64, -0.3, 0.05, 0.5
+"""trajectories, correlation of sums with lengths, nats a token, and deviation in terms of the mean, beyond which sums
+are none"""
+FOLLOWS = 0.7
+"""correlation of log-ratios with rewards from which on the learner has seen these very trajectories"""
 FILLER = -0.5
 """a log-probability below this does not stand several times in a row, to the last digit, at the end of a list"""
 
 ALIGNMENTS = ("in place", "learner later", "sampler later")
 """how two lists may lie: `learner later` compares the learner's entry t + 1 with the sampler's t"""
 
-BY_THE_RUN = ("a few carry everything", "weights vanish", "weights explode", "mean weight", "mixed versions")
+BY_THE_RUN = (
+    "a few carry everything",
+    "follows the reward",
+    "weights vanish",
+    "weights explode",
+    "mean weight",
+    "mixed versions",
+)
 """checks that a run far off policy can set off too, without any mistake in how it was written"""
+OWN_CAUSE = ("follows the reward", "mixed versions")
+"""those of them that know their cause"""
 
 
 class Finding(NamedTuple):
@@ -157,7 +171,7 @@ class TokenSums:
     ended: int = 0
     """lists compared"""
     placed: dict[tuple[str, float], int] = field(default_factory=dict)
-    """the row where a deep value was met first"""
+    """the row where a deep value, or a zero far from the other policy's, was met first"""
 
     def add(
         self,
@@ -180,6 +194,7 @@ class TokenSums:
             zero = one == 0
             if zero.any() and (far := zero & (other < -FAR)).any():
                 self.zero[name] += int(np.count_nonzero(far))
+                self.placed.setdefault((name, 0.0), int(rows[np.searchsorted(ends, far.argmax(), side="right")]))
                 self.zero_other[name] += float(np.maximum(other[far], -1e4).sum())
             if low and len(self.deep[name]) < 10_000:
                 at = np.flatnonzero((one < FLOOR) & np.isfinite(one))
@@ -196,9 +211,9 @@ class TokenSums:
             part = self.files.setdefault(file if new or file in self.files else "", Sampled())
             if deep:
                 real = np.isfinite(learner)
-                part.logs += _moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
+                part.logs += moments(np.maximum(learner[real], DEEP), np.maximum(sampler[real], DEEP))
             else:
-                part.logs += _moments(learner, sampler)
+                part.logs += moments(learner, sampler)
             some = slice(None, None, max(learner.size // COMPARED, 1))
             x, y = learner[some], sampler[some]
             real = (x > DEEP) & (y > DEEP)
@@ -293,7 +308,8 @@ class TokenSums:
         return self.wrong[name] >= max(3, SOME * self.lists_compared[name])
 
 
-def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(count, x, y, xx, yy, xy), which add up: (n,), (n,) -> (6,)."""
     return np.array([x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y])
 
 
@@ -343,7 +359,7 @@ def _is_shifted(here: Any, best: Any) -> Any:
 
 def token_findings(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     """What the tokens say; `places[i]` names row i in the file."""
-    found = [*_zeros(sums), *_padding(sums), *_sentinels(sums, places), *_ends(sums)]
+    found = [*_zeros(sums, places), *_padding(sums), *_sentinels(sums, places), *_ends(sums)]
     if sums.count < ENOUGH:
         return found
     if sums.same >= 0.999 * sums.compared:
@@ -470,7 +486,7 @@ def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     return found
 
 
-def _zeros(sums: TokenSums) -> list[Finding]:
+def _zeros(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
     found = []
     for name, whose in (("behavior_log_prob", "sampler's"), ("log_prob", "learner's")):
         for value, hits in sums.near_zero[name].most_common(1):
@@ -489,7 +505,8 @@ def _zeros(sums: TokenSums) -> list[Finding]:
             found.append(
                 Finding(
                     "exact zeros",
-                    f"{hits:,} of {sums.count:,} tokens are exactly 0 in {name}, where the other policy says "
+                    f"{hits:,} of {sums.count:,} tokens are exactly 0 in {name} (first in "
+                    f"{places[sums.placed[name, 0.0]]}), where the other policy says "
                     f"{sums.zero_other[name] / hits:.3g} nats on average",
                     f"these are no tokens of the {whose} policy (prompt, tool output, padding): give the mask of its "
                     "own tokens; or the sampler cut its distribution down to one token (top-p, top-k, greedy)",
@@ -716,11 +733,17 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
 
 
 def trajectory_findings(
-    log_ratio: np.ndarray, places: Sequence[str], *, tokens: bool, told: Sequence[Finding] = ()
+    log_ratio: np.ndarray,
+    places: Sequence[str],
+    *,
+    tokens: bool,
+    told: Sequence[Finding] = (),
+    rewarded: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[Finding]:
     """What the weights of n trajectories say: (n,) -> findings; `places[i]` names trajectory i in the file.
 
-    What the tokens have `told` already explains wrong weights: no other cause is offered then.
+    What the tokens have `told` already explains wrong weights: no other cause is offered then. `rewarded`: length and
+    reward (n,), (n,), if known.
     """
     n = log_ratio.size
     found: list[Finding] = []
@@ -751,7 +774,10 @@ def trajectory_findings(
                 "truncate (--weighting truncate --cap 8)",
             )
         )
+    if rewarded is not None and not told:
+        found += _follows_reward(log_ratio, *rewarded)
     explained = any(f.check not in ("padding", "precision", "ratio above one") for f in told)
+    explained = explained or any(f.check == "follows the reward" for f in found)
     as_said = "what the checks above say, most likely; mend that first"
     weights, inverted = (functools.reduce(WeightSums.merge, one) for one in (sums, inverses))
     log_mean, inverse = float(weights.log_mean()), float(inverted.log_mean())
@@ -794,6 +820,28 @@ def trajectory_findings(
     return found
 
 
+def _follows_reward(log_ratio: np.ndarray, length: np.ndarray, reward: np.ndarray) -> list[Finding]:
+    """Log-ratios a token that rise with the reward, as staleness makes them little; a systematic ratio follows length.
+
+    (n,), (n,), (n,) -> findings.
+    """
+    sums = np.zeros(6)
+    for ratio, tokens, value in pieces(log_ratio, length, reward):
+        real = np.isfinite(ratio) & np.isfinite(value) & (tokens > 0)
+        sums += moments(ratio[real] / tokens[real], value[real])
+    correlation = float(_correlation(sums))
+    if sums[0] < SURE_OF or not correlation > FOLLOWS:
+        return []
+    return [
+        Finding(
+            "follows the reward",
+            f"log-ratios a token of the trajectories rise with their rewards: they correlate {correlation:.2f}",
+            "the learner had been trained on these very trajectories when log_prob was computed, so its ratios are no "
+            "staleness, and their mean is not 1: take log_prob before the update",
+        )
+    ]
+
+
 def _mean_weight(log_mean: float, ess: float, n: int) -> list[Finding]:
     """A mean weight that is not 1, where half of the samples count and its error is known."""
     error = math.sqrt(max(1 / ess - 1, 1e-12) / n)
@@ -806,6 +854,27 @@ def _mean_weight(log_mean: float, ess: float, n: int) -> list[Finding]:
             f"the mean weight is {_power(log_mean)}, {away:.0f} standard errors from the 1 that it is in expectation",
             "a small systematic ratio along all tokens (top-p, top-k, precision, a wrong mask), much lag, or a learner "
             "that was trained on these very tokens",
+        )
+    ]
+
+
+def averages(sums: np.ndarray) -> list[Finding]:
+    """Sums of log-probabilities fall with the length, averages do not: `moments` of lengths and sums -> findings."""
+    n, length, total, squares, of_totals, _ = sums
+    if n < ENOUGH_SUMS:
+        return []
+    mean, deviation = length / n, math.sqrt(max(squares / n - (length / n) ** 2, 0))
+    noise = math.sqrt(max(of_totals / n - (total / n) ** 2, 0))
+    a_token, correlation = -total / max(length, 1.0), float(_correlation(sums))
+    alike = noise < EVEN * -total / n  # sums of few unsure tokens are not: of a policy that is all but sure
+    if deviation < 0.1 * mean or not correlation > FLAT or a_token > SHALLOW or not alike:
+        return []
+    return [
+        Finding(
+            "averages",
+            f"log_prob is {total / n:.3g} nats for {mean:.0f} tokens on average, {a_token:.2g} a token, and does not "
+            f"fall with the length (they correlate {correlation:.2f})",
+            "averages a token in place of sums, whose weights are of no trajectory: write the sum, or the list",
         )
     ]
 

@@ -30,12 +30,14 @@ from vcposim.replay.names import (
     NAMED_GROUP,
     OF_LAGS,
     OF_THE_RUN,
+    OF_TRAJECTORIES,
     OF_VERSIONS,
     OTHER_NAMES,
     SPLITS,
     TAKEN,
     TASKS,
     TURNS,
+    option,
     plain,
 )
 
@@ -145,7 +147,11 @@ class Columns:
                 if name in mapping or name in refused:
                     continue
                 found = next((n for n in options if _holds(record, n)), None)
-                if found is not None:
+                value: Any = look_up(record, found) if found is not None else None
+                if name == "reward" and _filled(value) and all(x is None for x in value):  # prime-rl, without rewards
+                    self.notes.append(f"{found!r} ({name}) is null at every token of the first record: not used")
+                    refused.add(name)
+                elif found is not None:
                     by_layout[name] = found
             mapping |= by_layout
             self.reward_rule = self.layout.reward_rule
@@ -235,9 +241,9 @@ class Columns:
             if name not in mapping and not (name == "group" and (self.group_columns or self.group_size)):
                 like = [n for n in names if n not in mapping.values() and any(x in n.lower() for x in LIKE[name])]
                 like = [n for n in like if name == "group" or (_numeric(record[n]) and not self._each_token(record, n))]
-                like += _named(name, _paths(record))
+                like += [p for p in _named(name, [*(n for n in names if "." in n), *_paths(record)]) if p not in like]
                 like = [] if name in refused else like
-                maybe = f" (is it {' or '.join(map(repr, like[:4]))}? then --column {name}={like[0]})" if like else ""
+                maybe = f" (is it {' or '.join(map(repr, like[:4]))}? then {option(name, like[0])})" if like else ""
                 self.notes.append(
                     f"no {name} in the file{maybe}: the gauges of the weights are read, baselines are not"
                 )
@@ -249,10 +255,20 @@ class Columns:
                 if name == "reward" and "advantage" in map(plain, names):
                     self.notes.append("advantages are no rewards: a baseline has been subtracted already")
         turn = next((n for n in TURNS if n in names), None)
-        if turn is not None and not {"trajectory", turn} & {*mapping, *mapping.values(), *refused}:
+        of_rows = [n for n in names if OF_TRAJECTORIES.search(n.lower()) and isinstance(record[n], int | str)]
+        of_rows = [n for n in of_rows if n not in (*mapping.values(), *self.group_columns)]
+        if "trajectory" in (*mapping, *refused) or turn in mapping.values():
+            return
+        mapped_by = f"--trajectory {of_rows[0] if of_rows else 'COLUMN'}"
+        if turn is not None:
             self.notes.append(
                 f"column {turn!r} counts parts of a trajectory, and nothing says which rows are one: every row is "
-                "taken as a trajectory by itself; name what they share with --trajectory COLUMN"
+                f"taken as a trajectory by itself; name what they share with {mapped_by}"
+            )
+        elif of_rows:
+            self.notes.append(
+                f"column {of_rows[0]!r} may say which rows are one trajectory, and is not used: every row is taken as "
+                f"one by itself; if they share it, {mapped_by}"
             )
 
     def _likely(self, name: str, record: Mapping[str, Any]) -> list[str]:
@@ -284,9 +300,15 @@ class Columns:
                 continue
             there = [n for n in _candidates(name, names) if n not in mapping.values() and _may_be(name, record[n])]
             if name == "mask":
-                for other in (n for n in there if not _maskable(record[n])):
+                known = ("sample_mask", *OTHER_NAMES["sample_mask"], *mapping.values())
+                flags = [n for n in names if "mask" in n.lower() and isinstance(record[n], int | float)]
+                for other in dict.fromkeys((*flags, *there)):
+                    if _maskable(record[other]) or other in known:
+                        continue
+                    one = f"; if it is 0 for trajectories that were left out, --column sample_mask={other}"
                     self.notes.append(
                         f"column {other!r} is named like a mask but holds {shown(record[other])}: not used"
+                        + one * (other in flags)
                     )
                 there = [n for n in there if _maskable(record[n])]
             if not there:
@@ -421,7 +443,7 @@ class Columns:
             path, field = found[0]
             self.notes.append(
                 f"{several} may tell versions or lags, and {'are' if len(found) > 1 else 'is'} not used: name the "
-                f"sampler's version, the learner's or their lag, as in --column {field}={path}"
+                f"sampler's version, the learner's or their lag, as in {option(field, path)}"
             )
 
     def _slice_columns(self, record: Mapping[str, Any], names: list[str]) -> None:
@@ -477,7 +499,8 @@ class Columns:
             for name in needed:
                 sure = [n for n in self._likely(name, record) if n not in taken]
                 sure = [n for n in sure if name == "group" or not isinstance(record[n], Mapping)]
-                sure = sure or [p for p in _named(name, nested) if p not in taken]
+                dotted = [n for n in names if "." in n]  # as pandas' json_normalize names what was nested
+                sure = sure or [p for p in _named(name, [*dotted, *nested]) if p not in taken]
                 if sure:
                     options.append(f"--column {name}={sure[0]}")
                     taken.add(sure[0])
@@ -519,9 +542,10 @@ class Columns:
         if list(needed) == ["length"]:
             text += ": log-probabilities are sums here, and a sum needs the number of tokens it is over"
         if options:
-            first = options[0].split("=")[1]
+            first = options[0].partition("=")[2]
+            quoted_options = " ".join(option(*o.removeprefix("--column ").split("=", 1)) for o in options)
             text += f"; did you mean {first!r}?" if len(options) == 1 and len(needed) == 1 else ""
-            text += f" use {' '.join(options)}" if text.endswith("?") else f"; use {' '.join(options)}"
+            text += f" use {quoted_options}" if text.endswith("?") else f"; use {quoted_options}"
         rest = [n for n in needed if not offered(n)]
         if rest:
             named = " ".join(f"--column {n}=NAME" for n in rest)

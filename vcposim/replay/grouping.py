@@ -37,7 +37,8 @@ def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
     column = columns.mapping["step"]
     if size.max() > 1 and split.max() == 1:
         notes.append(f"{column!r} differs within every group, so it is no training step and splits none")
-        return dump
+        kept = dump.slices if "step" in columns.by else {n: one for n, one in dump.slices.items() if n != "step"}
+        return replace(dump, slices=kept)
     names = dump.labels if isinstance(dump.labels, Stored) else Stored(dump.labels)
     labels = Stored()
     for start in range(0, order.size, AT_ONCE):
@@ -51,6 +52,16 @@ def by_step(dump: Dump, columns: Columns, notes: list[str]) -> Dump:
         f"groups (--group {name} pools the steps)"
     )
     return replace(dump, labels=labels, group=code)
+
+
+def of_several_versions(dump: Dump) -> int:
+    """How many trajectories have rows of several versions of the policy, where rows are trajectories' parts."""
+    if not {TRAJECTORY, "version"} <= set(dump.slices):
+        return 0
+    (ids, names), (version, versions) = dump.slices[TRAJECTORY], dump.slices["version"]
+    *_, code = coded(dump.group, ids, key=lambda g, i: g.astype(np.int64) * (len(names) + 1) + i)
+    pairs = distinct(code, version, key=lambda t, v: t.astype(np.int64) * len(versions) + v)
+    return int(np.sum(np.bincount(pairs // len(versions)) > 1))
 
 
 def merged(dump: Dump, columns: Columns, merge_reward: str, notes: list[str]) -> Dump:

@@ -23,6 +23,7 @@ Beside the tokens, for the estimators that need them:
 """
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from vcposim.errors import InputError, unknown_name
@@ -213,6 +214,12 @@ OF_VERSIONS = re.compile(
 )
 """columns that may tell versions or lags under a name nobody knows"""
 
+OF_TRAJECTORIES = re.compile(
+    r"^(episode|traj(ectory)?|rollout|session|conversation|dialog(ue)?)(_?(id|uid|uuid|idx|index|key|name|number))?$"
+    r"|^(id|uid)_of_(episode|trajectory|rollout)$"
+)
+"""columns that may say which rows are one trajectory under a name nobody knows"""
+
 TURNS = ("turn", "turn_id", "turn_idx", "turn_index", "turn_number", "segment", "segment_idx", "step_idx")
 """columns that count the parts of one trajectory"""
 
@@ -242,6 +249,15 @@ def plain(name: str) -> str:
     True
     """
     return "".join(letter for letter in name.lower() if letter.isalnum()).removesuffix("s")
+
+
+def option(field: str, column: str) -> str:
+    """What maps a field, as a shell takes it: it would read a path's `*` and a name's spaces itself.
+
+    >>> option("reward", "score"), option("log_prob", "steps.*.log_prob")
+    ('--column reward=score', "--column 'log_prob=steps.*.log_prob'")
+    """
+    return f"--column {shlex.quote(f'{field}={column}')}"
 
 
 def parse_columns(pairs: Iterable[str]) -> dict[str, str]:

@@ -26,17 +26,17 @@ import numpy as np
 from vcposim.diagnostics import WeightSums
 from vcposim.errors import InputError, unknown_name
 from vcposim.replay.blocks import block_of, read_block
-from vcposim.replay.checks import Finding, TokenSums, token_findings, trajectory_findings
+from vcposim.replay.checks import Finding, TokenSums, averages, token_findings, trajectory_findings
 from vcposim.replay.columns import Columns
 from vcposim.replay.containers import Progress, read_items
 from vcposim.replay.dumps import Dump, Tokens
-from vcposim.replay.grouping import by_step, merged, whole_groups, with_lag
+from vcposim.replay.grouping import by_step, merged, of_several_versions, whole_groups, with_lag
 from vcposim.replay.inputs import find_inputs
 from vcposim.replay.items import CUT_OFF, BadRecord, Block, Item, Lists, Wanted
 from vcposim.replay.layouts import layout
 from vcposim.replay.names import FIELDS, NAMED_GROUP, OF_THE_RUN, TRAJECTORY
 from vcposim.replay.records import RecordReader, Rows
-from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, give_back, numbered, picked
+from vcposim.replay.storage import Codes, NumberColumn, Stored, distinct, give_back, largest, numbered, picked
 from vcposim.replay.unfolding import Unfolding
 
 FILE = "file"
@@ -366,7 +366,7 @@ class _Reader:
         self.code.final()
         give_back()
         dump = by_step(dump, columns, notes)
-        rows = dump.group.size
+        rows, parts = dump.group.size, dump
         dump = merged(dump, columns, merge_reward, notes)
         if columns.group_size and records % columns.group_size and dump.group.size == rows:
             raise InputError(
@@ -388,9 +388,22 @@ class _Reader:
         told = token_findings(self.statistics, self.where)
         findings = [
             *told,
-            *trajectory_findings(dump.log_ratio, dump.place, tokens=tokens is not None, told=told),
+            *trajectory_findings(
+                dump.log_ratio,
+                dump.place,
+                tokens=tokens is not None,
+                told=told,
+                rewarded=(dump.length, dump.reward) if dump.has_reward else None,
+            ),
         ]
-        mixed = self.mixed
+        findings += [
+            *averages(self.record.sums),
+            *_copied(dump),
+            *_without_tokens(dump, record=self.record, columns=columns),
+        ]
+        mixed = (
+            self.mixed if dump.group.size == rows else max(min(self.mixed, dump.group.size), of_several_versions(parts))
+        )
         if "last_version" in dump.slices and "version" in dump.slices:
             (a, first), (b, last) = dump.slices["version"], dump.slices["last_version"]
             mixed = int(np.sum([first[i] != last[j] for i, j in zip(a, b, strict=True)]))
@@ -432,12 +445,6 @@ class _Reader:
         if ahead.size:
             at = _first([dump.place[i] for i in ahead.tolist()])
             notes.append(f"lag is negative in {ahead.size} trajectories ({at}): the two versions exchanged?")
-        parts = -(-dump.log_ratio.size // COMPARED)
-        copied = [_copies_among(dump, _same_part(dump.log_ratio, part, parts)) for part in range(parts)]
-        copies = np.sort(np.concatenate(copied))
-        if copies.size > 0.02 * dump.group.size:
-            at = _first([dump.place[i] for i in copies.tolist()])
-            notes.append(f"{copies.size} trajectories are exact copies of earlier ones ({at}): files that overlap?")
         if record.left_out:
             notes.append(f"{record.left_out} trajectories have a sample mask of 0: left out, as the trainer did")
         if self.empty:
@@ -515,6 +522,38 @@ def _same_part(log_ratio: np.ndarray, part: int, parts: int) -> np.ndarray:
         mixed = x.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
         rows.append(first + np.flatnonzero(mixed % np.uint64(parts) == part))
     return np.concatenate(rows)
+
+
+def _copied(dump: Dump) -> list[Finding]:
+    """Trajectories that are there twice."""
+    parts = -(-dump.log_ratio.size // COMPARED)
+    copied = [_copies_among(dump, _same_part(dump.log_ratio, part, parts)) for part in range(parts)]
+    copies = np.sort(np.concatenate(copied))
+    if copies.size <= 0.02 * dump.group.size:
+        return []
+    at = _first([dump.place[i] for i in copies.tolist()])
+    return [
+        Finding(
+            "copies",
+            f"{copies.size} of {dump.group.size} trajectories are exact copies of earlier ones ({at})",
+            "files that overlap, or ranks that write the same samples: everything counts them twice; name each once",
+        )
+    ]
+
+
+def _without_tokens(dump: Dump, record: RecordReader, columns: Columns) -> list[Finding]:
+    """Not one token that counts: nothing was measured."""
+    if largest(dump.length) > 0:
+        return []
+    if not record.masked_tokens:
+        return [Finding("no tokens", f"all {dump.group.size} responses are empty", "nothing was sampled, or written")]
+    return [
+        Finding(
+            "no tokens",
+            f"{columns.mapping['mask']} masks all {record.masked_tokens:,} tokens out",
+            "a mask that is 1 where others are 0, or of something else: name the one of the policy's own tokens",
+        )
+    ]
 
 
 def _copies_among(dump: Dump, rows: np.ndarray) -> np.ndarray:

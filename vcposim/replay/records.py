@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from vcposim.replay.checks import moments
 from vcposim.replay.columns import MISSING, Columns, bare, shown
 from vcposim.replay.items import LISTED, BadRecord, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import ABSENT, LISTS, REMOVED, TRAJECTORY
+from vcposim.replay.names import ABSENT, LISTS, REMOVED, TRAJECTORY, option
 
 ROUNDING = 1e-3
 """a log-probability may exceed 0 by this much in half precision"""
@@ -28,6 +29,8 @@ LARGEST = 1e100
 """no reward, norm or log-probability is larger than this; squares must stay finite"""
 FLAGS = (int, float, np.generic)
 """what an entry of a mask may be"""
+OF_TOKENS = ("version", "last_version", "learner_version", "lag")
+"""slices that may have a value a token or a turn"""
 MAY_BE_NOTHING = ("log_prob", "log_ratio")
 """fields of which -inf means that the learner never says this"""
 
@@ -135,6 +138,8 @@ class RecordReader:
         self.listed = 0
         """tokens of the records read, masked ones among them"""
         self.mixed = False
+        self.sums = np.zeros(6)
+        """(count, x, y, xx, yy, xy) of lengths and of log_prob, where that is a sum a trajectory"""
 
     def _bad(self, name: str, value: Any, remedy: str, reason: str) -> BadRecord:
         return self.columns.bad(name, value, remedy, reason)
@@ -264,6 +269,9 @@ class RecordReader:
             return math.fsum(self._scalar("reward", x) for x in values)
         keep = self._mask(self._get(record, "mask"), len(values)) if "mask" in self.columns.mapping else None
         seen: set[Any] = {x for k, x in enumerate(values) if (keep is None or keep[k]) and x is not None}
+        if not seen:
+            remedy = f"is null at every token; fill it in, or read the weights alone: --column reward={ABSENT}"
+            raise self._bad("reward", MISSING, remedy, "null")
         if len(seen) != 1:
             raise self._bad(
                 "reward", f"{len(seen)} values", "over one trajectory, where this layout repeats a single one", "mixed"
@@ -281,7 +289,7 @@ class RecordReader:
                 how = "write a list of its numbers, in the order of the tokens"
             elif inner:
                 column = self.columns.mapping.get(name, name)
-                how = f"name its part, as in --column {name}={column}.*.{inner[0]}"
+                how = f"name its part, as in {option(name, f'{column}.*.{inner[0]}')}"
             elif any(str(k).endswith("dtype") for k in parts):
                 how = "write the array as a list of its numbers: array.tolist()"
             elif any(isinstance(x, dict) for x in parts.values()):
@@ -338,6 +346,8 @@ class RecordReader:
             numbers = [self._log_prob(name, v) for name, v in zip(names, values, strict=True)]
             if stated < 1 and (stated < 0 or any(numbers)):
                 raise self._bad("length", stated, "is less than one token; drop empty responses", "empty response")
+            if len(numbers) > 1:
+                self.sums += moments(np.array([stated]), np.array(numbers[:1]))
             total = numbers[0] - (numbers[1] if len(numbers) > 1 else 0.0)
             return total, stated, self._reference(record, numbers[0], None, None), None
         size = len(lists[0])
@@ -498,18 +508,19 @@ class RecordReader:
             return None
         if isinstance(value, np.ndarray):
             value = value.tolist()
-        if name in ("version", "last_version") and isinstance(value, list):
-            # a version a token or a turn: the trajectory began under its first own one
+        if name in OF_TOKENS and isinstance(value, list):
+            # a version or lag a token or a turn: the trajectory began under its first own one, at its largest lag
             with contextlib.suppress(TypeError):  # a version that is no number or string
                 value = set(value)
-            versions = sorted({_key(x) for x in value if x not in (None, -1)}, key=_order)
-            self.mixed |= len(versions) > 1
-            return versions[0] if versions else None
+            versions = sorted({_key(x) for x in value if x is not None and (x != -1 or name == "lag")}, key=_order)
+            self.mixed |= len(versions) > 1 and name != "learner_version"
+            return versions[-1 if name == "lag" else 0] if versions else None
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         counts = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
         if name in self.columns.mapping and not (counts or value is None or isinstance(value, str)):
-            raise self._bad(name, value, "is no count of the run; dump a number or a string", "no count")
+            remedy = f"is no count of the run; dump a number or a string, or ignore it with --column {name}={ABSENT}"
+            raise self._bad(name, value, remedy, "no count")
         return _key(value)
 
 

@@ -33,7 +33,7 @@ from vcposim.errors import InputError
 from vcposim.estimators import Resolved
 from vcposim.gauges.panel import HALF, PanelSums, leverage_diagnostic
 from vcposim.gauges.tails import MIN_SAMPLES
-from vcposim.replay.checks import BY_THE_RUN, Finding
+from vcposim.replay.checks import BY_THE_RUN, OWN_CAUSE, Finding
 from vcposim.replay.contributions import Table, bootstrap_ratios, tabulate, units
 from vcposim.replay.corrections import CorrectionRanking, rank
 from vcposim.replay.dumps import Dump, pooled
@@ -398,7 +398,10 @@ def summary(found: Replay) -> list[str]:
         names = ", ".join(dict.fromkeys(one.check for one in found.findings))
         sound = f"Data: NOT sound as it stands ({names}); what follows may measure that instead of the run."
         if not mistakes:
-            sound = f"Data: no mistake is certain, but see the checks ({names}): far off policy, or wrong columns."
+            known = any(one.check == "follows the reward" for one in found.findings)
+            known = known or all(one.check in OWN_CAUSE for one in found.findings)
+            why = "" if known else ": far off policy, or wrong columns"
+            sound = f"Data: no mistake is certain, but see the checks ({names}){why}."
     else:
         sound = "Data: no sign of a mistake in how it was written."
     alone = bool(found.rows) and found.n > 1 and int(found.size.max()) == 1

@@ -9,7 +9,7 @@ from vcposim.errors import InputError
 from vcposim.replay.columns import MISSING, Columns
 from vcposim.replay.items import LISTED, BadRecord, broken, kind
 from vcposim.replay.layouts import look_up
-from vcposim.replay.names import BESIDE, LOG_PROBS, PARTS
+from vcposim.replay.names import BESIDE, LOG_PROBS, PARTS, option
 
 
 class Unfolding:
@@ -49,10 +49,10 @@ class Unfolding:
         name = self.under[-1]
         if name not in PARTS or len(self.under) > 1 or not isinstance(record[name], list):
             return ""
-        names = [n for n in record[name][0] if n in LOG_PROBS]
+        named = next(n for n in record[name][0] if n in LOG_PROBS)
         return (
-            f", each with its reward; if they are the parts of one trajectory, name what they are joined of "
-            f"({', '.join(f'{name}.*.{n}' for n in names)}) with --column, and the reward of the whole"
+            ", each with its reward; if they are the parts of one trajectory, name what it is joined of, as in "
+            f"{option('log_prob', f'{name}.*.{named}')}, and the reward of the whole"
         )
 
     def _inside(self, record: Any, name: str) -> Sequence[Any]:
@@ -116,9 +116,9 @@ class Unfolding:
             parts = [name for name in sizes if isinstance(values[name][0], LISTED)]
             # a number a token beside: neither rollouts nor turns
             if len(parts) == 1 and list(sizes.values()) == [n, n]:
-                remedy = f"a list at each token; name its number, as in --column {parts[0]}"
-                column = self.columns.mapping[parts[0]]
-                raise self.columns.bad(parts[0], values[parts[0]][0], f"{remedy}={column}.*.0", "a list a token")
+                column = f"{self.columns.mapping[parts[0]]}.*.0"
+                remedy = f"a list at each token; name its number, as in {option(parts[0], column)}"
+                raise self.columns.bad(parts[0], values[parts[0]][0], remedy, "a list a token")
             if reward is not MISSING:
                 self._say("the log-probabilities are lists in a list beside one reward: turns of a trajectory, joined")
                 return (self._joined(record),)

@@ -383,6 +383,45 @@ def test_a_mean_weight_that_is_surely_not_one_is_told_and_a_mistake_is_not_certa
     assert not read((few[0], few[1]), tmp_path).findings
 
 
+def test_a_learner_trained_on_these_very_trajectories_is_told_and_a_ratio_along_lengths_is_not(tmp_path: Path) -> None:
+    samplers, learners = clean(np.random.default_rng(8), 0.1)
+    trained = [np.minimum(b + 0.01 * (1 if i % 2 else -1), 0) for i, b in enumerate(learners)]  # rewards are i % 2
+    dump = read((samplers, trained), tmp_path)
+    one = next(f for f in dump.findings if f.check == "follows the reward")
+    assert "trained on these very trajectories" in one.cause
+    assert "no mistake is certain" in summary(replay(dump, resamples=100))[0]
+    order = np.argsort([b.size for b in learners])  # short and long by turns: rewards follow the lengths
+    turns = [int(i) for pair in zip(order[32:], order[:32], strict=True) for i in pair]
+    systematic = [samplers[i] for i in turns], [np.minimum(learners[i] - 0.004, 0) for i in turns]
+    assert "follows the reward" not in [f.check for f in read(systematic, tmp_path).findings]
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_averages_in_place_of_sums_are_told_and_sums_are_not(
+    block: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not block:
+        monkeypatch.setattr("vcposim.replay.reading.read_block", lambda *_: None)
+    samplers, learners = clean(np.random.default_rng(10), 0.1)
+
+    def checks(of: Callable[[np.ndarray], float]) -> list[str]:
+        both = zip(samplers, learners, strict=True)
+        rows = [{"behavior_log_prob": float(of(a)), "log_prob": float(of(b)), "length": a.size} for a, b in both]
+        (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [f.check for f in read_dump(tmp_path / "s.jsonl").findings]
+
+    assert checks(np.mean) == ["averages"]
+    assert checks(np.sum) == []
+
+
+def test_zeros_are_placed(tmp_path: Path) -> None:
+    samplers, learners = clean(np.random.default_rng(9), 0.1)
+    samplers[11] = np.where(np.arange(samplers[11].size) < 12, 0.0, samplers[11])
+    learners[11] = np.where(np.arange(samplers[11].size) < 12, -4.0, learners[11])
+    one = next(f for f in read((samplers, learners), tmp_path).findings if f.check == "exact zeros")
+    assert "in behavior_log_prob (first in line 12), where" in one.evidence
+
+
 def test_vanishing_and_exchanged_weights_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     lists = clean(rng, 0.3)
@@ -399,9 +438,11 @@ def test_vanishing_and_exchanged_weights_are_named(tmp_path: Path) -> None:
 def test_versions_mixed_in_a_trajectory_are_counted(tmp_path: Path) -> None:
     lists = clean(np.random.default_rng(4), 0.3)
     versions = [[3, 3, 4] if i % 4 == 0 else [3] for i in range(64)]
-    found = read(lists, tmp_path, weight_versions=versions).findings
-    one = next(f for f in found if f.check == "mixed versions")
+    dump = read(lists, tmp_path, weight_versions=versions)
+    (one,) = dump.findings
+    assert one.check == "mixed versions"
     assert one.evidence.startswith("16 of 64")
+    assert summary(replay(dump, resamples=100))[0].endswith("see the checks (mixed versions).")  # neither far nor wrong
 
 
 FALSE_ALARMS = 0.02

@@ -86,6 +86,22 @@ RECORDS: dict[str, tuple[Change, str, str]] = {
     "versions of verl's asynchronous trainer": (
         with_(param_version_start=3, param_version_end=lambda i, row: 3 + i % 2), SAME, "FINDING mixed versions",
     ),
+    "lags a token": (
+        with_(staleness=lambda i, row: [2] * 3 + [1] * (tokens(row) - 3)), SAME, "FINDING mixed versions",
+    ),
+    "lags that are objects": (with_(lag={"of": 3}), SAME, ""),
+    "a step a row": (with_(epoch=lambda i, row: 0.1 * i), SAME, "differs within every group, so it is no training"),
+    "a mask a trajectory": (
+        with_(overlong_filter_mask=lambda i, row: i % 2), SAME,
+        "if it is 0 for trajectories that were left out, --column sample_mask=overlong_filter_mask",
+    ),
+    "masks of zeros": (with_(response_mask=lambda i, row: [0] * tokens(row)), SAID, "FINDING no tokens"),
+    "responses without tokens": (with_(log_prob=[], behavior_log_prob=[]), SAID, "FINDING no tokens"),
+    "names of what pandas took apart": (
+        lambda i, row: {"a.group": row["group"], "a.reward": row["reward"], "a.b.log_prob": row["log_prob"],
+                        "a.behavior_log_prob": row["behavior_log_prob"]},
+        REFUSED, "use --column log_prob=a.b.log_prob --column behavior_log_prob=a.behavior_log_prob",
+    ),
     "a version nobody knows": (with_(gen_step=lambda i, row: i % 3), SAME, "--column version=gen_step"),
     "staleness in an object": (
         with_(metadata=lambda i, row: {"staleness": i % 3, "schema_version": 1}), SAME,
@@ -230,6 +246,12 @@ def test_versions_of_programs_and_of_the_file_are_no_policys(tmp_path: Path) -> 
     assert not any("version" in note for note in read_dump(tmp_path / "r.jsonl").notes)
 
 
+def test_a_count_of_rows_is_no_axis_of_the_run_unless_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(lines(rows(with_(epoch=lambda i, row: 0.1 * i))))
+    assert "step" not in read_dump(tmp_path / "r.jsonl").slices
+    assert "step" in read_dump(tmp_path / "r.jsonl", by=["step"]).slices
+
+
 def in_halves(change: Change = lambda i, row: row) -> list[Record]:
     """Each trajectory in two rows that follow each other, without a group."""
     found = []
@@ -256,6 +278,11 @@ def both(*changes: Change) -> Change:
         return row
 
     return change
+
+
+def episodes(i: int, row: Record) -> Record:
+    """The row with its trajectory under a name that no framework uses."""
+    return {"episode" if name == "traj_uid" else name: x for name, x in row.items()}
 
 
 def in_steps(i: int, row: Record) -> Record:
@@ -308,7 +335,7 @@ GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
     ),
     "steps with a reward each": (
         rows(both(in_steps, without("log_prob", "behavior_log_prob", "reward"))), {},
-        SAID, r"if they are the parts of one trajectory, name what they are joined of (steps.*.log_prob, steps.*.beh",
+        SAID, "name what it is joined of, as in --column 'log_prob=steps.*.log_prob', and the reward of the whole",
     ),
     "a prompt a line and no group": (
         batches(), mapped(log_prob="trainer_logprobs", behavior_log_prob="inference_logprobs", reward="rewards"),
@@ -322,6 +349,18 @@ GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
     "trajectories in rows, counted": (in_halves(), {"group_size": 8}, SAME, "128 rows are 64 trajectories"),
     "trajectories in rows, not counted": (
         in_halves(), {"group_size": 9}, REFUSED, "128 rows are 64 trajectories .*, no multiple of 9: it counts traj",
+    ),
+    "trajectories in rows under another name": (
+        in_halves(episodes), {}, SAID, "if they share it, --trajectory episode",
+    ),
+    "trajectories in rows under another name, and their turns": (
+        in_halves(lambda k, row: episodes(k, row) | {"turn": k}), {}, SAID, "share with --trajectory episode",
+    ),
+    "trajectories in rows under that name": (
+        in_halves(episodes), {"trajectory": "episode", "group_size": 8}, SAME, "",
+    ),
+    "parts of trajectories under two versions": (
+        in_halves(lambda k, row: row | {"policy_version": 3 + k}), {"group_size": 8}, SAME, "FINDING mixed versions",
     ),
     "rows that are no trajectories, counted": (
         rows(both(without("group"), with_(rollout_id=7))), {"group_size": 7}, REFUSED, "64 records are no multiple",
@@ -371,7 +410,7 @@ GROUPS_AND_REWARDS: dict[str, tuple[list[Record], Record, str, str]] = {
         rows(both(with_(meta_info=lambda i, row: {
             "output_token_logprobs": [[x, 17, None] for x in row["behavior_log_prob"]],
         }), without("behavior_log_prob"))), {},
-        REFUSED, r"use --column behavior_log_prob=meta_info.output_token_logprobs.\*.0",
+        REFUSED, r"use --column 'behavior_log_prob=meta_info.output_token_logprobs.\*.0'",
     ),
 }  # fmt: skip
 """name -> rows, options, what must come of it, words"""
@@ -678,7 +717,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a link to the same file": (_linked("a.jsonl"), SAME, "1 of 2 files are others once more: read once"),
     "a link to nothing": (_linked("nowhere"), SAME, "0_latest.jsonl (a link to nothing)"),
     "a pipe": (_piped, SAME, "b.jsonl (no file, a pipe or a device)"),
-    "a copy": (_copied, SAID, "exact copies of earlier ones"),
+    "a copy": (_copied, SAID, "FINDING copies"),
     "another name in another file": (_renamed, REFUSED, "b.jsonl: line 1: rollout_log_probs: is here, but not"),
 }  # fmt: skip
 

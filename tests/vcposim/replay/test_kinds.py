@@ -3,9 +3,9 @@
 The files those reports were made into are read as well where they are at hand (`../shared/data/reports`).
 """
 
-import itertools
 import json
 import math
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -230,8 +230,8 @@ def test_rollouts_under_one_name_are_read_out_of_it_and_that_is_said(inside: str
 
 def options_of(error: Exception) -> dict[str, str]:
     """The --column options that an error suggests."""
-    words = str(error).split()
-    return dict(word.split("=") for before, word in itertools.pairwise(words) if before == "--column")
+    said = re.findall(r"--column (?:'([^']+)'|([^\s;]+))", str(error))
+    return dict((quoted or plain).split("=") for quoted, plain in said)
 
 
 def test_what_lies_deeper_is_suggested_with_its_path_and_turns_follow_each_other(tmp_path: Path) -> None:
@@ -265,6 +265,19 @@ def test_what_lies_deeper_is_suggested_with_its_path_and_turns_follow_each_other
     assert_near(read_dump(path, options_of(caught.value)).log_ratio, expected_log_ratio(b))
 
 
+def test_rewards_that_never_reached_the_trainer_leave_the_weights_to_read(tmp_path: Path) -> None:
+    """prime-rl's token_export.py writes null at each token where its batch has no rewards."""
+    b = batch()
+    table = [{**row, "rewards": [None] * len(row["rewards"])} for row in FIXTURES["prime_rl"].rows(b)]
+    dump = read_dump(write(tmp_path, table))
+    assert_near(dump.log_ratio, expected_log_ratio(b))
+    assert not dump.has_reward
+    assert "'rewards' (reward) is null at every token of the first record: not used" in dump.notes
+    table[0] = FIXTURES["prime_rl"].rows(b)[0]
+    with pytest.raises(InputError, match=r"line 2: rewards .*is null at every token; .*--column reward=none"):
+        read_dump(write(tmp_path, table))
+
+
 def test_numbers_in_strings_sums_without_lengths_and_probabilities_are_explained(tmp_path: Path) -> None:
     table = rows(batch())
     for change, words in (
@@ -289,9 +302,12 @@ def test_evaluations_among_the_rows_and_copies_of_rows_are_noted(tmp_path: Path)
     assert any("column 'split' has several values (train, eval)" in note for note in mixed.notes)
     assert [one.value for one in replay(mixed, resamples=100, by=["split"]).slices["split"]] == ["eval", "train"]
     clean = read_dump(write(tmp_path, [{**row, "split": "train"} for row in table]))
-    assert not any("split" in note or "copies" in note for note in clean.notes)
+    assert not any("split" in note for note in clean.notes)
+    assert not clean.findings
     copied = read_dump(write(tmp_path, table + table[:16]))
-    assert any("exact copies of earlier ones (line 6" in note for note in copied.notes)
+    (one,) = copied.findings
+    assert one.check == "copies"
+    assert one.evidence.startswith("15 of 80 trajectories are exact copies of earlier ones (line 65")
 
 
 # ------------------------------------------------------------------------------------------------- groups and slices
@@ -802,7 +818,12 @@ def test_names_in_another_spelling_are_suggested(tmp_path: Path) -> None:
         for r in b
     ]
     found = refusal(write(tmp_path, spelled))
-    for option in ("group=promptId", "reward=Reward", "behavior_log_prob=rolloutLogProb", "log_prob=trainer logprobs"):
+    for option in (
+        "group=promptId",
+        "reward=Reward",
+        "behavior_log_prob=rolloutLogProb",
+        "'log_prob=trainer logprobs'",
+    ):
         assert f"--column {option}" in found
     slime = [{"group": r.prompt, "reward": r.reward, "log_probs": r.learner, "rollout_log_probs": r.sampler} for r in b]
     assert options_of(InputError(refusal(write(tmp_path, slime)))) == {
@@ -814,7 +835,7 @@ def test_names_in_another_spelling_are_suggested(tmp_path: Path) -> None:
     for row in nested:
         del row["behavior_log_prob"]
     path = write(tmp_path, nested)
-    assert "use --column behavior_log_prob=meta_info.output_token_logprobs.*.0" in refusal(path)
+    assert "use --column 'behavior_log_prob=meta_info.output_token_logprobs.*.0'" in refusal(path)
     dump = read_dump(path, {"behavior_log_prob": "meta_info.output_token_logprobs.*.0"})
     assert_near(dump.log_ratio, expected_log_ratio(b))
 
