@@ -114,10 +114,11 @@ class Own(Twin):
         Raises InputError where a loop is not allowed.
         """
         own, x = self.own(), first_tensor(args, kwargs)
-        several = () if x is None else tuple(size > 1 for size in x.shape)  # of one row, or step, all is true
+        # of one row, or step, all is true; and code that changes its ways does so beyond a power of two
+        length = () if x is None else tuple((size - 1).bit_length() for size in x.shape)
         flags = tuple(y for y in self.module.__dict__.values() if isinstance(y, bool | str))
         code = getattr(self.original, "__code__", None)  # which may be changed, of a class or of this module
-        form = (code, flags, several, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        form = (code, flags, length, len(args), tuple(k for k, y in kwargs.items() if y is not None))
         plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
         if key not in plans:
             plans[key] = self._plan(own, x, args, kwargs)

@@ -266,6 +266,9 @@ LENGTHS: dict[str, tuple[Body, tuple[int, ...]]] = {
     ),
     "a first token": (_with(_start, p=(1, 1, D)), (1, 4)),
     "a scale on what is padded to six": (_with(lambda s, x: (_to_six(x) * s.w)[:, : x.shape[1]], w=(D,)), (6, 4)),
+    "a scale that is pooled beyond four steps": (
+        _with(lambda s, x: x * (s.w.mean() if x.shape[1] > 4 else s.w), w=(D,)), (4, 6)
+    ),
     "time first": (_with(lambda s, x: s.a(x.transpose(0, 1)).transpose(0, 1), a=_lin), (1, 4)),
     "time first, flat": (
         _with(lambda s, x: s.a(x.transpose(0, 1).flatten(0, 1)).unflatten(0, x.shape[1::-1]).transpose(0, 1), a=_lin),
