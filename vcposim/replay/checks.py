@@ -55,6 +55,10 @@ SOME = 0.02
 """share of the lists that are wrong by themselves, at least, and 3 of them: not one odd list among thousands"""
 WRONG = ("identical", "shifted", "other tokens", "constant", "learner deeper", "sampler deeper")
 """what a list can be by itself"""
+ROUNDED = 0.05
+"""share of numbers that half precision can hold, which one in thousands of float32's is"""
+ONE_WAY = 0.25
+"""correlation one token apart, and what it is more than to the other side, that lists in place have not"""
 STEEP, ERRORS, ERRORS_OF_ONE = 1.06, 4.0, 5.0
 """slope of one policy's log-probabilities on the other's from which on they are of two temperatures, and the standard
 errors that it must be above that: of all tokens, of one list"""
@@ -164,6 +168,8 @@ class TokenSums:
     """trajectories of more than `ENDS` tokens"""
     blank: dict[str, int] = field(default_factory=lambda: {"begin": 0, "end": 0})
     """those of them that begin (end) with `ENDS` tokens of one constant under each policy"""
+    filled: dict[str, int] = field(default_factory=lambda: {"begin": 0, "end": 0})
+    """those of them whose constants are not near 0, as those of no sure policy are"""
     filler: dict[str, tuple[float, float]] = field(default_factory=dict)
     """such constants, the learner's and the sampler's"""
     far: dict[str, int] = field(default_factory=lambda: {"all": 0, "begin": 0, "end": 0})
@@ -238,6 +244,7 @@ class TokenSums:
                 pairs = np.stack([one[constant, 0], other[constant, 0]], axis=1)
                 filler = pairs[(np.abs(pairs) < NEAR_ZERO).all(axis=1) | (pairs.min(axis=1) < FILLER)]
                 self.blank[name] += len(filler)
+                self.filled[name] += int(np.count_nonzero(filler.min(axis=1) < FILLER))
                 if len(filler):
                     self.filler[name] = tuple(filler[0].tolist())
 
@@ -427,7 +434,9 @@ def _factors(part: Sampled, *, aligned: bool) -> list[Finding]:
     x, y = x[real], y[real]
     found = []
     if x.size >= ENOUGH and aligned:
-        found += _scaled(x, y) or _constant(x - y) or _temperature(part.logs) or _mean_ratio(part.ratios)
+        found += (
+            _clamped(x, y) or _scaled(x, y) or _constant(x - y) or _temperature(part.logs) or _mean_ratio(part.ratios)
+        )
     return found + _precision(x, y)
 
 
@@ -462,6 +471,18 @@ def _alignment(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
                 f"probabilities of the two policies correlate {here:.2f} in place and {best:.2f} one token apart",
                 f"the {which} list runs one place behind the {other}: the same token stands one entry later in it "
                 f"(logits of position t speak of token t + 1); cut its first entry and the {other} last",
+            )
+        ]
+    one_way = abs(later - earlier) > ONE_WAY and best > ONE_WAY  # how like its neighbors a token is, is like both ways
+    if one_way and here < 0.9:
+        which, other = ("learner's", "sampler's") if later > earlier else ("sampler's", "learner's")
+        return [
+            Finding(
+                "shifted",
+                f"probabilities of the two policies correlate {here:.2f} in place, and {later:.2f} and {earlier:.2f} "
+                "one token apart to either side, which are alike where lists lie in place",
+                f"the {which} list runs one place behind the {other} in part: from some turn, tool call or cut on; "
+                "look where a list's own ratios become large",
             )
         ]
     if here < 0.3 and best < 0.3:
@@ -526,7 +547,7 @@ def _padding(sums: TokenSums) -> list[Finding]:
             "mask of the policy's own tokens, or cut the lists (if both policies are certain there, ignore this)",
         )
         for name, hits in sums.blank.items()
-        if sums.lists >= 8 and hits > 0.5 * sums.lists
+        if sums.lists >= 8 and (hits > 0.5 * sums.lists or sums.filled[name] >= max(3, SOME * sums.lists))
     ]
 
 
@@ -569,6 +590,24 @@ def _sentinels(sums: TokenSums, places: Sequence[str]) -> list[Finding]:
                 )
                 break
     return found
+
+
+def _clamped(x: np.ndarray, y: np.ndarray) -> list[Finding]:
+    """A smallest value that comes again and again, where the other policy goes below it."""
+    for name, values, other in (("behavior_log_prob", y, x), ("log_prob", x, y)):
+        least = float(values.min())
+        hits = values == least
+        count = int(np.count_nonzero(hits))
+        if count >= max(OFTEN, 0.001 * values.size) and other[hits].min() < least - FAR and least < UNLIKELY:
+            return [
+                Finding(
+                    "sentinel",
+                    f"{least:g} is the smallest {name}, stands {count:,} times among {values.size:,} tokens looked "
+                    f"at, where the other policy goes down to {other[hits].min():.3g}",
+                    "a clamp, not a log-probability: each such ratio is off by what was cut; write them whole",
+                )
+            ]
+    return []
 
 
 def _scaled(x: np.ndarray, y: np.ndarray) -> list[Finding]:
@@ -713,17 +752,18 @@ def _precision(x: np.ndarray, y: np.ndarray) -> list[Finding]:
                 )
             )
             continue
+        values = np.unique(values)
         single = values.astype("f4")
         if np.mean(single == values) < 0.9:
             continue
         brain = np.mean((single.view("u4") & 0xFFFF) == 0)
         half = np.mean(values.astype("f2").astype("f4") == single)
         for share, kind, step in ((brain, "bfloat16", 2**-8), (half, "float16", 2**-11)):
-            if share > 0.9:
+            if share > ROUNDED:
                 found.append(
                     Finding(
                         "precision",
-                        f"{share:.0%} of {name} are {kind} numbers: each is rounded by up to {step:.2g} of itself",
+                        f"{share:.0%} of {name} are {kind} numbers, each rounded by up to {step:.2g} of itself",
                         "log-probabilities were computed or written in half precision; their rounding adds up along a "
                         "trajectory: take log_softmax in float32 and dump float32",
                     )
