@@ -85,7 +85,7 @@ def refuse_frozen(named: Sequence[tuple[str, nn.Parameter]], used: Set[nn.Parame
 
 @contextmanager
 def refused_backward(looped: bool) -> Iterator[None]:
-    """Names what to do where autograd says that a graph has had all the backwards that it allows, or changed."""
+    """Raise InputError, with what to do, where autograd says that a graph has had its backwards, or changed."""
     try:
         yield
     except RuntimeError as error:
