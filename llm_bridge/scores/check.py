@@ -66,7 +66,7 @@ class Passes:
     rows: set[tuple[int, bool]] = field(default_factory=set)
     """rows of compared passes, and whether they were narrow: one trajectory is not permuted, one step not laid first"""
     idle: int = 0
-    """compared passes in a row that told nothing: equal coefficients, or one trajectory that has a score"""
+    """compared passes in a row that may not have told: equal coefficients, or a trajectory without a score"""
 
 
 _PASSES: WeakKeyDictionary[nn.Module, dict[Any, Passes]] = WeakKeyDictionary()
@@ -300,12 +300,12 @@ class Verification:
             together(partial(check_norms, self.named, expected, part, i, dtype, self.advise), self.groups, self.device)
 
     def passed(self, coefficient: Tensor | None = None) -> None:
-        """Count the pass as compared; equal ones in `coefficient` (n,), or one score of several, tell nothing."""
+        """Count the pass as compared; where all of `coefficient` (n,) are equal, or a score is 0, it may not tell."""
         one = len(self.total) == 1
         live = sum(self._part.values(), start=torch.zeros_like(self.total)) > 0
-        told = int(live.sum()) > (0 if one else 1)
+        told = bool(live.all())
         if told and coefficient is not None and not one:
-            told = bool((coefficient[live] != coefficient[live][0]).any())
+            told = bool((coefficient != coefficient[0]).any())
         self.watch.passed(len(self.of.log_prob), self.of.narrow(len(self.total)), told)
 
     def around(self, finish: Callable[[Tensor], None], loop: bool) -> Callable[[Tensor], None]:

@@ -45,6 +45,7 @@ from llm_bridge.scores.layers import (
     per_position,
     scaled,
 )
+from llm_bridge.scores.layout import WHOLE_LOOP
 from vcposim.errors import InputError
 
 
@@ -113,10 +114,11 @@ class Own(Twin):
         Raises InputError where a loop is not allowed.
         """
         own, x = self.own(), first_tensor(args, kwargs)
-        several = () if x is None else tuple(size > 1 for size in x.shape)  # of one row, or step, all is true
+        # of one row, or step, all is true; and code that changes its ways does so beyond a power of two
+        length = () if x is None else tuple((size - 1).bit_length() for size in x.shape)
         flags = tuple(y for y in self.module.__dict__.values() if isinstance(y, bool | str))
         code = getattr(self.original, "__code__", None)  # which may be changed, of a class or of this module
-        form = (code, flags, several, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        form = (code, flags, length, len(args), tuple(k for k, y in kwargs.items() if y is not None))
         plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
         if key not in plans:
             plans[key] = self._plan(own, x, args, kwargs)
@@ -397,7 +399,18 @@ class Borrowed(_Known):
 
     def _reporter(self, used: Sequence[str]) -> Twin | None:
         owner = used[0].rpartition(".")[0]
+        if in_checkpoint():
+            raise InputError(
+                f"{used[0]}: used outside its module's forward and inside a checkpoint, which runs again where nobody "
+                f"listens; call {owner or 'the module'} there, leave that code out of checkpoints, or {WHOLE_LOOP}"
+            )
         return Twin(self._model.get_submodule(owner), owner, self._tape)
+
+
+def in_checkpoint() -> bool:
+    """Whether the code that runs will be run again by a backward, as part of a checkpoint that is not reentrant."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 _NO_BORROWERS: WeakSet[nn.Module] = WeakSet()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import CheckpointError
 
 from llm_bridge.scores.inner import any_cut, cut_by
 from llm_bridge.scores.layers import Twin
@@ -83,8 +84,8 @@ def refuse_frozen(named: Sequence[tuple[str, nn.Parameter]], used: Set[nn.Parame
 
 
 @contextmanager
-def refused_second_backward() -> Iterator[None]:
-    """Names what to do where autograd says that a graph has had all the backwards that it allows."""
+def refused_backward(looped: bool) -> Iterator[None]:
+    """Raise InputError, with what to do, where autograd says that a graph has had its backwards, or changed."""
     try:
         yield
     except RuntimeError as error:
@@ -96,6 +97,11 @@ def refused_second_backward() -> Iterator[None]:
             raise InputError(
                 "log_prob: selective activation checkpoints allow one backward, and a comparison takes two; "
                 "have a pass with other checkpoints compared, and give verify='never' with these"
+            ) from error
+        if isinstance(error, CheckpointError) and not looped:
+            raise InputError(
+                "log_prob: a checkpoint saves something else when it runs again inside the tape, as around a looped "
+                f"module whose weight a hook makes; {WHOLE_LOOP}"
             ) from error
         raise
 

@@ -46,7 +46,7 @@ class Sketch:
         return x @ spread.flatten(0, 1)[: x.shape[1]]
 
     def takes(self, x: Tensor) -> bool:
-        """Whether the kernel is used for such an operand (N, d)."""
+        """Whether the kernel is used for an operand `x` (N, d)."""
         return self.compiled and kernel_takes(x.device, x.dtype)
 
     def drawn(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from llm_bridge.scores.refusals import (
     refuse_hooks,
     refuse_modules,
     refuse_parameters,
-    refused_second_backward,
+    refused_backward,
 )
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
 from llm_bridge.scores.score_pass import ScorePass, Uses
@@ -80,8 +80,8 @@ class ScoreTape:
     whole, such as a mixture of experts that sorts its rows.
     verify: "first" compares the first pass over a model, and then every 101st, with plain autograd: one trajectory's
     norm and the gradient along a random direction, or the norms of several where no gradient follows; "always",
-    "never". First passes of other numbers of rows (four at most), of another mode and after more was made trainable
-    are compared too, and a pass that could tell nothing (equal coefficients, all trajectories but one masked) is not
+    "never". First passes of other numbers of rows (four at most), of another mode and with other parameters trainable
+    are compared too, and a pass that may not tell (equal coefficients, a trajectory without a score, one step) is not
     the one. Of a sketch or a loop with a gradient only that is verified. Ranks that share a model (FSDP2, `split`)
     verify in the same pass, by their number alone, and stop together; FSDP2 with reentrant checkpoints cannot, and is
     not verified.
@@ -262,7 +262,7 @@ class ScoreTape:
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = scale if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
-            with refused_second_backward(), grads_aside(self._foreign):
+            with refused_backward(self.method == "loop"), grads_aside(self._foreign):
                 return self._norms(of, layout, route, named, reentrant)
 
     def _route(
@@ -353,7 +353,7 @@ class ScoreTape:
         if self._finish is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
         refuse_coefficient(coefficient, self._shape)
-        with torch.no_grad(), self._uncounted(), refused_second_backward(), grads_aside(self._foreign):
+        with torch.no_grad(), self._uncounted(), refused_backward(self.method == "loop"), grads_aside(self._foreign):
             self._finish(coefficient.detach())
         self._finish = None
 

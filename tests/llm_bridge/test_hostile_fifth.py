@@ -266,6 +266,9 @@ LENGTHS: dict[str, tuple[Body, tuple[int, ...]]] = {
     ),
     "a first token": (_with(_start, p=(1, 1, D)), (1, 4)),
     "a scale on what is padded to six": (_with(lambda s, x: (_to_six(x) * s.w)[:, : x.shape[1]], w=(D,)), (6, 4)),
+    "a scale that is pooled beyond four steps": (
+        _with(lambda s, x: x * (s.w.mean() if x.shape[1] > 4 else s.w), w=(D,)), (4, 6)
+    ),
     "time first": (_with(lambda s, x: s.a(x.transpose(0, 1)).transpose(0, 1), a=_lin), (1, 4)),
     "time first, flat": (
         _with(lambda s, x: s.a(x.transpose(0, 1).flatten(0, 1)).unflatten(0, x.shape[1::-1]).transpose(0, 1), a=_lin),
@@ -475,6 +478,43 @@ def test_a_head_hidden_in_a_reentrant_checkpoint_is_named() -> None:
         logits = checkpoint(model.head, model.body(model.embed(token)), use_reentrant=True)
         with pytest.raises(InputError, match=r"used twice.*use_reentrant=False"):
             tape.score_sq_norms(_chosen(logits, token), mask)
+
+
+@pytest.mark.parametrize("verify", ["always", "never"])
+def test_a_weight_lent_inside_a_checkpoint_is_named(verify: str) -> None:
+    """The listener is not there when a backward runs the code again: a square weight came back turned, unseen."""
+    body = _with(lambda s, x: checkpoint(_lent, s, x, use_reentrant=False), a=_lin, b=lambda: _lin(bias=False))
+    with pytest.raises(InputError, match=r"body\.b\.weight: used outside its module.*checkpoint.*method='loop'"):
+        taped(*given(body, SQUARE), False, verify=verify)
+    assert not same(taped(*given(body, SQUARE), False, method="loop"), truth(*given(body, SQUARE)))
+
+
+def _lent(s: Any, x: Tensor) -> Tensor:
+    return F.linear(s.a(x).reshape(-1, D), s.b.weight).view_as(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_that_a_hook_makes_inside_a_checkpoint_is_refused_with_advice_that_works() -> None:
+    body = _with(lambda s, x: checkpoint(s.b, s.e(x), use_reentrant=False), e=Gemma, b=_hooked)
+    with pytest.raises(InputError, match=r"a checkpoint saves something else.*method='loop'"):
+        taped(*given(body, SQUARE), False, unknown="loop")
+    assert not same(taped(*given(body, SQUARE), False, method="loop"), truth(*given(body, SQUARE)))
+
+
+def _hooked() -> nn.Module:
+    return nn.Sequential(Gemma(), nn.utils.weight_norm(_lin()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pass_with_a_trajectory_without_a_score_leaves_one_due(seed: int) -> None:
+    """Everything belongs to the first trajectory, which is masked throughout in the first pass."""
+    body = _with(lambda s, x: torch.cat([x[:1] + s.a(x.detach()).mean((0, 1)), x[1:]]), a=_lin)
+    model, token, mask, c = given(body, SQUARE)
+    dead = mask.clone()
+    dead[0] = 0
+    taped(model, token, dead, c, False, seed=seed)
+    with pytest.raises(InputError, match="by autograd"):
+        taped(model, token, mask, c, False, seed=seed)
 
 
 def test_reentrant_checkpoints_leave_other_models_alone() -> None:

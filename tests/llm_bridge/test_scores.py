@@ -285,8 +285,8 @@ def test_blocks_are_kept_where_they_take_a_few_times_an_operands_memory(monkeypa
     asked = []
     monkeypatch.setattr(calibration, "_fastest", lambda method, fits, compiled, kept, *_: (asked.append(kept), 0))
     monkeypatch.setattr(calibration, "kernel_takes", lambda *_: True)
-    for steps, kind in ((80, General), (79, General), (80, NormsOnly)):  # 320 rows: 80 steps of 90 numbers are a fourth
-        layout, x = Layout(2, (2, steps)), torch.empty(2 * steps, 320, device="meta")
+    for steps, kind in ((80, General), (79, General), (80, NormsOnly)):  # 80 steps of 90: an eighth of 640 rows
+        layout, x = Layout(2, (2, steps)), torch.empty(2 * steps, 640, device="meta")
         calibration.fastest("auto", x[:, :90], x, layout, kind(layout))
     assert asked == [True, False, False]
 
