@@ -178,7 +178,9 @@ class ScoreTape:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
         self._known = {p for _, p in named if p.requires_grad}
-        self._watch.way = (self._watch.way, self.model.training, frozenset(self._known))  # other modes, other models
+        # other modes are other models, by names: what is known of a model must not keep its old parameters alive
+        trainable = frozenset(name for name, p in named if p.requires_grad)
+        self._watch.way = (self._watch.way, self.model.training, trainable)
         sharded = any(isinstance(module, FSDPModule) for module in modules.values())
         self._watch.alike = sharded or bool(self._split)
         if self.method != "loop" and not sharded and Borrowed.needed(self.model):

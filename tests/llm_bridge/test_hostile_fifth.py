@@ -7,7 +7,9 @@ of one sum; other parameters trainable than in the pass compared; p.grad of mode
 two parameters in one array, which a second micro-batch changed twice.
 """
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -422,6 +424,16 @@ def test_other_parameters_trainable_are_another_model_to_compare() -> None:
     model.body.a.weight.requires_grad_(False)
     with pytest.raises(InputError, match=r"body\.n\.weight.*by autograd"):
         taped(model, *rest, False)
+
+
+def test_a_parameter_that_was_replaced_is_let_go() -> None:
+    """What is known of a model's passes outlives them; parameters in it would fill the memory."""
+    model, *rest = given(_lin, SQUARE)
+    taped(model, *rest, False)
+    old = weakref.ref(model.head.weight)
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    gc.collect()
+    assert old() is None
 
 
 def test_a_parameter_frozen_after_the_forward_is_named() -> None:
