@@ -229,6 +229,8 @@ SCHEDULED void gram(const REAL *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t col
 
 enum { FEW = 8 };
 
+ptrdiff_t few(void) { return FEW; }
+
 static inline __attribute__((always_inline)) void turned(vector *sum, const REAL *in, const REAL *sign,
                                                          ptrdiff_t vectors, ptrdiff_t turn)
 {

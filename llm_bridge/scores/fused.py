@@ -34,8 +34,6 @@ from vcposim.errors import InputError
 SOURCE = Path(__file__).with_name("fused.c")
 FLAGS = ("-O2", "-march=native", "-fno-tree-vectorize", "-funroll-loops", "-fpeel-loops", "-fno-math-errno")
 REAL = {torch.float32: "float", torch.float64: "double"}
-FEW = 8
-"""rows of an operand that the kernel folds at a time"""
 LEAST = 16
 """buckets that `fold` takes at least: as many as the widest register has numbers"""
 COLUMNS, BAND = 1024, 1 << 15
@@ -65,7 +63,7 @@ def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError):
         return None
     size, address = ctypes.c_ssize_t, ctypes.c_void_p
-    library.height.restype = library.width.restype = library.side.restype = size
+    library.height.restype = library.width.restype = library.side.restype = library.few.restype = size
     library.fused.restype = None
     library.fused.argtypes = [address, size, address, *[size] * 5, *[address] * 2, *[size] * 3, *[address] * 6]
     library.gram.restype = None
@@ -212,7 +210,7 @@ def folded_sq_norms(left: Tensor, sign: Tensor, turn: Tensor, other: Tensor, lay
     begin, end, _ = _places(tuple(layout.bounds(len(left))))
     threads = min(torch.get_num_threads(), n)
     sign, turn, other = sign.contiguous(), turn.contiguous(), other.contiguous()
-    rest, square = left.new_empty(threads, buckets + FEW + 1, buckets), left.new_empty(n, dtype=torch.float64)
+    rest, square = left.new_empty(threads, buckets + library.few() + 1, buckets), left.new_empty(n, dtype=torch.float64)
 
     def some(k: int) -> None:
         library.sketch(

@@ -29,7 +29,7 @@ LARGEST = 1e100
 """no reward, norm or log-probability is larger than this; squares must stay finite"""
 FLAGS = (int, float, np.generic)
 """what an entry of a mask may be"""
-OF_TOKENS = ("version", "last_version", "learner_version", "lag")
+ALONG_A_LIST = ("version", "last_version", "learner_version", "lag")
 """slices that may have a value a token or a turn"""
 MAY_BE_NOTHING = ("log_prob", "log_ratio")
 """fields of which -inf means that the learner never says this"""
@@ -508,7 +508,7 @@ class RecordReader:
             return None
         if isinstance(value, np.ndarray):
             value = value.tolist()
-        if name in OF_TOKENS and isinstance(value, list):
+        if name in ALONG_A_LIST and isinstance(value, list):
             # a version or lag a token or a turn: the trajectory began under its first own one, at its largest lag
             with contextlib.suppress(TypeError):  # a version that is no number or string
                 value = set(value)
