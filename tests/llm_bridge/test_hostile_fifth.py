@@ -40,6 +40,7 @@ from tests.llm_bridge.test_hostile_second import (
     _with,
     given,
     obedient,
+    right_or_refused,
     same,
     taped,
     tokens,
@@ -245,14 +246,7 @@ def test_exact_or_refused_with_advice_that_works(case: str, shape: tuple[int, in
         torch.manual_seed(0)
         return Odd(HEADS[case.removeprefix("head: ")]).double(), *rest  # type: ignore[return-value]
 
-    twin = truth(*case_of())
-    for affine in (False, True):
-
-        def answer(affine: bool = affine, **options: Any) -> Answer:
-            return taped(*case_of(), affine, **options)
-
-        found, told = obedient(answer)
-        assert not same(found, twin), told
+    right_or_refused(case_of)
 
 
 # --- one pass after another -------------------------------------------------------------------------------------------

@@ -20,13 +20,12 @@ from llm_bridge.scores import ScoreTape
 from tests.llm_bridge.test_hostile_second import (
     LONG,
     SQUARE,
-    Answer,
     D,
     Fn,
     _lin,
     _with,
     given,
-    obedient,
+    right_or_refused,
     same,
     taped,
     truth,
@@ -274,14 +273,7 @@ def test_exact_or_refused_with_advice_that_works(case: str, shape: tuple[int, in
         mask[1] = 0
         return model, token, mask, c
 
-    twin = truth(*case_of())
-    for affine in (False, True):
-
-        def answer(affine: bool = affine, **options: Any) -> Answer:
-            return taped(*case_of(), affine, **options)
-
-        found, told = obedient(answer)
-        assert not same(found, twin), told
+    right_or_refused(case_of)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -562,18 +562,21 @@ def obedient(answer: Callable[..., Answer], **options: Any) -> tuple[Answer, lis
     raise AssertionError(f"no advice of these works: {told}")
 
 
+def right_or_refused(case_of: Callable[[], tuple[nn.Module, Tensor, Tensor, Tensor]], **options: Any) -> list[str]:
+    """What refusals said until they were obeyed, with general and with affine coefficients; the answers are right."""
+    twin, said = truth(*case_of()), list[str]()
+    for affine in (False, True):
+        found, told = obedient(lambda affine=affine, **more: taped(*case_of(), affine, **more), **options)
+        assert not same(found, twin), told
+        said += told
+    return said
+
+
 @pytest.mark.parametrize("shape", [SQUARE, LONG], ids=["square", "long"])
 @pytest.mark.parametrize("case", [*EXACT, *EITHER])
 def test_exact_or_refused_with_advice_that_works(case: str, shape: tuple[int, int]) -> None:
-    twin = truth(*given((EXACT | EITHER)[case], shape))
-    for affine in (False, True):
-
-        def answer(affine: bool = affine, **options: Any) -> Answer:
-            return taped(*given((EXACT | EITHER)[case], shape), affine, **options)
-
-        found, told = obedient(answer, unknown="loop")
-        assert not same(found, twin), told
-        assert case in EITHER or not told, told
+    told = right_or_refused(lambda: given((EXACT | EITHER)[case], shape), unknown="loop")
+    assert case in EITHER or not told, told
 
 
 # --- not a module alone -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tests.llm_bridge.test_hostile_second import (
     _p,
     _with,
     given,
-    obedient,
+    right_or_refused,
     same,
     taped,
     truth,
@@ -140,16 +140,8 @@ EITHER: dict[str, BODIES] = {
 
 @pytest.mark.parametrize("case", [*EXACT, *EITHER])
 def test_exact_or_refused_with_advice_that_works(case: str) -> None:
-    body = (EXACT | EITHER)[case]
-    twin = truth(*given(body, SQUARE))
-    for affine in (False, True):
-
-        def answer(affine: bool = affine, **options: Any) -> Any:
-            return taped(*given(body, SQUARE), affine, **options)
-
-        found, told = obedient(answer, unknown="loop")
-        assert not same(found, twin), told
-        assert case in EITHER or not told, told
+    told = right_or_refused(lambda: given((EXACT | EITHER)[case], SQUARE), unknown="loop")
+    assert case in EITHER or not told, told
 
 
 @pytest.mark.parametrize("verify", ["always", "never"])
