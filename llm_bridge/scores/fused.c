@@ -4,7 +4,7 @@
 
    D_i = left_i^T right_i of trajectory i, which has the rows begin[i] .. end[i]-1 of left (N, rows) and right (N, cols):
 
-       square[i] += ||D_i||^2                        over the rows top .. bottom-1 of D_i
+       norm[i]   = ||D_i||^2                         over the rows top .. bottom-1 of D_i
        total[k]  += factor[k n + i] D_i              for every sum k; i = first[k] overwrites
        total[i]   = D_i                              without factors
 
@@ -33,7 +33,7 @@ typedef REAL vector __attribute__((vector_size(BYTES), aligned(sizeof(REAL))));
 
 #define EACH                              \
     _Pragma("GCC unroll 16")              \
-    for (int r = 0; r < HEIGHT; r++)      \
+    for (int r = 0; r < tall; r++)        \
         _Pragma("GCC unroll 2")           \
         for (int v = 0; v < VECTORS; v++)
 
@@ -55,12 +55,45 @@ static void pack(REAL *out, ptrdiff_t wide, const REAL *in, ptrdiff_t step, ptrd
     }
 }
 
+/* A tile of D_i, at most `tall` x WIDTH, of which `high` x `wide` are there: y (steps, HEIGHT), x (steps, WIDTH). Made once
+   for each `tall`, so that the last rows cost no more than they are. */
+static inline __attribute__((always_inline)) void tile(
+    const int tall, const vector *x, const REAL *y, ptrdiff_t steps, ptrdiff_t high, ptrdiff_t wide, ptrdiff_t at,
+    ptrdiff_t cols, ptrdiff_t i, ptrdiff_t n, ptrdiff_t sums, const REAL *factor, const ptrdiff_t *first,
+    REAL *const *total, vector *squares)
+{
+    vector d[HEIGHT][VECTORS];
+    EACH d[r][v] = (vector){0};
+    for (ptrdiff_t t = 0; t < steps; t++, x += VECTORS, y += HEIGHT)
+        EACH d[r][v] += y[r] * x[v];
+    EACH squares[(r * VECTORS + v) % CHAINS] += d[r][v] * d[r][v];
+
+    for (ptrdiff_t k = factor ? 0 : i; k < (factor ? sums : i + 1); k++) {
+        REAL f = factor ? factor[k * n + i] : 1, *c = total[k] + at;
+        int overwrite = !factor || i == first[k];
+        if (f == 0)
+            continue;
+        if (wide < WIDTH || high < tall) {
+            REAL edge[HEIGHT][WIDTH];
+            EACH *(vector *)(edge[r] + v * LANES) = d[r][v];
+            for (ptrdiff_t r = 0; r < high; r++)
+                for (ptrdiff_t w = 0; w < wide; w++)
+                    c[r * cols + w] = f * edge[r][w] + (overwrite ? 0 : c[r * cols + w]);
+        } else if (overwrite) {
+            EACH *(vector *)(c + r * cols + v * LANES) = f * d[r][v];
+        } else {
+            EACH *(vector *)(c + r * cols + v * LANES) += f * d[r][v];
+        }
+    }
+}
+
 /* `own` holds max T x band numbers, `panels` N x (columns at once, up to a multiple of WIDTH); band is a multiple of HEIGHT */
 void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t right_step, ptrdiff_t cols,
            ptrdiff_t at_once, ptrdiff_t band, ptrdiff_t n, const ptrdiff_t *begin, const ptrdiff_t *end, ptrdiff_t top,
            ptrdiff_t bottom, ptrdiff_t sums, const REAL *factor, const ptrdiff_t *first, REAL *const *total,
-           REAL *own, REAL *panels, double *square)
+           double *square, REAL *own, REAL *panels, REAL *norm)
 {
+    memset(square, 0, n * sizeof(double));
     for (ptrdiff_t near = 0; near < cols; near += at_once) {
         ptrdiff_t far = cols - near < at_once ? cols : near + at_once;
         ptrdiff_t count = (far - near + WIDTH - 1) / WIDTH;
@@ -78,32 +111,16 @@ void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t r
                     ptrdiff_t high = to - row < HEIGHT ? to - row : HEIGHT;
                     vector squares[CHAINS] = {{0}}; /* one chain of additions would wait for itself */
                     for (ptrdiff_t q = 0; q < count; q++) {
-                        const vector *x = (const vector *)(panel + q * steps * WIDTH);
-                        const REAL *y = own + (row - from) * steps;
-                        vector d[HEIGHT][VECTORS];
-                        EACH d[r][v] = (vector){0};
-                        for (ptrdiff_t t = 0; t < steps; t++, x += VECTORS, y += HEIGHT)
-                            EACH d[r][v] += y[r] * x[v];
-                        EACH squares[(r * VECTORS + v) % CHAINS] += d[r][v] * d[r][v];
-
                         ptrdiff_t j = near + q * WIDTH, wide = far - j < WIDTH ? far - j : WIDTH;
-                        for (ptrdiff_t k = factor ? 0 : i; k < (factor ? sums : i + 1); k++) {
-                            REAL f = factor ? factor[k * n + i] : 1, *c = total[k] + row * cols + j;
-                            int overwrite = !factor || i == first[k];
-                            if (f == 0)
-                                continue;
-                            if (wide < WIDTH || high < HEIGHT) {
-                                REAL edge[HEIGHT][WIDTH];
-                                EACH *(vector *)(edge[r] + v * LANES) = d[r][v];
-                                for (ptrdiff_t r = 0; r < high; r++)
-                                    for (ptrdiff_t w = 0; w < wide; w++)
-                                        c[r * cols + w] = f * edge[r][w] + (overwrite ? 0 : c[r * cols + w]);
-                            } else if (overwrite) {
-                                EACH *(vector *)(c + r * cols + v * LANES) = f * d[r][v];
-                            } else {
-                                EACH *(vector *)(c + r * cols + v * LANES) += f * d[r][v];
-                            }
-                        }
+#define TILE(tall)                                                                                                 \
+    tile(tall, (const vector *)(panel + q * steps * WIDTH), own + (row - from) * steps, steps, high, wide,         \
+         row * cols + j, cols, i, n, sums, factor, first, total, squares)
+                        if (high > 2 * HEIGHT / 3)
+                            TILE(HEIGHT);
+                        else if (high > HEIGHT / 3)
+                            TILE(2 * HEIGHT / 3);
+                        else
+                            TILE(HEIGHT / 3);
                     }
                     for (int s = 0; s < CHAINS; s++)
                         for (int l = 0; l < LANES; l++)
@@ -113,6 +130,8 @@ void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t r
             }
         }
     }
+    for (ptrdiff_t i = 0; i < n; i++)
+        norm[i] = square[i];
 }
 
 /* The entries of x_i x_i^T, x_i the rows begin[i] .. end[i]-1 of x (N, cols), in tiles of SIDE x SIDE on and below the

@@ -28,7 +28,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Recent, Scratch, Sink, of_grams
+from llm_bridge.scores.norms import NO_SUMS, Recent, Scratch, Sink, Sums, of_grams
 from vcposim.errors import InputError
 
 SOURCE = Path(__file__).with_name("fused.c")
@@ -65,7 +65,7 @@ def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     size, address = ctypes.c_ssize_t, ctypes.c_void_p
     library.height.restype = library.width.restype = library.side.restype = library.few.restype = size
     library.fused.restype = None
-    library.fused.argtypes = [address, size, address, *[size] * 5, *[address] * 2, *[size] * 3, *[address] * 6]
+    library.fused.argtypes = [address, size, address, *[size] * 5, *[address] * 2, *[size] * 3, *[address] * 7]
     library.gram.restype = None
     library.gram.argtypes = [address, *[size] * 5, *[address] * 3]
     library.fold.restype = None
@@ -106,37 +106,40 @@ def fused_sq_norms(
     assert right.dtype == left.dtype
     left, right = (x if x.stride(1) == 1 else x.contiguous() for x in (left, right))
     rows, cols, n = left.shape[1], right.shape[1], layout.n
-    begin, end, longest = _places(tuple(layout.bounds(len(left))))
-    high, wide = library.height(), library.width()
+    begin, end, longest = _places(layout, left.shape[0])
+    high, wide = _sizes(left.dtype)
     tall = max(1, min(BAND // min(cols, COLUMNS), rows + high - 1) // high) * high
-    own, panels = longest * tall, len(left) * (-(-min(cols, COLUMNS) // wide) * wide)
+    own, panels = longest * tall, left.shape[0] * (-(-min(cols, COLUMNS) // wide) * wide)
 
     assert sink is None or block is None
     buffer: Sequence[Tensor] = sink.buffer if sink is not None else [] if block is None else list(block)
     plain = [x.is_contiguous() and x.dtype == left.dtype for x in buffer]
     total = [x if same else left.new_zeros(x.shape) for x, same in zip(buffer, plain, strict=True)]
     where = (ctypes.c_void_p * max(1, len(total)))(*[x.data_ptr() for x in total])
-    table = () if sink is None else tuple(map(tuple, sink.factor.tolist()))
-    factor, first = _factors(table, left.dtype) if block is None else (None, None)
+    sums = NO_SUMS if sink is None else sink.sums
+    factor, first = (None, None) if block is not None else _factors(sums, left.dtype)
 
     threads = max(1, min(torch.get_num_threads(), rows // (4 * high)))
     each = -(-rows // (threads * high)) * high
-    square, room = left.new_zeros(threads, n, dtype=torch.float64), scratch.take(threads * (own + panels), left)
-    mine, size = room.data_ptr(), room.element_size()
+    size, squares = left.element_size(), 8 * n
+    each_room = squares + 8 * -(-(own + panels) * size // 8)
+    mine = scratch.at_least(threads * each_room // size, left).data_ptr()
+    norm = left.new_empty(n) if threads == 1 else left.new_empty(threads, n)
+    out = norm.data_ptr()
 
     def band(k: int) -> None:
-        at = mine + k * (own + panels) * size
+        at = mine + k * each_room
         library.fused(
             left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), cols, COLUMNS, tall, n, begin, end,
             k * each, min(rows, (k + 1) * each), len(total), factor, first, where,
-            at, at + own * size, square.data_ptr() + k * n * 8,
+            at, at + squares, at + squares + own * size, out + k * n * size,
         )  # fmt: skip
 
     _on_threads(band, threads)
     for x, y in zip(buffer, total, strict=True):
         if x is not y:
             x.copy_(y)
-    return square.sum(0).to(left.dtype)
+    return norm if threads == 1 else norm.sum(0)
 
 
 def half_gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: Recent) -> Tensor:
@@ -144,7 +147,7 @@ def half_gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: Rece
     library = kernel(left.dtype)
     assert library is not None
     each = [recent.of(x, lambda x: _half_gram(x, layout)) for x in (left, right)]
-    size = _tiles(tuple(layout.bounds(len(left))), library.side())
+    size = _tiles(layout, left.shape[0], library.side())
     first, second = ([x.view(layout.n, -1)] if len(set(size)) == 1 else x.split(size) for x in each)
     return of_grams(first, second, left, right, layout)
 
@@ -152,10 +155,10 @@ def half_gram_sq_norms(left: Tensor, right: Tensor, layout: Layout, recent: Rece
 def _half_gram(x: Tensor, layout: Layout) -> Tensor:
     library = kernel(x.dtype)
     assert library is not None
-    bounds, n = tuple(layout.bounds(len(x))), layout.n
+    n = layout.n
     x = x if x.stride(1) == 1 else x.contiguous()
-    begin, end, _ = _places(bounds)
-    size = _tiles(bounds, library.side())
+    begin, end, _ = _places(layout, x.shape[0])
+    size = _tiles(layout, x.shape[0], library.side())
     out = x.new_empty(sum(size))
     at = (ctypes.c_void_p * n)(*(out.data_ptr() + x.element_size() * k for k in accumulate(size[:-1], initial=0)))
 
@@ -207,7 +210,7 @@ def folded_sq_norms(left: Tensor, sign: Tensor, turn: Tensor, other: Tensor, lay
     assert library is not None
     left = left if left.stride(1) == 1 else left.contiguous()
     buckets, n = sign.shape[1], layout.n
-    begin, end, _ = _places(tuple(layout.bounds(len(left))))
+    begin, end, _ = _places(layout, left.shape[0])
     threads = min(torch.get_num_threads(), n)
     sign, turn, other = sign.contiguous(), turn.contiguous(), other.contiguous()
     rest, square = left.new_empty(threads, buckets + library.few() + 1, buckets), left.new_empty(n, dtype=torch.float64)
@@ -222,29 +225,43 @@ def folded_sq_norms(left: Tensor, sign: Tensor, turn: Tensor, other: Tensor, lay
     return square.to(left.dtype)
 
 
-@lru_cache(maxsize=256)
-def _tiles(bounds: tuple[tuple[int, int], ...], side: int) -> list[int]:
+def _tiles(layout: Layout, rows: int, side: int) -> list[int]:
     """How many numbers the half of each trajectory's Gram matrix takes, in tiles of so many rows.
 
-    >>> _tiles(((0, 4), (4, 10)), 4)
+    >>> _tiles(Layout(2, (1, 10), ((0, 4), (4, 10)), torch.tensor([0] * 4 + [1] * 6)), 10, 4)
     [16, 48]
     """
-    wide = [-(-(stop - start) // side) for start, stop in bounds]
-    return [side * side * k * (k + 1) // 2 for k in wide]
+
+    def make() -> list[int]:
+        wide = [-(-(stop - start) // side) for start, stop in layout.bounds(rows)]
+        return [side * side * k * (k + 1) // 2 for k in wide]
+
+    return layout.once(("tiles", rows, side), make)
 
 
-@lru_cache(maxsize=256)
-def _places(bounds: tuple[tuple[int, int], ...]) -> tuple[ctypes.Array[Any], ctypes.Array[Any], int]:
+def _places(layout: Layout, rows: int) -> tuple[ctypes.Array[Any], ctypes.Array[Any], int]:
     """The first rows of trajectories, those after their last ones, and the most steps, as the kernel takes them."""
-    kind = ctypes.c_ssize_t * len(bounds)
-    begin, end = zip(*bounds, strict=True)
-    return kind(*begin), kind(*end), max(stop - start for start, stop in bounds)
+
+    def make() -> tuple[ctypes.Array[Any], ctypes.Array[Any], int]:
+        kind, bounds = ctypes.c_ssize_t * layout.n, layout.bounds(rows)
+        begin, end = zip(*bounds, strict=True)
+        return kind(*begin), kind(*end), max(stop - start for start, stop in bounds)
+
+    return layout.once(("places", rows), make)
 
 
-@lru_cache(maxsize=256)
-def _factors(table: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+@lru_cache(maxsize=8)
+def _factors(sums: Sums, dtype: torch.dtype) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
     """The factors of each sum, row after row, and the first trajectory that has one."""
     real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
-    flat = [factor for row in table for factor in row]
-    first = [next((i for i, factor in enumerate(row) if factor), 0) for row in table]
+    flat = [factor for row in sums.row for factor in row]
+    first = [next((i for i, factor in enumerate(row) if factor), 0) for row in sums.row]
     return (real * max(1, len(flat)))(*flat), (ctypes.c_ssize_t * max(1, len(first)))(*first)
+
+
+@cache
+def _sizes(dtype: torch.dtype) -> tuple[int, int]:
+    """Height and width of the kernel's tile."""
+    library = kernel(dtype)
+    assert library is not None
+    return library.height(), library.width()

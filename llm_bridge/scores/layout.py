@@ -7,7 +7,8 @@ packed one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from vcposim.errors import InputError
 
 _WORTH_A_COPY = 1 / 8
+_Made = TypeVar("_Made")
 
 
 WHOLE_LOOP = "use ScoreTape(model, method='loop')"
@@ -37,6 +39,14 @@ class Layout:
     """(row, time) of the model's input, where it is longer than log_prob"""
     advise: Callable[[str], str] = _whole_loop
     """what to do about a module of this name"""
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Any, make: Callable[[], _Made]) -> _Made:
+        """What `make` gives, made at the first call with this key: layers by the dozen ask for the same."""
+        found: _Made | None = self._made.get(key)
+        if found is None:
+            found = self._made[key] = make()
+        return found
 
     @classmethod
     def of(
@@ -83,13 +93,13 @@ class Layout:
 
     def tells(self, x: Tensor) -> bool:
         """Whether `x` (...) is (row, time, ...), or has row, time and perhaps heads in one axis; anything for one."""
-        if self.n == 1 and self.owner is None:
-            return x.dim() >= 1
+        dims, alone = x.dim(), self.owner is None
+        if self.n == 1 and alone:
+            return dims >= 1
+        if dims > 2:
+            return x.shape[0] == self.n if alone else x.shape[:2] == self.lead
         tokens = (rows * steps for rows, steps in (self.lead, self.given or self.lead))
-        flat = x.dim() == 2 and any(x.shape[0] % count == 0 for count in tokens)
-        if self.owner is not None:
-            return flat or (x.dim() >= 3 and x.shape[:2] == self.lead)
-        return flat or (x.dim() >= 2 and x.shape[0] == self.n)
+        return dims == 2 and (any(x.shape[0] % count == 0 for count in tokens) or (alone and x.shape[0] == self.n))
 
     def part(self, x: Tensor, i: int) -> Tensor:
         """Trajectory i's rows of an array of a padded batch, the whole of one without such: (...) -> (*part)."""
@@ -117,11 +127,15 @@ class Layout:
 
     def bounds(self, rows: int) -> list[tuple[int, int]]:
         """Range of rows of each trajectory; heads inside a token (query norms) multiply the rows."""
-        if self.owner is None:
-            steps = rows // self.n
-            return [(i * steps, (i + 1) * steps) for i in range(self.n)]
-        each = rows // self.owner.numel()
-        return [(start * each, stop * each) for start, stop in self.run]
+
+        def make() -> list[tuple[int, int]]:
+            if self.owner is None:
+                steps = rows // self.n
+                return [(i * steps, (i + 1) * steps) for i in range(self.n)]
+            each = rows // self.owner.numel()
+            return [(start * each, stop * each) for start, stop in self.run]
+
+        return self.once(("bounds", rows), make)
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
         """Views of the rows of each trajectory, n of (steps, *row): `x` (N, *row)."""
@@ -145,8 +159,7 @@ class Layout:
         return total.index_add_(0, owner, x)[: self.n]
 
 
-@dataclass(frozen=True)
-class Operands:
+class Operands(NamedTuple):
     """A linear map's output gradients and inputs (N, d), without rows that cannot matter, and whose rows they are."""
 
     grad: Tensor
@@ -163,7 +176,7 @@ class Operands:
         grad, x = layout.flatten(name, grad), layout.flatten(name, x)
         keep = live_rows(grad) if look else None
         if keep is None:
-            return cls(grad, x, layout, None, len(grad))
+            return cls(grad, x, layout, None, grad.shape[0])
         return cls(grad.index_select(0, keep), x.index_select(0, keep), layout.kept(len(grad), keep), keep, len(grad))
 
     @classmethod

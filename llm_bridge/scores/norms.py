@@ -15,6 +15,7 @@ float32.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,21 +27,40 @@ CANCELLED = 1e-2
 """a norm from Gram matrices that is smaller than so much of the product of theirs is taken another way"""
 
 
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Which sums of trajectories' blocks are wanted: sum_k = sum_i factor_ki block_i, the same of every weight."""
+
+    factor: Tensor
+    row: tuple[tuple[float, ...], ...]
+    """the factors of each sum"""
+    step: Sequence[Sequence[Step]]
+    """what each trajectory enters, see `sink_plan`"""
+
+    @classmethod
+    def of(cls, factor: Tensor) -> "Sums":
+        """From `factor` (m, n)."""
+        return cls(factor, tuple(map(tuple, factor.tolist())), sink_plan(factor))
+
+
+NO_SUMS = Sums(torch.empty(0, 0), (), ())
+
+
 class Sink:
-    """Weight-gradient sums that instantiated blocks are added to: buffer_k = sum_i factor_ki block_i.
+    """One weight's sums, to which its blocks are added.
 
     Buffers come uninitialized; the first trajectory of a sum overwrites, which saves a pass over memory.
     """
 
-    def __init__(self, buffer: Sequence[Tensor], factor: Tensor, plan: Sequence[Sequence[Step]]) -> None:
-        self.buffer, self.factor, self.plan = buffer, factor, plan
-        for total, row in zip(buffer, factor.tolist(), strict=True):
+    def __init__(self, buffer: Sequence[Tensor], sums: Sums) -> None:
+        self.buffer, self.sums = buffer, sums
+        for total, row in zip(buffer, sums.row, strict=True):
             if not any(row):
                 total.zero_()
 
     def add(self, i: int, target: Sequence[Tensor], block: Tensor) -> None:
         """Add trajectory i's `block` (rows, cols) to `target`, the part of each buffer it covers; i comes in order."""
-        for k, factor, first in self.plan[i]:
+        for k, factor, first in self.sums.step[i]:
             if first:
                 torch.mul(block, factor, out=target[k])
             else:
@@ -48,7 +68,7 @@ class Sink:
 
     def set(self, block: Tensor) -> None:
         """All at once: `block` (n, rows, cols)."""
-        total = self.factor.to(block.device, block.dtype) @ block.flatten(1)
+        total = self.sums.factor.to(block.device, block.dtype) @ block.flatten(1)
         for buffer, row in zip(self.buffer, total, strict=True):
             buffer.copy_(row.view_as(buffer))
 
@@ -72,10 +92,14 @@ class Scratch:
 
     def take(self, size: int, like: Tensor) -> Tensor:
         """Uninitialized numbers, valid until the next call: (size,)."""
+        return self.at_least(size, like)[:size]
+
+    def at_least(self, size: int, like: Tensor) -> Tensor:
+        """So many or more of them: (any,)."""
         array = self._array.get(like.dtype)
         if array is None or array.numel() < size:
             array = self._array[like.dtype] = like.new_empty(size)
-        return array[:size]
+        return array
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -36,9 +36,11 @@ def refuse_modules(modules: Mapping[str, nn.Module], method: str) -> None:
             module.reshard()  # a forward without backward leaves the root's parameters whole
         if not any(p is not None and p.requires_grad for p in module._parameters.values()):
             continue
-        if getattr(module, "sparse", False) is True:
+        # of the class or the object: a module's own look-up is slow where there is nothing
+        if module.__dict__.get("sparse", getattr(type(module), "sparse", False)) is True:
             raise InputError(f"ScoreTape: {name} has sparse gradients, which have no norm here; give sparse=False")
-        if getattr(module, "scale_grad_by_freq", False) is True and method != "loop":
+        by_count = module.__dict__.get("scale_grad_by_freq", getattr(type(module), "scale_grad_by_freq", False))
+        if by_count is True and method != "loop":
             raise InputError(
                 f"ScoreTape: {name} divides gradients by counts over the batch, which no row knows; give "
                 f"scale_grad_by_freq=False, or {WHOLE_LOOP}"
@@ -76,10 +78,10 @@ def refuse_hooks(named: Sequence[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def refuse_frozen(named: Sequence[tuple[str, nn.Parameter]], used: Set[nn.Parameter]) -> None:
-    """Raise InputError for a parameter of a graph that was trainable when the graph was made and is not now."""
+def refuse_frozen(named: Sequence[tuple[str, nn.Parameter]], used: Set[int]) -> None:
+    """Raise InputError for a parameter of a graph, by `id`, that was trainable when it was made and is not now."""
     for name, p in named:
-        if p in used and not p.requires_grad:
+        if id(p) in used and not p.requires_grad:
             raise InputError(f"ScoreTape: {name} was frozen between the forward and its norms; freeze it before")
 
 

@@ -24,12 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Recent, Sink, sink_plan, sum_dtype
+from llm_bridge.scores.norms import Recent, Sink, Sums, sum_dtype
 from vcposim.errors import InputError
 
 
@@ -262,7 +263,7 @@ class Line:
     def unknown(self, coefficient: Tensor) -> Tensor:
         """a of the given c: (n,) -> (groups,). Raises InputError when c is off the line, beyond its dtype's steps."""
         c = coefficient.detach().to("cpu", torch.float64)
-        a = torch.linalg.lstsq(self.slope.t(), (c - self.known)[:, None], driver="gelsd").solution[:, 0]
+        a = torch.from_numpy(np.linalg.lstsq(self.slope.t().numpy(), (c - self.known).numpy(), rcond=None)[0])
         off = (c - self.known - a @ self.slope).abs()
         scale = self.known.abs() + a.abs() @ self.slope.abs()
         eps = torch.finfo(coefficient.dtype).eps
@@ -291,22 +292,21 @@ class Affine(Kept):
         self.line = line
         self.sinks = float((line.basis != 0).sum()) / max(1, layout.n)
         self.fold = line.fold
-        self._factor = -line.factor  # the tape descends: sums carry the minus sign from the start
-        runs = [len(_runs(row, [(i, i + 1) for i in range(layout.n)])) for row in self._factor.tolist()]
+        self._sums = Sums.of(-line.factor)  # the tape descends: sums carry the minus sign from the start
+        runs = [len(_runs(row, [(i, i + 1) for i in range(layout.n)])) for row in self._sums.row]
         self.run = float((line.factor != 0).sum()) / max(1, sum(runs))
-        self._plan = sink_plan(self._factor)
         self._sum: list[tuple[nn.Parameter, Sequence[Tensor]]] = []
 
     def sink(self, param: nn.Parameter) -> Sink:
         """A buffer (k, *param.shape) for the line's k sums of this parameter, which `finish` combines."""
-        total = [torch.empty_like(param, dtype=sum_dtype(param.dtype)) for _ in self._factor]
+        total = [torch.empty_like(param, dtype=sum_dtype(param.dtype)) for _ in self._sums.row]
         self._sum.append((param, total))
-        return Sink(total, self._factor, self._plan)
+        return Sink(total, self._sums)
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
         """Adds `left` (N, out) and `right` (N, into) to the line's sums at once, and keeps neither."""
         bounds = layout.bounds(left.shape[0])
-        runs = [_runs(row, bounds) for row in self._factor.tolist()]
+        runs = layout.once((self._sums, left.shape[0]), lambda: [_runs(row, bounds) for row in self._sums.row])
         if left.dtype == param.dtype and all(len(run) == 1 for run in runs):
             # Each sum is one product, rounded once as in an ordinary backward: no wider array, no pass to fill it.
             self._sum.append((param, [_product(left, right, *run[0]) for run in runs]))
@@ -315,7 +315,7 @@ class Affine(Kept):
         # Picking out rows asks the device for their number, which would stall an accelerator's queue of launches.
         if whole and left.device.type == "cpu":
             # One product, of copies without the trajectories whose factor is zero.
-            for each, factor in zip(total, self._factor, strict=True):
+            for each, factor in zip(total, self._sums.factor, strict=True):
                 x, y, weight = left, right, layout.per_row(factor.to(left.device, left.dtype), left.shape[0])
                 keep = factor != 0
                 if not bool(keep.all()):
@@ -359,7 +359,7 @@ def _product(left: Tensor, right: Tensor, factor: float, rows: slice) -> Tensor:
     return torch.addmm(left.new_empty(()), left[rows].t(), right[rows], beta=0, alpha=factor)
 
 
-def _runs(factor: list[float], bounds: list[tuple[int, int]]) -> list[tuple[float, slice]]:
+def _runs(factor: Sequence[float], bounds: list[tuple[int, int]]) -> list[tuple[float, slice]]:
     """Neighboring rows of equal nonzero factors.
 
     >>> _runs([1.0, 1.0, 0.0, 2.0], [(0, 3), (3, 5), (5, 6), (6, 9)])

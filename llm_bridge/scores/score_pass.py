@@ -115,9 +115,8 @@ class ScorePass:
         """Whether a node made at `place` is of this pass' graph; inside a reentrant checkpoint it has none."""
         return place in self._uses.places
 
-    @torch.no_grad()
     def matrix(self, name: str, weight: nn.Parameter, operands: Operands, transposed: bool) -> None:
-        """A linear map's weight: output gradients and inputs."""
+        """A linear map's weight: output gradients and inputs. Where gradients are off, as in a backward."""
         if not self._wants(weight):
             return
         self._full.add(("matrix", weight))
@@ -126,7 +125,7 @@ class ScorePass:
 
         if self._alone("matrix", name, weight):
             self._product(weight, left, right, layout)
-            if self._tied(weight):
+            if weight in self._uses.token and self._tied(weight):
                 token = self.layout.flatten(name, self._uses.token[weight].unsqueeze(-1)).squeeze(1)
                 at_token = head_at_token(layout.split(grad), self.layout.split(token))
                 self._head[weight] = (token, at_token, layout.split(x))
@@ -362,7 +361,7 @@ class ScorePass:
 
     def _whole(self, grad: Tensor) -> Tensor:
         """As it is, or wider where products of its numbers would overflow; notes the type."""
-        if torch.finfo(grad.dtype).eps > torch.finfo(self.coarsest).eps:
+        if grad.dtype is not self.coarsest and torch.finfo(grad.dtype).eps > torch.finfo(self.coarsest).eps:
             self.coarsest = grad.dtype
         return grad.float() if grad.dtype == torch.float16 else grad
 
@@ -374,10 +373,11 @@ class ScorePass:
 
     def _alone(self, kind: str, name: str, param: nn.Parameter) -> bool:
         """Whether this use has no cross terms but those that are worked out."""
-        if len(self._uses.are(param)) > 1 and not self._tied(param):
+        uses, seen = len(self._uses.kind.get(param, ())), self._seen.setdefault(param, [])
+        if uses > 1 and not self._tied(param):
             return False
-        self._seen.setdefault(param, []).append(kind)
-        if len(self._seen[param]) > max(1, len(self._uses.are(param))):  # a reentrant checkpoint shows no uses
+        seen.append(kind)
+        if len(seen) > max(1, uses):  # a reentrant checkpoint shows no uses
             raise InputError(
                 f"{name}: its parameters are used twice in one forward; give use_reentrant=False to checkpointing"
             )

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,6 +41,16 @@ from vcposim.errors import InputError, unknown_name
 
 _NORMS = ("exact", "sketch")
 _VERIFY = ("first", "always", "never")
+
+
+def parameters_of(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """What `named_parameters` gives of a model with these `named_modules`, without walking through it again."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for prefix, module in modules.items():
+        for name, p in module._parameters.items():
+            if p is not None and id(p) not in found:
+                found[id(p)] = (f"{prefix}.{name}" if prefix else name, p)
+    return list(found.values())
 
 
 def tape_for(model: nn.Module, norm: str, *, method: str = "auto", seed: int = 0) -> "ScoreTape | None":
@@ -154,7 +165,7 @@ class ScoreTape:
         self._shards = Shards(self.model)
         way = (self.norm, self.method == "loop", self.unknown, self._whole)
         self._watch = Verifier(self, self.model, self.verify, self.seed, self._shards, way)
-        self._uses, self._known = Uses(), set[Any]()  # uses: of the graph of the pass under way
+        self._uses, self._known = Uses(), dict[int, nn.Parameter]()  # uses: of the graph of the pass under way
         self._called, self._rows, self._parts, self._counting = False, list[int](), 0, True
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
@@ -169,7 +180,7 @@ class ScoreTape:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
         modules = dict(self.model.named_modules())  # a walk through a model takes longer than most of its layers
         refuse_modules(modules, self.method)
-        named = list(self.model.named_parameters())
+        named = parameters_of(modules)
         second_backward = self._subset is not None or "loop" in (self.unknown, self.method)
         refuse_parameters(named, self.model, second_backward)
         refuse_hooks(named)
@@ -177,7 +188,7 @@ class ScoreTape:
         for module, twin in twins:
             self._patched.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
-        self._known = {p for _, p in named if p.requires_grad}
+        self._known = {id(p): p for _, p in named if p.requires_grad}
         # other modes are other models, by names: what is known of a model must not keep its old parameters alive
         trainable = frozenset(name for name, p in named if p.requires_grad)
         self._watch.way = (self._watch.way, self.model.training, trainable)
@@ -190,7 +201,7 @@ class ScoreTape:
             self._hooks += self._shards.watch()
         self._hooks.append(self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True))
         self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
-        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules.values()):
+        if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values()):
             warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
         if "torch._dynamo" in sys.modules:  # else nobody compiled anything, a function of the model's or a loss either
             self._eager = torch.compiler.set_stance("force_eager")
@@ -249,7 +260,7 @@ class ScoreTape:
                 "ScoreTape.score_sq_norms: norms are already taken; call backward first, or use keep=False"
             )
         refuse_arrays(log_prob, mask, token_weight)
-        held = list(self.model.named_parameters())
+        held = parameters_of(dict(self.model.named_modules()))
         refuse_hooks(held)
         named = self._targets(held)
         with torch.enable_grad(), self._uncounted(), self._untouched(named):
@@ -257,7 +268,7 @@ class ScoreTape:
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             nodes = graph_nodes([log_prob])
             reentrant, self._uses = refuse_graph(nodes, self.advice), Uses.of(nodes, self)
-            refuse_frozen(held, self._known & self._uses.kind.keys())
+            refuse_frozen(held, self._known.keys() & set(map(id, self._uses.kind)))
             foreign = set(leaf_parameters([log_prob])) - {p for _, p in held} if reentrant else set()
             self._foreign = [p for p in foreign if not self.holds(p)]
             del nodes
@@ -363,7 +374,7 @@ class ScoreTape:
 
     def holds(self, param: object) -> bool:
         """Whether this is a trainable parameter of the model, or stands in for one; functional_call's are not."""
-        return param in self._known or param in self._shards.stored
+        return id(param) in self._known or param in self._shards.stored
 
     def place(self) -> Place | None:
         """When the call under way is made: in which of the model's, and after how many of its parts."""
@@ -469,13 +480,19 @@ class ScoreTape:
             self._uses.places.add(None)
         calls = [self._rows[k - 1] for k in {place.model for place in self._uses.places if place} if k]
         score.chunked = len(calls) > 1 and sum(calls) == of.log_prob.shape[0]
-        strays = [p.register_hook(self._stray(name, p)) for name, p in named]
+        # a reentrant checkpoint allows no inputs: there a hook sees a gradient, and here the array of all does
+        strays = [p.register_hook(partial(self._refuse_stray, name, p)) for name, p in named if reentrant]
         again = again or isinstance(route, Again) or (checked and isinstance(route, Kept))
         try:
             objective = route.weighed(of.tokens()).sum()
             with torch.autocast(objective.device.type, enabled=False):
-                inputs = None if reentrant else [p for _, p in named]
-                torch.autograd.backward(objective, inputs=inputs, retain_graph=again)
+                if reentrant:
+                    torch.autograd.backward(objective, retain_graph=again)
+                else:
+                    params = [p for _, p in named]
+                    past = torch.autograd.grad(objective, params, retain_graph=again, allow_unused=True)
+                    for (name, p), grad in zip(named, past, strict=True):
+                        self._refuse_stray(name, p, grad)
             with torch.no_grad():
                 score.flush()
             return score
@@ -484,25 +501,20 @@ class ScoreTape:
             for handle in strays:
                 handle.remove()
 
-    def _stray(self, name: str, param: nn.Parameter) -> Callable[[Tensor | None], None]:
-        """A hook that fires when autograd brings a gradient past the tape: the parameter was used elsewhere."""
-
-        def hook(grad: Tensor | None) -> None:
-            if self.inside:
-                return
-            if grad is not None and not self._called:
-                raise InputError("log_prob: its forward ran outside the `with`; run the model inside it")
-            if grad is not None and not self.holds(param):
-                raise InputError(
-                    f"{name}: put into the model, or made to require gradients, while the tape was open; open it after"
-                )
-            if grad is not None:
-                raise InputError(
-                    f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "
-                    f"{self.advice(name.rpartition('.')[0])}"
-                )
-
-        return hook
+    def _refuse_stray(self, name: str, param: nn.Parameter, grad: Tensor | None) -> None:
+        """Raise InputError for a gradient that autograd brings past the tape: the parameter was used elsewhere."""
+        if grad is None or self.inside:
+            return
+        if not self._called:
+            raise InputError("log_prob: its forward ran outside the `with`; run the model inside it")
+        if not self.holds(param):
+            raise InputError(
+                f"{name}: put into the model, or made to require gradients, while the tape was open; open it after"
+            )
+        raise InputError(
+            f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "
+            f"{self.advice(name.rpartition('.')[0])}"
+        )
 
     def _over_ranks(self, part: Mapping[nn.Parameter, Tensor], dtype: torch.dtype) -> Tensor:
         """Sum of the parameters' squares (n,), those of parts of a parameter over all ranks.
