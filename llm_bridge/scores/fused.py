@@ -28,7 +28,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import NO_SUMS, Recent, Scratch, Sink, Sums, of_grams
+from llm_bridge.scores.norms import NO_SUMS, Recent, Scratch, Sink, SumPlan, of_grams
 from vcposim.errors import InputError
 
 SOURCE = Path(__file__).with_name("fused.c")
@@ -251,7 +251,7 @@ def _places(layout: Layout, rows: int) -> tuple[ctypes.Array[Any], ctypes.Array[
 
 
 @lru_cache(maxsize=8)
-def _factors(sums: Sums, dtype: torch.dtype) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+def _factors(sums: SumPlan, dtype: torch.dtype) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
     """The factors of each sum, row after row, and the first trajectory that has one."""
     real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
     flat = [factor for row in sums.row for factor in row]

@@ -179,7 +179,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Inside, nothing is cast; entered at no cost where nothing is anyway."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 # --- linear maps ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ CANCELLED = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
-class Sums:
+class SumPlan:
     """Which sums of trajectories' blocks are wanted: sum_k = sum_i factor_ki block_i, the same of every weight."""
 
     factor: Tensor
@@ -38,12 +38,12 @@ class Sums:
     """what each trajectory enters, see `sink_plan`"""
 
     @classmethod
-    def of(cls, factor: Tensor) -> "Sums":
+    def of(cls, factor: Tensor) -> "SumPlan":
         """From `factor` (m, n)."""
         return cls(factor, tuple(map(tuple, factor.tolist())), sink_plan(factor))
 
 
-NO_SUMS = Sums(torch.empty(0, 0), (), ())
+NO_SUMS = SumPlan(torch.empty(0, 0), (), ())
 
 
 class Sink:
@@ -52,7 +52,7 @@ class Sink:
     Buffers come uninitialized; the first trajectory of a sum overwrites, which saves a pass over memory.
     """
 
-    def __init__(self, buffer: Sequence[Tensor], sums: Sums) -> None:
+    def __init__(self, buffer: Sequence[Tensor], sums: SumPlan) -> None:
         self.buffer, self.sums = buffer, sums
         for total, row in zip(buffer, sums.row, strict=True):
             if not any(row):

@@ -26,11 +26,12 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Recent, Sink, Sums, sum_dtype
+from llm_bridge.scores.norms import Recent, Sink, SumPlan, sum_dtype
 from vcposim.errors import InputError
 
 
@@ -82,7 +83,7 @@ class Route:
         return squares if self.fold is None else squares / self.fold.to(squares.device).square().to(squares.dtype)
 
     def sink(self, param: nn.Parameter) -> Sink | None:
-        """Sums to add instantiated blocks of this weight to, if the route has any."""
+        """SumPlan to add instantiated blocks of this weight to, if the route has any."""
         return None
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
@@ -227,8 +228,8 @@ class Line:
     basis = fold factor, see `_folded`.
     """
 
-    known: Tensor
-    slope: Tensor
+    known: NDArray[np.float64]
+    slope: NDArray[np.float64]
     basis: Tensor
     fold: Tensor
     factor: Tensor
@@ -241,33 +242,31 @@ class Line:
         Raises `InputError` for arrays of another shape.
         """
         eps = max(torch.finfo(x.dtype if x.is_floating_point() else torch.float64).eps for x in (known, slope))
-        known, slope = (x.detach().to("cpu", torch.float64) for x in (known, torch.atleast_2d(slope)))
-        for name, array, shape in (("u", known, (n,)), ("v", slope, (slope.shape[0], n))):
-            if tuple(array.shape) != shape or not bool(torch.isfinite(array).all()):
+        u, v = (x.detach().to("cpu", torch.float64).numpy() for x in (known, torch.atleast_2d(slope)))
+        for name, array, shape in (("u", u, (n,)), ("v", v, (len(v), n))):
+            if array.shape != shape or not np.isfinite(array).all():
                 raise InputError(
-                    f"affine: {name} has shape {tuple(array.shape)} or is not finite; "
+                    f"affine: {name} has shape {array.shape} or is not finite; "
                     f"give finite u ({n},), v ({n},) or (groups, {n})"
                 )
-        if slope.shape[0] > 1:
-            basis = torch.cat([known[None], slope])
-            return cls(known, slope, basis, *_folded(basis), None)
-        first, second = _anchors(known, slope[0], eps)
-        basis = torch.stack([_vanishing(known, slope[0], a) for a in (first, second)])
-        return cls(known, slope, basis, *_folded(basis), (first, second))
+        anchor = _anchors(u, v[0], eps) if len(v) == 1 else None
+        basis = np.vstack([u, v]) if anchor is None else np.stack([_vanishing(u, v[0], a) for a in anchor])
+        fold, factor = map(torch.from_numpy, _folded(basis))
+        return cls(u, v, torch.from_numpy(basis), fold, factor, anchor)
 
     def marked(self) -> "Line":
         """The same sums, of trajectories folded by parts that all differ: if two change places, the sums tell."""
         mark = torch.exp2(2 * (0.618 * torch.arange(len(self.fold), device="cpu") % 1) - 1)
         return replace(self, fold=self.fold * mark, factor=self.factor / mark)
 
-    def unknown(self, coefficient: Tensor) -> Tensor:
+    def unknown(self, coefficient: Tensor) -> NDArray[np.float64]:
         """a of the given c: (n,) -> (groups,). Raises InputError when c is off the line, beyond its dtype's steps."""
-        c = coefficient.detach().to("cpu", torch.float64)
-        a = torch.from_numpy(np.linalg.lstsq(self.slope.t().numpy(), (c - self.known).numpy(), rcond=None)[0])
-        off = (c - self.known - a @ self.slope).abs()
-        scale = self.known.abs() + a.abs() @ self.slope.abs()
+        c = coefficient.detach().to("cpu", torch.float64).numpy()
+        a = np.asarray(np.linalg.lstsq(self.slope.T, c - self.known, rcond=None)[0], np.float64)
+        off = np.abs(c - self.known - a @ self.slope)
+        scale = np.abs(self.known) + np.abs(a) @ np.abs(self.slope)
         eps = torch.finfo(coefficient.dtype).eps
-        worst = int((off - 1e3 * eps * scale).argmax())
+        worst = int(np.argmax(off - 1e3 * eps * scale))
         if off[worst] > 1e3 * eps * scale[worst]:
             raise InputError(
                 f"coefficient: {float(c[worst]):.6g} of trajectory {worst} is {float(off[worst]):.2g} from u + a v "
@@ -275,7 +274,7 @@ class Line:
             )
         return a
 
-    def share(self, a: Tensor) -> list[float]:
+    def share(self, a: NDArray[np.float64]) -> list[float]:
         """Factors of the m basis rows that give c at `a` (groups,)."""
         if self.anchor is None:
             return [1.0, *a.tolist()]
@@ -292,7 +291,7 @@ class Affine(Kept):
         self.line = line
         self.sinks = float((line.basis != 0).sum()) / max(1, layout.n)
         self.fold = line.fold
-        self._sums = Sums.of(-line.factor)  # the tape descends: sums carry the minus sign from the start
+        self._sums = SumPlan.of(-line.factor)  # the tape descends: sums carry the minus sign from the start
         runs = [len(_runs(row, [(i, i + 1) for i in range(layout.n)])) for row in self._sums.row]
         self.run = float((line.factor != 0).sum()) / max(1, sum(runs))
         self._sum: list[tuple[nn.Parameter, Sequence[Tensor]]] = []
@@ -374,36 +373,37 @@ def _runs(factor: Sequence[float], bounds: list[tuple[int, int]]) -> list[tuple[
     return runs
 
 
-def _folded(basis: Tensor) -> tuple[Tensor, Tensor]:
+def _folded(basis: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(fold (n,), factor (m, n)) with basis = fold factor; a trajectory in one sum only has the common factor there.
 
     Not folded are trajectories in several sums or none, and factors so small that scaling would cost precision.
     """
-    largest = basis.abs().max()
-    single = ((basis != 0).sum(0) == 1) & (basis.abs().amax(0) >= 1e-3 * largest)
-    fold = torch.where(single, basis.sum(0) / largest, 1.0)
-    return fold, torch.where(single, torch.where(basis != 0, largest, 0.0), basis)
+    size = np.abs(basis)
+    largest = size.max()
+    single = ((basis != 0).sum(0) == 1) & (size.max(0) >= 1e-3 * largest)
+    fold = np.where(single, basis.sum(0) / (largest or 1.0), 1.0)
+    return fold, np.where(single, np.where(basis != 0, largest, 0.0), basis)
 
 
-def _vanishing(known: Tensor, slope: Tensor, a: float) -> Tensor:
+def _vanishing(known: NDArray[np.float64], slope: NDArray[np.float64], a: float) -> NDArray[np.float64]:
     """u + a v with entries that are zero up to rounding set to zero, so that their blocks are skipped."""
     value = known + a * slope
-    return torch.where(value.abs() <= 4 * torch.finfo(value.dtype).eps * known.abs(), 0.0, value)
+    return np.where(np.abs(value) <= 4 * np.finfo(np.float64).eps * np.abs(known), 0.0, value)
 
 
-def _anchors(known: Tensor, slope: Tensor, eps: float) -> tuple[float, float]:
+def _anchors(known: NDArray[np.float64], slope: NDArray[np.float64], eps: float) -> tuple[float, float]:
     """Two values of a at which most coefficients u + a v vanish, at least a percent of the range apart.
 
     Not two that differ by rounding, `eps` of one: where rewards are all 0.7, every coefficient vanishes at both.
     """
     root = -known[slope != 0] / slope[slope != 0]
-    if root.numel() == 0:
+    if len(root) == 0:
         return 0.0, 1.0
-    value, count = torch.unique(root, return_counts=True)
-    first = value[count.argmax()]
-    far = (value - first).abs()
-    apart = far >= max(1e-2 * float(value[-1] - value[0]), 1e3 * eps * float(value.abs().max()), 1e-300)
-    if not bool(apart.any()):
-        return float(first), float(first) + max(1.0, abs(float(first)))
-    rank = torch.where(apart, count + far / (2 * far.max()), 0)
-    return float(first), float(value[rank.argmax()])
+    value, count = np.unique(root, return_counts=True)
+    first = float(value[count.argmax()])
+    far = np.abs(value - first)
+    apart = far >= max(1e-2 * (value[-1] - value[0]), 1e3 * eps * np.abs(value).max(), 1e-300)
+    if not apart.any():
+        return first, first + max(1.0, abs(first))
+    rank = np.where(apart, count + far / (2 * far.max()), 0)
+    return first, float(value[rank.argmax()])

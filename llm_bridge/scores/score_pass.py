@@ -139,9 +139,8 @@ class ScorePass:
             choice = self._choice[shape] = fastest(self._method, left, right, layout, self.route)
         self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
 
-    @torch.no_grad()
     def vector(self, name: str, param: nn.Parameter, grad: Tensor, place: Place | None = None) -> None:
-        """A bias or scale: `grad` (row, time, ..., size), one a position."""
+        """A bias or scale: `grad` (...) of one a position, or by some of the rows. Where gradients are off."""
         if not self._wants(param):
             return
         if not self.told("vector", name, param, grad):
@@ -156,7 +155,6 @@ class ScorePass:
         else:
             self._wait(param, lambda i: each[i])
 
-    @torch.no_grad()
     def embedding(
         self,
         name: str,
@@ -166,7 +164,7 @@ class ScorePass:
         padding: int | None,
         place: Place | None = None,
     ) -> None:
-        """An embedding: `token` (row, time) and output gradients `grad` (row, time, d)."""
+        """An embedding: `token` (...) and output gradients `grad` (..., d). Where gradients are off."""
         if not self._wants(weight):
             return
         if not self.told("embedding", name, weight, grad):
@@ -274,12 +272,11 @@ class ScorePass:
         """
         if self._gathering:
             return True
-        in_pieces = grad.dim() == 2 and (self.chunked or kind in _IN_PIECES.get(param, ()))
-        if in_pieces or not self.layout.tells(grad):
+        flat, n = grad.dim() == 2, self.layout.n
+        if (flat and (self.chunked or kind in _IN_PIECES.get(param, ()))) or not self.layout.tells(grad):
             return False
-        n, known = self.layout.n, _BY_ROW.get(param, ())
-        often = grad.dim() == 2 and len(grad) == n > 1 and self._uses.are(param).count(kind) > 1
-        if often and self.layout.owner is None and kind not in known:
+        often = flat and len(grad) == n > 1 and self._uses.are(param).count(kind) > 1
+        if often and self.layout.owner is None and kind not in _BY_ROW.get(param, ()):
             if not self._checked and self.layout.lead[1] == n:
                 raise InputError(
                     f"{name}: sees shape {tuple(grad.shape)} several times, one token of each of {n} trajectories or "

@@ -43,8 +43,21 @@ _NORMS = ("exact", "sketch")
 _VERIFY = ("first", "always", "never")
 
 
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """What `named_modules` gives, which passes every name through a generator for each module above it."""
+    found: dict[nn.Module, str] = {}
+    due = [("", model)]
+    while due:
+        name, module = due.pop()
+        if module not in found:
+            found[module] = name
+            parts = reversed(module._modules.items())
+            due += [(f"{name}.{key}" if name else key, part) for key, part in parts if part is not None]
+    return {name: module for module, name in found.items()}
+
+
 def parameters_of(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
-    """What `named_parameters` gives of a model with these `named_modules`, without walking through it again."""
+    """What `named_parameters` gives of a model with these modules, without another walk through it."""
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for prefix, module in modules.items():
         for name, p in module._parameters.items():
@@ -178,7 +191,7 @@ class ScoreTape:
     def __enter__(self) -> Self:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
-        modules = dict(self.model.named_modules())  # a walk through a model takes longer than most of its layers
+        modules = modules_of(self.model)
         refuse_modules(modules, self.method)
         named = parameters_of(modules)
         second_backward = self._subset is not None or "loop" in (self.unknown, self.method)
@@ -260,7 +273,7 @@ class ScoreTape:
                 "ScoreTape.score_sq_norms: norms are already taken; call backward first, or use keep=False"
             )
         refuse_arrays(log_prob, mask, token_weight)
-        held = parameters_of(dict(self.model.named_modules()))
+        held = parameters_of(modules_of(self.model))
         refuse_hooks(held)
         named = self._targets(held)
         with torch.enable_grad(), self._uncounted(), self._untouched(named):

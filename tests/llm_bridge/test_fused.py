@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_bridge.scores import ScoreTape, calibration, fused
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Recent, Scratch, Sink, Sums
+from llm_bridge.scores.norms import Recent, Scratch, Sink, SumPlan
 from llm_bridge.training import TrainConfig
 from tests.kit.statistical import OPERATION, assert_near, assert_rounding_only
 from tests.llm_bridge.models import NEEDS_COMPILER
@@ -61,7 +61,7 @@ def test_norms_and_sums_are_those_of_blocks(case: tuple[Tensor, Tensor, Layout, 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        sink = Sink(total, Sums.of(factor)) if len(factor) else None
+        sink = Sink(total, SumPlan.of(factor)) if len(factor) else None
         norm = fused.fused_sq_norms(left, right, layout, sink, Scratch())
         of_half = fused.half_gram_sq_norms(left, right, layout, Recent(2))
     finally:
@@ -100,7 +100,7 @@ def test_one_thread_and_several_give_the_same_sums() -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         total = [torch.empty(500, 70) for _ in factor]
-        norm = fused.fused_sq_norms(left, right, layout, Sink(total, Sums.of(factor)), Scratch())
+        norm = fused.fused_sq_norms(left, right, layout, Sink(total, SumPlan.of(factor)), Scratch())
         found.append((norm, *total, fused.half_gram_sq_norms(left, right, layout, Recent(2))))
     torch.set_num_threads(before)
     assert found[0][0].isnan().tolist() == found[0][-1].isnan().tolist() == [False, True, *[False] * 4]
@@ -118,7 +118,7 @@ def test_buffers_of_another_order_or_type_are_filled() -> None:
     factor = torch.tensor([[1.0, 0, 2.0], [0, 0, 0]])
     plain, odd = ([torch.empty(5, 4), torch.empty(5, 4)], [torch.empty(4, 5).t(), torch.empty(5, 4).double()])
     for total in (plain, odd):
-        fused.fused_sq_norms(left, right, layout, Sink(total, Sums.of(factor)), Scratch())
+        fused.fused_sq_norms(left, right, layout, Sink(total, SumPlan.of(factor)), Scratch())
     assert all(torch.equal(x.float(), y) for x, y in zip(odd, plain, strict=True))
     assert not bool(plain[1].any())
 

@@ -12,6 +12,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers.models.llama.modeling_llama as modeling_llama
@@ -48,6 +49,7 @@ from llm_bridge.scores.norms import Recent, Scratch, gram_sq_norms
 from llm_bridge.scores.routes import Affine, General, Line, NormsOnly
 from llm_bridge.scores.score_pass import LIVE_LOOKS
 from llm_bridge.scores.sketch import Sketch, sketch_sq_norms
+from llm_bridge.scores.tape import modules_of, parameters_of
 from simulations.bench import score_records
 from simulations.bench import scores as bench
 from tests.kit.statistical import (
@@ -194,7 +196,7 @@ def test_sums_in_one_product_or_by_runs(batch: str, how: int, monkeypatch: pytes
     monkeypatch.setattr(score_pass, "fastest", lambda *_: ("gram", how))
     model, given = tiny_model("qwen2", tied=True), BATCHES[batch]()
     compare(model, given, affine=True)
-    monkeypatch.setattr(routes, "_folded", lambda basis: (torch.ones(basis.shape[1]).double(), basis))
+    monkeypatch.setattr(routes, "_folded", lambda basis: (np.ones(basis.shape[1]), basis))
     compare(model, given, affine=True)
 
 
@@ -761,7 +763,7 @@ def test_rewards_of_zero_and_one_touch_one_sum_each() -> None:
 
 def test_fold_keeps_the_basis_and_spares_small_factors() -> None:
     basis = torch.tensor([[2.0, 0.0, 1e-9, 1.0, 0.0], [0.0, -4.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
-    fold, factor = routes._folded(basis)
+    fold, factor = map(torch.from_numpy, routes._folded(basis.numpy()))
     assert_rounding_only(fold * factor, basis, ulp=4)
     assert fold.tolist() == [0.5, -1.0, 1.0, 1.0, 1.0]
     assert factor[0, 0] == factor[1, 1] == 4.0  # neighbors in one sum share a product
@@ -1036,3 +1038,18 @@ def test_the_kernel_sketches_as_the_products_do(dtype: torch.dtype, width: int, 
         torch.set_num_threads(threads)
     scale = left.abs().sum().double() * right.abs().sum().double()
     assert_rounding_only(found.numpy(), norms(False).numpy(), scale=float(scale))
+
+
+def test_a_walk_names_modules_and_parameters_as_torch_does() -> None:
+    """Shared modules and weights under their first name, a part that is None left out."""
+    model = nn.Module()
+    model.first = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"deep": nn.Linear(2, 2, bias=False)}))
+    model.again, model.none = model.first[1]["deep"], None
+    model.register_module("absent", None)
+    model.own, model.last = nn.Parameter(torch.ones(1)), nn.ModuleList([model.first[0], nn.Linear(2, 2)])
+    model.last[1].weight = model.first[0].weight
+    modules = modules_of(model)
+    assert [*modules.items()] == [*model.named_modules()]
+    found, right = parameters_of(modules), [*model.named_parameters()]
+    assert [name for name, _ in found] == [name for name, _ in right]
+    assert all(p is q for (_, p), (_, q) in zip(found, right, strict=True))
