@@ -160,6 +160,11 @@ class ScoreTape:
         self.running: ScorePass | None = None
         self._whole = frozenset([loop] if isinstance(loop, str) else loop)
         self._subset = None if parameters is None else {p for p in parameters if p.requires_grad}
+        if self._subset is not None and self._subset.isdisjoint(model.parameters()):
+            raise InputError(
+                "parameters: none of them is a trainable parameter of the model, so no norm hangs on them; give some "
+                "that are, or leave it out for all"
+            )
         self._split, self._split_group = set(split), split_group
         if self._split and not (dist.is_available() and dist.is_initialized()):
             raise InputError("split: no process group is initialized; leave it out where each parameter is whole")

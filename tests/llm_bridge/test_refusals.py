@@ -491,6 +491,10 @@ def test_settings_and_stand_ins() -> None:
     step = Step()
     with _says("columns", "use at least 1"):
         ScoreTape(step.model, columns=0)
+    with _says("parameters", "leave it out for all"):
+        ScoreTape(step.model, parameters=[nn.Parameter(torch.ones(2))])
+    with _says("parameters", "leave it out for all"):
+        ScoreTape(step.model, parameters=[])
     with _says("split", "leave it out where each parameter is whole"):
         ScoreTape(step.model, split=step.model.parameters())
     with _says("last block", "pass the parameters yourself"):
