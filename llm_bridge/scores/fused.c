@@ -12,7 +12,8 @@
    product, where a block that is written and read again costs a multiple of it.
 
    Both are copied once, panel by panel (WIDTH columns of right, HEIGHT of left, a trajectory's steps after each other),
-   so that the inner loop reads them in a row. Sums are gone through in bands of rows that stay in cache. */
+   so that the inner loop reads them in a row; the panels of right may be `packed` by an earlier call, if they hold all
+   its columns. Sums are gone through in bands of rows that stay in cache. */
 
 #include <stddef.h>
 #include <string.h>
@@ -91,14 +92,14 @@ static inline __attribute__((always_inline)) void tile(
 void fused(const REAL *left, ptrdiff_t left_step, const REAL *right, ptrdiff_t right_step, ptrdiff_t cols,
            ptrdiff_t at_once, ptrdiff_t band, ptrdiff_t n, const ptrdiff_t *begin, const ptrdiff_t *end, ptrdiff_t top,
            ptrdiff_t bottom, ptrdiff_t sums, const REAL *factor, const ptrdiff_t *first, REAL *const *total,
-           double *square, REAL *own, REAL *panels, REAL *norm)
+           double *square, REAL *own, REAL *panels, ptrdiff_t packed, REAL *norm)
 {
     memset(square, 0, n * sizeof(double));
     for (ptrdiff_t near = 0; near < cols; near += at_once) {
         ptrdiff_t far = cols - near < at_once ? cols : near + at_once;
         ptrdiff_t count = (far - near + WIDTH - 1) / WIDTH;
         REAL *out = panels;
-        for (ptrdiff_t i = 0; i < n; out += count * (end[i] - begin[i]) * WIDTH, i++)
+        for (ptrdiff_t i = 0; i < n && !packed; out += count * (end[i] - begin[i]) * WIDTH, i++)
             pack(out, WIDTH, right + begin[i] * right_step, right_step, near, far, end[i] - begin[i]);
 
         for (ptrdiff_t from = top; from < bottom; from += band) {

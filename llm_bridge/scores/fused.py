@@ -65,7 +65,17 @@ def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     size, address = ctypes.c_ssize_t, ctypes.c_void_p
     library.height.restype = library.width.restype = library.side.restype = library.few.restype = size
     library.fused.restype = None
-    library.fused.argtypes = [address, size, address, *[size] * 5, *[address] * 2, *[size] * 3, *[address] * 7]
+    library.fused.argtypes = [
+        address,
+        size,
+        address,
+        *[size] * 5,
+        *[address] * 2,
+        *[size] * 3,
+        *[address] * 6,
+        size,
+        address,
+    ]
     library.gram.restype = None
     library.gram.argtypes = [address, *[size] * 5, *[address] * 3]
     library.fold.restype = None
@@ -122,17 +132,19 @@ def fused_sq_norms(
     threads = max(1, min(torch.get_num_threads(), rows // (4 * high)))
     each = -(-rows // (threads * high)) * high
     size, squares = left.element_size(), 8 * n
-    each_room = squares + 8 * -(-(own + panels) * size // 8)
-    mine = scratch.at_least(threads * each_room // size, left).data_ptr()
+    each_own = squares + 8 * -(-own * size // 8)
+    mine = scratch.at_least(threads * each_own // size, left).data_ptr()
+    copied, packed = scratch.copied.room(right, layout, threads * panels, reuse=cols <= COLUMNS)
+    copy = copied.data_ptr()
     norm = left.new_empty(n) if threads == 1 else left.new_empty(threads, n)
     out = norm.data_ptr()
 
     def band(k: int) -> None:
-        at = mine + k * each_room
+        at = mine + k * each_own
         library.fused(
             left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), cols, COLUMNS, tall, n, begin, end,
             k * each, min(rows, (k + 1) * each), len(total), factor, first, where,
-            at, at + squares, at + squares + own * size, out + k * n * size,
+            at, at + squares, copy + k * panels * size, packed, out + k * n * size,
         )  # fmt: skip
 
     _on_threads(band, threads)

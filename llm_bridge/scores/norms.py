@@ -84,11 +84,37 @@ def sink_plan(factor: Tensor) -> list[list[Step]]:
     return [[(k, f, i == first[k]) for k, f in enumerate(column) if f] for i, column in enumerate(each)]
 
 
+class Copied:
+    """Room for an operand that a kernel copies into its own order, and the one that lies there.
+
+    Query, key and value (gate and up) read the same input one after the other: it is copied once.
+    """
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+        # Holding the operand keeps its memory from being reused, so an equal address means an equal array.
+        self._last: tuple[Tensor, Layout, tuple[object, ...]] | None = None
+
+    def room(self, x: Tensor, layout: Layout, size: int, reuse: bool) -> tuple[Tensor, bool]:
+        """Room for a copy of x (N, d) in `size` numbers, (any,), and whether the copy is there; else it is to be made.
+
+        reuse: whether what is made now will be the whole of it.
+        """
+        same = (*_identity(x), size)
+        if self._last is not None and self._last[1] is layout and self._last[2] == same:
+            return self._room, True
+        if self._room.numel() < size or self._room.dtype != x.dtype:
+            self._room = x.new_empty(size)
+        self._last = (x, layout, same) if reuse else None
+        return self._room, False
+
+
 class Scratch:
     """One working array per dtype, reused from layer to layer: fresh memory costs page faults."""
 
     def __init__(self) -> None:
         self._array: dict[torch.dtype, Tensor] = {}
+        self.copied = Copied()
 
     def take(self, size: int, like: Tensor) -> Tensor:
         """Uninitialized numbers, valid until the next call: (size,)."""
@@ -211,17 +237,22 @@ class Recent:
     def __init__(self, keep: int) -> None:
         self.keep = keep
         # Holding the operand itself keeps its memory from being reused, so an equal address means an equal array.
-        self._last: list[tuple[Tensor, Tensor]] = []
+        self._last: list[tuple[Tensor, tuple[object, ...], Tensor]] = []
 
     def of(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """function(x), remembered for the `keep` most recently used x: x (...) -> (*any)."""
-        same = (x.data_ptr(), x.shape, x.stride(), x.dtype)
-        for i, (y, _) in enumerate(self._last):
-            if (y.data_ptr(), y.shape, y.stride(), y.dtype) == same:
+        same = _identity(x)
+        for i, (_, of, _) in enumerate(self._last):
+            if of == same:
                 self._last.append(self._last.pop(i))
-                return self._last[-1][1]
-        self._last = [*self._last[len(self._last) + 1 - self.keep :], (x, function(x))]
-        return self._last[-1][1]
+                return self._last[-1][2]
+        self._last = [*self._last[len(self._last) + 1 - self.keep :], (x, same, function(x))]
+        return self._last[-1][2]
+
+
+def _identity(x: Tensor) -> tuple[object, ...]:
+    """What is equal for two views of one array, as long as that is alive and nobody has written to it since."""
+    return (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
 
 
 def _by_trajectory(x: Tensor, n: int) -> Tensor:

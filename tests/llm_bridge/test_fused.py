@@ -91,6 +91,36 @@ def test_blocks_are_left_where_they_are_to_be_kept(case: tuple[Tensor, Tensor, L
 
 
 @NEEDS_COMPILER
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("cols", [7, 70, 1030])
+def test_an_operand_of_several_maps_is_copied_once_and_anew_when_it_is_another(cols: int, threads: int) -> None:
+    """The same again; written to since; rows dealt otherwise; of another type; a view of other columns."""
+    own = torch.Generator().manual_seed(cols)
+    left, right = torch.randn(12, 150, generator=own), torch.randn(12, cols + 1, generator=own)
+    even, odd = Layout(3, (3, 4)), packed([2, 9, 1], 0, 12)
+    scratch, before = Scratch(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for step, layout, kind, x in (
+            ("first", even, torch.float32, right[:, :cols]),
+            ("again", even, torch.float32, right[:, :cols]),
+            ("wrote", even, torch.float32, right[:, :cols]),
+            ("dealt", odd, torch.float32, right[:, :cols]),
+            ("wider", odd, torch.float64, right[:, :cols]),
+            ("aside", odd, torch.float64, right[:, 1:]),
+        ):
+            if step == "wrote":
+                right.mul_(-1.5).add_(1)
+            y, x = left.to(kind), x.to(kind)
+            exact = torch.stack([a.double().t() @ b.double() for a, b in zip(*map(layout.split, (y, x)), strict=True)])
+            norm = fused.fused_sq_norms(y, x, layout, None, scratch)
+            assert_near(norm, exact.square().sum((1, 2)), allow=KINDS[kind], scale=0)
+            left = left.flip(1)
+    finally:
+        torch.set_num_threads(before)
+
+
+@NEEDS_COMPILER
 def test_one_thread_and_several_give_the_same_sums() -> None:
     """And norms of another order of addition; what one trajectory has does not touch the others."""
     left, right = (torch.randn(6 * 8, d, generator=torch.Generator().manual_seed(d)) for d in (500, 70))
