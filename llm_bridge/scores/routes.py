@@ -160,8 +160,9 @@ class Kept(Route):
         coefficient = coefficient / self.scale
         if self.fold is not None:
             coefficient = coefficient / self.fold.to(coefficient)
+        of_kind = {kind: -coefficient.to(kind) for kind in {grad.dtype for _, grad in self._vector}}
         for param, grad in self._vector:
-            self.give(param, -(coefficient.to(grad.dtype) @ grad))
+            self.give(param, of_kind[grad.dtype] @ grad)
         for param, token, grad in self._embedding:
             scaled = grad * -self.layout.per_row(coefficient.to(grad.dtype), grad.shape[0])
             if param.grad is None:

@@ -15,7 +15,14 @@ from llm_bridge.scores.chunks import Piece, Place, gathered
 from llm_bridge.scores.inner import Differs, Inner
 from llm_bridge.scores.layers import Recorder, Twin
 from llm_bridge.scores.layout import Layout, Operands
-from llm_bridge.scores.norms import embedding_sq_norms, head_at_token, square_sum, sum_dtype, tied_cross_term
+from llm_bridge.scores.norms import (
+    embedding_sq_norms,
+    head_at_token,
+    square_sum,
+    square_sums,
+    sum_dtype,
+    tied_cross_term,
+)
 from llm_bridge.scores.routes import Route
 from vcposim.errors import InputError
 
@@ -151,7 +158,7 @@ class ScorePass:
         each = self.layout.per_trajectory(grad.to(sum_dtype(grad.dtype)))
         self.route.vector(param, each)
         if self._alone("vector", name, param):
-            self._add(param, each.square().sum(1))
+            self._add(param, square_sums(each))
         else:
             self._wait(param, lambda i: each[i])
 
