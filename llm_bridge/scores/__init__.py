@@ -40,6 +40,7 @@ In the order in which a reader meets them:
     layout       which rows of an activation belong to which trajectory (padded, packed)
     chunks       calls on some of the rows, put together to calls on all
     norms        the squares: instantiated in cache, by Gram matrices, or sketched; embeddings; tied heads
+    sketch       signs and buckets of columns, for norms that are random estimates
     fused        the same squares, and the sums, in one pass over a product: a C kernel, where there is a compiler
     calibration  which of these is fastest for a shape on this device: measured
     routes       from coefficients to the gradient: none, a second backward, general (deferred), affine (two sums)
