@@ -290,6 +290,8 @@ class _Lookup(torch.autograd.Function):
         weight, token = ctx.saved_tensors
         running = ctx.twin.running(ctx.place)
         if running is not None:
+            if token.dim() == 0:
+                grad, token = grad.unsqueeze(0), token.unsqueeze(0)
             if ctx.shared:
                 piece = Piece(ctx.twin.name, ctx.place, (grad, token), ctx.padding, may_be_all=False)
                 running.later("embedding", ctx.weight, piece)
@@ -317,14 +319,17 @@ class Lookup(Twin):
 
 def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Callable[[Tensor], Tensor]) -> Tensor:
     """`call`(token), reported as an embedding: token (...) -> (..., width)."""
+    padding = padding + len(weight) if padding is not None and padding < 0 else padding  # as torch counts
 
     def each(token: Tensor) -> Tensor:
         return _Lookup.apply(weight, token, padding, call, twin, False)  # type: ignore[no-any-return]
 
     row, time = twin.tape.batch or (0, 0)
-    once = token.dim() == 1 or (token.dim() == 2 and len(token) == 1)
+    once = token.dim() <= 1 or (token.dim() == 2 and len(token) == 1)
     if row > 1 and once and token.numel() % (row * time):  # else the tokens of all rows, one after the other
         plain = _Lookup.apply(weight, token, padding, call, twin, True)
+        if token.dim() == 0:
+            return plain  # type: ignore[no-any-return]
         return Shared.of(plain, lambda rows: each(token.expand(rows, -1)), token.numel())
     return each(token)
 

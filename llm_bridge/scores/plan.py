@@ -193,25 +193,30 @@ def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: 
     """Whether gradients of parameters spread over positions are the module's own, each found where it belongs.
 
     expected, found: the module's output, plain and with `wide` for `param`. For a random cotangent the sum over
-    positions must be the parameter's gradient, which then goes no other way; for one on the first row alone, no other
-    row may have any.
+    positions must be the parameter's gradient, which then goes no other way; for one on the first row alone, or on the
+    last, no other row may have any.
     """
     plain, spread = differentiable(expected), differentiable(found)
     if not param or not plain:
         return True
     cotangent = [torch.randn_like(y) for y in plain]
-    first = [c.clone() for c in cotangent]
-    for y, c in zip(plain, first, strict=True):
-        size = y.shape[0] // rows if y.dim() and y.shape[0] % rows == 0 else 0
-        c[size:] = 0
+
+    def only(row: int) -> list[Tensor]:
+        found = [torch.zeros_like(c) for c in cotangent]
+        for c, part in zip(cotangent, found, strict=True):
+            size = c.shape[0] // rows if c.dim() and c.shape[0] % rows == 0 else 0
+            part[row * size : (row + 1) * size] = c[row * size : (row + 1) * size] if c.dim() else 0
+        return found
 
     def grads(out: Sequence[Tensor], of: Sequence[Tensor], seed: Sequence[Tensor]) -> Sequence[Tensor | None]:
         return torch.autograd.grad(out, of, seed, retain_graph=True, allow_unused=True)
 
     if len(spread) != len(plain) or any(g is not None for g in grads(spread, param, cotangent)):
         return False
-    if any(g is not None and bool((g[1:] != 0).any()) for g in grads(spread, wide, first)):
-        return False
+    for row in {0, rows - 1}:
+        others = torch.arange(rows, device=plain[0].device) != row
+        if any(g is not None and bool((g[others] != 0).any()) for g in grads(spread, wide, only(row))):
+            return False
     for p, whole, each in zip(param, grads(plain, param, cotangent), grads(spread, wide, cotangent), strict=True):
         a, b = (torch.zeros_like(p) if g is None else g.double().sum_to_size(p.shape) for g in (whole, each))
         if not float((a - b).norm()) <= torch.finfo(p.dtype).eps ** 0.5 * float(a.norm() + b.norm()):

@@ -33,19 +33,21 @@ _COUPLED: WeakSet[nn.Module] = WeakSet()
 _IN_PIECES: Any = WeakTensorKeyDictionary()
 """of parameters the kinds of use that came in pieces of tokens (N, d)"""
 _BY_ROW: Any = WeakTensorKeyDictionary()
-"""of parameters the kinds of use that came several times with one token (n, d) of each trajectory"""
+"""of parameters the kinds of use that came several times in a way that could be another, and were compared"""
 
 
 @dataclass
 class Uses:
     """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
 
-    places: when its nodes were made. Read off the graph, so that other forwards may come between.
+    turned: those whose transpose is used in a product. places: when its nodes were made.
+    Read off the graph, so that other forwards may come between.
     """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
     token: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     rows: dict[nn.Parameter, list[tuple[Place, int]]] = field(default_factory=dict)
+    turned: set[nn.Parameter] = field(default_factory=set)
     places: set[Place | None] = field(default_factory=set)
 
     @classmethod
@@ -61,6 +63,8 @@ class Uses:
                 found.kind.setdefault(param, []).append(kind)
                 if kind == "embedding":  # a tied head needs its tokens early
                     found.token[param] = node.token
+                elif kind == "matrix" and node.transposed:
+                    found.turned.add(param)
                 elif kind == "local":
                     found.rows.setdefault(param, []).append((node.place, node.inner.rows))
         return found
@@ -68,7 +72,7 @@ class Uses:
     def copied(self) -> "Uses":
         """The same, for another backward of the forward."""
         kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
-        return Uses(kind, dict(self.token), rows, self.places)
+        return Uses(kind, dict(self.token), rows, self.turned, self.places)
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""
@@ -283,14 +287,22 @@ class ScorePass:
         if (flat and (self.chunked or kind in _IN_PIECES.get(param, ()))) or not self.layout.tells(grad):
             return False
         often = flat and len(grad) == n > 1 and self._uses.are(param).count(kind) > 1
-        if often and self.layout.owner is None and kind not in _BY_ROW.get(param, ()):
-            if not self._checked and self.layout.lead[1] == n:
-                raise InputError(
-                    f"{name}: sees shape {tuple(grad.shape)} several times, one token of each of {n} trajectories or "
-                    f"{n} tokens of one; have this pass compared, verify='always', or {self.layout.advise(name)}"
-                )
+        if often and self.layout.owner is None and self.layout.lead[1] == n:
+            self._compared(kind, name, param, grad, f"one token of each of {n} trajectories or {n} tokens of one")
+        elif often:
             _BY_ROW.setdefault(param, set()).add(kind)
         return True
+
+    def _compared(self, kind: str, name: str, param: nn.Parameter, grad: Tensor, either: str) -> None:
+        """Remember in a compared pass that calls are what they seem to be; raise InputError in one that is not, if no
+        pass has told."""
+        known = _BY_ROW.setdefault(param, set())
+        if not self._checked and kind not in known:
+            raise InputError(
+                f"{name}: sees shape {tuple(grad.shape)} several times, {either}; have this pass compared, "
+                f"verify='always', or {self.layout.advise(name)}"
+            )
+        known.add(kind)
 
     def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
         """Keep what a call on some of the rows reports until all have come."""
@@ -316,6 +328,8 @@ class ScorePass:
                             "which; give use_reentrant=False to checkpointing"
                         )
                     raise self.layout.mixed(name, arrays[0])
+                if not all(piece.may_be_all for piece in pieces):
+                    self._compared(kind, pieces[0].name, param, pieces[0].arrays[0], "those of a row, or shared by all")
                 found += [(kind, piece) for piece in whole]
             self._uses.kind[param] = [kind for kind, _ in found] + ["whole"] * len(self._waiting.get(param, []))
             for kind, (name, _, (grad, *other), rest, _) in found:
@@ -373,7 +387,7 @@ class ScorePass:
         return self._subset is None or param in self._subset
 
     def _tied(self, param: nn.Parameter) -> bool:
-        return self._uses.are(param) == ["embedding", "matrix"]
+        return self._uses.are(param) == ["embedding", "matrix"] and param not in self._uses.turned
 
     def _alone(self, kind: str, name: str, param: nn.Parameter) -> bool:
         """Whether this use has no cross terms but those that are worked out."""
