@@ -384,6 +384,8 @@ class Projection:
 
 def _along(g: Tensor, seed: int) -> float:
     """<g, r> with r = A B^T of unit entries on average, so that E <g, r>^2 = ||g||^2 and g is read once."""
+    if not g.numel():
+        return 0.0
     flat = g.reshape(len(g), -1) if g.dim() > 1 else g.reshape(1, -1)
     own = torch.Generator(g.device).manual_seed(seed)
     wide = torch.promote_types(g.dtype, torch.float32)

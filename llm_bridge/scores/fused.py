@@ -127,7 +127,9 @@ def fused_sq_norms(
     total = [x if same else left.new_zeros(x.shape) for x, same in zip(buffer, plain, strict=True)]
     where = (ctypes.c_void_p * max(1, len(total)))(*[x.data_ptr() for x in total])
     sums = NO_SUMS if sink is None else sink.sums
-    factor, first = (None, None) if block is not None else _factors(sums, left.dtype)
+    factor, first, empty = (None, None, ()) if block is not None else _factors(sums, left.dtype)
+    for k in empty:
+        total[k].zero_()
 
     threads = max(1, min(torch.get_num_threads(), rows // (4 * high)))
     each = -(-rows // (threads * high)) * high
@@ -263,12 +265,16 @@ def _places(layout: Layout, rows: int) -> tuple[ctypes.Array[Any], ctypes.Array[
 
 
 @lru_cache(maxsize=8)
-def _factors(sums: SumPlan, dtype: torch.dtype) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
-    """The factors of each sum, row after row, and the first trajectory that has one."""
+def _factors(sums: SumPlan, dtype: torch.dtype) -> tuple[ctypes.Array[Any], ctypes.Array[Any], list[int]]:
+    """The factors of each sum, row after row, the first trajectory that has one, and the sums of nothing.
+
+    In the kernel's type, in which a factor may be zero that is none in a wider one.
+    """
     real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
-    flat = [factor for row in sums.row for factor in row]
-    first = [next((i for i, factor in enumerate(row) if factor), 0) for row in sums.row]
-    return (real * max(1, len(flat)))(*flat), (ctypes.c_ssize_t * max(1, len(first)))(*first)
+    flat = (real * max(1, sums.factor.numel()))(*(factor for row in sums.row for factor in row))
+    n = sums.factor.shape[1]
+    first = [next((i for i in range(n) if flat[k * n + i]), -1) for k in range(len(sums.row))]
+    return flat, (ctypes.c_ssize_t * max(1, len(first)))(*first), [k for k, i in enumerate(first) if i < 0]
 
 
 @cache

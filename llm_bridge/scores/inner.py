@@ -7,10 +7,16 @@ Such a run, like every other that a plain call of the model would not make, leav
 """
 
 import copy
+import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -56,28 +62,66 @@ def rehearsal(tape: Recorder, module: nn.Module, device: torch.device | None) ->
 
 @contextmanager
 def untraced(module: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """Leave a module's attributes, the lists and dicts among them, its buffers and the random stream as they are."""
-    kinds = (dict, list, set)
-    holders = [x for part in module.modules() for x in (*part.__dict__.values(), part.__dict__) if isinstance(x, kinds)]
-    found = [x.copy() for x in holders]
+    """Leave a module's attributes, its buffers and random streams, torch's, Python's and NumPy's, as they are.
+
+    Of attributes whatever containers, namespaces and dataclasses hold; the insides of other objects are not known.
+    """
+    undo = as_before([part.__dict__ for part in module.modules()])
     kept = [(b, b._version, b.clone()) for b in module.buffers()]
     devices = [device] if device is not None and device.type == "cuda" else []
+    streams = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a model's code may draw from
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        for holder, old in zip(holders, found, strict=True):
-            if isinstance(holder, list):
-                holder[:] = old
-            else:
-                holder.clear()
-                holder.update(old)
+        random.setstate(streams[0])
+        np.random.set_state(streams[1])  # noqa: NPY002
+        for back in undo:
+            back()
         with torch.no_grad():
             for b, version, value in kept:
                 if b._version != version:
                     b.copy_(value)
                 else:  # batch norm writes past the count
                     b.data.copy_(value)
+
+
+def as_before(held: Sequence[Any]) -> list[Callable[[], object]]:
+    """What puts back everything that these objects hold, by containers of containers: tensors and streams too."""
+    undo: list[Callable[[], object]] = []
+    due, seen = [*held], set[int]()
+
+    def refill(x: Any, old: Any) -> None:
+        x.clear()
+        (x.extend if isinstance(x, list | deque) else x.update)(old)
+
+    def rewrite(x: Tensor, old: Tensor, version: int) -> None:
+        if x._version != version:
+            x.data.copy_(old)
+
+    while due:
+        x = due.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, dict | list | set | deque):
+            undo.append(partial(refill, x, copy.copy(x)))
+            due += x.values() if isinstance(x, dict) else x
+        elif isinstance(x, tuple):
+            due += x
+        elif isinstance(x, SimpleNamespace) or (is_dataclass(x) and not isinstance(x, type) and hasattr(x, "__dict__")):
+            due.append(x.__dict__)
+        elif type(x) is Tensor and not x.is_inference():
+            undo.append(partial(rewrite, x, x.detach().clone(), x._version))
+        elif isinstance(x, torch.Generator):
+            undo.append(partial(x.set_state, x.get_state()))
+        elif isinstance(x, random.Random):
+            undo.append(partial(x.setstate, x.getstate()))
+        elif isinstance(x, np.random.Generator):
+            undo.append(partial(setattr, x.bit_generator, "state", x.bit_generator.state))
+        elif isinstance(x, np.random.RandomState):
+            undo.append(partial(x.set_state, x.get_state()))
+    return undo
 
 
 class Whole(Twin):
@@ -111,6 +155,7 @@ class Inner:
         self._leaf = [apart(x) for x in leaves]
         _LEAVES.update((x, twin.name) for x in self._leaf if isinstance(x, Tensor))
         self._again = not any(map(is_opaque, leaves))
+        self._held = [*map(id, twin.module.parameters())]  # functional_call lends others, and takes them back
         self.place = [
             k for k, x in enumerate(self._leaf) if isinstance(x, Tensor) and x.requires_grad and self._first[k] == k
         ]
@@ -136,7 +181,9 @@ class Inner:
                 f"{twin.name}: reads what an earlier call left behind (a cache), to which a loop over this module "
                 f"brings no gradient; {WHOLE_LOOP}"
             )
-        self.param = [p for p in leaf_parameters(self.out) if twin.tape.holds(p)]
+        leaves = leaf_parameters(self.out)
+        self.param = [p for p in leaves if twin.tape.holds(p)]
+        self.others = [p for p in leaves if id(p) not in own and not twin.tape.holds(p)]
         self.rows = next((len(y) for y in self.out if y.dim()), 0)
         self.when = twin.tape.place()
         """None while a backward runs the forward again"""
@@ -183,7 +230,7 @@ class Inner:
         Raises `Differs` where it does not act on trajectories one by one as on all of them.
         """
         parts: list[list[Tensor | None]] = []
-        if not self._again:
+        if not self._again or self._held != [*map(id, self.twin.module.parameters())]:
             raise Differs
         for i in range(layout.n):
             leaf = [layout.part(x, i) if isinstance(x, Tensor) else x for x in self._leaf]
@@ -228,7 +275,7 @@ class _Local(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inner: Inner, *given: Tensor) -> tuple[Tensor, ...]:
         ctx.inner, ctx.twin, ctx.place = inner, inner.twin, inner.when
-        ctx.uses = [("local", p) for p in inner.param]
+        ctx.uses, ctx.others = [("local", p) for p in inner.param], inner.others
         ctx.set_materialize_grads(False)  # an output that nobody uses has no rows to tell apart
         return tuple(y.detach() for y in inner.out)
 

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
 from llm_bridge.scores.chunks import Piece, Place
-from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands, live_rows
+from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands, flat, live_rows
 from vcposim.errors import InputError
 
 # Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias. `uses`
@@ -204,7 +204,8 @@ class _Matrix(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, value)
         ctx.weight, ctx.bias, ctx.twin, ctx.transposed = weight, bias, twin, transposed
-        ctx.place, ctx.uses = twin.tape.place(), [("matrix", weight)] + [("vector", bias)] * (bias is not None)
+        bound = [("vector", bias)] if bias is not None and bias.requires_grad else []
+        ctx.place, ctx.uses = twin.tape.place(), [("matrix", weight)] * weight.requires_grad + bound
         return call(x).data  # no view of what was inside, so that it may be changed in place like the model's own
 
     @staticmethod
@@ -217,10 +218,10 @@ class _Matrix(torch.autograd.Function):
             matrix = (value.t() if ctx.transposed else value).to(grad.dtype)
             running, name = ctx.twin.running(ctx.place), ctx.twin.name
             if running is None or not running.told("matrix", name, ctx.weight, grad):
-                rows, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+                rows, into = flat(grad), flat(x)
                 keep = live_rows(rows)
                 live = (
-                    Operands(rows, flat, Layout(1, (1, len(rows)))) if keep is None else Operands.kept(rows, flat, keep)
+                    Operands(rows, into, Layout(1, (1, len(rows)))) if keep is None else Operands.kept(rows, into, keep)
                 )
                 grad_x = live.spread(live.grad @ matrix).view(x.shape) if ask_x else None
                 if running is not None:
@@ -281,7 +282,8 @@ class _Lookup(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, token)
         ctx.weight, ctx.padding, ctx.twin, ctx.shared = weight, padding, twin, shared
-        ctx.place, ctx.uses, ctx.token = twin.tape.place(), [] if shared else [("embedding", weight)], token
+        ctx.uses = [] if shared or not weight.requires_grad else [("embedding", weight)]
+        ctx.place, ctx.token = twin.tape.place(), token
         return call(token).data
 
     @staticmethod
@@ -452,8 +454,8 @@ class _Scaled(torch.autograd.Function):
             grad = grad.to(wide)
             unit, grad_x = norm(x.to(wide), grad, None if value is None else value.to(wide), list(shape), eps)
             found: list[Tensor | None] = []
-            for param, needed in ((ctx.weight, ctx.needs_input_grad[1]), (ctx.bias, ctx.needs_input_grad[2])):
-                each = (unit.mul_(grad) if param is ctx.weight else grad) if needed else None
+            for k, param in ((1, ctx.weight), (2, ctx.bias)):  # which may be one
+                each = (unit.mul_(grad) if k == 1 else grad) if ctx.needs_input_grad[k] else None
                 found.append(per_position(each, param, ctx.twin, ctx.place))
         return grad_x.to(x.dtype), *found, None, None, None, None
 

@@ -58,7 +58,7 @@ class Layout:
     ) -> "Layout":
         """Layout of `log_prob` (row, time); `segment` (row, time) holds ids 0..n-1, each one run, -1 padding.
 
-        Raises `InputError` for segments of another shape.
+        Raises `InputError` for segments of another shape or type, or of nothing but padding.
         """
         if segment is None:
             given = given if given[:1] == log_prob.shape[:1] else ()
@@ -67,7 +67,12 @@ class Layout:
             raise InputError(
                 f"segment: shape {tuple(segment.shape)} differs from log_prob's {tuple(log_prob.shape)}; one id a token"
             )
+        if segment.is_floating_point() or segment.is_complex():
+            raise InputError(f"segment: holds numbers of {segment.dtype}; give ids as integers, say segment.long()")
+        segment = segment.long()
         run = _runs(segment)
+        if not run:
+            raise InputError("segment: -1 everywhere, so there is no trajectory; leave such a batch out")
         owner = torch.where(segment < 0, len(run), segment).flatten()
         return cls(len(run), tuple(log_prob.shape), run, owner, advise=advise)
 
@@ -75,7 +80,7 @@ class Layout:
         """Rows of features: x (..., feature) -> (N, feature); refuses what does not tell trajectories apart."""
         if not self.tells(x):
             raise self.mixed(name, x)
-        return x.reshape(-1, x.shape[-1])
+        return flat(x)
 
     def mixed(self, name: str, x: Tensor) -> InputError:
         """What to say of a module whose array `x` (...) has no rows for each trajectory."""
@@ -190,12 +195,17 @@ class Operands(NamedTuple):
         return each if self.keep is None else each.new_zeros(self.rows, each.shape[1]).index_copy_(0, self.keep, each)
 
 
+def flat(x: Tensor) -> Tensor:
+    """Rows of features, which may be none: x (..., feature) -> (N, feature)."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
 def live_rows(grad: Tensor) -> Tensor | None:
     """Indices of the rows of `grad` (N, d) that are not all zero; None if nearly all are live, or none.
 
     Always None on an accelerator, where the question would stall the queue of launches.
     """
-    if grad.device.type != "cpu":
+    if grad.device.type != "cpu" or not grad.shape[1]:
         return None
     if (grad[::8, 0] == 0).sum() < _WORTH_A_COPY / 16 * len(grad):  # a look at few numbers settles most cases
         return None

@@ -116,11 +116,15 @@ class Own(Twin):
         own, x = self.own(), first_tensor(args, kwargs)
         # of one row, or step, all is true; and code that changes its ways does so beyond a power of two
         length = () if x is None else tuple((size - 1).bit_length() for size in x.shape)
-        flags = tuple(y for y in self.module.__dict__.values() if isinstance(y, bool | str))
+        flags = tuple((type(y), y) for y in self.module.__dict__.values() if type(y) in _WAYS)
         code = getattr(self.original, "__code__", None)  # which may be changed, of a class or of this module
-        form = (code, flags, length, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        leaves = () if len(args) == 1 and not kwargs else pytree.tree_leaves((args, kwargs))
+        told = tuple((type(y), y) for y in leaves if type(y) in _WAYS)
+        form = (code, flags, told, length, len(args), tuple(k for k, y in kwargs.items() if y is not None))
         plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
         if key not in plans:
+            if len(plans) >= _FORMS:  # a number that is another at every call
+                plans.clear()
             plans[key] = self._plan(own, x, args, kwargs)
         spread = plans[key]
         if spread is not None:
@@ -145,28 +149,51 @@ class Own(Twin):
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
         device = None if x is None else x.device
         try:
-            copies = [cloned((args, kwargs)) for _ in range(2)]
+            copies = [cloned((args, kwargs)) for _ in range(4)]
         except Exception:  # an argument of a class of its own that is not to be copied
             return None
         watch = _Known(own, None, self.tape)
         with rehearsal(self.tape, self.module, device):
             with watch:
+                before = pytree.tree_leaves(copies[0])
                 expected = self.original(*copies[0][0], **copies[0][1])
+                after = pytree.tree_leaves(copies[0])
             spread = sorted(own.keys() - watch.served)
             left = [own[k] for k in spread]
             if {own[k] for k in watch.served} & set(leaf_parameters(differentiable(expected))):
                 return None  # used in a product, and in some other way
             if x is None or not all(_fits(p, x) for p in left):
                 return None
+            seen = not any(map(is_opaque, pytree.tree_leaves(expected)))
+            if not seen or len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
+                return None  # what it gives cannot all be compared
+
+        def run(value: Sequence[Tensor], copy: int) -> Any:
+            with shadowed(self.module, dict(zip(spread, value, strict=True))):
+                return self.original(*copies[copy][0], **copies[copy][1])
+
+        def holds(expected: Any, param: Sequence[Tensor], copy: int) -> bool:
+            wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in param]  # type: ignore[arg-type]
+            found = run(wide, copy)
+            return _same(expected, found) and _stays_in_its_row(expected, found, param, wide, len(x))  # type: ignore[arg-type]
+
         try:
             with rehearsal(self.tape, self.module, device):
-                wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in left]
-                with shadowed(self.module, dict(zip(spread, wide, strict=True))):
-                    found = self.original(*copies[1][0], **copies[1][1])
-                right = _same(expected, found) and _stays_in_its_row(expected, found, left, wide, len(x))
+                if not holds(expected, left, 1):
+                    return None
+                other = [
+                    _stirred(p).requires_grad_() for p in left
+                ]  # ones hide what entries have to do with each other
+            with rehearsal(self.tape, self.module, device):
+                return frozenset(spread) if holds(run(other, 2), other, 3) else None
         except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
             return None
-        return frozenset(spread) if right else None
+
+
+def _stirred(p: Tensor) -> Tensor:
+    """Numbers near those of a parameter, no two of them equal: (...) -> (...)."""
+    noise = torch.rand(p.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu") - 0.5
+    return p.detach() + noise.to(p) * (0.2 * p.detach().abs() + 0.02)
 
 
 @contextmanager
@@ -198,7 +225,7 @@ def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: 
     """
     plain, spread = differentiable(expected), differentiable(found)
     if not param or not plain:
-        return True
+        return not param
     cotangent = [torch.randn_like(y) for y in plain]
 
     def only(row: int) -> list[Tensor]:
@@ -248,6 +275,16 @@ class _Spread(torch.autograd.Function):
         return per_position(grad, ctx.param, ctx.twin, ctx.place), None, None
 
 
+_Made = tuple[Any, Any, int | None]
+"""a parameter, what was made of it, and the version in which that was; None for the parameter itself"""
+
+
+def _as_made(table: Mapping[int, _Made], x: Any) -> tuple[Any, Any] | None:
+    """A parameter and the value made of it that `x` is, if nobody has written to that since."""
+    param, value, version = table.get(id(x), (None, None, None))
+    return None if value is None or (version is not None and value._version != version) else (param, value)
+
+
 class _Known(TorchFunctionMode):
     """Finds uses of a module's parameters in matrix products, look-ups and fused norms; with a `twin`, reports them.
 
@@ -259,8 +296,8 @@ class _Known(TorchFunctionMode):
         super().__init__()
         self.twin, self.served, self._tape = twin, set[str](), tape
         self._name = {id(p): k for k, p in own.items()}
-        self._cast: dict[int, tuple[Any, Any]] = {id(p): (p, p) for p in own.values() if is_plain(p)}
-        self._turned: dict[int, tuple[Any, Any]] = {}
+        self._cast: dict[int, _Made] = {id(p): (p, p, None) for p in own.values() if is_plain(p)}
+        self._turned: dict[int, _Made] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -278,16 +315,16 @@ class _Known(TorchFunctionMode):
                 args, kwargs = pytree.tree_map(
                     lambda x: x.detach() if isinstance(x, Tensor) and id(x) in unseen else x, (args, kwargs)
                 )
+        known = _as_made(self._cast, args[0]) if args else None
         out = func(*args, **kwargs)
-        known = self._cast.get(id(args[0])) if args else None
         if known is None or not isinstance(out, Tensor):
             return out
         if func in SAME or func in ADDS:
             alone = not any(isinstance(x, Tensor) for x in (*args[1:], *kwargs.values()))
             if out.dtype.is_floating_point and out.requires_grad and (func in SAME or alone):
-                self._cast[id(out)] = (known[0], out)
+                self._cast[id(out)] = (known[0], out, None if out is known[0] else out._version)
         elif func in _TURNS and args[0].dim() == 2 and {k % 2 for k in args[1:]} in (set(), {0, 1}) and not kwargs:
-            self._turned[id(out)] = (known[0], out)
+            self._turned[id(out)] = (known[0], out, out._version)
         return out
 
     def _listens(self) -> bool:
@@ -304,9 +341,10 @@ class _Known(TorchFunctionMode):
     def linear(self, func: Any, args: Any, kwargs: Any) -> Any:
         x, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
         turned = id(weight) in self._turned
-        if not (turned or id(weight) in self._cast) or weight.dim() != 2 or not self._plain(bias):
+        known = _as_made(self._turned if turned else self._cast, weight)
+        if known is None or weight.dim() != 2 or not self._plain(bias):
             return None
-        param, value = (self._turned if turned else self._cast)[id(weight)]
+        param, value = known
         stored = value.t() if turned else value
 
         def call(x: Tensor) -> Tensor:
@@ -319,9 +357,10 @@ class _Known(TorchFunctionMode):
             return None
         x, weight = args
         turned = id(weight) in self._turned
-        if not turned and id(weight) not in self._cast:
+        known = _as_made(self._turned if turned else self._cast, weight)
+        if known is None:
             return None
-        param, value = (self._turned if turned else self._cast)[id(weight)]
+        param, value = known
         stored = value.t() if turned else value
 
         def call(x: Tensor) -> Tensor:
@@ -365,9 +404,10 @@ class _Known(TorchFunctionMode):
         found = _arguments(names, args, kwargs)
         x, shape, weight, eps = found[0], found[1], found[2], found[-1]
         bias = found[3] if layer else None
-        if id(weight) not in self._cast or not self._plain(bias):
+        known = _as_made(self._cast, weight)
+        if known is None or not self._plain(bias):
             return None
-        param, value = self._cast[id(weight)]
+        param, value = known
         rest = (None if bias is None else bias.detach(),) if layer else ()
         eps = 1e-5 if eps is None and layer else eps
 
@@ -441,4 +481,8 @@ _HANDLERS: dict[Any, Any] = {
 _TURNS = {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__, torch.transpose, Tensor.transpose}  # type: ignore[attr-defined]
 
 
+_WAYS = {bool, int, float, str}
+"""types of attributes and arguments by which code chooses its way"""
+_FORMS = 64
+"""plans that are kept of a module"""
 _PLANS: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str] | None]] = WeakKeyDictionary()

@@ -95,6 +95,11 @@ def refused_backward(looped: bool) -> Iterator[None]:
             raise InputError(
                 "log_prob: an earlier pass used up its graph; give each call of score_sq_norms its own forward"
             ) from error
+        if "use_reentrant=True" in str(error):
+            raise InputError(
+                "log_prob: a reentrant checkpoint lies inside a looped module, whose backwards it does not allow; give "
+                "use_reentrant=False to checkpointing"
+            ) from error
         if "under selective activation checkpoint" in str(error):
             raise InputError(
                 "log_prob: selective activation checkpoints allow one backward, and a comparison takes two; "

@@ -266,9 +266,10 @@ class Line:
         a = np.asarray(np.linalg.lstsq(self.slope.T, c - self.known, rcond=None)[0], np.float64)
         off = np.abs(c - self.known - a @ self.slope)
         scale = np.abs(self.known) + np.abs(a) @ np.abs(self.slope)
-        eps = torch.finfo(coefficient.dtype).eps
-        worst = int(np.argmax(off - 1e3 * eps * scale))
-        if off[worst] > 1e3 * eps * scale[worst]:
+        eps = torch.finfo(coefficient.dtype if coefficient.is_floating_point() else torch.float64).eps
+        allowed = max(8 * eps, min(1e3 * eps, 1e-4)) * scale
+        worst = int(np.argmax(off - allowed))
+        if off[worst] > allowed[worst]:
             raise InputError(
                 f"coefficient: {float(c[worst]):.6g} of trajectory {worst} is {float(off[worst]):.2g} from u + a v "
                 "of score_sq_norms(affine=(u, v)); use the same u and v, or leave affine out"

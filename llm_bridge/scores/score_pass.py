@@ -40,14 +40,15 @@ _BY_ROW: Any = WeakTensorKeyDictionary()
 class Uses:
     """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
 
-    turned: those whose transpose is used in a product. places: when its nodes were made.
-    Read off the graph, so that other forwards may come between.
+    turned: those whose transpose is used in a product. others: by id, leaves of looped modules that the tape does not
+    hold. places: when its nodes were made. Read off the graph, so that other forwards may come between.
     """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
     token: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     rows: dict[nn.Parameter, list[tuple[Place, int]]] = field(default_factory=dict)
     turned: set[nn.Parameter] = field(default_factory=set)
+    others: set[int] = field(default_factory=set)
     places: set[Place | None] = field(default_factory=set)
 
     @classmethod
@@ -59,6 +60,7 @@ class Uses:
             if not isinstance(twin, Twin) or twin.tape is not tape or node.place is None:
                 continue
             found.places.add(node.place)
+            found.others.update(map(id, getattr(node, "others", ())))
             for kind, param in node.uses:
                 found.kind.setdefault(param, []).append(kind)
                 if kind == "embedding":  # a tied head needs its tokens early
@@ -72,7 +74,7 @@ class Uses:
     def copied(self) -> "Uses":
         """The same, for another backward of the forward."""
         kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
-        return Uses(kind, dict(self.token), rows, self.turned, self.places)
+        return Uses(kind, dict(self.token), rows, self.turned, self.others, self.places)
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""
@@ -102,7 +104,7 @@ class ScorePass:
         self.chunked = False
         """whether calls of the model add up to the rows of the batch"""
         self.coarsest = torch.float64
-        """the coarsest type in which an output gradient came"""
+        """the coarsest type in which an output gradient came, or of a parameter"""
         self._uses, self._subset, self._method, self._work = uses, subset, method, work
         self._seen: dict[nn.Parameter, list[str]] = {}
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
@@ -287,10 +289,8 @@ class ScorePass:
         if (flat and (self.chunked or kind in _IN_PIECES.get(param, ()))) or not self.layout.tells(grad):
             return False
         often = flat and len(grad) == n > 1 and self._uses.are(param).count(kind) > 1
-        if often and self.layout.owner is None and self.layout.lead[1] == n:
-            self._compared(kind, name, param, grad, f"one token of each of {n} trajectories or {n} tokens of one")
-        elif often:
-            _BY_ROW.setdefault(param, set()).add(kind)
+        if often and self.layout.owner is None:
+            self._compared(kind, name, param, grad, f"one token of each of {n} trajectories or {n} tokens in a row")
         return True
 
     def _compared(self, kind: str, name: str, param: nn.Parameter, grad: Tensor, either: str) -> None:
@@ -372,6 +372,7 @@ class ScorePass:
         self._waiting = {}
 
     def _add(self, param: nn.Parameter, square: Tensor) -> None:
+        self._note(param.dtype)  # what comes of a cast one is rounded to it, and so is what was cast to it
         self.part[param] = self.part[param] + square if param in self.part else square
 
     def _wait(self, param: nn.Parameter, block: Callable[[int], Tensor]) -> None:
@@ -379,12 +380,15 @@ class ScorePass:
 
     def _whole(self, grad: Tensor) -> Tensor:
         """As it is, or wider where products of its numbers would overflow; notes the type."""
-        if grad.dtype is not self.coarsest and torch.finfo(grad.dtype).eps > torch.finfo(self.coarsest).eps:
-            self.coarsest = grad.dtype
+        self._note(grad.dtype)
         return grad.float() if grad.dtype == torch.float16 else grad
 
+    def _note(self, kind: torch.dtype) -> None:
+        if kind is not self.coarsest and torch.finfo(kind).eps > torch.finfo(self.coarsest).eps:
+            self.coarsest = kind
+
     def _wants(self, param: nn.Parameter) -> bool:
-        return self._subset is None or param in self._subset
+        return (self._subset is None or param in self._subset) and param.numel() > 0
 
     def _tied(self, param: nn.Parameter) -> bool:
         return self._uses.are(param) == ["embedding", "matrix"] and param not in self._uses.turned

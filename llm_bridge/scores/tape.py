@@ -66,6 +66,12 @@ def parameters_of(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parame
     return list(found.values())
 
 
+def _put_in(name: str) -> InputError:
+    return InputError(
+        f"{name}: put into the model, or made to require gradients, while the tape was open; open it after"
+    )
+
+
 def tape_for(model: nn.Module, norm: str, *, method: str = "auto", seed: int = 0) -> "ScoreTape | None":
     """The tape for a trainer's `norm`: "exact", "sketch" or "last_block"; None for a norm that takes no backward.
 
@@ -171,7 +177,7 @@ class ScoreTape:
         # signs are drawn where they are used: to carry them over would stall an accelerator's queue of launches
         place = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
         self.generator = torch.Generator(place).manual_seed(seed)
-        self._patched: list[tuple[nn.Module, Any]] = []
+        self._patched: list[tuple[nn.Module, Any, Any]] = []
         self._hooks: list[RemovableHandle] = []
         self._eager: Any = None
         self._borrowed: Borrowed | None = None
@@ -204,7 +210,7 @@ class ScoreTape:
         refuse_hooks(named)
         twins = [] if self.method == "loop" else twins_of(modules, self, self._whole, self._subset)
         for module, twin in twins:
-            self._patched.append((module, module.__dict__.get("forward")))
+            self._patched.append((module, twin, module.__dict__.get("forward")))
             module.__dict__["forward"] = twin
         self._known = {id(p): p for _, p in named if p.requires_grad}
         # other modes are other models, by names: what is known of a model must not keep its old parameters alive
@@ -229,7 +235,9 @@ class ScoreTape:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for module, previous in self._patched:
+        for module, twin, previous in self._patched:
+            if module.__dict__.get("forward") is not twin:
+                continue  # set or deleted inside
             del module.__dict__["forward"]
             if previous is not None:
                 module.__dict__["forward"] = previous
@@ -286,6 +294,9 @@ class ScoreTape:
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             nodes = graph_nodes([log_prob])
             reentrant, self._uses = refuse_graph(nodes, self.advice), Uses.of(nodes, self)
+            for name, p in held:
+                if id(p) in self._uses.others:
+                    raise _put_in(name)
             refuse_frozen(held, self._known.keys() & set(map(id, self._uses.kind)))
             foreign = set(leaf_parameters([log_prob])) - {p for _, p in held} if reentrant else set()
             self._foreign = [p for p in foreign if not self.holds(p)]
@@ -526,9 +537,7 @@ class ScoreTape:
         if not self._called:
             raise InputError("log_prob: its forward ran outside the `with`; run the model inside it")
         if not self.holds(param):
-            raise InputError(
-                f"{name}: put into the model, or made to require gradients, while the tape was open; open it after"
-            )
+            raise _put_in(name)
         raise InputError(
             f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "
             f"{self.advice(name.rpartition('.')[0])}"

@@ -532,8 +532,8 @@ def same(ours: Answer, twin: Answer) -> str:
         return "another forward"
     if near(twin[1], allow=SUMMED, scale=float(twin[1].abs().max())) != ours[1]:
         return f"norms {ours[1].tolist()}, not {twin[1].tolist()}"
-    scale = max(float(g.abs().max()) for g in twin[2])
-    if not all(near(b, allow=SUMMED, scale=scale) == a for a, b in zip(ours[2], twin[2], strict=True)):
+    scale = max(float(g.abs().max()) for g in twin[2] if g.numel())
+    if not all(near(b, allow=SUMMED, scale=scale) == a for a, b in zip(ours[2], twin[2], strict=True) if b.numel()):
         return "gradient"
     return "" if all(torch.equal(a, b) for a, b in zip(ours[3], twin[3], strict=True)) else "buffers"
 

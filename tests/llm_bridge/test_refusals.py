@@ -401,6 +401,30 @@ def _reentrant_twice(heeded: bool) -> Step:
     return _rechecked(_with(lambda s, x: s.a(s.a(x).sin()), a=_lin), not heeded)
 
 
+@case("looped module, whose backwards it does not allow; give use_reentrant=False to checkpointing")
+def _reentrant_in_a_loop(heeded: bool) -> Step:
+    def run(s: Any, x: Tensor) -> Tensor:
+        return x @ s.w.softmax(0) + checkpoint(s.a, x, use_reentrant=not heeded)  # type: ignore[no-any-return]
+
+    step = Step(_with(run, a=_lin, w=(D, D)))
+    step.options = {"unknown": "loop", "loop": ["Fn"]}
+    return step
+
+
+@case("give ids as integers, say segment.long()")
+def _segment_of_floats(heeded: bool) -> Step:
+    step, ids = Step(), torch.arange(4)[:, None].expand(4, 4)
+    step.norms = {"segment": ids if heeded else ids.double()}
+    return step
+
+
+@case("segment: -1 everywhere, so there is no trajectory; leave such a batch out")
+def _segment_of_padding(heeded: bool) -> Step:
+    step, ids = Step(), torch.arange(4)[:, None].expand(4, 4)
+    step.norms = {"segment": ids if heeded else -torch.ones_like(ids)}
+    return step
+
+
 @case("method='loop' needs checkpointing with use_reentrant=False")
 def _reentrant_loop(heeded: bool) -> Step:
     step = _rechecked(_lin, not heeded)
