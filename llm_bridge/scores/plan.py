@@ -149,17 +149,17 @@ class Own(Twin):
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
         device = None if x is None else x.device
         try:
-            copies = [cloned((args, kwargs)) for _ in range(4)]
+            first = cloned((args, kwargs))
         except Exception:  # an argument of a class of its own that is not to be copied
             return None
         watch = _Known(own, None, self.tape)
         with rehearsal(self.tape, self.module, device):
             with watch:
-                before = pytree.tree_leaves(copies[0])
-                expected = self.original(*copies[0][0], **copies[0][1])
-                after = pytree.tree_leaves(copies[0])
+                before = pytree.tree_leaves(first)
+                expected = self.original(*first[0], **first[1])
+                after = pytree.tree_leaves(first)
             spread = sorted(own.keys() - watch.served)
-            left = [own[k] for k in spread]
+            left: list[Tensor] = [own[k] for k in spread]
             if {own[k] for k in watch.served} & set(leaf_parameters(differentiable(expected))):
                 return None  # used in a product, and in some other way
             if x is None or not all(_fits(p, x) for p in left):
@@ -167,32 +167,34 @@ class Own(Twin):
             seen = not any(map(is_opaque, pytree.tree_leaves(expected)))
             if not seen or len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
                 return None  # what it gives cannot all be compared
+        if not left:
+            return frozenset()
 
-        def run(value: Sequence[Tensor], copy: int) -> Any:
-            with shadowed(self.module, dict(zip(spread, value, strict=True))):
-                return self.original(*copies[copy][0], **copies[copy][1])
+        def run(value: Sequence[Tensor]) -> Any:
+            given, named = cloned((args, kwargs)), dict(zip(spread, value, strict=True))
+            with rehearsal(self.tape, self.module, device), shadowed(self.module, named):
+                return self.original(*given[0], **given[1])
 
-        def holds(expected: Any, param: Sequence[Tensor], copy: int) -> bool:
-            wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in param]  # type: ignore[arg-type]
-            found = run(wide, copy)
-            return _same(expected, found) and _stays_in_its_row(expected, found, param, wide, len(x))  # type: ignore[arg-type]
+        # Equal numbers hide what entries have to do with each other; one number may be computed otherwise than many.
+        others = 6 if any(p.numel() == 1 for p in left) else 1
+        for seed in range(1 + others):
+            try:
+                if seed:
+                    left = [_stirred(own[k], seed).requires_grad_() for k in spread]
+                    expected = run(left)
+                wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in left]
+                found = run(wide)
+                with rehearsal(self.tape, self.module, device):
+                    if not _same(expected, found) or not _stays_in_its_row(expected, found, left, wide, len(x)):
+                        return None
+            except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
+                return None
+        return frozenset(spread)
 
-        try:
-            with rehearsal(self.tape, self.module, device):
-                if not holds(expected, left, 1):
-                    return None
-                other = [
-                    _stirred(p).requires_grad_() for p in left
-                ]  # ones hide what entries have to do with each other
-            with rehearsal(self.tape, self.module, device):
-                return frozenset(spread) if holds(run(other, 2), other, 3) else None
-        except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
-            return None
 
-
-def _stirred(p: Tensor) -> Tensor:
+def _stirred(p: Tensor, seed: int) -> Tensor:
     """Numbers near those of a parameter, no two of them equal: (...) -> (...)."""
-    noise = torch.rand(p.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu") - 0.5
+    noise = torch.rand(p.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu") - 0.5
     return p.detach() + noise.to(p) * (0.2 * p.detach().abs() + 0.02)
 
 
@@ -348,7 +350,7 @@ class _Known(TorchFunctionMode):
         stored = value.t() if turned else value
 
         def call(x: Tensor) -> Tensor:
-            return F.linear(x, value.detach(), bias)
+            return F.linear(x, value, bias)  # torch's choice of a product depends on whether it requires a gradient
 
         return (param, bias), lambda twin: matrix(twin, x, param, bias, stored, call, turned)  # type: ignore[arg-type]
 
@@ -364,7 +366,7 @@ class _Known(TorchFunctionMode):
         stored = value.t() if turned else value
 
         def call(x: Tensor) -> Tensor:
-            return torch.matmul(x, value.detach())
+            return torch.matmul(x, value)
 
         return (param,), lambda twin: matrix(twin, x, param, None, stored, call, not turned)  # type: ignore[arg-type]
 

@@ -10,8 +10,10 @@ setting: a negative `padding_idx`; draws from Python's and NumPy's streams, or c
 left behind. Tracebacks: a single token for all rows, token by token, integer coefficients, reentrant checkpoints in
 loops, a forward deleted inside.
 
-Known: a constant times a parameter with as many rows as there are trajectories is told from an activation by a
-comparison alone.
+Known: a constant times a parameter with as many rows as there are trajectories, and a looped module that gives a row a
+list entry or two views of one array, are told by a comparison alone. A plan does not see entries of configurations or
+the size of data. A gate of one number in a power or softplus may differ in its last bit. A forward that writes to
+`.data` of a parameter does so in rehearsals too.
 """
 
 import dataclasses
@@ -212,6 +214,37 @@ def test_plans_of_a_number_that_changes_do_not_pile_up() -> None:
     from llm_bridge.scores.plan import _FORMS, _PLANS
 
     assert 1 <= len(_PLANS[model.body.a]) <= _FORMS
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("part", [lambda x: x[:, :-1], lambda x: x.split(3, 1)[0], lambda x: x.mT.contiguous().mT])
+@pytest.mark.parametrize("product", [lambda x, w: x @ w.t(), F.linear, lambda x, w: x @ w])
+def test_products_of_parts_have_the_bits_of_the_models(product: Any, part: Any, kind: torch.dtype) -> None:
+    """By a weight of its own, or another's; torch multiplies them otherwise where the weight requires no gradient."""
+    for borrowed in (False, True):
+        wide: dict[str, Any] = {"a": lambda: nn.Linear(37, 37)} if borrowed else {"w": (37, 37)}
+
+        def run(s: nn.Module, x: Tensor, borrowed: bool = borrowed) -> Tensor:
+            y = part(s.up(x))
+            z = product(y, s.a.weight if borrowed else s.w).sin()
+            return s.down(F.pad(z, (0, 0, 0, x.shape[1] - z.shape[1])))
+
+        parts: dict[str, Any] = {"up": lambda: nn.Linear(D, 37), "down": lambda: nn.Linear(37, D)}
+        model, token, mask, c = given(_with(run, **parts, **wide), (5, 9))
+        model.to(kind)
+        plain = model(token)
+        for _ in range(2):
+            with ScoreTape(model, unknown="loop") as tape:
+                out = model(token)
+                assert torch.equal(out, plain)
+                tape.score_sq_norms(out, mask.to(kind))
+                tape.backward(c.to(kind))
+
+
+def test_a_norm_with_dropout_is_not_looped_over() -> None:
+    """Draws of a rehearsal are put back before the next one, or two runs of the same would differ."""
+    body = _with(lambda s, x: F.dropout(x * s.w, 0.5), w=(D,))
+    assert not right_or_refused(lambda: given(body, LONG), verify="never")
 
 
 @pytest.mark.parametrize(
