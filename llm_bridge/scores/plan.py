@@ -9,7 +9,7 @@ and no gradient leaves its row? What is left is looped over (`inner`).
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -432,14 +432,15 @@ class Borrowed(_Known):
         self._model = model
 
     @classmethod
-    def needed(cls, model: nn.Module) -> bool:
-        """Whether it is unknown, or known, that the model borrows."""
-        return model not in _NO_BORROWERS
+    def needed(cls, model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> bool:
+        """Whether it is unknown, or known, that the model borrows any of these."""
+        lent_by_none = _NOT_BORROWED.get(model, ())
+        return any(name not in lent_by_none for name, _ in named)
 
     def learned(self) -> None:
-        """Forwards have been seen: listen no more if there was nothing to hear."""
+        """Forwards have been seen: listen no more for these if there was nothing to hear."""
         if not self.served:
-            _NO_BORROWERS.add(self._model)
+            _NOT_BORROWED.setdefault(self._model, set()).update(self._name.values())
 
     def _listens(self) -> bool:
         return not self._tape.inside and super()._listens()
@@ -460,7 +461,8 @@ def in_checkpoint() -> bool:
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
-_NO_BORROWERS: WeakSet[nn.Module] = WeakSet()
+_NOT_BORROWED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""of models the names of parameters that nobody used outside their modules"""
 
 
 def _arguments(names: Sequence[str], args: Any, kwargs: Any) -> list[Any]:

@@ -33,7 +33,8 @@ _COUPLED: WeakSet[nn.Module] = WeakSet()
 _IN_PIECES: Any = WeakTensorKeyDictionary()
 """of parameters the kinds of use that came in pieces of tokens (N, d)"""
 _BY_ROW: Any = WeakTensorKeyDictionary()
-"""of parameters the kinds of use that came several times in a way that could be another, and were compared"""
+"""of parameters the kinds of use that came several times in a way that could be another, and whether a compared pass
+took them for one token (n, d) of each trajectory, or for pieces"""
 
 
 @dataclass
@@ -286,23 +287,29 @@ class ScorePass:
         if self._gathering:
             return True
         flat, n = grad.dim() == 2, self.layout.n
-        if (flat and (self.chunked or kind in _IN_PIECES.get(param, ()))) or not self.layout.tells(grad):
+        if (flat and self.chunked) or not self.layout.tells(grad):
             return False
-        often = flat and len(grad) == n > 1 and self._uses.are(param).count(kind) > 1
-        if often and self.layout.owner is None:
-            self._compared(kind, name, param, grad, f"one token of each of {n} trajectories or {n} tokens in a row")
-        return True
+        in_pieces = flat and kind in _IN_PIECES.get(param, ())
+        often = flat and grad.shape[0] == n > 1 and len(self._uses.kind.get(param, ())) > 1
+        if often and self.layout.owner is None and self._uses.are(param).count(kind) > 1:
+            either = f"one token of each of {n} trajectories or {n} tokens in a row"
+            return self._sure(kind, name, param, grad, not in_pieces, either)
+        return not in_pieces
 
-    def _compared(self, kind: str, name: str, param: nn.Parameter, grad: Tensor, either: str) -> None:
-        """Remember in a compared pass that calls are what they seem to be; raise InputError in one that is not, if no
-        pass has told."""
-        known = _BY_ROW.setdefault(param, set())
-        if not self._checked and kind not in known:
+    def _sure(self, kind: str, name: str, param: nn.Parameter, grad: Tensor, by_row: bool, either: str) -> bool:
+        """What calls are that could be one or the other: what a compared pass takes them for, and those after it.
+
+        Raises `InputError` where no pass has told.
+        """
+        known = _BY_ROW.setdefault(param, {})
+        if self._checked:
+            known[kind] = by_row
+        elif kind not in known:
             raise InputError(
                 f"{name}: sees shape {tuple(grad.shape)} several times, {either}; have this pass compared, "
                 f"verify='always', or {self.layout.advise(name)}"
             )
-        known.add(kind)
+        return bool(known[kind])
 
     def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
         """Keep what a call on some of the rows reports until all have come."""
@@ -328,8 +335,9 @@ class ScorePass:
                             "which; give use_reentrant=False to checkpointing"
                         )
                     raise self.layout.mixed(name, arrays[0])
-                if not all(piece.may_be_all for piece in pieces):
-                    self._compared(kind, pieces[0].name, param, pieces[0].arrays[0], "those of a row, or shared by all")
+                if len(whole) > 1 or not all(piece.may_be_all for piece in pieces):
+                    either = "those of a row or shared by all, in one order or another"
+                    self._sure(kind, pieces[0].name, param, pieces[0].arrays[0], False, either)
                 found += [(kind, piece) for piece in whole]
             self._uses.kind[param] = [kind for kind, _ in found] + ["whole"] * len(self._waiting.get(param, []))
             for kind, (name, _, (grad, *other), rest, _) in found:

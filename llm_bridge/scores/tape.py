@@ -218,8 +218,9 @@ class ScoreTape:
         self._watch.way = (self._watch.way, self.model.training, trainable)
         sharded = any(isinstance(module, FSDPModule) for module in modules.values())
         self._watch.alike = sharded or bool(self._split)
-        if self.method != "loop" and not sharded and Borrowed.needed(self.model):
-            self._borrowed = Borrowed(self.model, self._targets(named), self)
+        targets = self._targets(named)
+        if self.method != "loop" and not sharded and Borrowed.needed(self.model, targets):
+            self._borrowed = Borrowed(self.model, targets, self)
             self._borrowed.__enter__()
         if sharded:
             self._hooks += self._shards.watch()
