@@ -155,7 +155,7 @@ class Own(Twin):
         watch = _Known(own, None, self.tape)
         with rehearsal(self.tape, self.module, device):
             with watch:
-                before = pytree.tree_leaves(first)
+                before, kept = pytree.tree_leaves(first), set(map(id, _left_behind(self.module)))
                 expected = self.original(*first[0], **first[1])
                 after = pytree.tree_leaves(first)
             spread = sorted(own.keys() - watch.served)
@@ -164,7 +164,9 @@ class Own(Twin):
                 return None  # used in a product, and in some other way
             if x is None or not all(_fits(p, x) for p in left):
                 return None
+            known = kept | set(map(id, pytree.tree_leaves(expected)))
             seen = not any(map(is_opaque, pytree.tree_leaves(expected)))
+            seen = seen and all(id(y) in known for y in _left_behind(self.module))
             if not seen or len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
                 return None  # what it gives cannot all be compared
         if not left:
@@ -190,6 +192,11 @@ class Own(Twin):
             except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
                 return None
         return frozenset(spread)
+
+
+def _left_behind(module: nn.Module) -> list[Tensor]:
+    """What a module holds in attributes that carries a gradient and is no leaf."""
+    return [y for y in differentiable([vars(part) for part in module.modules()]) if y.grad_fn is not None]
 
 
 def _stirred(p: Tensor, seed: int) -> Tensor:

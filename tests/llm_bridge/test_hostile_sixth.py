@@ -320,11 +320,13 @@ class Hides(nn.Module):
             return Out(y)
         if self.how == "generator":
             return (each for each in [y])
-        if self.how == "attribute":
+        if self.how in ("attribute", "attribute and input"):
             self.kept = y
+        elif self.how == "attribute of a list":
+            self.kept = [y]
         elif into is not None:
             into.append(y)
-        return x if self.how == "list and input" else None
+        return x if self.how.endswith("and input") else None
 
 
 def _unhidden(s: nn.Module, x: Tensor) -> Tensor:
@@ -332,10 +334,15 @@ def _unhidden(s: nn.Module, x: Tensor) -> Tensor:
     out = s.a(x, into) if s.a.how.startswith("list") else s.a(x)
     if s.a.how == "dataclass":
         return out.x  # type: ignore[no-any-return]
-    return next(out) if s.a.how == "generator" else s.a.kept if s.a.how == "attribute" else into[0]
+    if s.a.how == "generator":
+        return next(out)
+    return (s.a.kept[0] if s.a.how.endswith("of a list") else s.a.kept) if "attribute" in s.a.how else into[0]
 
 
-@pytest.mark.parametrize("how", ["dataclass", "generator", "attribute", "list", "list and input"])
+HIDDEN = ["dataclass", "generator", "attribute", "attribute and input", "attribute of a list", "list", "list and input"]
+
+
+@pytest.mark.parametrize("how", HIDDEN)
 @pytest.mark.parametrize("verify", ["first", "never"])
 def test_results_that_nobody_sees_are_exact_or_refused(how: str, verify: str) -> None:
     right_or_refused(lambda: given(_with(_unhidden, a=lambda: Hides(how)), LONG), unknown="loop", verify=verify)
