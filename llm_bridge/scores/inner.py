@@ -66,8 +66,8 @@ def untraced(module: nn.Module, device: torch.device | None) -> Iterator[None]:
 
     Of attributes whatever containers, namespaces and dataclasses hold; the insides of other objects are not known.
     """
-    undo = as_before([part.__dict__ for part in module.modules()])
     kept = [(b, b._version, b.clone()) for b in module.buffers()]
+    undo = as_before([part.__dict__ for part in module.modules()], {id(b) for b, *_ in kept})
     devices = [device] if device is not None and device.type == "cuda" else []
     streams = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a model's code may draw from
     try:
@@ -86,10 +86,13 @@ def untraced(module: nn.Module, device: torch.device | None) -> Iterator[None]:
                     b.data.copy_(value)
 
 
-def as_before(held: Sequence[Any]) -> list[Callable[[], object]]:
-    """What puts back everything that these objects hold, by containers of containers: tensors and streams too."""
+def as_before(held: Sequence[Any], seen: set[int]) -> list[Callable[[], object]]:
+    """What puts back everything that these objects hold, by containers of containers: tensors and streams too.
+
+    `seen`: by id, what is left alone; all that is found is added.
+    """
     undo: list[Callable[[], object]] = []
-    due, seen = [*held], set[int]()
+    due = [*held]
 
     def refill(x: Any, old: Any) -> None:
         x.clear()

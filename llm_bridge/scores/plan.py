@@ -233,16 +233,18 @@ def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: 
     last, no other row may have any.
     """
     plain, spread = differentiable(expected), differentiable(found)
-    if not param or not plain:
-        return not param
+    if not param:
+        return True
+    if not plain or any(y.dim() == 0 for y in plain):  # nothing to see, or a number for all rows
+        return False
     cotangent = [torch.randn_like(y) for y in plain]
 
     def only(row: int) -> list[Tensor]:
-        found = [torch.zeros_like(c) for c in cotangent]
-        for c, part in zip(cotangent, found, strict=True):
-            size = c.shape[0] // rows if c.dim() and c.shape[0] % rows == 0 else 0
-            part[row * size : (row + 1) * size] = c[row * size : (row + 1) * size] if c.dim() else 0
-        return found
+        part = [torch.zeros_like(c) for c in cotangent]
+        for c, zero in zip(cotangent, part, strict=True):
+            size = c.shape[0] // rows if c.shape[0] % rows == 0 else 0
+            zero[row * size : (row + 1) * size] = c[row * size : (row + 1) * size]
+        return part
 
     def grads(out: Sequence[Tensor], of: Sequence[Tensor], seed: Sequence[Tensor]) -> Sequence[Tensor | None]:
         return torch.autograd.grad(out, of, seed, retain_graph=True, allow_unused=True)

@@ -157,6 +157,7 @@ CASES |= {
     "summed in place": _written(lambda v: v.add_(1), lambda w: w + 1, D, D),
     "clamped scale in place": _written(lambda v: v.clamp_(max=0.9), lambda w: 1 + w, D),
     "shift that is the scale": _body(lambda s, x: F.layer_norm(x, (D,), s.w, s.w), w=(D,)),
+    "a number for all rows": _body(lambda s, x: x * s.a(x).exp(), a=lambda: Fn(lambda s, x: (x * s.w).mean(), w=_p(D))),
     "lent parameters": _body(_lent, b=lambda: Block(_lin(), nn.Tanh())),
 }
 
