@@ -563,6 +563,16 @@ def test_a_second_way_is_exact_or_refused(first: str, second: str, shape: tuple[
             assert "method='loop'" in str(error)  # noqa: PT017 - the other half of either
 
 
+def test_pieces_stay_pieces_where_there_are_as_many_tokens_as_rows() -> None:
+    """Chunks of four tokens: of three rows, and then of four, compared and not."""
+    model, *_ = given(_with(_flat, a=_lin), LONG)
+    for rows in (3, 4, 4, 3, 4):
+        token, mask, c = tokens(rows, 6), torch.ones(rows, 6).double(), torch.linspace(-1, 1.3, rows).double()
+        model.zero_grad()
+        right = truth(model, token, mask, c)
+        assert not same(taped(model, token, mask, c, False), right)
+
+
 def test_a_looped_module_may_be_called_on_nothing() -> None:
     def run(s: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([s.b(x[:1]), s.b(x[1:])])
