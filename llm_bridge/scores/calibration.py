@@ -27,13 +27,12 @@ from llm_bridge.scores.norms import (
     block_sq_norms,
     gram_sq_norms,
 )
-from llm_bridge.scores.routes import Affine, General, Line, Route
+from llm_bridge.scores.routes import KERNEL, RUNS, WHOLE, Affine, General, Line, Route
 from llm_bridge.scores.sketch import Sketch, sketch_sq_norms
 
 Choice = tuple[str, int]
 METHODS = ("block", "batch", "gram", "fused")
 BLOCK_SIZES = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
-WHOLE, RUNS = 0, 1
 KEPT = 8
 """times the smaller operand's memory that blocks may take instead of operands"""
 _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
@@ -52,8 +51,8 @@ def take(
 ) -> Tensor:
     """Squared norms of left^T right, one a trajectory: (N, out), (N, into) -> (n,).
 
-    By `choice`: block with entries; batch, fused or kept with 0; gram, half gram or sketch with sums in WHOLE or RUNS.
-    The route gets the instantiated blocks or, where there are none, the operands.
+    By `choice`: block with entries, or another method with the way that sums come where it makes none: WHOLE, RUNS or
+    KERNEL. The route gets the instantiated blocks or, where there are none, the operands.
     """
     method, how = choice
     if method == "kept":
@@ -70,7 +69,7 @@ def take(
             norm = block_sq_norms(left, right, layout, sink, work.scratch, how)
         if sink is not None:
             return norm
-    route.matrix(weight, left, right, layout, whole=how != RUNS)  # first: it brings the operands into cache
+    route.matrix(weight, left, right, layout, how)  # first: it brings the operands into cache
     if method == "gram":
         return gram_sq_norms(left, right, layout, work.gram)
     if method == "half gram":
@@ -80,41 +79,59 @@ def take(
     return norm
 
 
-def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Route) -> Choice:
-    """The choice for a layer, `left` (rows, out) and `right` (rows, into), and a route that asks for so many sums."""
+def fastest(method: str, left: Tensor, right: Tensor, layout: Layout, route: Route, sketched: bool = False) -> Choice:
+    """The choice for a layer, `left` (rows, out) and `right` (rows, into), and a route that asks for so many sums.
+
+    sketched: an estimate will do.
+    """
     rows, cols = left.shape[1], right.shape[1]
     limit = 1 << (22 if left.device.type == "cpu" else 26)
     fits = layout.owner is None and layout.n * rows * cols <= limit
     steps = _rounded(max(1, left.shape[0] // layout.n))
     shape = (route.run >= 2, steps, min(rows, _BAND), min(cols, _BAND), min(2, math.ceil(route.sinks)), route.keeps)
     compiled = kernel_takes(left.device, left.dtype)
-    kept = compiled and route.keeps and layout.n * max(rows, cols) <= KEPT * len(left)
-    return _fastest(method, fits, compiled, kept, left.device, left.dtype, torch.get_num_threads(), *shape)
+    small = layout.n * max(rows, cols) <= KEPT * len(left)
+    return _fastest(method, fits, compiled, small, sketched, left.device, left.dtype, torch.get_num_threads(), *shape)
 
 
 @lru_cache(maxsize=4096)
-def _fastest(method: str, fits: bool, compiled: bool, kept: bool, *key: Any) -> Choice:
-    options = candidates(method, fits, compiled, kept)
+def _fastest(method: str, fits: bool, compiled: bool, small: bool, sketched: bool, *key: Any) -> Choice:
+    options = candidates(method, fits, compiled, key[-1], small, sketched)
     return options[0] if len(options) == 1 else min(options, key=lambda choice: seconds(choice, *key))
 
 
-def candidates(method: str, fits: bool, compiled: bool, kept: bool = False) -> list[Choice]:
+def candidates(
+    method: str, fits: bool, compiled: bool, keeps: bool = False, small: bool = False, sketched: bool = False
+) -> list[Choice]:
     """The choices that `method` leaves; "batch" only where all trajectories' blocks fit in memory, "fused" only where
-    the kernel is `compiled` for such operands; blocks are `kept` for the gradient where they take at most `KEPT` times
-    the memory of the smaller operand (the larger may be one that other maps hold as well).
+    the kernel is `compiled` for such operands. Where the route `keeps` things for any coefficients, these are blocks if
+    they are `small`, at most `KEPT` times the memory of the smaller operand (the larger may be one that other maps hold
+    as well); else operands, whose product torch or the kernel forms.
 
     A named method has one, so that its bits repeat: a clock decides for "auto" alone.
 
     >>> candidates("gram", False, False)
     [('gram', 1)]
     """
-    block, batch = [("block", size) for size in BLOCK_SIZES], [("batch", 0)] if fits else []
+    by_kernel = [KERNEL] if compiled and keeps else []
+    if sketched:
+        ways = [("sketch", how) for how in (RUNS, *by_kernel)]
+        return ways if method == "auto" else ways[-1:] if method == "fused" else ways[:1]
+    block, batch = [("block", size) for size in BLOCK_SIZES], [("batch", WHOLE)] if fits else []
+    one_pass = [("fused", KERNEL)] if compiled else []
+    named = {
+        "block": block[2:3],
+        "batch": batch or block[2:3],
+        "fused": one_pass or block[2:3],
+        "gram": [("gram", RUNS)],
+    }
+    if method in named:
+        return named[method]
     # sums in runs took 0.46 to 1.11 of the time of whole ones at 60 shapes, on one thread of a CPU (2026-11-29)
-    one_pass, half = ([("fused", 0)], [("half gram", RUNS), ("half gram", WHOLE)]) if compiled else ([], [])
-    named = {"block": block[2:3], "batch": batch or block[2:3], "fused": one_pass or block[2:3]}
-    named |= {name: [(name, RUNS)] for name in ("gram", "sketch")}
-    half += [("kept", 0)] if kept else []
-    return named.get(method, [*block, *batch, *one_pass, *half, ("gram", WHOLE), ("gram", RUNS)])
+    half = [("half gram", how) for how in (by_kernel or [RUNS]) + [WHOLE]] if compiled else []
+    kept = [("kept", WHOLE)] if by_kernel and small else []
+    torchs = [("fused", WHOLE)] if by_kernel else []
+    return [*block, *batch, *one_pass, *torchs, *half, *kept, ("gram", WHOLE), ("gram", RUNS)]
 
 
 @lru_cache(maxsize=4096)

@@ -30,9 +30,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
+from llm_bridge.scores.fused import fused_sq_norms
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Recent, Sink, SumPlan, sum_dtype
+from llm_bridge.scores.norms import Recent, Scratch, Sink, SumPlan, sum_dtype
 from vcposim.errors import InputError
+
+WHOLE, RUNS, KERNEL = 0, 1, 2
+"""sums in one product of weighted copies, in a product a run of neighbors with equal weights, or with any weights where
+a compiled kernel makes each trajectory's block, which copies nothing"""
 
 
 def add_grad(param: nn.Parameter, grad: Tensor) -> None:
@@ -86,10 +91,11 @@ class Route:
         """SumPlan to add instantiated blocks of this weight to, if the route has any."""
         return None
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, how: int) -> None:
         """Keep or add up left^T right of a weight without blocks in a sink: `left` (N, out), `right` (N, into).
 
-        `layout` says whose the rows of this weight's operands are.
+        `layout` says whose the rows of this weight's operands are; `how` in which of three ways sums are formed, WHOLE,
+        RUNS or KERNEL.
         """
 
     def blocks(self, param: nn.Parameter, block: Tensor) -> None:
@@ -189,19 +195,20 @@ class General(Kept):
     def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
         super().__init__(layout, stored)
         # in order of arrival, whatever is kept: under FSDP2 every rank must give the parameters in one order
-        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout] | tuple[nn.Parameter, Tensor]] = []
+        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout, int] | tuple[nn.Parameter, Tensor]] = []
 
     def blocks(self, param: nn.Parameter, block: Tensor) -> None:
         """Keeps `block` (n, *param)."""
         self._matrix.append((param, block))
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, how: int) -> None:
         """Keeps the operands: `left` (N, out), `right` (N, into)."""
-        self._matrix.append((param, left, right, layout))
+        self._matrix.append((param, left, right, layout, how))
 
     def finish(self, coefficient: Tensor) -> None:
         """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops what was kept."""
-        scaled = Recent(1)  # an input that several maps read is scaled once
+        scaled, scratch = Recent(1), Scratch()  # an input that several maps read is scaled, or copied, once
+        sums: SumPlan | None = None
         spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         while self._matrix:
             kept = self._matrix.pop()
@@ -209,7 +216,14 @@ class General(Kept):
                 param, block = kept
                 self.give(param, -(coefficient / self.scale).to(block.device, block.dtype) @ block.flatten(1))
                 continue
-            param, left, right, layout = kept
+            param, left, right, layout, how = kept
+            if how == KERNEL:
+                if sums is None:
+                    sums = SumPlan.of(-(coefficient / self.scale).to("cpu", torch.float64).unsqueeze(0))
+                total = left.new_empty(left.shape[1], right.shape[1])
+                fused_sq_norms(left, right, layout, Sink([total], sums), scratch)
+                self.give(param, total)
+                continue
             key = (id(layout), left.shape[0], left.dtype, left.device)
             if layout is not self.layout or key not in spread:  # most maps share the pass's layout, and so the rows
                 spread[key] = -layout.per_row((coefficient / self.scale).to(left.device, left.dtype), left.shape[0])
@@ -304,7 +318,7 @@ class Affine(Kept):
         self._sum.append((param, total))
         return Sink(total, self._sums)
 
-    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, whole: bool) -> None:
+    def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, how: int) -> None:
         """Adds `left` (N, out) and `right` (N, into) to the line's sums at once, and keeps neither."""
         bounds = layout.bounds(left.shape[0])
         runs = layout.once((self._sums, left.shape[0]), lambda: [_runs(row, bounds) for row in self._sums.row])
@@ -314,7 +328,7 @@ class Affine(Kept):
             return
         total = self.sink(param).buffer
         # Picking out rows asks the device for their number, which would stall an accelerator's queue of launches.
-        if whole and left.device.type == "cpu":
+        if how != RUNS and left.device.type == "cpu":
             # One product, of copies without the trajectories whose factor is zero.
             for each, factor in zip(total, self._sums.factor, strict=True):
                 x, y, weight = left, right, layout.per_row(factor.to(left.device, left.dtype), left.shape[0])

@@ -23,7 +23,7 @@ from llm_bridge.scores.norms import (
     sum_dtype,
     tied_cross_term,
 )
-from llm_bridge.scores.routes import Route
+from llm_bridge.scores.routes import WHOLE, Route
 from vcposim.errors import InputError
 
 LIVE_LOOKS = 4
@@ -99,6 +99,7 @@ class ScorePass:
         method: str,
         work: Workspace,
         checked: bool = False,
+        sketched: bool = False,
     ) -> None:
         self.layout, self.route, self._checked = layout, route, checked
         self.part: dict[nn.Parameter, Tensor] = {}
@@ -107,6 +108,7 @@ class ScorePass:
         self.coarsest = torch.float64
         """the coarsest type in which an output gradient came, or of a parameter"""
         self._uses, self._subset, self._method, self._work = uses, subset, method, work
+        self._sketched = sketched
         self._seen: dict[nn.Parameter, list[str]] = {}
         self._head: dict[nn.Parameter, tuple[Tensor, list[Tensor], Sequence[Tensor]]] = {}
         self._waiting: dict[nn.Parameter, list[_Use]] = {}
@@ -150,7 +152,7 @@ class ScorePass:
         shape = (layout.n, left.shape, right.shape[1], left.dtype, left.device, layout.owner is None)
         choice = self._choice.get(shape)
         if choice is None:
-            choice = self._choice[shape] = fastest(self._method, left, right, layout, self.route)
+            choice = self._choice[shape] = fastest(self._method, left, right, layout, self.route, self._sketched)
         self._add(weight, take(choice, weight, left, right, layout, self.route, self._work))
 
     def vector(self, name: str, param: nn.Parameter, grad: Tensor, place: Place | None = None) -> None:
@@ -365,7 +367,7 @@ class ScorePass:
                 self._product(param, *_joined(products))
                 continue
             for left, right, layout in products:
-                self.route.matrix(param, left, right, layout, whole=True)
+                self.route.matrix(param, left, right, layout, WHOLE)
             kind, square = sum_dtype(param.dtype), []
             for i in range(self.layout.n):
                 total = param.new_zeros(param.shape, dtype=kind)

@@ -503,9 +503,8 @@ class ScoreTape:
         again: bool = False,
     ) -> ScorePass:
         """The one backward: every layer reports to a `ScorePass`, none adds to p.grad; `again`: the graph survives."""
-        method = "sketch" if sketched else self.method
         work = Workspace(self.columns, self.generator, compiled=self.method in ("auto", "fused"))
-        self.running = score = ScorePass(layout, route, self._uses, self._subset, method, work, checked)
+        self.running = score = ScorePass(layout, route, self._uses, self._subset, self.method, work, checked, sketched)
         if reentrant:
             self._uses.places.add(None)
         calls = [self._rows[k - 1] for k in {place.model for place in self._uses.places if place} if k]

@@ -8,7 +8,7 @@ the ways one would break it by accident and requires that `compare` notices.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ from llm_bridge.scores import (
     weighted_gradient_loop,
 )
 from llm_bridge.scores import layout as layout_module
-from llm_bridge.scores.calibration import RUNS, WHOLE, Choice
+from llm_bridge.scores.calibration import Choice
 from llm_bridge.scores.layout import Layout, Operands, live_rows
 from llm_bridge.scores.norms import Recent, Scratch, gram_sq_norms
-from llm_bridge.scores.routes import Affine, General, Line, NormsOnly
+from llm_bridge.scores.routes import KERNEL, RUNS, WHOLE, Affine, General, Line
 from llm_bridge.scores.score_pass import LIVE_LOOKS
 from llm_bridge.scores.sketch import Sketch, sketch_sq_norms
 from llm_bridge.scores.tape import modules_of, parameters_of
@@ -183,11 +183,10 @@ def test_every_method_is_exact(method: str, batch: str, affine: bool) -> None:
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_clock_decides_for_auto_alone(fits: bool) -> None:
     """Two processes of one run must have the same bits: a method that was named is one way, whatever the time."""
-    names = (*calibration.METHODS, "sketch")
-    assert [len(calibration.candidates(name, fits, compiled)) for name in names for compiled in (False, True)] == [
-        1
-    ] * 10
+    for settings in product((False, True), repeat=4):
+        assert {len(calibration.candidates(name, fits, *settings)) for name in calibration.METHODS} == {1}
     assert len(calibration.candidates("auto", fits, False)) > 1
+    assert len(calibration.candidates("auto", fits, compiled=True, keeps=True, sketched=True)) > 1
 
 
 @pytest.mark.parametrize("how", [WHOLE, RUNS], ids=["whole", "runs"])
@@ -200,11 +199,11 @@ def test_sums_in_one_product_or_by_runs(batch: str, how: int, monkeypatch: pytes
     compare(model, given, affine=True)
 
 
-@pytest.mark.parametrize("choice", ["kept", "half gram"])
+@pytest.mark.parametrize("choice", [("kept", WHOLE), ("half gram", WHOLE), ("half gram", KERNEL), ("fused", KERNEL)])
 @pytest.mark.parametrize("batch", BATCHES)
 @NEEDS_COMPILER
-def test_what_the_kernel_gives_to_any_coefficients(choice: str, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score_pass, "fastest", lambda *_: (choice, RUNS))
+def test_what_the_kernel_gives_to_any_coefficients(choice: Choice, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_pass, "fastest", lambda *_: choice)
     for kind in ("llama", "gpt2"):
         model, given = tiny_model(kind, tied=True), BATCHES[batch]()
         compare(model, given, affine=False)
@@ -285,12 +284,15 @@ def test_norms_whose_terms_cancel_are_taken_from_products() -> None:
 def test_blocks_are_kept_where_they_take_a_few_times_an_operands_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """And where a gradient with any coefficients is to follow: else they would be made for nothing."""
     asked = []
-    monkeypatch.setattr(calibration, "_fastest", lambda method, fits, compiled, kept, *_: (asked.append(kept), 0))
+    monkeypatch.setattr(calibration, "_fastest", lambda method, fits, compiled, small, *_: (asked.append(small), 0))
     monkeypatch.setattr(calibration, "kernel_takes", lambda *_: True)
-    for steps, kind in ((80, General), (79, General), (80, NormsOnly)):  # 80 steps of 90: an eighth of 640 rows
+    for steps in (80, 79):  # 80 steps of 90: an eighth of 640 rows
         layout, x = Layout(2, (2, steps)), torch.empty(2 * steps, 640, device="meta")
-        calibration.fastest("auto", x[:, :90], x, layout, kind(layout))
-    assert asked == [True, False, False]
+        calibration.fastest("auto", x[:, :90], x, layout, General(layout))
+    assert asked == [True, False]
+    for keeps, small in product((False, True), repeat=2):
+        kept = ("kept", WHOLE) in calibration.candidates("auto", fits=True, compiled=True, keeps=keeps, small=small)
+        assert kept == (keeps and small)
 
 
 @pytest.mark.parametrize("size", [1, 16, 100])
@@ -848,9 +850,10 @@ def test_sketch_is_unbiased_and_its_gradient_exact() -> None:
     u, v, c = coefficients(5)
     log_prob = token_log_prob(model, batch)
     twin = weighted_gradient_loop(log_prob, batch.mask, c, list(model.parameters()))
-    for line in (None, (u, v)):
+    methods = ["auto", "block", *["fused"] * fused.kernel_takes(log_prob.device, log_prob.dtype)]
+    for line, method in product((None, (u, v)), methods):
         model.zero_grad()
-        with ScoreTape(model, norm="sketch") as tape_:
+        with ScoreTape(model, norm="sketch", method=method) as tape_:
             _norms(tape_, affine=line)
             tape_.backward(c)
         assert relative([p.grad for p in model.parameters()], twin) < RELATIVE  # ... the gradient does not
@@ -971,8 +974,8 @@ def test_the_bench_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("reward", [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1], [0.3, 0.1, 1, 0.7]])
-@pytest.mark.parametrize("whole", [True, False])
-def test_affine_sums_of_operands_are_the_weighted_products(dtype: torch.dtype, reward: list, whole: bool) -> None:
+@pytest.mark.parametrize("how", [WHOLE, RUNS])
+def test_affine_sums_of_operands_are_the_weighted_products(dtype: torch.dtype, reward: list, how: int) -> None:
     """One run to a sum, several, none, no shared anchor: to the rounding of one product and one interpolation."""
     own = torch.Generator().manual_seed(3)
     n, steps, rows, cols, b = 4, 7, 6, 5, 0.37
@@ -982,7 +985,7 @@ def test_affine_sums_of_operands_are_the_weighted_products(dtype: torch.dtype, r
     route = Affine(layout, Line.of(known, weight, n))
     param = nn.Parameter(torch.zeros(rows, cols, dtype=dtype))
     each = layout.per_row(route.fold, n * steps)
-    route.matrix(param, (left.double() * each).to(dtype), right, layout, whole)
+    route.matrix(param, (left.double() * each).to(dtype), right, layout, how)
     coefficient = known - b * weight
     route.finish(coefficient)
     expected = -(left.double() * layout.per_row(coefficient, n * steps)).t() @ right.double()
