@@ -34,6 +34,7 @@ from llm_bridge.scores.inner import (
     is_opaque,
     rehearsal,
     untraced,
+    unwritten,
 )
 from llm_bridge.scores.layers import Recorder
 from llm_bridge.scores.loop import Objective, trajectory_sums, weighted, weighted_gradient_loop
@@ -120,7 +121,10 @@ def alone(
     with rehearsal(tape, model, total.device), torch.autocast(total.device.type, **call.cast):
         try:
             args, kwargs = pytree.tree_map(row, (call.args, call.kwargs))
-            found = differentiable(model(*args, **kwargs))
+            with unwritten("", model):
+                found = differentiable(model(*args, **kwargs))
+        except InputError:
+            raise
         except Exception:  # whatever the model's code says of a single row
             return None
         pairs = []

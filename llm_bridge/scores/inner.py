@@ -10,11 +10,12 @@ import copy
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypedDict
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -84,6 +85,25 @@ def untraced(module: nn.Module, device: torch.device | None) -> Iterator[None]:
                     b.copy_(value)
                 else:  # batch norm writes past the count
                     b.data.copy_(value)
+
+
+@contextmanager
+def unwritten(name: str, module: nn.Module) -> Iterator[None]:
+    """Raises InputError if a module's parameters change in here, where it runs once more than a plain call would."""
+    before = sums_of(module)
+    yield
+    if sums_of(module) != before:
+        raise InputError(
+            f"{name or 'the model itself'}: its forward writes to its own parameters, and did so once more in a "
+            f"run that a plain call does not make; begin again, and do that outside the model, or {WHOLE_LOOP}"
+        )
+
+
+def sums_of(module: nn.Module) -> list[str]:
+    """Of every trainable parameter the sum and the norm; as text, in which what is not a number equals itself."""
+    held = [p.detach() for p in module.parameters() if p.requires_grad and type(p) is nn.Parameter and p.numel()]
+    held = [torch.view_as_real(p) if p.is_complex() else p for p in held if p.device.type != "meta"]
+    return [f"{float(p.sum(dtype=torch.float64))} {float(torch.linalg.vector_norm(p))}" for p in held]
 
 
 def as_before(held: Sequence[Any], seen: set[int]) -> list[Callable[[], object]]:
@@ -238,11 +258,14 @@ class Inner:
         for i in range(layout.n):
             leaf = [layout.part(x, i) if isinstance(x, Tensor) else x for x in self._leaf]
             leaf = [apart(x) if k in self.place else x for k, x in enumerate(leaf)]
-            try:
-                with rehearsal(self.twin.tape, self.twin.module, self._device):
-                    out = differentiable(self._call(leaf))
-            except Exception as error:  # whatever the module's code says of fewer rows
-                raise Differs from error
+            module = self.twin.module
+            with nullcontext() if module in _STEADY else unwritten(self.twin.name, module):
+                try:
+                    with rehearsal(self.twin.tape, module, self._device):
+                        out = differentiable(self._call(leaf))
+                except Exception as error:  # whatever the module's code says of fewer rows
+                    raise Differs from error
+            _STEADY.add(module)
             if len(out) != len(self.out):
                 raise Differs
             pair = []
@@ -302,6 +325,8 @@ def local(twin: Twin, args: Any, kwargs: Any) -> Any:
     return pytree.tree_unflatten(graph, inner.spec)
 
 
+_STEADY: WeakSet[nn.Module] = WeakSet()
+"""modules that were looped over, and did not write to their parameters"""
 _LEAVES: Any = WeakTensorKeyDictionary()
 """inputs of modules that are looped over, where their own graphs begin, and the modules' names"""
 

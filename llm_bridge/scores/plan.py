@@ -6,8 +6,9 @@ and may the rest be spread over positions, as if each had its own copy, so that 
 and no gradient leaves its row? What is left is looped over (`inner`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,9 @@ from llm_bridge.scores.inner import (
     leaf_parameters,
     local,
     rehearsal,
+    sums_of,
+    untraced,
+    unwritten,
 )
 from llm_bridge.scores.layers import (
     ADDS,
@@ -120,20 +124,18 @@ class Own(Twin):
         code = getattr(self.original, "__code__", None)  # which may be changed, of a class or of this module
         leaves = () if len(args) == 1 and not kwargs else pytree.tree_leaves((args, kwargs))
         told = tuple((type(y), y) for y in leaves if type(y) in _WAYS)
-        form = (code, flags, told, length, len(args), tuple(k for k, y in kwargs.items() if y is not None))
+        whole = x is None or x.is_contiguous()
+        form = (code, flags, told, length, whole, len(args), tuple(k for k, y in kwargs.items() if y is not None))
         plans, key = _PLANS.setdefault(self.module, {}), (frozenset(own), form)
         if key not in plans:
             if len(plans) >= _FORMS:  # a number that is another at every call
                 plans.clear()
             plans[key] = self._plan(own, x, args, kwargs)
-        spread = plans[key]
-        if spread is not None:
+        plan = plans[key]
+        if plan is not None:
             assert x is not None  # else there is nothing to spread over, and no plan
-            wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in spread}
-            known = nullcontext() if len(spread) == len(own) else _Known(own, self, self.tape)
             try:
-                with shadowed(self.module, wide), known:  # what is not spread is used in products
-                    return self.original(*args, **kwargs)
+                return self._spread(own, plan, x, args, kwargs)
             except (RuntimeError, ValueError, IndexError) as error:  # it was tried at a length that happened to fit
                 if isinstance(error, InputError) or any(map(is_opaque, pytree.tree_leaves((args, kwargs)))):
                     raise
@@ -145,7 +147,45 @@ class Own(Twin):
             )
         return local(self, args, kwargs)
 
-    def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> frozenset[str] | None:
+    def _spread(self, own: Mapping[str, nn.Parameter], plan: "Spreading", x: Tensor, args: Any, kwargs: Any) -> Any:
+        """The module's output, with a graph in which its parameters are spread.
+
+        Raises InputError where its code goes another way than when that was found to be right, and it is not there.
+        """
+        given = args if len(args) == 1 and not kwargs else pytree.tree_leaves((args, kwargs))
+        ends = {y.grad_fn for y in given if isinstance(y, Tensor)}
+        wide = {k: _Spread.apply(own[k], _positions(own[k], x), self) for k in plan.spread}
+        known = nullcontext() if len(wide) == len(own) else _Known(own, self, self.tape)
+        # bits that may not be the module's own are not given away, only their graph is
+        trace = nullcontext() if plan.same_bits else untraced(self.module, x.device)
+        with trace, shadowed(self.module, wide), known:  # what is not spread is used in products
+            out = self.original(*args, **kwargs)
+        way = _way(out, ends)
+        if way not in plan.ways:
+            if plan.ways and self._plan(own, x, args, kwargs) != plan:
+                raise InputError(
+                    f"{self.name or 'the model itself'} ({type(self.module).__name__}): its code goes another way than "
+                    "in earlier calls like this one, by something that no argument or attribute tells, and what was "
+                    f"found of those does not hold; {self.tape.advice(self.name + '.')}"
+                )
+            if len(plan.ways) < _FORMS:
+                plan.ways.add(way)
+        if plan.same_bits:
+            return out
+        inside, self.tape.inside = self.tape.inside, 1
+        try:
+            flat, spec = pytree.tree_flatten(self.original(*args, **kwargs))
+        finally:
+            self.tape.inside = inside
+        graph = iter(differentiable(out))
+        mine = [next(graph) if isinstance(y, Tensor) and y.requires_grad else None for y in flat]
+        old = {*map(id, given)}
+        pairs = zip(flat, mine, strict=True)
+        return pytree.tree_unflatten(
+            [y if z is None or id(y) in old else _Instead.apply(z, y.detach()) for y, z in pairs], spec
+        )
+
+    def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> "Spreading | None":
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
         device = None if x is None else x.device
         try:
@@ -156,8 +196,14 @@ class Own(Twin):
         with rehearsal(self.tape, self.module, device):
             with watch:
                 before, kept = pytree.tree_leaves(first), set(map(id, _left_behind(self.module)))
+                versions = [y._version if isinstance(y, Tensor) else 0 for y in before]
+                sums = sums_of(self.module)
                 expected = self.original(*first[0], **first[1])
                 after = pytree.tree_leaves(first)
+                if sums_of(self.module) != sums:  # once is what the call itself will do, if twice is the same
+                    second = cloned((args, kwargs))
+                    with unwritten(self.name, self.module):
+                        self.original(*second[0], **second[1])
             spread = sorted(own.keys() - watch.served)
             left: list[Tensor] = [own[k] for k in spread]
             if {own[k] for k in watch.served} & set(leaf_parameters(differentiable(expected))):
@@ -170,28 +216,104 @@ class Own(Twin):
             if not seen or len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
                 return None  # what it gives cannot all be compared
         if not left:
-            return frozenset()
+            return Spreading(frozenset(), True)
 
         def run(value: Sequence[Tensor]) -> Any:
             given, named = cloned((args, kwargs)), dict(zip(spread, value, strict=True))
             with rehearsal(self.tape, self.module, device), shadowed(self.module, named):
                 return self.original(*given[0], **given[1])
 
-        # Equal numbers hide what entries have to do with each other; one number may be computed otherwise than many.
-        others = 6 if any(p.numel() == 1 for p in left) else 1
-        for seed in range(1 + others):
+        same_bits = True
+        for seed in (0, 1):  # equal numbers hide what entries have to do with each other
             try:
                 if seed:
                     left = [_stirred(own[k], seed).requires_grad_() for k in spread]
                     expected = run(left)
                 wide = [p.detach().expand(_positions(p, x)).requires_grad_() for p in left]
                 found = run(wide)
+                same_bits = same_bits and _is_exact(found, wide) and _same(expected, found)
                 with rehearsal(self.tape, self.module, device):
-                    if not _same(expected, found) or not _stays_in_its_row(expected, found, left, wide, len(x)):
+                    if not _same(expected, found, _NEAR) or not _stays_in_its_row(expected, found, left, wide, len(x)):
                         return None
             except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
                 return None
-        return frozenset(spread)
+        in_place = any(isinstance(y, Tensor) and y._version != old for y, old in zip(after, versions, strict=True))
+        return Spreading(frozenset(spread), same_bits) if same_bits or not in_place else None
+
+
+@dataclass
+class Spreading:
+    """Which of a module's parameters to spread over positions, the others being used in products."""
+
+    spread: frozenset[str]
+    same_bits: bool
+    """whether all that is computed of parameters alone is of the same bits whatever their shape"""
+    ways: set[Hashable] = field(default_factory=set, compare=False)
+    """the graphs (`_way`) of calls for which that holds"""
+
+
+def _way(out: Any, ends: Set[Any]) -> Hashable:
+    """What the graph behind a module's output is made of, back to what it was given: nodes, axes, and what leads where.
+
+    Of very long graphs the first nodes.
+    """
+    at: dict[Any, int] = dict.fromkeys(ends, -1) | {None: -2}
+    due: list[Any] = [y.grad_fn for y in ([out] if isinstance(out, Tensor) else differentiable(out))]
+    found: list[Hashable] = []
+    while due and len(found) < _LONG:
+        node = due.pop()
+        if node in at:
+            found.append(at[node])
+            continue
+        at[node] = len(found)
+        found.append((node.name(), getattr(node, "_saved_dim", None)))
+        due += [each for each, _ in node.next_functions]
+    return tuple(found)
+
+
+def _is_exact(out: Any, wide: Sequence[Tensor]) -> bool:
+    """Whether operators that see parameters alone, `wide` (...) and what is made of these, compute each entry alike.
+
+    A power or an exponential takes vectors of numbers in another way than what is left over at the end, so its last bit
+    depends on the shape; an addition is rounded once wherever it stands.
+    """
+    of_params = {id(w) for w in wide}
+    alone: dict[Any, bool] = {None: False}
+    due: list[Any] = [y.grad_fn for y in differentiable(out)]
+    exact = True
+    while due:
+        node = due[-1]
+        if node in alone:
+            due.pop()
+            continue
+        after = [each for each, _ in node.next_functions]
+        waiting = [each for each in after if each not in alone]
+        if waiting:
+            due += waiting
+            continue
+        due.pop()
+        made = [alone[each] for each in after if each is not None]
+        alone[node] = id(node.variable) in of_params if hasattr(node, "variable") else bool(made) and all(made)
+        exact = exact and (
+            not any(made)
+            or (
+                node.name().rstrip("0123456789").removesuffix("Backward") in _ONCE
+                and getattr(node, "_saved_alpha", 1) == 1
+            )
+        )
+    return exact
+
+
+class _Instead(torch.autograd.Function):
+    """The module's own output, `own` (...), with the graph behind `graph` (...)."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Tensor, own: Tensor) -> Tensor:
+        return own.data
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None
 
 
 def _left_behind(module: nn.Module) -> list[Tensor]:
@@ -216,13 +338,21 @@ def shadowed(module: nn.Module, value: Mapping[str, Tensor]) -> Iterator[None]:
             del module.__dict__[name]
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any, steps: float = 0) -> bool:
+    """Whether two outputs are equal, up to so many of their type's steps."""
+
+    def alike(p: Any, q: Any) -> bool:
+        if not isinstance(p, Tensor):
+            return True
+        if not isinstance(q, Tensor) or p.dtype != q.dtype or p.shape != q.shape:
+            return False
+        if not steps or not p.dtype.is_floating_point:
+            return torch.equal(p, q)
+        far = steps * torch.finfo(p.dtype).eps
+        return torch.allclose(p, q, rtol=far, atol=far * float(p.detach().abs().max()) if p.numel() else 0.0)
+
     left, right = (pytree.tree_leaves(y) for y in (a, b))
-    return len(left) == len(right) and all(
-        not isinstance(p, Tensor)
-        or (isinstance(q, Tensor) and p.dtype == q.dtype and p.shape == q.shape and torch.equal(p, q))
-        for p, q in zip(left, right, strict=True)
-    )
+    return len(left) == len(right) and all(map(alike, left, right))
 
 
 def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: Sequence[Tensor], rows: int) -> bool:
@@ -257,7 +387,8 @@ def _stays_in_its_row(expected: Any, found: Any, param: Sequence[Tensor], wide: 
             return False
     for p, whole, each in zip(param, grads(plain, param, cotangent), grads(spread, wide, cotangent), strict=True):
         a, b = (torch.zeros_like(p) if g is None else g.double().sum_to_size(p.shape) for g in (whole, each))
-        if not float((a - b).norm()) <= torch.finfo(p.dtype).eps ** 0.5 * float(a.norm() + b.norm()):
+        eps = max(torch.finfo(p.dtype).eps, torch.finfo(torch.float32).eps)  # in which many a norm computes
+        if not float((a - b).norm()) <= eps**0.5 * float(a.norm() + b.norm()):
             return False
     return True
 
@@ -496,6 +627,15 @@ _TURNS = {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__, torch.transpos
 
 _WAYS = {bool, int, float, str}
 """types of attributes and arguments by which code chooses its way"""
-_FORMS = 64
-"""plans that are kept of a module"""
-_PLANS: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str] | None]] = WeakKeyDictionary()
+_FORMS, _LONG = 64, 256
+"""plans that are kept of a module, and ways of each; nodes of a graph that are looked at"""
+_ONCE = {
+    *("Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Abs", "Sign", "Relu", "Clamp", "ClampMin", "ClampMax", "Maximum"),
+    *("Minimum", "Where", "ToCopy", "Clone", "Alias", "View", "UnsafeView", "ReshapeAlias", "Expand", "Unsqueeze"),
+    *("Squeeze", "Transpose", "Permute", "T", "Select", "Slice", "Split", "SplitWithSizes", "Unbind", "Cat", "Stack"),
+    *("AccumulateGrad",),
+}
+"""operators that round once, or not at all"""
+_NEAR = 64
+"""steps that outputs may be apart which are not given away"""
+_PLANS: WeakKeyDictionary[nn.Module, dict[Any, Spreading | None]] = WeakKeyDictionary()
