@@ -15,6 +15,7 @@ looked at a parameter at a time. There the taped graph answers for the model, wh
 """
 
 import math
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ GRADIENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.float16: 0.3, torch.
 _ALIKE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
 """how near one row alone comes to the row among others, if it is the same; dropout is farther"""
 _FLOOR, _COLUMNS = 1e-3, 8
+_MOVES, _OFTEN = 256, 20
+"""orders of rows that are remembered; new ones after which a line says what they cost"""
 _WHY = "its rows are not trajectories one by one (permuted, sorted, time first, or mixed)"
 _BENT = "or its backward is not linear (a hook that clips), so that scores do not add up: take such hooks off"
 
@@ -66,6 +69,10 @@ class Passes:
     """how many there were, without compared ones that told nothing"""
     rows: set[tuple[int, bool]] = field(default_factory=set)
     """rows of compared passes, and whether they were narrow: one trajectory is not permuted, one step not laid first"""
+    moves: set[Hashable] = field(default_factory=set)
+    """what indices did with rows, and how large pieces were, in compared passes"""
+    moving: int = 0
+    """how many passes were compared for new ones"""
     idle: int = 0
     """compared passes in a row that may not have told: equal coefficients, or a trajectory without a score"""
 
@@ -87,6 +94,67 @@ class Call:
     def of(cls, device: torch.device, args: Any, kwargs: Any, out: Any) -> "Call":
         """As it is now."""
         return cls(args, kwargs, differentiable(out), autocast_state(device))
+
+
+def moves(nodes: Sequence[Any]) -> frozenset[Hashable]:
+    """What indices along the first axis do with rows, in the graph of these nodes: each with its kind and a hash.
+
+    Rows that are sorted, dealt to buckets, or put in places that depend on the data may happen to be in order in a pass
+    that is compared. Rows in order, and tokens picked row after row, are not counted.
+    """
+    return frozenset(
+        found
+        for node in nodes
+        if (read := _PICKS.get(node.name().rstrip("0123456789"))) is not None and (found := read(node)) is not None
+    )
+
+
+def _digest(node: Any, index: Tensor) -> Hashable:
+    if index.dtype == torch.bool:
+        index = index.flatten(1).sum(1) if index.dim() > 1 else index.nonzero().squeeze(1)
+    elif index.dim() == 1 and torch.equal(index, torch.arange(len(index), device=index.device)):
+        return None
+    return node.name(), tuple(index.shape), hash(index.cpu().numpy().tobytes())
+
+
+def _of_indices(node: Any) -> Hashable:
+    first, *others = node._saved_indices
+    if first is None:
+        return None
+    tokens = first.dim() == 1 and first.dtype != torch.bool and any(x is not None for x in others)
+    return None if tokens and bool((first[1:] >= first[:-1]).all()) else _digest(node, first)
+
+
+def _of_index(node: Any) -> Hashable:
+    axis = node._saved_dim if node._saved_dim < 1 << 63 else node._saved_dim - (1 << 64)  # told without a sign
+    if axis > 0:
+        return None
+    index: Tensor = node._saved_indices if hasattr(type(node), "_saved_indices") else node._saved_index
+    dims = len(node._saved_self_sym_sizes) if hasattr(type(node), "_saved_self_sym_sizes") else index.dim()
+    return _digest(node, index) if axis in (0, -getattr(node, "_saved_source_dim", dims)) else None
+
+
+def _of_any(node: Any) -> Hashable:
+    return _digest(node, node._saved_mask if hasattr(type(node), "_saved_mask") else node._saved_index)
+
+
+def _of_axes(node: Any) -> Hashable:
+    return node.name() if 0 in node._saved_dims else None
+
+
+_PICKS: dict[str, Callable[[Any], Hashable]] = {
+    f"{name}Backward": read
+    for read, names in {
+        _of_indices: ("Index", "IndexPut"),
+        _of_index: (
+            *("IndexSelect", "IndexAdd", "IndexCopy", "IndexReduce", "Gather", "Scatter", "ScatterAdd"),
+            *("ScatterReduce", "Sort", "Topk"),
+        ),
+        _of_any: ("MaskedScatter", "MaskedSelect", "Take", "Put"),
+        _of_axes: ("Flip", "Roll", "Rot90"),
+    }.items()
+    for name in names
+}
 
 
 def alone(
@@ -210,6 +278,8 @@ class Verifier:
         self.alike = False
         """whether other ranks must compare in the same passes, whatever their own batches are"""
         self.calls: list[Call] = []
+        self.moves: frozenset[Hashable] = frozenset()
+        """what indices do with rows, and how large pieces are, in the pass under way"""
 
     @property
     def _known(self) -> Passes:
@@ -224,6 +294,7 @@ class Verifier:
         """Whether the pass under way is one to be compared: so many rows, `narrow` with one trajectory or one step."""
         known = self._known
         new = not self.alike and (rows, narrow) not in known.rows and len(known.rows) < _SHAPES
+        new = new or (not self.alike and not self.moves <= known.moves)
         return self.verify == "always" or (self.verify == "first" and (known.count % EVERY == 0 or new))
 
     def coarsest(self, log_prob: Tensor) -> torch.dtype:
@@ -237,7 +308,7 @@ class Verifier:
 
         told: whether the comparison could have, None for a pass without.
         """
-        self.calls = []
+        moves, self.calls, self.moves = self.moves, [], frozenset()
         if self.verify == "never":
             return
         known = self._known
@@ -247,6 +318,16 @@ class Verifier:
         known.count += 1
         if told is not None:
             known.rows.add((rows, narrow))
+            if not moves <= known.moves:
+                known.moving += 1
+                known.moves = known.moves | moves if len(known.moves) < _MOVES else {*moves}
+            if known.moving == _OFTEN:
+                known.moving += 1
+                warnings.warn(
+                    "ScoreTape: the model picks rows by an index that was another in each of many passes, so each was "
+                    "compared with plain autograd, at up to three times the cost; once you trust it, verify='never'",
+                    stacklevel=4,
+                )
 
 
 class Verification:
@@ -286,7 +367,8 @@ class Verification:
         params, calls = [p for _, p in self.named], self.watch.calls
         for i in [some[k] for k in order[: _MANY if many and not self.groups else 1]]:
             found = None
-            if len(calls) == 1 and not self.reentrant and not self.groups:  # or ranks might not do the same
+            if len(calls) == 1 and not self.reentrant and not self.groups and self.of.segment is None:
+                # or ranks might not do the same, and a row is not a trajectory
                 found = alone(self.watch.tape, self.watch.model, calls[0], total, i, scale, params)
             if found is None:
                 one = torch.zeros_like(total).index_fill_(0, torch.tensor(i, device=total.device), scale)

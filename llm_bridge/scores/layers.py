@@ -32,7 +32,8 @@ from llm_bridge.scores.layout import WHOLE_LOOP, Layout, Operands, flat, live_ro
 from vcposim.errors import InputError
 
 # Functions keep the parameter itself beside the saved tensor: under checkpointing the saved one is an alias. `uses`
-# are the kinds of use of parameters that a node reports: those of one pass are read off its graph (`score_pass.Uses`).
+# are the kinds of use of parameters that a node reports, `lead` the axes before the features: those of one pass are
+# read off its graph (`score_pass.Uses`).
 
 
 class Pass(Protocol):
@@ -203,7 +204,7 @@ class _Matrix(torch.autograd.Function):
         transposed: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, value)
-        ctx.weight, ctx.bias, ctx.twin, ctx.transposed = weight, bias, twin, transposed
+        ctx.weight, ctx.bias, ctx.twin, ctx.transposed, ctx.lead = weight, bias, twin, transposed, x.shape[:-1]
         bound = [("vector", bias)] if bias is not None and bias.requires_grad else []
         ctx.place, ctx.uses = twin.tape.place(), [("matrix", weight)] * weight.requires_grad + bound
         return call(x).data  # no view of what was inside, so that it may be changed in place like the model's own
@@ -283,7 +284,7 @@ class _Lookup(torch.autograd.Function):
         ctx.save_for_backward(weight, token)
         ctx.weight, ctx.padding, ctx.twin, ctx.shared = weight, padding, twin, shared
         ctx.uses = [] if shared or not weight.requires_grad else [("embedding", weight)]
-        ctx.place, ctx.token = twin.tape.place(), token
+        ctx.place, ctx.token, ctx.lead = twin.tape.place(), token, token.shape
         return call(token).data
 
     @staticmethod
@@ -438,7 +439,7 @@ class _Scaled(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Any, bias: Any, value: Tensor | None, call: Any, rule: Any, twin: Twin
     ) -> Tensor:
         ctx.save_for_backward(x, value)
-        ctx.weight, ctx.bias, ctx.rule, ctx.twin = weight, bias, rule, twin
+        ctx.weight, ctx.bias, ctx.rule, ctx.twin, ctx.lead = weight, bias, rule, twin, x.shape[:-1]
         ctx.place = twin.tape.place()
         ctx.uses = [("vector", p) for p in (weight, bias) if p is not None and p.requires_grad]
         return call(x).data  # type: ignore[no-any-return]

@@ -410,6 +410,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, param: nn.Parameter, shape: tuple[int, ...], twin: Twin) -> Tensor:
         ctx.param, ctx.twin, ctx.place, ctx.uses = param, twin, twin.tape.place(), [("vector", param)]
+        ctx.lead = shape[: len(shape) - len(core_of(param))]
         return param.expand(shape)
 
     @staticmethod

@@ -134,6 +134,10 @@ def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
         one = "token (the norms were taken with per_token)" if len(shape) == 2 else "trajectory"
         remedy = "" if len(shape) == 2 else "; for one per token, take the norms with per_token=True"
         raise InputError(f"coefficient: shape {tuple(coefficient.shape)}; give one per {one}, {shape}{remedy}")
+    if not coefficient.is_floating_point() and (coefficient.is_complex() or coefficient.dtype == torch.bool):
+        raise InputError(f"coefficient: holds {coefficient.dtype}; give real numbers")
+    if coefficient.device.type == "meta":
+        raise InputError("coefficient: lies on the meta device and has no numbers; give it where the model computes")
     bad = ~torch.isfinite(coefficient)
     if bool(bad.any()):
         at = bad.nonzero()[0].tolist()

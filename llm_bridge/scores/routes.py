@@ -57,6 +57,11 @@ def add_grad(param: nn.Parameter, grad: Tensor) -> None:
         param.grad.add_(grad)
 
 
+def unscaled(coefficient: Tensor, scale: float) -> Tensor:
+    """`coefficient` (...) over `scale`, in at least float32, where a small one is not rounded to 0."""
+    return coefficient.to(torch.promote_types(coefficient.dtype, torch.float32)) / scale
+
+
 class Route:
     """Keeps what the gradient needs; this base keeps nothing."""
 
@@ -163,7 +168,7 @@ class Kept(Route):
 
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept: `coefficient` (n,)."""
-        coefficient = coefficient / self.scale
+        coefficient = unscaled(coefficient, self.scale)
         if self.fold is not None:
             coefficient = coefficient / self.fold.to(coefficient)
         of_kind = {kind: -coefficient.to(kind) for kind in {grad.dtype for _, grad in self._vector}}
@@ -214,19 +219,21 @@ class General(Kept):
             kept = self._matrix.pop()
             if len(kept) == 2:
                 param, block = kept
-                self.give(param, -(coefficient / self.scale).to(block.device, block.dtype) @ block.flatten(1))
+                self.give(param, -unscaled(coefficient, self.scale).to(block.device, block.dtype) @ block.flatten(1))
                 continue
             param, left, right, layout, how = kept
             if how == KERNEL:
                 if sums is None:
-                    sums = SumPlan.of(-(coefficient / self.scale).to("cpu", torch.float64).unsqueeze(0))
+                    sums = SumPlan.of(-unscaled(coefficient, self.scale).cpu().unsqueeze(0))
                 total = left.new_empty(left.shape[1], right.shape[1])
                 fused_sq_norms(left, right, layout, Sink([total], sums), scratch)
                 self.give(param, total)
                 continue
             key = (id(layout), left.shape[0], left.dtype, left.device)
             if layout is not self.layout or key not in spread:  # most maps share the pass's layout, and so the rows
-                spread[key] = -layout.per_row((coefficient / self.scale).to(left.device, left.dtype), left.shape[0])
+                spread[key] = -layout.per_row(
+                    unscaled(coefficient, self.scale).to(left.device, left.dtype), left.shape[0]
+                )
             each = spread[key]
             if left.shape[1] < right.shape[1]:
                 left = left * each
@@ -356,7 +363,8 @@ class Affine(Kept):
 
     def finish(self, coefficient: Tensor) -> None:
         """Combines the line's sums into `.grad`, given `coefficient` (n,) on the line."""
-        share = [s / self.scale for s in self.line.share(self.line.unknown(coefficient))]
+        a = self.line.unknown(coefficient)
+        share = [s / self.scale for s in self.line.share(a)]
         while self._sum:
             param, (first, *others) = self._sum.pop()
             if len(others) == 1 and share[0] == 1.0 - share[1]:  # one pass over memory
@@ -366,7 +374,8 @@ class Affine(Kept):
                 for other, factor in zip(others, share[1:], strict=True):
                     first.add_(other, alpha=factor)
             self.give(param, first)
-        super().finish(coefficient)
+        exact = torch.from_numpy(self.line.known + a @ self.line.slope)  # what is given may be rounded
+        super().finish(exact.to(coefficient.device, torch.promote_types(coefficient.dtype, torch.float32)))
 
 
 def _product(left: Tensor, right: Tensor, factor: float, rows: slice) -> Tensor:

@@ -42,7 +42,8 @@ class Uses:
     """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
 
     turned: those whose transpose is used in a product. others: by id, leaves of looped modules that the tape does not
-    hold. places: when its nodes were made. Read off the graph, so that other forwards may come between.
+    hold. places: when its nodes were made. flat: the largest pieces of those used on several (N, d), which may be
+    tokens in a row or steps of all rows. Read off the graph, so that other forwards may come between.
     """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
@@ -51,17 +52,21 @@ class Uses:
     turned: set[nn.Parameter] = field(default_factory=set)
     others: set[int] = field(default_factory=set)
     places: set[Place | None] = field(default_factory=set)
+    flat: set[tuple[str, int]] = field(default_factory=set)
 
     @classmethod
     def of(cls, nodes: Iterable[Any], tape: Recorder) -> "Uses":
         """From the nodes of a graph that `tape` put there; what lies in a reentrant checkpoint is not among them."""
-        found = cls()
+        found, rows = cls(), dict[tuple[str, str], list[int]]()
         for node in nodes:
             twin = getattr(node, "twin", None)
             if not isinstance(twin, Twin) or twin.tape is not tape or node.place is None:
                 continue
             found.places.add(node.place)
             found.others.update(map(id, getattr(node, "others", ())))
+            if len(getattr(node, "lead", ())) == 1:
+                for kind, _ in node.uses:
+                    rows.setdefault((kind, twin.name), []).append(node.lead[0])
             for kind, param in node.uses:
                 found.kind.setdefault(param, []).append(kind)
                 if kind == "embedding":  # a tied head needs its tokens early
@@ -70,12 +75,13 @@ class Uses:
                     found.turned.add(param)
                 elif kind == "local":
                     found.rows.setdefault(param, []).append((node.place, node.inner.rows))
+        found.flat = {(name, max(each)) for (_, name), each in rows.items() if len(each) > 1}
         return found
 
     def copied(self) -> "Uses":
         """The same, for another backward of the forward."""
         kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
-        return Uses(kind, dict(self.token), rows, self.turned, self.others, self.places)
+        return Uses(kind, dict(self.token), rows, self.turned, self.others, self.places, self.flat)
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""

@@ -1,5 +1,6 @@
 """`ScoreTape`: the context in which a model's backward yields score norms first and the weighted gradient after."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
-from llm_bridge.scores.check import Call, Verification, Verifier, grads_aside
+from llm_bridge.scores.check import Call, Verification, Verifier, grads_aside, moves
 from llm_bridge.scores.chunks import Place
 from llm_bridge.scores.fused import require_kernel
 from llm_bridge.scores.inner import graph_nodes, leaf_parameters
@@ -202,6 +203,14 @@ class ScoreTape:
     def __enter__(self) -> Self:
         if self._open:
             raise InputError("ScoreTape: this tape is already open; use one `with` per tape")
+        try:
+            self._enter()
+        except BaseException:  # a refusal, or a warning that is an error: the model is as it was
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _enter(self) -> None:
         modules = modules_of(self.model)
         refuse_modules(modules, self.method)
         named = parameters_of(modules)
@@ -227,11 +236,10 @@ class ScoreTape:
         self._hooks.append(self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True))
         self._hooks.append(self.model.register_forward_hook(self._note_call, with_kwargs=True))
         if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values()):
-            warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=2)
+            warnings.warn("ScoreTape: the compiled model runs in eager mode while it is taped", stacklevel=3)
         if "torch._dynamo" in sys.modules:  # else nobody compiled anything, a function of the model's or a loss either
             self._eager = torch.compiler.set_stance("force_eager")
         self._open = True
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -287,6 +295,8 @@ class ScoreTape:
                 "ScoreTape.score_sq_norms: norms are already taken; call backward first, or use keep=False"
             )
         refuse_arrays(log_prob, mask, token_weight)
+        if not (math.isfinite(scale) and scale > 0):
+            raise InputError(f"scale: {float(scale)} leaves no norms to divide by it; give a positive number")
         held = parameters_of(modules_of(self.model))
         refuse_hooks(held)
         named = self._targets(held)
@@ -301,9 +311,13 @@ class ScoreTape:
             refuse_frozen(held, self._known.keys() & set(map(id, self._uses.kind)))
             foreign = set(leaf_parameters([log_prob])) - {p for _, p in held} if reentrant else set()
             self._foreign = [p for p in foreign if not self.holds(p)]
+            ranks = self._watch.alike  # they must compare in the same passes
+            if self.verify == "first" and self.method != "loop" and not ranks:
+                with refused_backward(False):
+                    self._watch.moves = moves(nodes) | {(*each, layout.n) for each in self._uses.flat}
             del nodes
             route = self._route(of, layout, affine, keep, per_token, reentrant)
-            route.scale = scale if self.method != "loop" else 1.0
+            route.scale = float(scale) if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
             with refused_backward(self.method == "loop"), grads_aside(self._foreign):
                 return self._norms(of, layout, route, named, reentrant)

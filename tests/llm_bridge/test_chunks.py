@@ -247,8 +247,34 @@ def test_rows_that_first_come_one_by_one_where_they_are_as_many_as_steps() -> No
         _taped(model, *of((SQUARE[0], LATER[1])), False)  # another number of rows would be compared anew
         model.chunks = heads
         with pytest.raises(InputError, match=r"net\.head: sees shape .* verify='always', or use .*method='loop'"):
-            _taped(model, *of(SQUARE), False)
+            _taped(model, *of(SQUARE), False, verify="never")
         assert not same(_taped(model, *of(SQUARE), False, **advice), truth(model, *of(SQUARE)))
+
+
+def test_pieces_of_another_size_are_compared() -> None:
+    """Steps of all rows, or tokens in a row: a head in chunks of time has one chunk at first, and later two."""
+
+    def by_time(net: Net, token: Tensor) -> Tensor:
+        parts = _hidden(net, token).split(4, 1)
+        logits = [net.head(part.flatten(0, 1)).view(*part.shape[:2], -1) for part in parts]
+        return _chosen(torch.cat(logits, 1), token)
+
+    def in_a_row(net: Net, token: Tensor) -> Tensor:
+        x = _hidden(net, token)
+        parts = x.flatten(0, 1).split(12)
+        return _chosen(torch.cat([net.head(part) for part in parts]).view(*token.shape, -1), token)
+
+    for heads, right in ((by_time, False), (in_a_row, True)):
+        torch.manual_seed(0)
+        model = Chunked(heads).double()
+        for steps in (4, 8, 8, 12):
+            token, mask, c = tokens(3, steps), torch.ones(3, steps).double(), torch.linspace(-1, 1.3, 3).double()
+            twin = truth(model, token, mask, c)
+            if right or steps == 4:
+                assert not same(_taped(model, token, mask, c, False), twin)
+            else:
+                with pytest.raises(InputError, match="by autograd: its rows are not trajectories"):
+                    _taped(model, token, mask, c, False)
 
 
 def test_chunks_that_do_not_add_up_are_no_chunks() -> None:

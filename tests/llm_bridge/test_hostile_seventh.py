@@ -5,6 +5,7 @@ neither an argument nor an attribute tells (an entry of a configuration, the siz
 number in a power or softplus, a bit off; a forward that writes to its own parameters, which did so more often.
 """
 
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -13,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm_bridge.scores import ScoreTape
-from tests.kit.statistical import SUMMED, assert_near
-from tests.llm_bridge.test_hostile_second import LONG, D, _lin, _with, given, same, taped, tokens, truth
+from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
+from llm_bridge.scores.check import moves
+from llm_bridge.scores.inner import graph_nodes
+from tests.kit.statistical import SINGLE, SUMMED, assert_near
+from tests.llm_bridge.test_hostile_second import LONG, Answer, D, _lin, _with, given, same, taped, tokens, truth
 from vcposim.errors import InputError
 
 # --- other ways of one module's code ----------------------------------------------------------------------------------
@@ -206,3 +209,166 @@ def test_a_write_that_is_done_with_at_once_is_right() -> None:
         found = taped(model, token, mask, c, False, unknown="loop")
         model.zero_grad()
         assert not same(found, truth(model, token, mask, c))
+
+
+# --- rows that move with the data -------------------------------------------------------------------------------------
+
+
+class Rows(nn.Module):
+    """Log pi of tokens by a small net, whose rows `move`(self, x, order) takes in another order, and back."""
+
+    def __init__(self, move: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.move, self.embed, self.a, self.head = move, nn.Embedding(7, D), _lin(), nn.Linear(D, 7)
+
+    def forward(self, token: Tensor, order: Tensor) -> Tensor:
+        logits = self.head(self.move(self, self.embed(token).cumsum(1).sin(), order))
+        return F.pad(logits[:, :-1].log_softmax(-1).gather(2, token[:, 1:, None]).squeeze(2), (1, 0))
+
+
+def _back(order: Tensor) -> Tensor:
+    return order.argsort()
+
+
+MOVES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "index": lambda s, x, order: s.a(x[order])[_back(order)],
+    "select": lambda s, x, order: s.a(x.index_select(0, order)).index_select(0, _back(order)),
+    "copy": lambda s, x, order: torch.zeros_like(x).index_copy(0, order, s.a(x[order])),
+    "add": lambda s, x, order: torch.zeros_like(x).index_add(-3, order, s.a(x[order])),
+    "put": lambda s, x, order: torch.zeros_like(x).index_put((order,), s.a(x[order])),
+    "scatter": lambda s, x, order: torch.zeros_like(x).scatter(0, order[:, None, None].expand_as(x), s.a(x[order])),
+    "gather": lambda s, x, order: s.a(x.gather(0, order[:, None, None].expand_as(x)))[_back(order)],
+    "along": lambda s, x, order: s.a(x.take_along_dim(order[:, None, None], 0))[_back(order)],
+    "buckets": lambda s, x, order: torch.cat([s.a(x[part]) for part in order.split(2)])[_back(order)],
+    "tokens": lambda s, x, order: s.a(x.flatten(0, 1)[_tokens(order, x)])[_back(_tokens(order, x))].view_as(x),
+    "turned": lambda s, x, order: s.a(x.flip(0)).flip(0) if order[0] else s.a(x),
+    "rolled": lambda s, x, order: s.a(x.roll(1, 0)).roll(-1, 0) if order[0] else s.a(x),
+    "masked": lambda s, x, order: _to_first(s, x, order),
+}
+
+
+def _tokens(order: Tensor, x: Tensor) -> Tensor:
+    return (order[:, None] * x.shape[1] + torch.arange(x.shape[1])).flatten()
+
+
+def _to_first(s: nn.Module, x: Tensor, order: Tensor) -> Tensor:
+    """Pictures, two to each of the first rows where the order says so, else one a row."""
+    many = torch.tensor([2, 2, 0, 0]) if order[0] else torch.ones(4).long()
+    place = torch.arange(x.shape[1]) < many[:, None]
+    seen = s.a(torch.linspace(-1, 1, 4 * D).view(4, D).double())
+    return x.masked_scatter(place[..., None].expand_as(x), seen) + x
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["general", "affine"])
+@pytest.mark.parametrize("move", MOVES)
+def test_an_order_of_rows_that_depends_on_the_data_is_seen_when_it_comes(move: str, affine: bool) -> None:
+    torch.manual_seed(0)
+    net = Rows(MOVES[move]).double()
+    token, mask, c = tokens(4, 5), torch.ones(4, 5).double(), torch.tensor([0.7, -1.1, 0.4, 0.2]).double()
+    orders = [[0, 1, 2, 3]] * 3 + [[2, 0, 3, 1], [0, 1, 2, 3], [2, 0, 3, 1], [3, 2, 1, 0]]
+    for k, order in enumerate(orders):
+        net.zero_grad()
+        run = _Ordered(net, torch.tensor(order))
+        if k in (0, 1, 2, 4):
+            right = truth(run, token, mask, c)
+            assert not same(run.taped(token, mask, c, affine), right)
+        else:
+            with pytest.raises(InputError, match="its rows are not trajectories one by one"):
+                run.taped(token, mask, c, affine)
+
+
+class _Ordered(nn.Module):
+    def __init__(self, net: nn.Module, order: Tensor) -> None:
+        super().__init__()
+        self.net, self.order = net, order
+
+    def forward(self, token: Tensor) -> Tensor:
+        return self.net(token, self.order)
+
+    def taped(self, token: Tensor, mask: Tensor, c: Tensor, affine: bool) -> Answer:
+        """As `taped`, of the net that is the same from call to call."""
+        v = 1 + c.square()
+        with ScoreTape(self.net) as tape:
+            out = self.net(token, self.order)
+            norm = tape.score_sq_norms(out, mask, affine=(c + 0.3 * v, v) if affine else None)
+            tape.backward(c)
+        return out.detach(), norm, [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()], []
+
+
+def test_orders_that_are_always_others_are_told_of_once(recwarn: pytest.WarningsRecorder) -> None:
+    torch.manual_seed(0)
+    net = Rows(lambda s, x, order: s.a(x) + 0 * x[order].detach().sum() + x[order][_back(order)]).double()
+    token, mask, c = tokens(6, 5), torch.ones(6, 5).double(), torch.linspace(-1, 1.3, 6).double()
+    for k in range(30):
+        net.zero_grad()
+        run = _Ordered(net, torch.randperm(6, generator=torch.Generator().manual_seed(k)))
+        assert not same(run.taped(token, mask, c, False), truth(run, token, mask, c))
+    assert [str(w.message)[:41] for w in recwarn] == ["ScoreTape: the model picks rows by an ind"]
+
+
+def test_tokens_picked_row_after_row_are_no_move() -> None:
+    """A loss that takes the answers' logits alone: another mask in each pass, and no pass is compared for it."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, requires_grad=True)
+    for seed in range(5):
+        row, time = torch.nonzero(torch.rand(3, 4, generator=torch.Generator().manual_seed(seed)) > 0.4).unbind(1)
+        picked = torch.zeros(3, 4).index_put((row, time), x[row, time].logsumexp(-1))
+        assert not moves(graph_nodes([picked.sum() + x.gather(2, x.argmax(2, True)).sum() + x[torch.arange(3)].sum()]))
+    assert len(moves(graph_nodes([x[[0, 2, 1]].sum() + x[[1, 0, 0]].sum()]))) == 2
+
+
+# --- numbers that are given -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["general", "affine"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_small_coefficients_in_half_precision_survive_a_scale(kind: torch.dtype, affine: bool) -> None:
+    model, token, mask, _ = given(_with(lambda s, x: s.n(s.a(x)), a=_lin, n=lambda: nn.LayerNorm(D)), LONG)
+    model.float()
+    c = (torch.tensor([0.3, -1.1, 0.7]) * 1e-2).to(kind)
+    for scale in (1.0, 2.0**20):
+        model.zero_grad()
+        right = truth(model, token, mask.float(), c.float())
+        v = torch.ones(3)
+        with ScoreTape(model, verify="never") as tape:
+            tape.score_sq_norms(
+                model(token), mask.float(), scale=scale, affine=(c.float() - 0.01, v) if affine else None
+            )
+            tape.backward(c)
+        for p, g in zip(model.parameters(), right[2], strict=True):
+            assert_near(p.grad, g, allow=SINGLE, scale=float(max(x.abs().max() for x in right[2])))
+
+
+def test_a_packed_batch_with_as_many_trajectories_as_rows_is_no_alarm() -> None:
+    for rows in ([[0, 0, 1, 1], [-1] * 4], [[1] * 4, [0] * 4], [[0, 0, 1, 1], [-1] * 4, [2, 2, 2, -1]]):
+        segment = torch.tensor(rows)
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Embedding(7, D), nn.Tanh(), nn.Linear(D, 7)).double()
+        model = _with(
+            lambda s, token: s.b(token).log_softmax(-1).gather(2, token[..., None]).squeeze(2), b=lambda body=body: body
+        )()
+        token, mask = tokens(len(rows), 4), (segment >= 0).double()
+        c = torch.linspace(-1, 1.3, int(segment.max()) + 1).double()
+        params = list(model.parameters())
+        log_prob = model(token)
+        norms = score_sq_norms_loop(log_prob, mask, params, segment=segment)
+        grads = weighted_gradient_loop(log_prob, mask, c, params, segment=segment)
+        with ScoreTape(model, verify="always") as tape:
+            found = tape.score_sq_norms(model(token), mask, segment=segment)
+            tape.backward(c)
+        assert_near(found, norms, allow=SUMMED, scale=float(norms.max()))
+        for p, g in zip(params, grads, strict=True):
+            assert_near(p.grad, g, allow=SUMMED, scale=float(max(x.abs().max() for x in grads)))
+
+
+def test_a_warning_that_is_an_error_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Embedding(7, D), torch.compile(_lin(), backend="eager"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="runs in eager mode"):
+            ScoreTape(model).__enter__()
+    assert "forward" not in model[0].__dict__
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    with pytest.warns(UserWarning, match="runs in eager mode"), ScoreTape(model):
+        pass

@@ -383,6 +383,27 @@ def _not_finite(heeded: bool) -> Step:
     return step
 
 
+@case("coefficient: holds torch.complex128; give real numbers")
+def _complex_coefficient(heeded: bool) -> Step:
+    step = Step()
+    step.coefficient = step.c if heeded else step.c.to(torch.complex128)
+    return step
+
+
+@case("lies on the meta device and has no numbers; give it where the model computes")
+def _empty_coefficient(heeded: bool) -> Step:
+    step = Step()
+    step.coefficient = step.c if heeded else step.c.to("meta")
+    return step
+
+
+@case("scale: 0.0 leaves no norms to divide by it; give a positive number")
+def _no_scale(heeded: bool) -> Step:
+    step = Step()
+    step.norms = {"scale": 2.0 if heeded else 0.0}
+    return step
+
+
 # --- reentrant checkpoints --------------------------------------------------------------------------------------------
 
 
