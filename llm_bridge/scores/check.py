@@ -70,7 +70,11 @@ class Passes:
     rows: set[tuple[int, bool]] = field(default_factory=set)
     """rows of compared passes, and whether they were narrow: one trajectory is not permuted, one step not laid first"""
     moves: set[Hashable] = field(default_factory=set)
-    """what indices did with rows, and how large pieces were, in compared passes"""
+    """graphs of compared passes, what indices did with rows in them, and how large pieces were"""
+    scored: set[str] = field(default_factory=set)
+    """parameters that had a score in a compared pass: of others it told nothing, as behind what begins as zero"""
+    given_up: set[str] = field(default_factory=set)
+    """those that had none in a few of them"""
     moving: int = 0
     """how many passes were compared for new ones"""
     idle: int = 0
@@ -96,17 +100,15 @@ class Call:
         return cls(args, kwargs, differentiable(out), autocast_state(device))
 
 
-def moves(nodes: Sequence[Any]) -> frozenset[Hashable]:
+def moves(nodes: Sequence[Any], names: Sequence[str]) -> frozenset[Hashable]:
     """What indices along the first axis do with rows, in the graph of these nodes: each with its kind and a hash.
 
     Rows that are sorted, dealt to buckets, or put in places that depend on the data may happen to be in order in a pass
     that is compared. Rows in order, and tokens picked row after row, are not counted.
     """
-    return frozenset(
-        found
-        for node in nodes
-        if (read := _PICKS.get(node.name().rstrip("0123456789"))) is not None and (found := read(node)) is not None
-    )
+    picks = _PICKS.keys() & set(names)
+    found = (_PICKS[name](node) for node, name in zip(nodes, names, strict=True) if name in picks)
+    return frozenset(move for move in found if move is not None)
 
 
 def _digest(node: Any, index: Tensor) -> Hashable:
@@ -143,7 +145,7 @@ def _of_axes(node: Any) -> Hashable:
 
 
 _PICKS: dict[str, Callable[[Any], Hashable]] = {
-    f"{name}Backward": read
+    f"{name}Backward0": read
     for read, names in {
         _of_indices: ("Index", "IndexPut"),
         _of_index: (
@@ -279,7 +281,7 @@ class Verifier:
         """whether other ranks must compare in the same passes, whatever their own batches are"""
         self.calls: list[Call] = []
         self.moves: frozenset[Hashable] = frozenset()
-        """what indices do with rows, and how large pieces are, in the pass under way"""
+        """the graph of the pass under way, what indices do with rows in it, and how large pieces are"""
 
     @property
     def _known(self) -> Passes:
@@ -303,20 +305,28 @@ class Verifier:
         kinds = {log_prob.dtype, *cast, *(p.dtype for p in self.model.parameters() if p.requires_grad)}
         return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
-    def passed(self, rows: int, narrow: bool, told: bool | None = None) -> None:
+    def passed(self, rows: int, narrow: bool, part: Mapping[str, Tensor], told: bool | None = None) -> None:
         """Count a pass; one whose comparison failed does not count, nor a few that could not have failed.
 
-        told: whether the comparison could have, None for a pass without.
+        part: every parameter's squares (n,). told: whether the comparison could have, None for a pass without.
         """
         moves, self.calls, self.moves = self.moves, [], frozenset()
         if self.verify == "never":
             return
         known = self._known
+        if told is None:
+            found = {name for name in known.given_up & part.keys() if bool((part[name] > 0).any())}
+            known.given_up -= found
+            known.rows = set() if found else known.rows  # the next pass will tell
+        else:
+            known.scored |= {name for name in part.keys() - known.scored if bool((part[name] > 0).any())}
+            told = told and part.keys() <= known.scored | known.given_up
         known.idle = known.idle + 1 if told is False else 0
         if told is False and known.idle < _PATIENCE and not self.alike:
             return
         known.count += 1
         if told is not None:
+            known.given_up |= part.keys() - known.scored
             known.rows.add((rows, narrow))
             if not moves <= known.moves:
                 known.moving += 1
@@ -324,8 +334,9 @@ class Verifier:
             if known.moving == _OFTEN:
                 known.moving += 1
                 warnings.warn(
-                    "ScoreTape: the model picks rows by an index that was another in each of many passes, so each was "
-                    "compared with plain autograd, at up to three times the cost; once you trust it, verify='never'",
+                    "ScoreTape: the model's graph, or an index by which it picks rows, was another in each of many "
+                    "passes, so each was compared with plain autograd, at up to three times the cost; once you trust "
+                    "it, give verify='never'",
                     stacklevel=4,
                 )
 
@@ -354,6 +365,7 @@ class Verification:
         self._plain: list[tuple[int, list[float]]] = []
         self._part: Mapping[nn.Parameter, Tensor] = {}
         self._dtype = torch.float64
+        self._none, self._loop = torch.zeros_like(self.total), False
 
     def ask(self, scale: float, many: bool) -> None:
         """What plain autograd says of a random trajectory; `scale`: what to multiply by inside, against underflow.
@@ -388,15 +400,16 @@ class Verification:
     def passed(self, coefficient: Tensor | None = None) -> None:
         """Count the pass as compared; where all of `coefficient` (n,) are equal, or a score is 0, it may not tell."""
         one = len(self.total) == 1
-        live = sum(self._part.values(), start=torch.zeros_like(self.total)) > 0
+        live = sum(self._part.values(), start=self._none) > 0
         told = bool(live.all())
         if told and coefficient is not None and not one:
             told = bool((coefficient != coefficient[0]).any())
-        self.watch.passed(len(self.of.log_prob), self.of.narrow(len(self.total)), told)
+        part = {} if self._loop else {name: self._part.get(p, self._none) for name, p in self.named}
+        self.watch.passed(len(self.of.log_prob), self.of.narrow(len(self.total)), part, told)
 
     def around(self, finish: Callable[[Tensor], None], loop: bool) -> Callable[[Tensor], None]:
         """`finish`, and after it a look at what it added to p.grad; `loop`: by a backward per trajectory."""
-        shards = self.watch.shards
+        shards, self._loop = self.watch.shards, loop  # which does not tell parameters apart
         held = [(name, p) for name, p in self.watch.model.named_parameters() if p.requires_grad]
         seen = shards.seen(held)
         held = [(name, shards.stored.get(p, p)) for name, p in seen]
@@ -422,7 +435,7 @@ class Verification:
             finish(coefficient)
             c = coefficient.abs()
             none = torch.zeros_like(c)
-            every = sum(self._part.values(), start=none)  # a loop does not tell parameters apart
+            every = sum(self._part.values(), start=none)
             size = [(every if loop else self._part.get(p, none)).sqrt() for p in params]
             rounding = torch.tensor([float((c * s.to(c)).sum()) for s in size], device="cpu")
             if shards.stored:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
+from llm_bridge.scores.norms import Loan
 
 
 class Place(NamedTuple):
@@ -32,6 +33,8 @@ class Piece(NamedTuple):
     rest: Any = None
     may_be_all: bool = True
     """whether it can hold all rows; false for one look-up that all rows might share"""
+    loans: tuple[Loan, ...] = ()
+    """of the arrays, which wait"""
 
     def rows(self, dims: int) -> int:
         """How many rows it has among pieces of so many axes; one axis less is one row without its axis."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from llm_bridge.scores.layers import Recorder, Twin, refuse_second_order
@@ -51,11 +52,12 @@ def uncounted() -> Any:
 def rehearsal(tape: Recorder, module: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Run a module as if it had not been run: no node of its parts, no count, no draw, no trace in its state.
 
-    With gradients on: inside a user's own autograd.Function they are off, and its products are not ours.
+    With gradients on: inside a user's own autograd.Function they are off, and its products are not ours. Outside modes
+    that count operators, as selective checkpoints do.
     """
     inside, tape.inside = tape.inside, 1
     try:
-        with torch.enable_grad(), uncounted(), untraced(module, device):
+        with torch.enable_grad(), uncounted(), _disable_current_modes(), untraced(module, device):
             yield
     finally:
         tape.inside = inside

@@ -16,11 +16,13 @@ float32.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llm_bridge.scores.layout import Layout
+from vcposim.errors import InputError
 
 Step = tuple[int, float, bool]
 CANCELLED = 1e-2
@@ -82,6 +84,28 @@ def sink_plan(factor: Tensor) -> list[list[Step]]:
     first = [next((i for i, f in enumerate(row) if f), -1) for row in factor.tolist()]
     each = factor.t().tolist()
     return [[(k, f, i == first[k]) for k, f in enumerate(column) if f] for i, column in enumerate(each)]
+
+
+class Loan(NamedTuple):
+    """An array of somebody else's that is kept as it is, and the version it had."""
+
+    array: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, array: Tensor) -> "Loan":
+        """Of `array` (...) as it is now."""
+        return cls(array, array._version)
+
+    def back(self) -> Tensor:
+        """The array, -> (...). Raises InputError if it was written to since, as autograd does of what it saved."""
+        if self.array._version != self.version:
+            raise InputError(
+                f"ScoreTape: an input or output gradient of shape {tuple(self.array.shape)} was written to after the "
+                "tape kept it, by the next batch in its place or by an operator that reuses memory; write after "
+                "`backward`, to a copy, or use ScoreTape(model, method='loop')"
+            )
+        return self.array
 
 
 class Copied:
@@ -218,9 +242,15 @@ def of_grams(first: Sequence[Tensor], second: Sequence[Tensor], left: Tensor, ri
     def dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
         return torch.linalg.vecdot(x[0], y[0]) if x[0].dim() == 2 else torch.stack(list(map(torch.dot, x, y)))
 
+    def size(x: Sequence[Tensor]) -> Tensor:
+        found = dots(x, x)
+        if bool((found < 1e-30).any()):  # of fourth order in the operand, and so the first to vanish
+            found = torch.stack([each.double().square().sum() for each in x])
+        return found.sqrt()
+
     square = dots(first, second)
     if left.device.type == "cpu":
-        least = CANCELLED * (dots(first, first) * dots(second, second)).sqrt()
+        least = CANCELLED * size(first) * size(second)
         for i in (square < least).nonzero().flatten().tolist():
             square[i] = square_sum(layout.split(left)[i].t() @ layout.split(right)[i])
     return square

@@ -10,13 +10,14 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llm_bridge.scores.inner import (
     Whole,
@@ -119,7 +120,7 @@ class Own(Twin):
         """
         own, x = self.own(), first_tensor(args, kwargs)
         # of one row, or step, all is true; and code that changes its ways does so beyond a power of two
-        length = () if x is None else tuple((size - 1).bit_length() for size in x.shape)
+        length = () if x is None else tuple((size - 1).bit_length() if size else -1 for size in x.shape)
         flags = tuple((type(y), y) for y in self.module.__dict__.values() if type(y) in _WAYS)
         code = getattr(self.original, "__code__", None)  # which may be changed, of a class or of this module
         leaves = () if len(args) == 1 and not kwargs else pytree.tree_leaves((args, kwargs))
@@ -137,8 +138,15 @@ class Own(Twin):
             try:
                 return self._spread(own, plan, x, args, kwargs)
             except (RuntimeError, ValueError, IndexError) as error:  # it was tried at a length that happened to fit
-                if isinstance(error, InputError) or any(map(is_opaque, pytree.tree_leaves((args, kwargs)))):
+                counted = _get_current_dispatch_mode() is not None  # a selective checkpoint runs again: its own affair
+                if isinstance(error, InputError) or counted or any(map(is_opaque, pytree.tree_leaves((args, kwargs)))):
                     raise
+                try:
+                    own_args, own_kwargs = cloned((args, kwargs))
+                    with rehearsal(self.tape, self.module, x.device):
+                        self.original(*own_args, **own_kwargs)
+                except Exception:  # it fails by itself
+                    raise error from None
                 plans[key] = None
         if self.tape.unknown != "loop":
             raise InputError(
@@ -186,8 +194,13 @@ class Own(Twin):
         )
 
     def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> "Spreading | None":
-        """Which parameters to spread so that all are seen, and output and gradients are the module's; or None."""
+        """Which parameters to spread so that all are seen, and output and gradients are the module's; or None.
+
+        By what it was given, moved a little: zeros and numbers that are none would tell nothing.
+        """
         device = None if x is None else x.device
+        args, kwargs = pytree.tree_map(lambda y: _moved(y) if y is x or _differs(y) else y, (args, kwargs))
+        x = first_tensor(args, kwargs)
         try:
             first = cloned((args, kwargs))
         except Exception:  # an argument of a class of its own that is not to be copied
@@ -235,6 +248,8 @@ class Own(Twin):
                 with rehearsal(self.tape, self.module, device):
                     if not _same(expected, found, _NEAR) or not _stays_in_its_row(expected, found, left, wide, len(x)):
                         return None
+            except torch.OutOfMemoryError:
+                raise  # which says nothing of the module
             except Exception:  # whatever the module's code, or an operator's, says of a parameter of another shape
                 return None
         in_place = any(isinstance(y, Tensor) and y._version != old for y, old in zip(after, versions, strict=True))
@@ -319,6 +334,17 @@ class _Instead(torch.autograd.Function):
 def _left_behind(module: nn.Module) -> list[Tensor]:
     """What a module holds in attributes that carries a gradient and is no leaf."""
     return [y for y in differentiable([vars(part) for part in module.modules()]) if y.grad_fn is not None]
+
+
+def _differs(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def _moved(x: Tensor) -> Tensor:
+    """Numbers near those of an activation, where it has any: (...) -> (...)."""
+    if not x.is_floating_point():
+        return x
+    return _stirred(x.detach().nan_to_num(0.0, 1.0, -1.0), 2).requires_grad_(x.requires_grad)
 
 
 def _stirred(p: Tensor, seed: int) -> Tensor:
@@ -418,14 +444,27 @@ class _Spread(torch.autograd.Function):
         return per_position(grad, ctx.param, ctx.twin, ctx.place), None, None
 
 
-_Made = tuple[Any, Any, int | None]
-"""a parameter, what was made of it, and the version in which that was; None for the parameter itself"""
+class _Made:
+    """Values made of parameters, as long as anybody holds them."""
 
+    def __init__(self, params: Iterable[Any] = ()) -> None:
+        self._of: dict[int, tuple[Any, ReferenceType[Any], int | None]] = {id(p): (p, ref(p), None) for p in params}
 
-def _as_made(table: Mapping[int, _Made], x: Any) -> tuple[Any, Any] | None:
-    """A parameter and the value made of it that `x` is, if nobody has written to that since."""
-    param, value, version = table.get(id(x), (None, None, None))
-    return None if value is None or (version is not None and value._version != version) else (param, value)
+    def add(self, param: Any, value: Any) -> None:
+        """Remember that `value` is made of `param`, as long as nobody writes to it."""
+        if value is not param:
+            key = id(value)
+            self._of[key] = param, ref(value, lambda _: self._of.pop(key, None)), value._version
+
+    def __contains__(self, x: Any) -> bool:
+        return id(x) in self._of and self._of[id(x)][1]() is x
+
+    def param(self, x: Any) -> Any:
+        """The parameter that `x` is made of; None if it is of none, or was written to since."""
+        if x not in self:
+            return None
+        param, _, version = self._of[id(x)]
+        return param if version is None or x._version == version else None
 
 
 class _Known(TorchFunctionMode):
@@ -439,8 +478,7 @@ class _Known(TorchFunctionMode):
         super().__init__()
         self.twin, self.served, self._tape = twin, set[str](), tape
         self._name = {id(p): k for k, p in own.items()}
-        self._cast: dict[int, _Made] = {id(p): (p, p, None) for p in own.values() if is_plain(p)}
-        self._turned: dict[int, _Made] = {}
+        self._cast, self._turned = _Made(p for p in own.values() if is_plain(p)), _Made()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -454,20 +492,23 @@ class _Known(TorchFunctionMode):
                 twin = self._reporter(used)
                 if twin is not None:
                     return report(twin)
-                unseen = {id(p) for p in params} | self._cast.keys() | self._turned.keys()
-                args, kwargs = pytree.tree_map(
-                    lambda x: x.detach() if isinstance(x, Tensor) and id(x) in unseen else x, (args, kwargs)
-                )
-        known = _as_made(self._cast, args[0]) if args else None
+                unseen = {id(p) for p in params}
+
+                def without(x: Any) -> Any:
+                    made = isinstance(x, Tensor) and (id(x) in unseen or x in self._cast or x in self._turned)
+                    return x.detach() if made else x
+
+                args, kwargs = pytree.tree_map(without, (args, kwargs))
+        known = self._cast.param(args[0]) if args else None
         out = func(*args, **kwargs)
         if known is None or not isinstance(out, Tensor):
             return out
         if func in SAME or func in ADDS:
             alone = not any(isinstance(x, Tensor) for x in (*args[1:], *kwargs.values()))
             if out.dtype.is_floating_point and out.requires_grad and (func in SAME or alone):
-                self._cast[id(out)] = (known[0], out, None if out is known[0] else out._version)
+                self._cast.add(known, out)
         elif func in _TURNS and args[0].dim() == 2 and {k % 2 for k in args[1:]} in (set(), {0, 1}) and not kwargs:
-            self._turned[id(out)] = (known[0], out, out._version)
+            self._turned.add(known, out)
         return out
 
     def _listens(self) -> bool:
@@ -483,15 +524,14 @@ class _Known(TorchFunctionMode):
 
     def linear(self, func: Any, args: Any, kwargs: Any) -> Any:
         x, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
-        turned = id(weight) in self._turned
-        known = _as_made(self._turned if turned else self._cast, weight)
-        if known is None or weight.dim() != 2 or not self._plain(bias):
+        turned = weight in self._turned
+        param = (self._turned if turned else self._cast).param(weight)
+        if param is None or weight.dim() != 2 or not self._plain(bias):
             return None
-        param, value = known
-        stored = value.t() if turned else value
+        stored = weight.t() if turned else weight
 
         def call(x: Tensor) -> Tensor:
-            return F.linear(x, value, bias)  # torch's choice of a product depends on whether it requires a gradient
+            return F.linear(x, weight, bias)  # torch's choice of a product depends on whether it requires a gradient
 
         return (param, bias), lambda twin: matrix(twin, x, param, bias, stored, call, turned)  # type: ignore[arg-type]
 
@@ -499,15 +539,14 @@ class _Known(TorchFunctionMode):
         if len(args) != 2 or not isinstance(args[1], Tensor) or args[1].dim() != 2 or args[0].dim() < 2:
             return None
         x, weight = args
-        turned = id(weight) in self._turned
-        known = _as_made(self._turned if turned else self._cast, weight)
-        if known is None:
+        turned = weight in self._turned
+        param = (self._turned if turned else self._cast).param(weight)
+        if param is None:
             return None
-        param, value = known
-        stored = value.t() if turned else value
+        stored = weight.t() if turned else weight
 
         def call(x: Tensor) -> Tensor:
-            return torch.matmul(x, value)
+            return torch.matmul(x, weight)
 
         return (param,), lambda twin: matrix(twin, x, param, None, stored, call, not turned)  # type: ignore[arg-type]
 
@@ -547,18 +586,17 @@ class _Known(TorchFunctionMode):
         found = _arguments(names, args, kwargs)
         x, shape, weight, eps = found[0], found[1], found[2], found[-1]
         bias = found[3] if layer else None
-        known = _as_made(self._cast, weight)
-        if known is None or not self._plain(bias):
+        param = self._cast.param(weight)
+        if param is None or not self._plain(bias):
             return None
-        param, value = known
         rest = (None if bias is None else bias.detach(),) if layer else ()
         eps = 1e-5 if eps is None and layer else eps
 
         def call(x: Tensor) -> Tensor:
-            return func(x, shape, value.detach(), *rest, eps)  # type: ignore[no-any-return]
+            return func(x, shape, weight.detach(), *rest, eps)  # type: ignore[no-any-return]
 
         rule = (UNITS[func], shape, eps)
-        return (param, bias), lambda twin: scaled(twin, x, param, bias, value, call, rule)  # type: ignore[arg-type]
+        return (param, bias), lambda twin: scaled(twin, x, param, bias, weight, call, rule)  # type: ignore[arg-type]
 
 
 class Borrowed(_Known):
@@ -579,9 +617,11 @@ class Borrowed(_Known):
         return any(name not in lent_by_none for name, _ in named)
 
     def learned(self) -> None:
-        """Forwards have been seen: listen no more for these if there was nothing to hear."""
+        """Forwards have been seen: listen no more for these if there was nothing to hear, now or before."""
+        lent = _BORROWED.setdefault(self._model, set())
+        lent |= self.served
         if not self.served:
-            _NOT_BORROWED.setdefault(self._model, set()).update(self._name.values())
+            _NOT_BORROWED.setdefault(self._model, set()).update(set(self._name.values()) - lent)
 
     def _listens(self) -> bool:
         return not self._tape.inside and super()._listens()
@@ -604,6 +644,17 @@ def in_checkpoint() -> bool:
 
 _NOT_BORROWED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """of models the names of parameters that nobody used outside their modules"""
+_BORROWED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""and of those that somebody did at some time"""
+
+
+def listen_again(model: nn.Module, name: str) -> bool:
+    """A parameter of this name was borrowed after all: whether no pass was known to do so, and the next will listen."""
+    known = _NOT_BORROWED.get(model, set())
+    unheard = name in known
+    known.discard(name)
+    _BORROWED.setdefault(model, set()).add(name)
+    return unheard
 
 
 def _arguments(names: Sequence[str], args: Any, kwargs: Any) -> list[Any]:

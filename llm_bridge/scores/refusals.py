@@ -100,10 +100,11 @@ def refused_backward(looped: bool) -> Iterator[None]:
                 "log_prob: a reentrant checkpoint lies inside a looped module, whose backwards it does not allow; give "
                 "use_reentrant=False to checkpointing"
             ) from error
-        if "under selective activation checkpoint" in str(error):
+        if "under selective activation checkpoint" in str(error) or "not found in storage" in str(error):
             raise InputError(
-                "log_prob: selective activation checkpoints allow one backward, and a comparison takes two; "
-                "have a pass with other checkpoints compared, and give verify='never' with these"
+                "log_prob: selective activation checkpoints allow one backward, and a comparison, a loop or "
+                "coefficients a token take more; have a pass with other checkpoints compared, and give verify='never' "
+                "with these, or use plain checkpoints"
             ) from error
         if isinstance(error, CheckpointError) and not looped:
             raise InputError(
@@ -148,8 +149,8 @@ def refuse_coefficient(coefficient: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def refuse_graph(nodes: Sequence[Any], advise: Callable[[str], str]) -> bool:
-    """Raise InputError for a compiled graph of log_prob, given by its nodes, or one that a loop has cut.
+def refuse_graph(nodes: Sequence[Any], names: Sequence[str], advise: Callable[[str], str]) -> bool:
+    """Raise InputError for a compiled graph of log_prob, given by nodes and their names, or one that a loop has cut.
 
     Returns whether reentrant checkpoints lie in it.
     """
@@ -159,7 +160,7 @@ def refuse_graph(nodes: Sequence[Any], advise: Callable[[str], str]) -> bool:
             f"{cut}: looped over, and leaves something behind (a cache) on which log_prob hangs, whose gradient is "
             f"lost; {advise(cut)}"
         )
-    kinds = {node.name() for node in nodes}
+    kinds = set(names)
     if "CompiledFunctionBackward" in kinds:
         raise InputError(
             "log_prob: a compiled graph computed it, which hides its layers; run the forward inside the `with` and "

@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor, Partial
 
 from llm_bridge.scores.fused import fused_sq_norms
 from llm_bridge.scores.layout import Layout
-from llm_bridge.scores.norms import Recent, Scratch, Sink, SumPlan, sum_dtype
+from llm_bridge.scores.norms import Loan, Recent, Scratch, Sink, SumPlan, sum_dtype
 from vcposim.errors import InputError
 
 WHOLE, RUNS, KERNEL = 0, 1, 2
@@ -57,9 +57,13 @@ def add_grad(param: nn.Parameter, grad: Tensor) -> None:
         param.grad.add_(grad)
 
 
-def unscaled(coefficient: Tensor, scale: float) -> Tensor:
-    """`coefficient` (...) over `scale`, in at least float32, where a small one is not rounded to 0."""
-    return coefficient.to(torch.promote_types(coefficient.dtype, torch.float32)) / scale
+def marks(n: int) -> Tensor:
+    """Factors by which sums tell when two trajectories have changed places, of 9 kinds, unlike neighbors: -> (n,).
+
+    Powers of two, so that a compared pass has the bits of any other, and none above 1, where half precision overflows.
+    """
+    place = torch.arange(n, device="cpu")
+    return torch.exp2(-((5 * place + place // 9) % 9).double())
 
 
 class Route:
@@ -147,7 +151,7 @@ class Kept(Route):
         super().__init__(layout)
         self._stored = stored or {}
         self._vector: list[tuple[nn.Parameter, Tensor]] = []
-        self._embedding: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._embedding: list[tuple[nn.Parameter, Tensor, Loan]] = []
         self._local: list[tuple[Sequence[nn.Parameter], Callable[[Tensor], list[Tensor | None]]]] = []
 
     def give(self, param: nn.Parameter, grad: Tensor) -> None:
@@ -160,21 +164,25 @@ class Kept(Route):
 
     def embedding(self, param: nn.Parameter, token: Tensor, grad: Tensor) -> None:
         """Keeps `token` (N,) and `grad` (N, d)."""
-        self._embedding.append((param, token, grad))
+        self._embedding.append((param, token, Loan.of(grad)))
 
     def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
         """Keeps it."""
         self._local.append((params, weighted))
 
+    def unfolded(self, coefficient: Tensor) -> Tensor:
+        """`coefficient` (n,) of operands as they came, scaled and folded; at least float32, or a small one may be 0."""
+        coefficient = coefficient.to(torch.promote_types(coefficient.dtype, torch.float32)) / self.scale
+        return coefficient if self.fold is None else coefficient / self.fold.to(coefficient)
+
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept: `coefficient` (n,)."""
-        coefficient = unscaled(coefficient, self.scale)
-        if self.fold is not None:
-            coefficient = coefficient / self.fold.to(coefficient)
+        coefficient = self.unfolded(coefficient)
         of_kind = {kind: -coefficient.to(kind) for kind in {grad.dtype for _, grad in self._vector}}
         for param, grad in self._vector:
             self.give(param, of_kind[grad.dtype] @ grad)
-        for param, token, grad in self._embedding:
+        for param, token, loan in self._embedding:
+            grad = loan.back()
             scaled = grad * -self.layout.per_row(coefficient.to(grad.dtype), grad.shape[0])
             if param.grad is None:
                 self.give(param, torch.zeros_like(param).index_add_(0, token, scaled.to(param.dtype)))
@@ -200,7 +208,7 @@ class General(Kept):
     def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
         super().__init__(layout, stored)
         # in order of arrival, whatever is kept: under FSDP2 every rank must give the parameters in one order
-        self._matrix: list[tuple[nn.Parameter, Tensor, Tensor, Layout, int] | tuple[nn.Parameter, Tensor]] = []
+        self._matrix: list[tuple[nn.Parameter, Loan, Loan, Layout, int] | tuple[nn.Parameter, Tensor]] = []
 
     def blocks(self, param: nn.Parameter, block: Tensor) -> None:
         """Keeps `block` (n, *param)."""
@@ -208,10 +216,15 @@ class General(Kept):
 
     def matrix(self, param: nn.Parameter, left: Tensor, right: Tensor, layout: Layout, how: int) -> None:
         """Keeps the operands: `left` (N, out), `right` (N, into)."""
-        self._matrix.append((param, left, right, layout, how))
+        self._matrix.append((param, Loan.of(left), Loan.of(right), layout, how))
 
     def finish(self, coefficient: Tensor) -> None:
         """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops what was kept."""
+        for loan in (x for kept in self._matrix for x in kept if isinstance(x, Loan)):
+            loan.back()
+        for _, _, loan in self._embedding:
+            loan.back()
+        own = self.unfolded(coefficient)
         scaled, scratch = Recent(1), Scratch()  # an input that several maps read is scaled, or copied, once
         sums: SumPlan | None = None
         spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
@@ -219,21 +232,19 @@ class General(Kept):
             kept = self._matrix.pop()
             if len(kept) == 2:
                 param, block = kept
-                self.give(param, -unscaled(coefficient, self.scale).to(block.device, block.dtype) @ block.flatten(1))
+                self.give(param, -own.to(block.device, block.dtype) @ block.flatten(1))
                 continue
-            param, left, right, layout, how = kept
+            param, left, right, layout, how = kept[0], kept[1].array, kept[2].array, kept[3], kept[4]
             if how == KERNEL:
                 if sums is None:
-                    sums = SumPlan.of(-unscaled(coefficient, self.scale).cpu().unsqueeze(0))
+                    sums = SumPlan.of(-own.cpu().unsqueeze(0))
                 total = left.new_empty(left.shape[1], right.shape[1])
                 fused_sq_norms(left, right, layout, Sink([total], sums), scratch)
                 self.give(param, total)
                 continue
             key = (id(layout), left.shape[0], left.dtype, left.device)
             if layout is not self.layout or key not in spread:  # most maps share the pass's layout, and so the rows
-                spread[key] = -layout.per_row(
-                    unscaled(coefficient, self.scale).to(left.device, left.dtype), left.shape[0]
-                )
+                spread[key] = -layout.per_row(own.to(left.device, left.dtype), left.shape[0])
             each = spread[key]
             if left.shape[1] < right.shape[1]:
                 left = left * each
@@ -277,8 +288,8 @@ class Line:
         return cls(u, v, torch.from_numpy(basis), fold, factor, anchor)
 
     def marked(self) -> "Line":
-        """The same sums, of trajectories folded by parts that all differ: if two change places, the sums tell."""
-        mark = torch.exp2(2 * (0.618 * torch.arange(len(self.fold), device="cpu") % 1) - 1)
+        """The same sums, of trajectories that are marked."""
+        mark = marks(len(self.fold))
         return replace(self, fold=self.fold * mark, factor=self.factor / mark)
 
     def unknown(self, coefficient: Tensor) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from llm_bridge.scores.inner import Differs, Inner
 from llm_bridge.scores.layers import Recorder, Twin
 from llm_bridge.scores.layout import Layout, Operands
 from llm_bridge.scores.norms import (
+    Loan,
     embedding_sq_norms,
     head_at_token,
     square_sum,
@@ -42,8 +43,8 @@ class Uses:
     """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
 
     turned: those whose transpose is used in a product. others: by id, leaves of looped modules that the tape does not
-    hold. places: when its nodes were made. flat: the largest pieces of those used on several (N, d), which may be
-    tokens in a row or steps of all rows. Read off the graph, so that other forwards may come between.
+    hold. places: when its nodes were made. parts: the largest of several arrays on which a module was called, and flat
+    look-ups, which may be all rows' or not. Read off the graph, so that other forwards may come between.
     """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
@@ -52,21 +53,22 @@ class Uses:
     turned: set[nn.Parameter] = field(default_factory=set)
     others: set[int] = field(default_factory=set)
     places: set[Place | None] = field(default_factory=set)
-    flat: set[tuple[str, int]] = field(default_factory=set)
+    parts: set[tuple[str, int, int]] = field(default_factory=set)
 
     @classmethod
     def of(cls, nodes: Iterable[Any], tape: Recorder) -> "Uses":
         """From the nodes of a graph that `tape` put there; what lies in a reentrant checkpoint is not among them."""
-        found, rows = cls(), dict[tuple[str, str], list[int]]()
+        found, leads = cls(), dict[tuple[str, str], list[tuple[int, ...]]]()
         for node in nodes:
             twin = getattr(node, "twin", None)
             if not isinstance(twin, Twin) or twin.tape is not tape or node.place is None:
                 continue
             found.places.add(node.place)
             found.others.update(map(id, getattr(node, "others", ())))
-            if len(getattr(node, "lead", ())) == 1:
-                for kind, _ in node.uses:
-                    rows.setdefault((kind, twin.name), []).append(node.lead[0])
+            for kind, _ in node.uses if getattr(node, "lead", ()) else ():
+                leads.setdefault((kind, twin.name), []).append(node.lead)
+            if getattr(node, "times", 0):
+                found.parts.add((twin.name, node.times, 0))
             for kind, param in node.uses:
                 found.kind.setdefault(param, []).append(kind)
                 if kind == "embedding":  # a tied head needs its tokens early
@@ -75,13 +77,14 @@ class Uses:
                     found.turned.add(param)
                 elif kind == "local":
                     found.rows.setdefault(param, []).append((node.place, node.inner.rows))
-        found.flat = {(name, max(each)) for (_, name), each in rows.items() if len(each) > 1}
+        several = [(name, each) for (_, name), each in leads.items() if len(each) > 1]
+        found.parts |= {(name, max(lead[0] for lead in each), len(each[0])) for name, each in several}
         return found
 
     def copied(self) -> "Uses":
         """The same, for another backward of the forward."""
         kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
-        return Uses(kind, dict(self.token), rows, self.turned, self.others, self.places, self.flat)
+        return Uses(kind, dict(self.token), rows, self.turned, self.others, self.places, self.parts)
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""
@@ -152,7 +155,7 @@ class ScorePass:
                 at_token = head_at_token(layout.split(grad), self.layout.split(token))
                 self._head[weight] = (token, at_token, layout.split(x))
         else:
-            self._waiting.setdefault(weight, []).append((left, right, layout))
+            self._waiting.setdefault(weight, []).append((Loan.of(left), Loan.of(right), layout))
 
     def _product(self, weight: nn.Parameter, left: Tensor, right: Tensor, layout: Layout) -> None:
         shape = (layout.n, left.shape, right.shape[1], left.dtype, left.device, layout.owner is None)
@@ -204,7 +207,10 @@ class ScorePass:
                 self._add(weight, 2 * tied_cross_term(gathered, hidden, self.layout.split(grad)))
             return
 
+        loan = Loan.of(grad)
+
         def block(i: int) -> Tensor:
+            grad = loan.back()
             dense = torch.zeros(weight.shape, dtype=sum_dtype(grad.dtype), device=grad.device)
             return dense.index_add_(0, self.layout.split(token)[i], self.layout.split(grad)[i].to(dense.dtype))
 
@@ -322,6 +328,7 @@ class ScorePass:
     def later(self, kind: str, param: nn.Parameter, piece: Piece) -> None:
         """Keep what a call on some of the rows reports until all have come."""
         if self._wants(param):
+            piece = piece._replace(loans=tuple(map(Loan.of, piece.arrays)))
             self._piece.setdefault(param, {}).setdefault(kind, []).append(piece)
 
     def _gather(self) -> None:
@@ -334,6 +341,8 @@ class ScorePass:
             found: list[tuple[str, Piece]] = []
             for kind in ("matrix", "vector", "embedding"):  # a head before the embedding that it shares
                 pieces = kinds.get(kind, [])
+                for loan in (loan for piece in pieces for loan in piece.loans):
+                    loan.back()
                 whole = gathered(pieces, self.layout) if pieces else []
                 if whole is None or (pieces and (kind, param) in self._full):
                     name, place, arrays = pieces[0][:3]
@@ -348,7 +357,7 @@ class ScorePass:
                     self._sure(kind, pieces[0].name, param, pieces[0].arrays[0], False, either)
                 found += [(kind, piece) for piece in whole]
             self._uses.kind[param] = [kind for kind, _ in found] + ["whole"] * len(self._waiting.get(param, []))
-            for kind, (name, _, (grad, *other), rest, _) in found:
+            for kind, (name, _, (grad, *other), rest, *_) in found:
                 if any(piece.arrays[0].dim() == 2 for piece in kinds[kind]):
                     _IN_PIECES.setdefault(param, set()).add(kind)
                 if kind == "matrix":
@@ -368,8 +377,9 @@ class ScorePass:
         """
         self._gather()
         for param, uses in self._waiting.items():
-            products = [use for use in uses if isinstance(use, tuple)]
-            if len(products) == len(uses):
+            products = [(use[0].back(), use[1].back(), use[2]) for use in uses if isinstance(use, tuple)]
+            others = [use for use in uses if not isinstance(use, tuple)]
+            if not others:
                 self._product(param, *_joined(products))
                 continue
             for left, right, layout in products:
@@ -377,12 +387,10 @@ class ScorePass:
             kind, square = sum_dtype(param.dtype), []
             for i in range(self.layout.n):
                 total = param.new_zeros(param.shape, dtype=kind)
-                for use in uses:
-                    if isinstance(use, tuple):
-                        left_i, right_i = (use[2].split(x)[i] for x in use[:2])
-                        total += left_i.t() @ right_i
-                    else:
-                        total += use(i).to(kind).view(param.shape)
+                for left, right, layout in products:
+                    total += layout.split(left)[i].t() @ layout.split(right)[i]
+                for block in others:
+                    total += block(i).to(kind).view(param.shape)
                 square.append(square_sum(total))
             self._add(param, torch.stack(square))
         self._waiting = {}
@@ -429,7 +437,7 @@ def _near(a: Tensor | float, b: Tensor | None) -> bool:
 
 
 _Product = tuple[Tensor, Tensor, Layout]
-_Use = _Product | Callable[[int], Tensor]
+_Use = tuple[Loan, Loan, Layout] | Callable[[int], Tensor]
 
 
 def _joined(products: Sequence[_Product]) -> _Product:

@@ -24,7 +24,7 @@ from llm_bridge.scores.inner import graph_nodes, leaf_parameters
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
 from llm_bridge.scores.norms import sum_dtype
-from llm_bridge.scores.plan import Borrowed, twins_of
+from llm_bridge.scores.plan import Borrowed, listen_again, twins_of
 from llm_bridge.scores.refusals import (
     refuse_arrays,
     refuse_coefficient,
@@ -35,7 +35,7 @@ from llm_bridge.scores.refusals import (
     refuse_parameters,
     refused_backward,
 )
-from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route
+from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route, marks
 from llm_bridge.scores.score_pass import ScorePass, Uses
 from llm_bridge.scores.shards import Shards
 from vcposim.errors import InputError, unknown_name
@@ -300,11 +300,14 @@ class ScoreTape:
         held = parameters_of(modules_of(self.model))
         refuse_hooks(held)
         named = self._targets(held)
+        if not named:
+            raise InputError("ScoreTape: no parameter of the model requires gradients, so there is no score to take")
         with torch.enable_grad(), self._uncounted(), self._untouched(named):
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             nodes = graph_nodes([log_prob])
-            reentrant, self._uses = refuse_graph(nodes, self.advice), Uses.of(nodes, self)
+            names = [node.name() for node in nodes]
+            reentrant, self._uses = refuse_graph(nodes, names, self.advice), Uses.of(nodes, self)
             for name, p in held:
                 if id(p) in self._uses.others:
                     raise _put_in(name)
@@ -314,7 +317,9 @@ class ScoreTape:
             ranks = self._watch.alike  # they must compare in the same passes
             if self.verify == "first" and self.method != "loop" and not ranks:
                 with refused_backward(False):
-                    self._watch.moves = moves(nodes) | {(*each, layout.n) for each in self._uses.flat}
+                    parts = {(*each, layout.n) for each in self._uses.parts}
+                    way = (segment is None, keep, per_token, affine is None)
+                    self._watch.moves = moves(nodes, names) | parts | {(hash(tuple(names)), way)}
             del nodes
             route = self._route(of, layout, affine, keep, per_token, reentrant)
             route.scale = float(scale) if self.method != "loop" else 1.0
@@ -349,9 +354,11 @@ class ScoreTape:
             params = None if reentrant else [p for p in self.model.parameters() if p.requires_grad]
             return Again(layout, of.tokens() if per_token else of.trajectories(), params)
         stored = self._shards.stored
-        if line is None:
-            return General(layout, stored)
         compared = self._watch.due(len(of.log_prob), of.narrow(layout.n))
+        if line is None:
+            general = General(layout, stored)
+            general.fold = marks(layout.n) if compared else None  # of equal coefficients a sum would not tell
+            return general
         return Affine(layout, line.marked() if compared else line, stored)
 
     def _norms(
@@ -397,7 +404,7 @@ class ScoreTape:
         if check is not None:
             check.passed()
         else:
-            self._watch.passed(rows, narrow)
+            self._watch.passed(rows, narrow, {name: part[p] for name, p in named if p in part})
         self._finish = None if isinstance(route, NormsOnly) else route.finish
         return norms
 
@@ -460,7 +467,8 @@ class ScoreTape:
             )
         named = [kwargs[k] for k in ("input_ids", "inputs_embeds") if isinstance(kwargs.get(k), Tensor)]
         found = [x for x in (*named, *args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() >= 2]
-        self.batch = tuple(found[0].shape[:2]) if found else ()
+        if torch.is_grad_enabled() or not self.batch:  # a call of another batch without gradients is nobody's
+            self.batch = tuple(found[0].shape[:2]) if found else ()
         if self._counting and torch.is_grad_enabled():
             self._rows.append(self.batch[0] if found else 1)
 
@@ -552,6 +560,10 @@ class ScoreTape:
             raise InputError("log_prob: its forward ran outside the `with`; run the model inside it")
         if not self.holds(param):
             raise _put_in(name)
+        if self._borrowed is None and listen_again(self.model, name):
+            raise InputError(
+                f"{name}: used outside its module's forward, as in no pass before; open a new tape, which will see it"
+            )
         raise InputError(
             f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "
             f"{self.advice(name.rpartition('.')[0])}"

@@ -5,9 +5,11 @@ neither an argument nor an attribute tells (an entry of a configuration, the siz
 number in a power or softplus, a bit off; a forward that writes to its own parameters, which did so more often.
 """
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
 from llm_bridge.scores.check import moves
 from llm_bridge.scores.inner import graph_nodes
+from llm_bridge.scores.layout import Layout
+from llm_bridge.scores.norms import Recent, gram_sq_norms
 from tests.kit.statistical import SINGLE, SUMMED, assert_near
 from tests.llm_bridge.test_hostile_second import LONG, Answer, D, _lin, _with, given, same, taped, tokens, truth
 from vcposim.errors import InputError
@@ -303,7 +307,7 @@ def test_orders_that_are_always_others_are_told_of_once(recwarn: pytest.Warnings
         net.zero_grad()
         run = _Ordered(net, torch.randperm(6, generator=torch.Generator().manual_seed(k)))
         assert not same(run.taped(token, mask, c, False), truth(run, token, mask, c))
-    assert [str(w.message)[:41] for w in recwarn] == ["ScoreTape: the model picks rows by an ind"]
+    assert [str(w.message)[:41] for w in recwarn] == ["ScoreTape: the model's graph, or an index"]
 
 
 def test_tokens_picked_row_after_row_are_no_move() -> None:
@@ -313,8 +317,13 @@ def test_tokens_picked_row_after_row_are_no_move() -> None:
     for seed in range(5):
         row, time = torch.nonzero(torch.rand(3, 4, generator=torch.Generator().manual_seed(seed)) > 0.4).unbind(1)
         picked = torch.zeros(3, 4).index_put((row, time), x[row, time].logsumexp(-1))
-        assert not moves(graph_nodes([picked.sum() + x.gather(2, x.argmax(2, True)).sum() + x[torch.arange(3)].sum()]))
-    assert len(moves(graph_nodes([x[[0, 2, 1]].sum() + x[[1, 0, 0]].sum()]))) == 2
+        assert not _moves(picked.sum() + x.gather(2, x.argmax(2, True)).sum() + x[torch.arange(3)].sum())
+    assert len(_moves(x[[0, 2, 1]].sum() + x[[1, 0, 0]].sum())) == 2
+
+
+def _moves(out: Tensor) -> frozenset[Hashable]:
+    nodes = graph_nodes([out])
+    return moves(nodes, [node.name() for node in nodes])
 
 
 # --- numbers that are given -------------------------------------------------------------------------------------------
@@ -372,3 +381,266 @@ def test_a_warning_that_is_an_error_leaves_the_model_as_it_was() -> None:
     assert not model._forward_pre_hooks
     with pytest.warns(UserWarning, match="runs in eager mode"), ScoreTape(model):
         pass
+
+
+# --- what a compared pass does not tell of the next -------------------------------------------------------------------
+
+
+def _shared_prompt(s: nn.Module, x: Tensor) -> Tensor:
+    """A prompt of eight tokens, looked up once for all rows."""
+    prompt = s.p(torch.arange(8)).expand(len(x), -1, -1)
+    return s.a(torch.cat([prompt, x], 1)).cumsum(1)[:, 8:]
+
+
+def _of_groups(s: nn.Module, x: Tensor) -> Tensor:
+    """Two inputs of an encoder, one a group of trajectories."""
+    many = len(x) // s.groups
+    sides = [s.a(part).mean(1).repeat_interleave(many, 0) for part in (x[::many], x[::many].sin())]
+    return x + (sides[0] * 2 + sides[1])[:, None]
+
+
+def _behind_zeros(s: nn.Module, x: Tensor) -> Tensor:
+    return x + s.gate * s.a(x.roll(1, 0)).roll(-1, 0)
+
+
+def _absent_branch(s: nn.Module, x: Tensor) -> Tensor:
+    return x + s.a(x.roll(1, 0)).roll(-1, 0) if s.there else x
+
+
+def _in_steps(s: nn.Module, x: Tensor) -> Tensor:
+    return torch.stack([s.a(x[:, k]) for k in range(x.shape[1])], 1)
+
+
+def _chunk_by_chunk(s: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([s.a(part) + s.a(part.sin()) for part in x.split(2)])
+
+
+LATER: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], int]] = {
+    "a prompt as long as the batch": (
+        _with(_shared_prompt, p=lambda: nn.Embedding(8, D), a=_lin),
+        lambda body: None,
+        2,
+    ),
+    "one a group": (_with(_of_groups, a=_lin, groups=lambda: 4), lambda body: setattr(body, "groups", 2), 6),
+    "behind a gate that begins as zero": (
+        _with(_behind_zeros, a=_lin, gate=lambda: nn.Parameter(torch.zeros(D))),
+        lambda body: body.gate.data.normal_(),
+        6,
+    ),
+    "a branch that was not there": (
+        _with(_absent_branch, a=_lin, there=lambda: False),
+        lambda body: setattr(body, "there", True),
+        6,
+    ),
+    "steps, and then chunk by chunk": (
+        _with(lambda s, x: s.way(s, x), a=_lin, way=lambda: _in_steps),
+        lambda body: setattr(body, "way", _chunk_by_chunk),
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["general", "affine"])
+@pytest.mark.parametrize("case", LATER)
+def test_what_comes_later_is_compared_when_it_comes(case: str, affine: bool) -> None:
+    body, change, steps = LATER[case]
+    model, token, mask, c = given(body, (4, 6))
+    for _ in range(2):
+        model.zero_grad()
+        assert not same(taped(model, token, mask, c, affine), truth(model, token, mask, c))
+    change(model.body)
+    token, mask = tokens(4, steps), torch.ones(4, steps).double()
+    for _ in range(2):
+        model.zero_grad()
+        with pytest.raises(InputError, match="its rows are not trajectories one by one"):
+            taped(model, token, mask, c, affine)
+
+
+def test_a_packed_batch_is_compared_after_padded_ones() -> None:
+    """Without a mask of blocks its trajectories hang on each other."""
+    model, token, mask, c = given(_with(lambda s, x: s.a(x), a=_lin), LONG)
+    taped(model, token, mask, c, False)
+    segment = torch.tensor([[0, 0, 0, 1, 1, 1], [2, 2, 2, 2, 2, 2], [3, 3, 4, 4, 4, 4]])
+    with ScoreTape(model) as tape, pytest.raises(InputError, match="its rows are not trajectories one by one"):
+        tape.score_sq_norms(model(token), torch.ones(3, 6).double(), segment=segment)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_rows_of_one_coefficient_that_change_places_are_seen(seed: int) -> None:
+    def run(s: nn.Module, x: Tensor) -> Tensor:
+        order = torch.arange(len(x))
+        order[:2] = order[:2].flip(0)
+        return x + s.a(x[order]).tanh()[order]
+
+    model, token, mask, _ = given(_with(run, a=_lin), (8, 6))
+    c = torch.tensor([1.0, 1, 0, 1, 0, 0, 1, 0]).double() - 0.4
+    with pytest.raises(InputError, match="its rows are not trajectories one by one"):
+        taped(model, token, mask, c, False, seed=seed)
+
+
+ZEROS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": lambda x, w: x * w.softmax(0),
+    "by its norm": lambda x, w: x * w / w.norm(),
+    "mean": lambda x, w: x * w.mean(),
+    "turned": lambda x, w: x * w.flip(0),
+    "forward": lambda x, w: x * (1 + x * w.softmax(0)),
+}
+
+
+@pytest.mark.parametrize("zero", ZEROS)
+def test_a_rule_is_not_found_on_zeros(zero: str) -> None:
+    """As behind the second matrix of an adapter, which begins as zero."""
+    body = _with(
+        lambda s, x: x + s.m(s.b(x)),
+        b=lambda: nn.Linear(D, D, bias=False),
+        m=lambda: _with(lambda s, x: ZEROS[zero](x, s.w), w=(D,))(),
+    )
+    model, token, mask, c = given(body, LONG)
+    model.body.b.weight.data.zero_()
+    for _ in range(3):
+        model.zero_grad()
+        found = taped(model, token, mask, c, False, unknown="loop")
+        model.zero_grad()
+        assert not same(found, truth(model, token, mask, c))
+        model.body.b.weight.data.add_(0.3)
+
+
+def test_a_batch_of_nothing_and_one_that_is_no_number_teach_no_rule() -> None:
+    model, token, mask, c = given(_with(lambda s, x: x * x.square().mean(-1, keepdim=True).rsqrt() * s.w, w=(D,)), LONG)
+    weight = model.embed.weight.detach().clone()
+    model.embed.weight.data.fill_(torch.nan)
+    with ScoreTape(model) as tape:
+        assert bool(tape.score_sq_norms(model(token), mask, keep=False).isnan().all())
+    model.embed.weight.data.copy_(weight)
+    with ScoreTape(model) as tape, pytest.raises(InputError):
+        tape.score_sq_norms(model(token[:0]), mask[:0])
+    for rows in (2, 3):
+        model.zero_grad()
+        right = truth(model, token[:rows], mask[:rows], c[:rows])
+        assert not same(taped(model, token[:rows], mask[:rows], c[:rows], False), right)
+
+
+def test_an_error_of_the_modules_own_is_not_held_against_its_rule() -> None:
+    def run(s: nn.Module, x: Tensor) -> Tensor:
+        if s.error is not None:
+            raise s.error
+        return x * s.w
+
+    model, token, mask, c = given(_with(run, w=(D,), error=lambda: None), LONG)
+    right = truth(model, token, mask, c)
+    for error in (None, torch.OutOfMemoryError("no memory"), ValueError("its own"), None):
+        model.body.error = error
+        if error is not None:
+            with pytest.raises(type(error), match=str(error)):
+                taped(model, token, mask, c, False)
+        else:
+            model.zero_grad()
+            assert not same(taped(model, token, mask, c, False), right)
+
+
+# --- what is kept between norms and gradient --------------------------------------------------------------------------
+
+
+class Reuses(torch.autograd.Function):
+    """Half of x, whose backward writes into the array that it was given, as fused kernels do."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * 0.5
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.mul_(0.5)
+
+
+@pytest.mark.parametrize("method", ["block", "gram"])
+def test_what_is_written_over_before_the_gradient_is_refused(method: str) -> None:
+    """A buffer that takes the next batch; where a pass is compared, autograd says so first."""
+    seen = torch.randn(3, 6, D).double()
+    model, token, mask, c = given(_with(lambda s, x: x + s.a(seen), a=_lin), LONG)
+    with ScoreTape(model, method=method, verify="never") as tape:
+        tape.score_sq_norms(model(token), mask)
+        seen.mul_(2)
+        with pytest.raises(InputError, match="was written to after the tape kept it"):
+            tape.backward(c)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["general", "affine"])
+def test_an_operator_that_reuses_its_gradients_memory_is_right_or_refused(affine: bool) -> None:
+    def run(s: nn.Module, x: Tensor) -> Tensor:
+        half = Reuses.apply(x)
+        return s.b(x.sin()) + s.b(half) + half
+
+    model, token, mask, c = given(_with(run, b=_lin), LONG)
+    right = truth(model, token, mask, c)
+    for method in ("auto", "block", "gram"):
+        for verify in ("first", "never"):
+            model.zero_grad()
+            try:
+                assert not same(taped(model, token, mask, c, affine, method=method, verify=verify), right)
+            except InputError as error:
+                assert "was written to after the tape kept it" in str(error)  # noqa: PT017
+    model.zero_grad()
+    assert not same(taped(model, token, mask, c, affine, method="loop"), right)
+
+
+def test_casts_of_a_borrowed_weight_are_not_kept() -> None:
+    model, token, mask, c = given(_with(lambda s, x: s.a(x), a=_lin), LONG)
+    cast: list[ref[Tensor]] = []
+
+    class Head(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = model.embed.weight.to(torch.float64) + 0.0
+            cast.append(ref(weight))
+            return F.linear(x, weight)
+
+    model.head = Head()
+    right = truth(model, token, mask, c)
+    with ScoreTape(model, verify="never") as tape:
+        for _ in range(3):
+            model.zero_grad()
+            norm = tape.score_sq_norms(model(token), mask)
+            tape.backward(c)
+            gc.collect()
+            assert not any(each() is not None for each in cast)
+    assert_near(norm, right[1], allow=SUMMED, scale=float(right[1].max()))
+
+
+def test_a_weight_that_is_borrowed_later_is_seen_by_the_next_tape() -> None:
+    model, token, mask, c = given(_with(lambda s, x: F.linear(x, s.a.weight) if s.lent else s.a(x), a=_lin), LONG)
+    model.body.lent = False
+    model.body.a.bias.requires_grad_(False).zero_()
+    for lent, refused in ((False, False), (True, True), (True, False), (False, False), (True, False), (True, False)):
+        model.body.lent = lent
+        model.zero_grad()
+        right = truth(model, token, mask, c)
+        if refused:
+            with pytest.raises(InputError, match="open a new tape, which will see it"):
+                taped(model, token, mask, c, False)
+        else:
+            assert not same(taped(model, token, mask, c, False), right)
+
+
+def test_a_call_without_gradients_between_forward_and_norms_changes_nothing() -> None:
+    model, token, mask, c = given(_with(lambda s, x: s.a(x.flatten(0, 1)).view_as(x), a=_lin), LONG)
+    with ScoreTape(model) as tape:
+        log_prob = model(token)[:, 1:]
+        with torch.no_grad():
+            model(tokens(3, 9))
+        norm = tape.score_sq_norms(log_prob, mask[:, 1:])
+        tape.backward(c)
+    right = truth(model, token, mask, c)
+    assert_near(norm, right[1], allow=SUMMED, scale=float(right[1].max()))
+
+
+def test_gram_norms_of_tiny_gradients_that_cancel() -> None:
+    own = torch.Generator().manual_seed(0)
+    grad = torch.randn(2, 32, 12, generator=own)
+    grad, x = (grad - grad.mean(1, keepdim=True)).flatten(0, 1), 1 + 1e-4 * torch.randn(64, 9, generator=own)
+    layout = Layout(2, (2, 32))
+    for size in (1.0, 1e-12, 1e-15):
+        left = grad * size
+        pairs = zip(layout.split(left), layout.split(x), strict=True)
+        exact = torch.stack([(a.double().t() @ b.double()).square().sum() for a, b in pairs])
+        assert_near(gram_sq_norms(left, x, layout, Recent(2)), exact, allow=1e-3, scale=0)

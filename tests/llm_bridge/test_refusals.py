@@ -55,6 +55,8 @@ ELSEWHERE = {
     "which runs again where nobody": "test_hostile_fifth",
     "sees a nested tensor": "test_hostile_fifth",
     "writes to its own parameters": "test_hostile_seventh",
+    "as in no pass before; open a new tape": "test_hostile_seventh",
+    "was written to after the": "test_hostile_seventh",
     "goes another way than in earlier calls": "test_hostile_seventh",
     "selective activation checkpoints allow one backward": "test_hostile_fifth",
     "install one, or say block": "test_fused",
@@ -394,6 +396,20 @@ def _complex_coefficient(heeded: bool) -> Step:
 def _empty_coefficient(heeded: bool) -> Step:
     step = Step()
     step.coefficient = step.c if heeded else step.c.to("meta")
+    return step
+
+
+@case("no parameter of the model requires gradients, so there is no score to take")
+def _nothing_to_train(heeded: bool) -> Step:
+    step = Step()
+    outside = torch.zeros(4, 4).double().requires_grad_()
+    run = step.run
+
+    def with_another() -> Tensor:
+        step.model.requires_grad_(heeded)
+        return run() + outside
+
+    step.run = run if heeded else with_another
     return step
 
 
