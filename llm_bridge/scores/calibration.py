@@ -12,6 +12,7 @@ one method: `ScoreTape(model, method="block")`.
 
 import math
 import time
+from collections.abc import Set
 from functools import lru_cache
 from typing import Any
 
@@ -39,11 +40,28 @@ _TRAJECTORIES, _BAND, _REPEATS = 4, 2048, 3
 
 
 class Workspace:
-    """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs."""
+    """What a pass reuses from layer to layer: working memory, the last input's Gram matrices, the sketch's signs.
 
-    def __init__(self, columns: int = 16, generator: torch.Generator | None = None, compiled: bool = True) -> None:
+    split: parameters of which ranks hold parts, with signs of their own: what ranks draw for whole ones must agree,
+    however many parts each has.
+    """
+
+    def __init__(
+        self,
+        columns: int = 16,
+        generator: torch.Generator | None = None,
+        compiled: bool = True,
+        split: Set[nn.Parameter] = frozenset(),
+        apart: torch.Generator | None = None,
+    ) -> None:
         self.scratch, self.gram, self.half_gram = Scratch(), Recent(2), Recent(2)
-        self.sketch = Sketch(columns, generator or torch.Generator().manual_seed(0), compiled)
+        whole, parts = generator or torch.Generator().manual_seed(0), apart or torch.Generator().manual_seed(1)
+        self._sketch, self._parts = Sketch(columns, whole, compiled), Sketch(columns, parts, compiled)
+        self._split = split
+
+    def sketch(self, weight: nn.Parameter) -> Sketch:
+        """The signs for a weight."""
+        return self._parts if weight in self._split else self._sketch
 
 
 def take(
@@ -75,7 +93,7 @@ def take(
     if method == "half gram":
         return half_gram_sq_norms(left, right, layout, work.half_gram)
     if method == "sketch":
-        return sketch_sq_norms(left, right, layout, work.sketch, work.scratch)
+        return sketch_sq_norms(left, right, layout, work.sketch(weight), work.scratch)
     return norm
 
 

@@ -7,8 +7,10 @@ tape must have said. Where a row alone gives something else than among the other
 one ordinary backward of that trajectory through the taped graph knows at least nothing of rows. The gradient of all
 trajectories is compared along a random direction, so that nothing of its size is kept twice.
 
-Which pass is compared matters as much. One row cannot be permuted, equal coefficients do not tell two rows apart, and a
-model may do with eight rows what it does not with four: such passes leave the next one due (`Verifier`).
+Which pass is compared matters as much. One row cannot be permuted, equal coefficients do not tell two rows apart, what
+begins as zero has no score, and a model may do with eight rows what it does not with four: such passes leave the next
+one due (`Verifier`). And what a compared pass said holds for its graph: where nodes, indices or pieces are others than
+in all that were compared, the pass is due as well (`moves`).
 
 Under FSDP2 all ranks compare in the same pass and stop together; the gradient is that of all of them, put together and
 looked at a parameter at a time. There the taped graph answers for the model, which a rank cannot run alone.
@@ -282,6 +284,8 @@ class Verifier:
         self.calls: list[Call] = []
         self.moves: frozenset[Hashable] = frozenset()
         """the graph of the pass under way, what indices do with rows in it, and how large pieces are"""
+        self.fresh = False
+        """whether one of these was in no compared pass, on this rank or another"""
 
     @property
     def _known(self) -> Passes:
@@ -292,12 +296,16 @@ class Verifier:
         """Of the pass under way, from 1."""
         return self._known.count + 1
 
+    def look(self, moves: Iterable[Hashable]) -> None:
+        """Note what the pass under way does."""
+        self.moves = frozenset(moves)
+        self.fresh = not self.moves <= self._known.moves
+
     def due(self, rows: int, narrow: bool = False) -> bool:
         """Whether the pass under way is one to be compared: so many rows, `narrow` with one trajectory or one step."""
         known = self._known
         new = not self.alike and (rows, narrow) not in known.rows and len(known.rows) < _SHAPES
-        new = new or (not self.alike and not self.moves <= known.moves)
-        return self.verify == "always" or (self.verify == "first" and (known.count % EVERY == 0 or new))
+        return self.verify == "always" or (self.verify == "first" and (known.count % EVERY == 0 or new or self.fresh))
 
     def coarsest(self, log_prob: Tensor) -> torch.dtype:
         """The type with the largest steps among those that a gradient of `log_prob` (row, time) can have come in."""
@@ -310,7 +318,7 @@ class Verifier:
 
         part: every parameter's squares (n,). told: whether the comparison could have, None for a pass without.
         """
-        moves, self.calls, self.moves = self.moves, [], frozenset()
+        moves, self.calls, self.moves, self.fresh = self.moves, [], frozenset(), False
         if self.verify == "never":
             return
         known = self._known

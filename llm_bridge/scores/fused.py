@@ -13,6 +13,7 @@ instruction set.
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -43,13 +44,13 @@ COLUMNS, BAND = 1024, 1 << 15
 @cache
 def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The compiled kernel for one type; None where there is no C compiler ($CC or cc), or none that can compile it."""
-    compiler, real = shutil.which(os.environ.get("CC") or "cc"), REAL.get(dtype)
-    if compiler is None or real is None:
+    compiler, real = shlex.split(os.environ.get("CC") or "cc"), REAL.get(dtype)  # "ccache cc" is one, too
+    if not compiler or shutil.which(compiler[0]) is None or real is None:
         return None
     flags = (*FLAGS, f"-DREAL={real}")
     try:
         # what a compiler defines tells its version and the instructions of the machine it compiles for
-        about = _run(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)
+        about = _run(*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)
         digest = hashlib.sha256(" ".join(flags).encode() + about + SOURCE.read_bytes()).hexdigest()[:16]
         folder = user_cache_path("vcposim") / "kernels"
         built = folder / f"fused-{digest}.so"
@@ -57,7 +58,7 @@ def kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=folder) as aside:
                 made = Path(aside) / built.name
-                _run(compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(made))
+                _run(*compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(made))
                 made.replace(built)
         library = ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError):

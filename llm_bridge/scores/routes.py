@@ -20,7 +20,7 @@ the fold.
 Vectors (biases, norm scales) and embeddings are small or sparse per trajectory: both routes keep those as they are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,33 +28,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial
 
 from llm_bridge.scores.fused import fused_sq_norms
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import Loan, Recent, Scratch, Sink, SumPlan, sum_dtype
+from llm_bridge.scores.shards import Giver
 from vcposim.errors import InputError
 
 WHOLE, RUNS, KERNEL = 0, 1, 2
 """sums in one product of weighted copies, in a product a run of neighbors with equal weights, or with any weights where
 a compiled kernel makes each trajectory's block, which copies nothing"""
-
-
-def add_grad(param: nn.Parameter, grad: Tensor) -> None:
-    """p.grad += `grad` (...), in the parameter's dtype and shape; takes the array itself where there was none.
-
-    A sharded parameter (DTensor, FSDP2) gets its shard of the sum of all ranks' grads: a collective.
-    """
-    grad = grad.view(param.shape)
-    if isinstance(param, DTensor):
-        mesh = param.device_mesh
-        partial = DTensor.from_local(grad, mesh, [Partial()] * mesh.ndim, run_check=False)
-        grad = partial.redistribute(mesh, param.placements)
-    grad = grad.to(param.dtype)
-    if param.grad is None:
-        param.grad = grad
-    else:
-        param.grad.add_(grad)
 
 
 def marks(n: int) -> Tensor:
@@ -120,6 +103,10 @@ class Route:
     def local(self, params: Sequence[nn.Parameter], weighted: Callable[[Tensor], list[Tensor | None]]) -> None:
         """Keep the graph of a module that was looped over: `weighted`(c) is sum_i c_i (its gradients of i)."""
 
+    def check(self, coefficient: Tensor) -> None:
+        """Raise `InputError` where `finish` could not take this `coefficient` (n,) or (row, time), and before it has
+        added anything."""
+
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad: `coefficient` (n,), or (row, time) by tokens."""
         raise NotImplementedError
@@ -135,28 +122,36 @@ class Again(Route):
     each: log pi of trajectories (n,) or of tokens (row, time), whichever the coefficients will be of.
     """
 
-    def __init__(self, layout: Layout, each: Tensor, params: Sequence[nn.Parameter] | None) -> None:
+    def __init__(
+        self, layout: Layout, each: Tensor, params: Sequence[nn.Parameter] | None, giver: Giver | None = None
+    ) -> None:
         super().__init__(layout)
-        self._each, self._params = each, params
+        self._each, self._params, self._giver = each, params, giver or Giver()
 
     def finish(self, coefficient: Tensor) -> None:
         """Runs that backward with `coefficient` (n,) or (row, time); `params` None means every leaf of the graph."""
-        torch.autograd.backward(self._each, -coefficient.to(self._each.dtype), inputs=self._params)
+        seed, whole = -coefficient.to(self._each.dtype), [p for p in self._giver.stored if p.requires_grad]
+        if not whole:
+            return torch.autograd.backward(self._each, seed, inputs=self._params)
+        grads = torch.autograd.grad(
+            self._each, whole, seed, allow_unused=True
+        )  # FSDP2's own would be a mean over ranks
+        found = {p: grad for p, grad in zip(whole, grads, strict=True) if grad is not None}
+        self._giver.begin(found)
+        for p, grad in found.items():
+            self._giver.give(p, grad)
+        self._giver.settle()
 
 
 class Kept(Route):
     """Keeps of vectors (biases, norm scales), embeddings and looped modules what they are, for any coefficients."""
 
-    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
+    def __init__(self, layout: Layout, giver: Giver | None = None) -> None:
         super().__init__(layout)
-        self._stored = stored or {}
+        self._giver = giver or Giver()
         self._vector: list[tuple[nn.Parameter, Tensor]] = []
         self._embedding: list[tuple[nn.Parameter, Tensor, Loan]] = []
         self._local: list[tuple[Sequence[nn.Parameter], Callable[[Tensor], list[Tensor | None]]]] = []
-
-    def give(self, param: nn.Parameter, grad: Tensor) -> None:
-        """Add `grad` (...) to the gradient of the optimizer's parameter: a shard, where `param` was gathered."""
-        add_grad(self._stored.get(param, param), grad)
 
     def vector(self, param: nn.Parameter, grad: Tensor) -> None:
         """Keeps `grad` (n, d)."""
@@ -170,6 +165,11 @@ class Kept(Route):
         """Keeps it."""
         self._local.append((params, weighted))
 
+    def check(self, coefficient: Tensor) -> None:
+        """Raise `InputError` where an array of an embedding's was written to; any `coefficient` (n,) will do."""
+        for _, _, loan in self._embedding:
+            loan.back()
+
     def unfolded(self, coefficient: Tensor) -> Tensor:
         """`coefficient` (n,) of operands as they came, scaled and folded; at least float32, or a small one may be 0."""
         coefficient = coefficient.to(torch.promote_types(coefficient.dtype, torch.float32)) / self.scale
@@ -177,22 +177,43 @@ class Kept(Route):
 
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept: `coefficient` (n,)."""
+        of_rest = [
+            *(p for p, _ in self._vector),
+            *(p for p, *_ in self._embedding),
+            *(p for ps, _ in self._local for p in ps),
+        ]
+        self._giver.begin([*of_rest, *self.matrices()])
+        if self._giver.stored:  # a matrix is given once all that belongs to it, and to those before it, is there
+            self._finish_rest(coefficient)
+        self.finish_matrices(coefficient)
+        if not self._giver.stored:
+            self._finish_rest(coefficient)
+        self._giver.settle()
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Those whose sums, or what makes them, are kept."""
+        return []
+
+    def finish_matrices(self, coefficient: Tensor) -> None:
+        """The part of `finish` for these: `coefficient` (n,)."""
+
+    def _finish_rest(self, coefficient: Tensor) -> None:
         coefficient = self.unfolded(coefficient)
         of_kind = {kind: -coefficient.to(kind) for kind in {grad.dtype for _, grad in self._vector}}
         for param, grad in self._vector:
-            self.give(param, of_kind[grad.dtype] @ grad)
+            self._giver.give(param, of_kind[grad.dtype] @ grad)
         for param, token, loan in self._embedding:
             grad = loan.back()
             scaled = grad * -self.layout.per_row(coefficient.to(grad.dtype), grad.shape[0])
             if param.grad is None:
-                self.give(param, torch.zeros_like(param).index_add_(0, token, scaled.to(param.dtype)))
+                self._giver.give(param, torch.zeros_like(param).index_add_(0, token, scaled.to(param.dtype)))
             else:
                 param.grad.index_add_(0, token, scaled.to(param.dtype))
         while self._local:
             params, weighted = self._local.pop()
             for param, found in zip(params, weighted(-coefficient), strict=True):
                 if found is not None:  # two parameters may have one array, or one number at every place
-                    self.give(param, found.clone(memory_format=torch.contiguous_format))
+                    self._giver.give(param, found.clone(memory_format=torch.contiguous_format))
         self._vector, self._embedding = [], []
 
 
@@ -205,9 +226,8 @@ class General(Kept):
 
     keeps = True
 
-    def __init__(self, layout: Layout, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
-        super().__init__(layout, stored)
-        # in order of arrival, whatever is kept: under FSDP2 every rank must give the parameters in one order
+    def __init__(self, layout: Layout, giver: Giver | None = None) -> None:
+        super().__init__(layout, giver)
         self._matrix: list[tuple[nn.Parameter, Loan, Loan, Layout, int] | tuple[nn.Parameter, Tensor]] = []
 
     def blocks(self, param: nn.Parameter, block: Tensor) -> None:
@@ -218,21 +238,30 @@ class General(Kept):
         """Keeps the operands: `left` (N, out), `right` (N, into)."""
         self._matrix.append((param, Loan.of(left), Loan.of(right), layout, how))
 
-    def finish(self, coefficient: Tensor) -> None:
-        """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops what was kept."""
+    def matrices(self) -> list[nn.Parameter]:
+        """Those whose operands or blocks are kept."""
+        return [kept[0] for kept in self._matrix]
+
+    def check(self, coefficient: Tensor) -> None:
+        """Raise `InputError` where an operand was written to; any `coefficient` (n,) will do."""
+        super().check(coefficient)
         for loan in (x for kept in self._matrix for x in kept if isinstance(x, Loan)):
             loan.back()
-        for _, _, loan in self._embedding:
-            loan.back()
+
+    def finish_matrices(self, coefficient: Tensor) -> None:
+        """Adds -sum_i c_i s_i of every matrix to its `.grad`, given `coefficient` (n,), and drops what was kept."""
+        if self._giver.stored:
+            self._matrix.sort(key=lambda kept: -self._giver.place(kept[0]))
         own = self.unfolded(coefficient)
         scaled, scratch = Recent(1), Scratch()  # an input that several maps read is scaled, or copied, once
         sums: SumPlan | None = None
         spread: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
         while self._matrix:
             kept = self._matrix.pop()
+            self._giver.settle(before=kept[0])
             if len(kept) == 2:
                 param, block = kept
-                self.give(param, -own.to(block.device, block.dtype) @ block.flatten(1))
+                self._giver.give(param, -own.to(block.device, block.dtype) @ block.flatten(1))
                 continue
             param, left, right, layout, how = kept[0], kept[1].array, kept[2].array, kept[3], kept[4]
             if how == KERNEL:
@@ -240,7 +269,7 @@ class General(Kept):
                     sums = SumPlan.of(-own.cpu().unsqueeze(0))
                 total = left.new_empty(left.shape[1], right.shape[1])
                 fused_sq_norms(left, right, layout, Sink([total], sums), scratch)
-                self.give(param, total)
+                self._giver.give(param, total)
                 continue
             key = (id(layout), left.shape[0], left.dtype, left.device)
             if layout is not self.layout or key not in spread:  # most maps share the pass's layout, and so the rows
@@ -250,8 +279,7 @@ class General(Kept):
                 left = left * each
             else:
                 right = scaled.of(right, partial(torch.mul, other=each))
-            self.give(param, left.t() @ right)
-        super().finish(coefficient)
+            self._giver.give(param, left.t() @ right)
 
 
 @dataclass(frozen=True)
@@ -320,8 +348,8 @@ class Line:
 class Affine(Kept):
     """Coefficients on a known line: blocks are added to the line's sums at once, and nothing else is kept."""
 
-    def __init__(self, layout: Layout, line: Line, stored: Mapping[nn.Parameter, nn.Parameter] | None = None) -> None:
-        super().__init__(layout, stored)
+    def __init__(self, layout: Layout, line: Line, giver: Giver | None = None) -> None:
+        super().__init__(layout, giver)
         self.line = line
         self.sinks = float((line.basis != 0).sum()) / max(1, layout.n)
         self.fold = line.fold
@@ -329,6 +357,7 @@ class Affine(Kept):
         runs = [len(_runs(row, [(i, i + 1) for i in range(layout.n)])) for row in self._sums.row]
         self.run = float((line.factor != 0).sum()) / max(1, sum(runs))
         self._sum: list[tuple[nn.Parameter, Sequence[Tensor]]] = []
+        self._share: list[float] = []
 
     def sink(self, param: nn.Parameter) -> Sink:
         """A buffer (k, *param.shape) for the line's k sums of this parameter, which `finish` combines."""
@@ -373,20 +402,36 @@ class Affine(Kept):
                         each.add_(_product(left, right, f, rows))
 
     def finish(self, coefficient: Tensor) -> None:
-        """Combines the line's sums into `.grad`, given `coefficient` (n,) on the line."""
+        """Combines the line's sums into `.grad`, given `coefficient` (n,) on the line, which may be rounded."""
         a = self.line.unknown(coefficient)
-        share = [s / self.scale for s in self.line.share(a)]
+        self._share = [s / self.scale for s in self.line.share(a)]
+        exact = torch.from_numpy(self.line.known + a @ self.line.slope)
+        super().finish(exact.to(coefficient.device, torch.promote_types(coefficient.dtype, torch.float32)))
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Those whose sums were begun."""
+        return [p for p, _ in self._sum]
+
+    def check(self, coefficient: Tensor) -> None:
+        """Raise `InputError` for a `coefficient` (n,) off the line."""
+        super().check(coefficient)
+        self.line.unknown(coefficient)
+
+    def finish_matrices(self, coefficient: Tensor) -> None:
+        """Combines the line's sums at the `coefficient` (n,) for which `finish` found the shares."""
+        share = self._share
+        if self._giver.stored:
+            self._sum.sort(key=lambda kept: -self._giver.place(kept[0]))
         while self._sum:
             param, (first, *others) = self._sum.pop()
+            self._giver.settle(before=param)
             if len(others) == 1 and share[0] == 1.0 - share[1]:  # one pass over memory
                 first.lerp_(others[0], share[1])
             else:
                 first.mul_(share[0])
                 for other, factor in zip(others, share[1:], strict=True):
                     first.add_(other, alpha=factor)
-            self.give(param, first)
-        exact = torch.from_numpy(self.line.known + a @ self.line.slope)  # what is given may be rounded
-        super().finish(exact.to(coefficient.device, torch.promote_types(coefficient.dtype, torch.float32)))
+            self._giver.give(param, first)
 
 
 def _product(left: Tensor, right: Tensor, factor: float, rows: slice) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -37,7 +37,7 @@ from llm_bridge.scores.refusals import (
 )
 from llm_bridge.scores.routes import Affine, Again, General, Kept, Line, NormsOnly, Route, marks
 from llm_bridge.scores.score_pass import ScorePass, Uses
-from llm_bridge.scores.shards import Shards
+from llm_bridge.scores.shards import Shards, on_any, together
 from vcposim.errors import InputError, unknown_name
 
 _NORMS = ("exact", "sketch")
@@ -111,9 +111,9 @@ class ScoreTape:
     whole, such as a mixture of experts that sorts its rows.
     verify: "first" compares the first pass over a model, and then every 101st, with plain autograd: one trajectory's
     norm and the gradient along a random direction, or the norms of several where no gradient follows; "always",
-    "never". First passes of other numbers of rows (four at most), of another mode and with other parameters trainable
-    are compared too, and a pass that may not tell (equal coefficients, a trajectory without a score, one step) is not
-    the one. Of a sketch or a loop with a gradient only that is verified. Ranks that share a model (FSDP2, `split`)
+    "never". Compared is, too, what no compared pass has shown: another number of rows (four at most), mode, graph,
+    layout or kind of gradient, other parameters trainable, an index that moves rows in another way. A pass that may not
+    tell (equal coefficients, a trajectory or parameter without a score, one step) is not the one. Of a sketch or a loop with a gradient only that is verified. Ranks that share a model (FSDP2, `split`)
     verify in the same pass, by their number alone, and stop together; FSDP2 with reentrant checkpoints cannot, and is
     not verified.
 
@@ -177,7 +177,7 @@ class ScoreTape:
             raise InputError("split: no process group is initialized; leave it out where each parameter is whole")
         # signs are drawn where they are used: to carry them over would stall an accelerator's queue of launches
         place = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
-        self.generator = torch.Generator(place).manual_seed(seed)
+        self.generator, self._apart = (torch.Generator(place).manual_seed(k) for k in (seed, seed + 1))
         self._patched: list[tuple[nn.Module, Any, Any]] = []
         self._hooks: list[RemovableHandle] = []
         self._eager: Any = None
@@ -194,6 +194,7 @@ class ScoreTape:
         self._called, self._rows, self._parts, self._counting = False, list[int](), 0, True
         self.running = None
         self._finish: Callable[[Tensor], None] | None = None
+        self._taken: Route | None = None
         self._shape: tuple[int, ...] = ()
         self._foreign: list[nn.Parameter] = []
         """leaves of a graph with reentrant checkpoints that are none of the model's"""
@@ -294,44 +295,64 @@ class ScoreTape:
             raise InputError(
                 "ScoreTape.score_sq_norms: norms are already taken; call backward first, or use keep=False"
             )
-        refuse_arrays(log_prob, mask, token_weight)
-        if not (math.isfinite(scale) and scale > 0):
-            raise InputError(f"scale: {float(scale)} leaves no norms to divide by it; give a positive number")
         held = parameters_of(modules_of(self.model))
-        refuse_hooks(held)
         named = self._targets(held)
-        if not named:
-            raise InputError("ScoreTape: no parameter of the model requires gradients, so there is no score to take")
-        with torch.enable_grad(), self._uncounted(), self._untouched(named):
+        ready: list[tuple[Objective, Layout, bool, Line | None]] = []
+
+        def prepare() -> None:
+            refuse_arrays(log_prob, mask, token_weight)
+            if not (math.isfinite(scale) and scale > 0):
+                raise InputError(f"scale: {float(scale)} leaves no norms to divide by it; give a positive number")
+            refuse_hooks(held)
+            if not named:
+                raise InputError(
+                    "ScoreTape: no parameter of the model requires gradients, so there is no score to take"
+                )
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
-            nodes = graph_nodes([log_prob])
-            names = [node.name() for node in nodes]
-            reentrant, self._uses = refuse_graph(nodes, names, self.advice), Uses.of(nodes, self)
-            for name, p in held:
-                if id(p) in self._uses.others:
-                    raise _put_in(name)
-            refuse_frozen(held, self._known.keys() & set(map(id, self._uses.kind)))
-            foreign = set(leaf_parameters([log_prob])) - {p for _, p in held} if reentrant else set()
-            self._foreign = [p for p in foreign if not self.holds(p)]
-            ranks = self._watch.alike  # they must compare in the same passes
-            if self.verify == "first" and self.method != "loop" and not ranks:
-                with refused_backward(False):
-                    parts = {(*each, layout.n) for each in self._uses.parts}
-                    way = (segment is None, keep, per_token, affine is None)
-                    self._watch.moves = moves(nodes, names) | parts | {(hash(tuple(names)), way)}
-            del nodes
-            route = self._route(of, layout, affine, keep, per_token, reentrant)
+            line = None if affine is None or self.method == "loop" else Line.of(*affine, layout.n)
+            ready.append(
+                (of, layout, self._read(log_prob, held, layout, (segment is None, keep, per_token, line is None)), line)
+            )
+
+        with torch.enable_grad(), self._uncounted(), self._untouched(named):
+            ranks = [*self._shards.groups(), *([self._split_group] if self._split else [])]
+            together(prepare, ranks, self.generator.device)  # or one that stops here leaves the others waiting
+            of, layout, reentrant, line = ready[0]
+            if self.verify == "first":
+                self._watch.fresh = on_any(self._watch.fresh, ranks, self.generator.device)
+            route = self._route(of, layout, line, keep, per_token, reentrant)
+            self._taken = route
             route.scale = float(scale) if self.method != "loop" else 1.0
             self._shape = tuple(log_prob.shape) if per_token else (layout.n,)
             with refused_backward(self.method == "loop"), grads_aside(self._foreign):
                 return self._norms(of, layout, route, named, reentrant)
 
+    def _read(self, log_prob: Tensor, held: Sequence[tuple[str, nn.Parameter]], layout: Layout, way: Hashable) -> bool:
+        """What the graph of `log_prob` (row, time) does with parameters and rows; whether it has reentrant checkpoints.
+
+        `way`: what else a comparison may depend on.
+        """
+        nodes = graph_nodes([log_prob])
+        names = [node.name() for node in nodes]
+        reentrant, self._uses = refuse_graph(nodes, names, self.advice), Uses.of(nodes, self)
+        for name, p in held:
+            if id(p) in self._uses.others:
+                raise _put_in(name)
+        refuse_frozen(held, self._known.keys() & set(map(id, self._uses.kind)))
+        foreign = set(leaf_parameters([log_prob])) - {p for _, p in held} if reentrant else set()
+        self._foreign = [p for p in foreign if not self.holds(p)]
+        if self.verify == "first" and self.method != "loop":
+            with refused_backward(False):
+                parts = {(*each, layout.n) for each in self._uses.parts}
+                self._watch.look(moves(nodes, names) | parts | {(hash(tuple(names)), way)})
+        return reentrant
+
     def _route(
         self,
         of: Objective,
         layout: Layout,
-        affine: tuple[Tensor, Tensor] | None,
+        line: Line | None,
         keep: bool,
         per_token: bool,
         reentrant: bool,
@@ -347,19 +368,18 @@ class ScoreTape:
             )
         if reentrant and self.method == "loop":
             raise InputError("ScoreTape: method='loop' needs checkpointing with use_reentrant=False")
-        line = None if affine is None or self.method == "loop" else Line.of(*affine, layout.n)
         if not keep:
             return NormsOnly(layout)
         if per_token or self._subset is not None or self.method == "loop":
             params = None if reentrant else [p for p in self.model.parameters() if p.requires_grad]
-            return Again(layout, of.tokens() if per_token else of.trajectories(), params)
-        stored = self._shards.stored
+            return Again(layout, of.tokens() if per_token else of.trajectories(), params, self._shards.giver())
+        giver = self._shards.giver()
         compared = self._watch.due(len(of.log_prob), of.narrow(layout.n))
         if line is None:
-            general = General(layout, stored)
+            general = General(layout, giver)
             general.fold = marks(layout.n) if compared else None  # of equal coefficients a sum would not tell
             return general
-        return Affine(layout, line.marked() if compared else line, stored)
+        return Affine(layout, line.marked() if compared else line, giver)
 
     def _norms(
         self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool
@@ -414,9 +434,15 @@ class ScoreTape:
         Raises InputError before any norms, for a wrong shape or a number that is not finite (then p.grad is
         untouched).
         """
-        if self._finish is None:
+        if self._finish is None or self._taken is None:
             raise InputError("ScoreTape.backward: no norms to follow; call score_sq_norms first, inside the `with`")
-        refuse_coefficient(coefficient, self._shape)
+        taken = self._taken
+
+        def check() -> None:
+            refuse_coefficient(coefficient, self._shape)
+            taken.check(coefficient.detach())
+
+        together(check, self._shards.groups(), self.generator.device)
         with torch.no_grad(), self._uncounted(), refused_backward(self.method == "loop"), grads_aside(self._foreign):
             self._finish(coefficient.detach())
         self._finish = None
@@ -442,6 +468,8 @@ class ScoreTape:
     def advice(self, name: str) -> str:
         """What to do about a module of which trajectories cannot be told: loop over its owner, or over everything."""
         owner = name.rpartition(".")[0]
+        if self._shards.stored:
+            return f"{WHOLE_LOOP} without fully_shard"
         if not owner or self.unknown == "error":
             return WHOLE_LOOP
         modules = dict(self.model.named_modules())
@@ -525,7 +553,8 @@ class ScoreTape:
         again: bool = False,
     ) -> ScorePass:
         """The one backward: every layer reports to a `ScorePass`, none adds to p.grad; `again`: the graph survives."""
-        work = Workspace(self.columns, self.generator, compiled=self.method in ("auto", "fused"))
+        compiled = self.method in ("auto", "fused")
+        work = Workspace(self.columns, self.generator, compiled, self._split, self._apart)
         self.running = score = ScorePass(layout, route, self._uses, self._subset, self.method, work, checked, sketched)
         if reentrant:
             self._uses.places.add(None)

@@ -127,11 +127,28 @@ def test_what_cannot_be_taped_on_shards_is_refused(ranks: list[dict[str, Any]]) 
 def test_shards_are_compared_and_all_ranks_stop(ranks: list[dict[str, Any]], key: str) -> None:
     """Wrong on one rank: norms are known there, so the other hears of it; the gradient is everybody's."""
     first, second = (rank[key] for rank in ranks)
-    assert "another rank found scores that differ from autograd's" in first["norms"]
+    assert "another rank refused this pass" in first["norms"]
     assert "squared score norm of trajectory" in second["norms"]
     for seen in (first, second):
         assert "its gradient along a random direction" in seen["gradient"]
         assert "take no step" in seen["gradient"]
+
+
+@pytest.mark.parametrize("kind", two_ranks.KINDS)
+@pytest.mark.parametrize("way", two_ranks.WAYS)
+def test_ranks_may_call_their_modules_in_ways_of_their_own(ranks: list[dict[str, Any]], way: str, kind: str) -> None:
+    """Once or in pieces, in other orders, or not: to give a gradient is a collective, and its order must be one."""
+    for rank in ranks:
+        seen = rank[f"ways/{way}/{kind}"]
+        assert seen["gradient"] < SUMMED
+        assert seen["none"] == 0
+
+
+@pytest.mark.parametrize("what", ["mask", "line", "coefficient", "off the line"])
+def test_a_rank_that_cannot_go_on_stops_all(ranks: list[dict[str, Any]], what: str) -> None:
+    assert ranks[0]["stopped"][what] == "ScoreTape: another rank refused this pass, and says why; take no step"
+    assert "another rank" not in ranks[1]["stopped"][what]
+    assert ranks[1]["stopped"][what] != "no error"
 
 
 # --- sums of groups, without any process ------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The kernel that squares and adds up blocks in registers, against blocks that are formed in double precision."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,18 @@ def test_without_a_compiler_the_other_methods_do_the_same(
         with pytest.raises(InputError, match="norm_method: fused needs a C compiler"):  # before a model is warmed up
             TrainConfig(norm_method="fused")
         assert calibration.candidates("fused", True, False) == calibration.candidates("block", True, False)
+    finally:
+        fused.kernel.cache_clear()
+
+
+@NEEDS_COMPILER
+def test_a_compiler_may_have_a_word_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `ccache cc`, with a space before the compiler."""
+    monkeypatch.setattr(fused, "user_cache_path", lambda _: tmp_path)
+    monkeypatch.setenv("CC", f"env {os.environ.get('CC') or 'cc'}")
+    fused.kernel.cache_clear()
+    try:
+        assert fused.kernel(torch.float32) is not None
     finally:
         fused.kernel.cache_clear()
 

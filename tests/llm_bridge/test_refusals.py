@@ -43,7 +43,7 @@ RAISED: dict[str, str] = {}
 ELSEWHERE = {
     "is sharded; parameters=": "test_distributed, 'taped in part'",
     "is split by": "test_distributed, 'tensor parallel'",
-    "another rank found scores": "test_distributed, 'checked'",
+    "another rank refused this pass": "test_distributed, 'checked'",
     "the model is called through DistributedDataParallel": "test_distributed",
     "adds to p.grad in its own backward": "test_hostile_second: no advice but to train without",
     "its forward ran outside the `with`": "test_hostile",

@@ -43,11 +43,12 @@ from llm_bridge.scores import (
     weighted_gradient_loop,
 )
 from llm_bridge.scores import layout as layout_module
-from llm_bridge.scores.calibration import Choice
+from llm_bridge.scores.calibration import Choice, Workspace
 from llm_bridge.scores.layout import Layout, Operands, live_rows
 from llm_bridge.scores.norms import Recent, Scratch, gram_sq_norms
 from llm_bridge.scores.routes import KERNEL, RUNS, WHOLE, Affine, General, Line
 from llm_bridge.scores.score_pass import LIVE_LOOKS
+from llm_bridge.scores.shards import Giver
 from llm_bridge.scores.sketch import Sketch, sketch_sq_norms
 from llm_bridge.scores.tape import modules_of, parameters_of
 from simulations.bench import score_records
@@ -225,7 +226,7 @@ def test_parameters_are_given_their_gradients_in_one_order_whatever_was_kept(mon
     for choices in (["block", "kept"], ["kept", "half gram"], ["block"]):
         turn, given = cycle(choices), []
         monkeypatch.setattr(score_pass, "fastest", lambda *_, turn=turn: (next(turn), RUNS))
-        monkeypatch.setattr(General, "give", lambda self, param, grad, given=given: given.append(param))
+        monkeypatch.setattr(Giver, "give", lambda self, param, grad, given=given: given.append(param))
         with ScoreTape(model, verify="never") as tape:
             tape.backward(tape.score_sq_norms(token_log_prob(model, batch), batch.mask))
         orders.append([id(p) for p in given])
@@ -995,6 +996,20 @@ def test_affine_sums_of_operands_are_the_weighted_products(dtype: torch.dtype, r
     assert param.grad.dtype == dtype
     ulp = 4 * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps  # NumPy has no bfloat16
     assert_rounding_only(param.grad.double(), expected, ulp=ulp, scale=scale)
+
+
+def test_signs_of_whole_weights_do_not_depend_on_how_many_parts_a_rank_has() -> None:
+    """Ranks that run the same trajectories must have the same norms, or their replicas drift apart."""
+    whole, part = nn.Parameter(torch.zeros(40, 40)), nn.Parameter(torch.zeros(40, 40))
+    found = []
+    for parts in (1, 3):
+        own, apart = (torch.Generator().manual_seed(k) for k in (0, 1))
+        work = Workspace(16, own, split={part}, apart=apart)
+        for _ in range(parts):
+            work.sketch(part).drawn(part)
+        found.append([*work.sketch(whole).drawn(whole), *work.sketch(whole).drawn(whole)])
+    assert all(map(torch.equal, *found))
+    assert not torch.equal(found[0][0], found[0][2])
 
 
 @pytest.mark.parametrize("at_once", [1, 64, 1000])

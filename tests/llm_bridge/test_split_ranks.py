@@ -48,7 +48,7 @@ def test_a_call_through_the_wrapper_is_refused(ranks: list[dict[str, Any]]) -> N
 
 @pytest.mark.slow
 def test_ranks_stop_together(ranks: list[dict[str, Any]]) -> None:
-    assert "another rank found scores" in ranks[0]["wrong"]
+    assert "another rank refused this pass" in ranks[0]["wrong"]
     assert "squared score norm" in ranks[1]["wrong"]
 
 

@@ -38,8 +38,8 @@ from llm_bridge import (
     trajectory_batch,
     world_size,
 )
-from llm_bridge.scores.routes import Kept
 from llm_bridge.scores.score_pass import ScorePass
+from llm_bridge.scores.shards import Giver
 from vcposim.batch import Batch
 from vcposim.catalogue import entry
 from vcposim.errors import InputError
@@ -248,6 +248,75 @@ def larger_give(self: Any, real: Any, param: nn.Parameter, grad: Tensor) -> None
     real(self, param, 1.1 * grad)
 
 
+class Ways(nn.Module):
+    """Two maps of one shape, called in any order, in pieces of four steps at most; log pi of every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, 6), nn.Linear(6, VOCABULARY)
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, token: Tensor, order: str) -> Tensor:
+        x = self.embed(token)
+        for name in order:
+            x = x + torch.cat([getattr(self, name)(part) for part in x.split(4, 1)], 1).tanh()
+        return self.head(x).log_softmax(-1).gather(2, token[..., None]).squeeze(2)
+
+
+WAYS = {"other lengths": ("ab", "ab"), "other orders": ("ab", "ba"), "not called": ("ab", "a"), "never": ("a", "a")}
+KINDS = ("general", "affine", "per token")
+
+
+def own_ways(rank: int, orders: tuple[str, str], kind: str) -> dict[str, float]:
+    """How far gradients under FSDP2 are from one process', of ranks that call their modules in their own ways."""
+    torch.manual_seed(0)
+    whole = Ways().double()
+    sharded = Ways().double()
+    sharded.load_state_dict(whole.state_dict())
+    fully_shard(sharded)
+    worst = dict.fromkeys(("gradient", "none"), 0.0)
+    for seed in range(2):
+        batches = []
+        for r in range(2):
+            own = torch.Generator().manual_seed(10 * seed + r)
+            token = torch.randint(VOCABULARY, (3, 4 + 3 * r), generator=own)
+            shape = token.shape if kind == "per token" else (3,)
+            batches.append((token, torch.randn(shape, generator=own, dtype=torch.float64)))
+        whole.zero_grad()
+        for (token, c), order in zip(batches, orders, strict=True):
+            log_prob = whole(token, order)
+            (-(log_prob if kind == "per token" else log_prob.sum(1)) * c).sum().backward()
+        token, c = batches[rank]
+        sharded.zero_grad()
+        with ScoreTape(sharded) as tape:
+            line = (c - 0.3, torch.ones(3)) if kind == "affine" else None
+            mask = torch.ones(token.shape)
+            tape.score_sq_norms(sharded(token, orders[rank]), mask, affine=line, per_token=kind == "per token")
+            tape.backward(c)
+        for p, q in zip(whole.parameters(), sharded.parameters(), strict=True):
+            if p.grad is None or q.grad is None:
+                worst["none"] += (p.grad is None) != (q.grad is None)
+            else:
+                error = float((q.grad.full_tensor() - p.grad).norm() / p.grad.norm())
+                worst["gradient"] = max(worst["gradient"], error)
+    return worst
+
+
+def stopped(rank: int, what: str) -> str:
+    """What a rank says of a pass that rank 1 alone cannot take."""
+    model = fully_shard(Ways().double())
+
+    def run() -> None:
+        token, c = torch.arange(12).view(3, 4) % VOCABULARY, torch.tensor([0.5, -1.0, 0.2])
+        with ScoreTape(model) as tape:
+            v = torch.full((3,), torch.nan if rank and what == "line" else 1.0)
+            mask = torch.ones(3, 3 if rank and what == "mask" else 4)
+            tape.score_sq_norms(model(token, "ab"), mask, affine=(c, v) if what != "coefficient" else None)
+            tape.backward(c * torch.nan if rank and what == "coefficient" else c.square() if rank else c)
+
+    return refused(run)
+
+
 def split_over_tensors() -> None:
     """A model that tensor parallelism has split: each rank computes a part of every trajectory."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -305,8 +374,12 @@ def scenarios(rank: int) -> dict[str, dict[str, Any]]:
     for affine in (False, True):
         key = f"checked{', affine' * affine}"
         norms = checked(rank, affine, ScorePass, "vector", larger_norm)
-        gradient = checked(rank, affine, Kept, "give", larger_give)
+        gradient = checked(rank, affine, Giver, "give", larger_give)
         out[key] = {"norms": norms, "gradient": gradient}
+    for name, orders in WAYS.items():
+        for kind in KINDS:
+            out[f"ways/{name}/{kind}"] = own_ways(rank, orders, kind)
+    out["stopped"] = {what: stopped(rank, what) for what in ("mask", "line", "coefficient", "off the line")}
     out["nan"] = nan_on_one_rank(rank)
     # one row of three tokens on rank 0, three rows of two on rank 1
     out["rows"] = {"rows": distributed.gathered_rows(torch.full((1 + 2 * rank, 3 - rank), rank + 1.0))}
