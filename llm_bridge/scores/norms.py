@@ -242,16 +242,10 @@ def of_grams(first: Sequence[Tensor], second: Sequence[Tensor], left: Tensor, ri
     def dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
         return torch.linalg.vecdot(x[0], y[0]) if x[0].dim() == 2 else torch.stack(list(map(torch.dot, x, y)))
 
-    def size(x: Sequence[Tensor]) -> Tensor:
-        found = dots(x, x)
-        if bool((found < 1e-30).any()):  # of fourth order in the operand, and so the first to vanish
-            found = torch.stack([each.double().square().sum() for each in x])
-        return found.sqrt()
-
     square = dots(first, second)
     if left.device.type == "cpu":
-        least = CANCELLED * size(first) * size(second)
-        for i in (square < least).nonzero().flatten().tolist():
+        sizes = dots(first, first) * dots(second, second)  # of eighth order, and so the first to vanish
+        for i in ((square < CANCELLED * sizes.sqrt()) | (sizes < 1e-36)).nonzero().flatten().tolist():
             square[i] = square_sum(layout.split(left)[i].t() @ layout.split(right)[i])
     return square
 

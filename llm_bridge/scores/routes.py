@@ -177,14 +177,10 @@ class Kept(Route):
 
     def finish(self, coefficient: Tensor) -> None:
         """Add -sum_i c_i (gradient of trajectory i) to p.grad of every parameter kept: `coefficient` (n,)."""
-        of_rest = [
-            *(p for p, _ in self._vector),
-            *(p for p, *_ in self._embedding),
-            *(p for ps, _ in self._local for p in ps),
-        ]
-        self._giver.begin([*of_rest, *self.matrices()])
-        if self._giver.stored:  # a matrix is given once all that belongs to it, and to those before it, is there
-            self._finish_rest(coefficient)
+        if self._giver.stored:
+            vectors, embeddings = (p for p, _ in self._vector), (p for p, *_ in self._embedding)
+            self._giver.begin([*vectors, *embeddings, *(p for ps, _ in self._local for p in ps), *self.matrices()])
+            self._finish_rest(coefficient)  # so that a matrix has all that belongs to it when its turn comes
         self.finish_matrices(coefficient)
         if not self._giver.stored:
             self._finish_rest(coefficient)

@@ -113,9 +113,9 @@ class ScoreTape:
     norm and the gradient along a random direction, or the norms of several where no gradient follows; "always",
     "never". Compared is, too, what no compared pass has shown: another number of rows (four at most), mode, graph,
     layout or kind of gradient, other parameters trainable, an index that moves rows in another way. A pass that may not
-    tell (equal coefficients, a trajectory or parameter without a score, one step) is not the one. Of a sketch or a loop with a gradient only that is verified. Ranks that share a model (FSDP2, `split`)
-    verify in the same pass, by their number alone, and stop together; FSDP2 with reentrant checkpoints cannot, and is
-    not verified.
+    tell (equal coefficients, a trajectory or parameter without a score, one step) is not the one. Of a sketch or a loop
+    with a gradient only that is verified. Ranks that share a model (FSDP2, `split`) verify in the same pass and stop
+    together; FSDP2 with reentrant checkpoints cannot, and is not verified.
 
     split: parameters of which each rank of `split_group` holds a part (tensor parallelism, experts by rank), all ranks
     running the same trajectories: their squares are summed over the group, a collective. Everything else is counted
