@@ -199,7 +199,9 @@ class Own(Twin):
         By what it was given, moved a little: zeros and numbers that are none would tell nothing.
         """
         device = None if x is None else x.device
-        args, kwargs = pytree.tree_map(lambda y: _moved(y) if y is x or _differs(y) else y, (args, kwargs))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        moved = {id(y): _moved(y) for y in leaves if isinstance(y, Tensor) and (y is x or y.requires_grad)}
+        args, kwargs = pytree.tree_unflatten([moved.get(id(y), y) for y in leaves], spec)
         x = first_tensor(args, kwargs)
         try:
             first = cloned((args, kwargs))
@@ -237,7 +239,8 @@ class Own(Twin):
                 return self.original(*given[0], **given[1])
 
         same_bits = True
-        for seed in (0, 1):  # equal numbers hide what entries have to do with each other
+        finite = all(bool(p.detach().isfinite().all()) for p in left)  # of which a checkpoint keeps no count
+        for seed in (0, 1) if finite else (1,):  # equal numbers hide what entries have to do with each other
             try:
                 if seed:
                     left = [_stirred(own[k], seed).requires_grad_() for k in spread]
@@ -336,21 +339,18 @@ def _left_behind(module: nn.Module) -> list[Tensor]:
     return [y for y in differentiable([vars(part) for part in module.modules()]) if y.grad_fn is not None]
 
 
-def _differs(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad
-
-
 def _moved(x: Tensor) -> Tensor:
     """Numbers near those of an activation, where it has any: (...) -> (...)."""
     if not x.is_floating_point():
         return x
-    return _stirred(x.detach().nan_to_num(0.0, 1.0, -1.0), 2).requires_grad_(x.requires_grad)
+    return _stirred(x, 2).requires_grad_(x.requires_grad)
 
 
 def _stirred(p: Tensor, seed: int) -> Tensor:
-    """Numbers near those of a parameter, no two of them equal: (...) -> (...)."""
+    """Numbers near those of a parameter, none of them 0 or infinite, no two equal: (...) -> (...)."""
     noise = torch.rand(p.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu") - 0.5
-    return p.detach() + noise.to(p) * (0.2 * p.detach().abs() + 0.02)
+    near = p.detach().nan_to_num(0.0, 1.0, -1.0)
+    return near + noise.to(p) * (0.2 * near.abs() + 0.02)
 
 
 @contextmanager

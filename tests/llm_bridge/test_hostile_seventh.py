@@ -15,13 +15,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from llm_bridge.logprobs import TokenBatch, token_log_prob
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
-from llm_bridge.scores.check import moves
+from llm_bridge.scores.check import Verification, moves
 from llm_bridge.scores.inner import graph_nodes
 from llm_bridge.scores.layout import Layout
 from llm_bridge.scores.norms import Recent, gram_sq_norms
 from tests.kit.statistical import SINGLE, SUMMED, assert_near
+from tests.llm_bridge.models import tiny_model
 from tests.llm_bridge.test_hostile_second import LONG, Answer, D, _lin, _with, given, same, taped, tokens, truth
 from vcposim.errors import InputError
 
@@ -644,3 +647,33 @@ def test_gram_norms_of_tiny_gradients_that_cancel() -> None:
         pairs = zip(layout.split(left), layout.split(x), strict=True)
         exact = torch.stack([(a.double().t() @ b.double()).square().sum() for a, b in pairs])
         assert_near(gram_sq_norms(left, x, layout, Recent(2)), exact, allow=1e-3, scale=0)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_rule_found_inside_a_checkpoint_leaves_its_counts_alone(gate: str) -> None:
+    """What the search for it saves, the second run of the checkpoint would not."""
+    block = _with(lambda s, x: GATES[gate](x * x.square().mean(-1, keepdim=True).rsqrt(), s.w), w=(D,))
+    body = _with(lambda s, x: checkpoint(s.a, x, use_reentrant=False) + checkpoint(s.b, x, use_reentrant=False))
+    model, token, mask, c = given(body, LONG)
+    model.body.a, model.body.b = block().double(), nn.Sequential(_lin(), block()).double()
+    for _ in range(2):
+        model.zero_grad()
+        right = truth(model, token, mask, c)
+        assert not same(taped(model, token, mask, c, False, unknown="loop"), right)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_ordinary_passes_are_compared_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tokens, lengths and masks are no other way."""
+    compared = []
+    monkeypatch.setattr(Verification, "ask", lambda self, *_, **__: compared.append(self))
+    model = tiny_model(kind)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        batch = TokenBatch(torch.randint(3, 9, (3, 6 + seed)), torch.ones(3, 6 + seed))
+        batch.mask[:, : 1 + seed] = 0
+        batch.mask[1, -1:] = 0
+        with ScoreTape(model) as tape:
+            tape.score_sq_norms(token_log_prob(model, batch), batch.mask)
+            tape.backward(torch.tensor([0.5, -1.0, 0.2]))
+    assert len(compared) == 1
