@@ -667,7 +667,7 @@ def test_ordinary_passes_are_compared_once(kind: str, monkeypatch: pytest.Monkey
     """Other tokens, lengths and masks are no other way."""
     compared = []
     monkeypatch.setattr(Verification, "ask", lambda self, *_, **__: compared.append(self))
-    model = tiny_model(kind)
+    model = tiny_model(kind, tied=True)
     for seed in range(6):
         torch.manual_seed(seed)
         batch = TokenBatch(torch.randint(3, 9, (3, 6 + seed)), torch.ones(3, 6 + seed))
