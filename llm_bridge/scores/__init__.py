@@ -33,7 +33,8 @@ squares, plus the squares of what all ranks hold whole, once (`split`). Where to
 rows of other ranks' trajectories arrive, nobody knows whose, and the tape refuses.
 
 What cannot be known from shapes is the owner of a row. The tape takes row i for trajectory i, and therefore
-compares its first pass over a model, and then every 101st, with plain autograd (`check`).
+compares its first pass over a model, every 101st after it, and each that does what none before did, with plain
+autograd (`check`).
 
 In the order in which a reader meets them:
 
@@ -48,6 +49,7 @@ In the order in which a reader meets them:
     inner        a loop over trajectories through one module alone
     plan         which of these fits a module, found by running its code
     score_pass   one backward: from what layers report to squares, parameter by parameter
+    moves        what indices do with rows in a graph
     check        one trajectory, and the gradient along one direction, against plain autograd
     shards       FSDP2: whole parameters and their shards, checks that all ranks make together
     refusals     what is refused before anything is computed

@@ -423,6 +423,10 @@ class ScorePass:
         if uses > 1 and not self._tied(param):
             return False
         seen.append(kind)
+        if len(seen) > max(1, uses) and None not in self._uses.places:  # look-ups that all rows may share, and a head
+            raise InputError(
+                f"{name}: its parameters are used more often than can be told apart; {self.layout.advise(name)}"
+            )
         if len(seen) > max(1, uses):  # a reentrant checkpoint shows no uses
             raise InputError(
                 f"{name}: its parameters are used twice in one forward; give use_reentrant=False to checkpointing"

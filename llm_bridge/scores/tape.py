@@ -17,12 +17,13 @@ from torch.utils.hooks import RemovableHandle
 
 from llm_bridge.scores.approximate import last_block
 from llm_bridge.scores.calibration import METHODS, Workspace
-from llm_bridge.scores.check import Call, Verification, Verifier, grads_aside, moves
+from llm_bridge.scores.check import Call, Verification, Verifier, grads_aside
 from llm_bridge.scores.chunks import Place
 from llm_bridge.scores.fused import require_kernel
 from llm_bridge.scores.inner import graph_nodes, leaf_parameters
 from llm_bridge.scores.layout import WHOLE_LOOP, Layout
 from llm_bridge.scores.loop import Objective, score_sq_norms_loop
+from llm_bridge.scores.moves import moves
 from llm_bridge.scores.norms import sum_dtype
 from llm_bridge.scores.plan import Borrowed, listen_again, twins_of
 from llm_bridge.scores.refusals import (
@@ -556,6 +557,7 @@ class ScoreTape:
         compiled = self.method in ("auto", "fused")
         work = Workspace(self.columns, self.generator, compiled, self._split, self._apart)
         self.running = score = ScorePass(layout, route, self._uses, self._subset, self.method, work, checked, sketched)
+        score.coarsest = of.log_prob.dtype
         if reentrant:
             self._uses.places.add(None)
         calls = [self._rows[k - 1] for k in {place.model for place in self._uses.places if place} if k]

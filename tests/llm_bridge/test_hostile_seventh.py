@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from llm_bridge.logprobs import TokenBatch, token_log_prob
 from llm_bridge.scores import ScoreTape, score_sq_norms_loop, weighted_gradient_loop
-from llm_bridge.scores.check import Verification, moves
+from llm_bridge.scores.check import Verification
 from llm_bridge.scores.inner import graph_nodes
 from llm_bridge.scores.layout import Layout
+from llm_bridge.scores.moves import moves
 from llm_bridge.scores.norms import Recent, gram_sq_norms
 from tests.kit.statistical import SINGLE, SUMMED, assert_near
 from tests.llm_bridge.models import tiny_model
@@ -349,6 +350,16 @@ def test_small_coefficients_in_half_precision_survive_a_scale(kind: torch.dtype,
             tape.backward(c)
         for p, g in zip(model.parameters(), right[2], strict=True):
             assert_near(p.grad, g, allow=SINGLE, scale=float(max(x.abs().max() for x in right[2])))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_half_precision_of_log_prob_alone_is_no_alarm(seed: int) -> None:
+    model, token, mask, _ = given(_with(lambda s, x: s.a(x), a=_lin), (4, 6))
+    model.float()
+    torch.manual_seed(seed)
+    with ScoreTape(model, verify="always") as tape:
+        tape.score_sq_norms(model(token).bfloat16(), mask.float())
+        tape.backward(torch.randn(4))
 
 
 def test_a_packed_batch_with_as_many_trajectories_as_rows_is_no_alarm() -> None:

@@ -440,6 +440,20 @@ def _reentrant_twice(heeded: bool) -> Step:
     return _rechecked(_with(lambda s, x: s.a(s.a(x).sin()), a=_lin), not heeded)
 
 
+def _row_by_row(s: Any, token: Tensor) -> Tensor:
+    logits = s.h(torch.cat([s.e(row) for row in token.split(1)]).tanh())
+    return logits.log_softmax(-1).gather(2, token[..., None]).squeeze(2)
+
+
+@case("used more often than can be told apart; use ScoreTape(model, method='loop')")
+def _shared_rows_and_head(heeded: bool) -> Step:
+    model = Fn(_row_by_row, e=nn.Embedding(7, D), h=_lin(7, bias=False))
+    model.h.weight = model.e.weight
+    step = Step(model=model)
+    step.options = {"method": "loop"} if heeded else {}
+    return step
+
+
 @case("looped module, whose backwards it does not allow; give use_reentrant=False to checkpointing")
 def _reentrant_in_a_loop(heeded: bool) -> Step:
     def run(s: Any, x: Tensor) -> Tensor:
