@@ -312,9 +312,8 @@ class ScoreTape:
             of = Objective(log_prob, mask, token_weight, segment)
             layout = Layout.of(log_prob, segment, self.batch, self.advice)
             line = None if affine is None or self.method == "loop" else Line.of(*affine, layout.n)
-            ready.append(
-                (of, layout, self._read(log_prob, held, layout, (segment is None, keep, per_token, line is None)), line)
-            )
+            way = (segment is None, keep, per_token, line is None)
+            ready.append((of, layout, self._read(log_prob, held, layout, way), line))
 
         with torch.enable_grad(), self._uncounted(), self._untouched(named):
             ranks = [*self._shards.groups(), *([self._split_group] if self._split else [])]
