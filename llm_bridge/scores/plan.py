@@ -7,7 +7,7 @@ and no gradient leaves its row? What is left is looped over (`inner`).
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -196,13 +196,24 @@ class Own(Twin):
     def _plan(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> "Spreading | None":
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None.
 
-        By what it was given, moved a little: zeros and numbers that are none would tell nothing.
+        By what it was given, moved a little: zeros and numbers that are none would tell nothing. Where it does not take
+        that (a probability above 1), by what it was given.
         """
-        device = None if x is None else x.device
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        moved = {id(y): _moved(y) for y in leaves if isinstance(y, Tensor) and (y is x or y.requires_grad)}
-        args, kwargs = pytree.tree_unflatten([moved.get(id(y), y) for y in leaves], spec)
-        x = first_tensor(args, kwargs)
+        active = [y for y in leaves if isinstance(y, Tensor) and (y is x or y.requires_grad) and y.is_floating_point()]
+        if not active:
+            return self._planned(own, x, args, kwargs)
+        moved = {id(y): _stirred(y, 2).requires_grad_(y.requires_grad) for y in active}
+        near_args, near_kwargs = pytree.tree_unflatten([moved.get(id(y), y) for y in leaves], spec)
+        with suppress(Exception):
+            plan = self._planned(own, first_tensor(near_args, near_kwargs), near_args, near_kwargs)
+            if plan is not None:
+                return plan
+        telling = all(bool(y.detach().isfinite().all() & y.detach().any()) for y in active)
+        return self._planned(own, x, args, kwargs) if telling else None
+
+    def _planned(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> "Spreading | None":
+        device = None if x is None else x.device
         try:
             first = cloned((args, kwargs))
         except Exception:  # an argument of a class of its own that is not to be copied
@@ -337,13 +348,6 @@ class _Instead(torch.autograd.Function):
 def _left_behind(module: nn.Module) -> list[Tensor]:
     """What a module holds in attributes that carries a gradient and is no leaf."""
     return [y for y in differentiable([vars(part) for part in module.modules()]) if y.grad_fn is not None]
-
-
-def _moved(x: Tensor) -> Tensor:
-    """Numbers near those of an activation, where it has any: (...) -> (...)."""
-    if not x.is_floating_point():
-        return x
-    return _stirred(x, 2).requires_grad_(x.requires_grad)
 
 
 def _stirred(p: Tensor, seed: int) -> Tensor:

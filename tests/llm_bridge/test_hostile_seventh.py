@@ -688,3 +688,36 @@ def test_ordinary_passes_are_compared_once(kind: str, monkeypatch: pytest.Monkey
             tape.score_sq_norms(token_log_prob(model, batch), batch.mask)
             tape.backward(torch.tensor([0.5, -1.0, 0.2]))
     assert len(compared) == 1
+
+
+@pytest.mark.parametrize("unknown", ["error", "loop"])
+def test_a_module_that_takes_certain_numbers_alone_has_its_rule(unknown: str) -> None:
+    """What it is tried on is moved a little, and may leave the domain."""
+
+    def run(s: nn.Module, p: Tensor) -> Tensor:
+        if not bool(((p >= 0) & (p <= 1)).all()):
+            raise ValueError(f"no probabilities: {p.min()} to {p.max()}")
+        return (p * (1 - p)).sqrt() * s.w
+
+    sure = torch.tensor([1.0, 1e-9, 0.5, 1 - 1e-9]).double()
+    body = _with(
+        lambda s, x: s.m((x.sigmoid() * 0 + sure) * 0.999 + 1e-4 * x.sigmoid()), m=lambda: _with(run, w=(D,))()
+    )
+    model, token, mask, c = given(body, LONG)
+    for _ in range(2):
+        model.zero_grad()
+        right = truth(model, token, mask, c)
+        with ScoreTape(model, unknown=unknown) as tape:
+            norm = tape.score_sq_norms(model(token), mask)
+        assert not tape.loops
+        assert_near(norm, right[1], allow=SUMMED, scale=float(right[1].max()))
+
+
+def test_a_pass_in_which_autograd_overflows_is_no_alarm() -> None:
+    """A scaler begins too high: what the tape finds under other marks may be finite."""
+    model, token, mask, _ = given(_with(lambda s, x: s.a(x), a=_lin), LONG)
+    model.half()
+    for scale in (2.0**24, 2.0**4):
+        with ScoreTape(model) as tape:
+            tape.score_sq_norms(model(token).float(), mask.float(), scale=scale)
+            tape.backward(torch.tensor([1.0, -0.5, 0.3]) * scale)
