@@ -102,6 +102,11 @@ class Call:
         return cls(args, kwargs, differentiable(out), autocast_state(device))
 
 
+def _streams(device: torch.device) -> list[Tensor]:
+    """How far torch's random streams have come: (any,) each."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
 def alone(
     tape: Recorder, model: nn.Module, call: Call, total: Tensor, i: int, scale: float, params: Sequence[Tensor]
 ) -> list[Tensor | None] | None:
@@ -133,6 +138,7 @@ def alone(
     seed = [of.get(id(y)) for y in call.out]
     with rehearsal(tape, model, total.device), torch.autocast(total.device.type, **call.cast):
         try:
+            streams = _streams(total.device)
             args, kwargs = pytree.tree_map(row, (call.args, call.kwargs))
             with unwritten("", model):
                 found = differentiable(model(*args, **kwargs))
@@ -140,6 +146,8 @@ def alone(
             raise
         except Exception:  # whatever the model's code says of a single row
             return None
+        if any(not torch.equal(a, b) for a, b in zip(streams, _streams(total.device), strict=True)):
+            return None  # what it draws for one row is not what it drew for all, even if that comes to nothing yet
         pairs = []
         for y, whole, g in zip(found, call.out, seed, strict=False):
             near = y.shape == whole[:1].shape
@@ -224,8 +232,9 @@ class Verifier:
         self.alike = False
         """whether other ranks must compare in the same passes, whatever their own batches are"""
         self.calls: list[Call] = []
-        self.moves: frozenset[Hashable] = frozenset()
-        """the graph of the pass under way, what indices do with rows in it, and how large pieces are"""
+        self.moves: Sequence[frozenset[Hashable]] = ()
+        """what the pass under way does, each in forms of which a compared pass may have had one: its graph, what indices
+        do with rows in it, how large pieces are"""
         self.fresh = False
         """whether one of these was in no compared pass, on this rank or another"""
 
@@ -238,10 +247,10 @@ class Verifier:
         """Of the pass under way, from 1."""
         return self._known.count + 1
 
-    def look(self, moves: Iterable[Hashable]) -> None:
+    def look(self, moves: Sequence[frozenset[Hashable]]) -> None:
         """Note what the pass under way does."""
-        self.moves = frozenset(moves)
-        self.fresh = not self.moves <= self._known.moves
+        self.moves, known = moves, self._known.moves
+        self.fresh = any(known.isdisjoint(each) for each in moves)
 
     def due(self, rows: int, narrow: bool = False) -> bool:
         """Whether the pass under way is one to be compared: so many rows, `narrow` with one trajectory or one step."""
@@ -260,7 +269,7 @@ class Verifier:
 
         part: every parameter's squares (n,). told: whether the comparison could have, None for a pass without.
         """
-        moves, self.calls, self.moves, self.fresh = self.moves, [], frozenset(), False
+        moves, self.calls, self.moves, self.fresh = self.moves, [], (), False
         if self.verify == "never":
             return
         known = self._known
@@ -278,9 +287,9 @@ class Verifier:
         if told is not None:
             known.given_up |= part.keys() - known.scored
             known.rows.add((rows, narrow))
-            if not moves <= known.moves:
+            if any(known.moves.isdisjoint(each) for each in moves):
                 known.moving += 1
-                known.moves = known.moves | moves if len(known.moves) < _MOVES else {*moves}
+            known.moves = set().union(*moves, known.moves if len(known.moves) < _MOVES else ())
             if known.moving == _OFTEN:
                 known.moving += 1
                 warnings.warn(

@@ -280,9 +280,7 @@ class _Lookup(torch.autograd.Function):
         call: Callable[[Tensor], Tensor],
         twin: Twin,
         shared: bool,
-        times: int = 0,
     ) -> Tensor:
-        ctx.times = times
         ctx.save_for_backward(weight, token)
         ctx.weight, ctx.padding, ctx.twin, ctx.shared = weight, padding, twin, shared
         ctx.uses = [] if shared or not weight.requires_grad else [("embedding", weight)]
@@ -300,12 +298,12 @@ class _Lookup(torch.autograd.Function):
             if ctx.shared:
                 piece = Piece(ctx.twin.name, ctx.place, (grad, token), ctx.padding, may_be_all=False)
                 running.later("embedding", ctx.weight, piece)
-                return (None,) * 7
+                return (None,) * 6
             running.embedding(ctx.twin.name, ctx.weight, token, grad, ctx.padding, ctx.place)
-            return (None,) * 7
+            return (None,) * 6
         padding = -1 if ctx.padding is None else ctx.padding
         dense = torch.ops.aten.embedding_dense_backward(grad, token, weight.shape[0], padding, False)
-        return dense.to(weight.dtype), *[None] * 6
+        return dense.to(weight.dtype), *[None] * 5
 
 
 def is_dense(module: Any) -> bool:
@@ -326,14 +324,11 @@ def lookup(twin: Twin, weight: Any, token: Tensor, padding: int | None, call: Ca
     """`call`(token), reported as an embedding: token (...) -> (..., width)."""
     padding = padding + len(weight) if padding is not None and padding < 0 else padding  # as torch counts
 
+    def each(token: Tensor) -> Tensor:
+        return _Lookup.apply(weight, token, padding, call, twin, False)  # type: ignore[no-any-return]
+
     row, time = twin.tape.batch or (0, 0)
     once = token.dim() <= 1 or (token.dim() == 2 and len(token) == 1)
-    # as many as all rows have may be theirs, or a prompt that they share: a comparison will tell
-    times = token.numel() // (row * time) if once and row > 1 and time else 0
-
-    def each(token: Tensor) -> Tensor:
-        return _Lookup.apply(weight, token, padding, call, twin, False, times)  # type: ignore[no-any-return]
-
     if row > 1 and once and token.numel() % (row * time):  # else the tokens of all rows, one after the other
         plain = _Lookup.apply(weight, token, padding, call, twin, True)
         if token.dim() == 0:

@@ -1,6 +1,6 @@
 """One backward under way: from what layers report to squared norms, parameter by parameter."""
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -43,8 +43,8 @@ class Uses:
     """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
 
     turned: those whose transpose is used in a product. others: by id, leaves of looped modules that the tape does not
-    hold. places: when its nodes were made. parts: the largest of several arrays on which a module was called, and flat
-    look-ups, which may be all rows' or not. Read off the graph, so that other forwards may come between.
+    hold. places: when its nodes were made. leads: the axes before the features of each use, by kind and parameter.
+    Read off the graph, so that other forwards may come between.
     """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
@@ -53,22 +53,20 @@ class Uses:
     turned: set[nn.Parameter] = field(default_factory=set)
     others: set[int] = field(default_factory=set)
     places: set[Place | None] = field(default_factory=set)
-    parts: set[tuple[str, int, int]] = field(default_factory=set)
+    leads: dict[tuple[str, nn.Parameter], list[tuple[int, ...]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Iterable[Any], tape: Recorder) -> "Uses":
         """From the nodes of a graph that `tape` put there; what lies in a reentrant checkpoint is not among them."""
-        found, leads = cls(), dict[tuple[str, str], list[tuple[int, ...]]]()
+        found = cls()
         for node in nodes:
             twin = getattr(node, "twin", None)
             if not isinstance(twin, Twin) or twin.tape is not tape or node.place is None:
                 continue
             found.places.add(node.place)
             found.others.update(map(id, getattr(node, "others", ())))
-            for kind, _ in node.uses if getattr(node, "lead", ()) else ():
-                leads.setdefault((kind, twin.name), []).append(node.lead)
-            if getattr(node, "times", 0):
-                found.parts.add((twin.name, node.times, 0))
+            for use in node.uses if getattr(node, "lead", ()) else ():
+                found.leads.setdefault(use, []).append(node.lead)
             for kind, param in node.uses:
                 found.kind.setdefault(param, []).append(kind)
                 if kind == "embedding":  # a tied head needs its tokens early
@@ -77,14 +75,27 @@ class Uses:
                     found.turned.add(param)
                 elif kind == "local":
                     found.rows.setdefault(param, []).append((node.place, node.inner.rows))
-        several = [(name, each) for (_, name), each in leads.items() if len(each) > 1]
-        found.parts |= {(name, max(lead[0] for lead in each), len(each[0])) for name, each in several}
+        return found
+
+    def parts(self, names: Mapping[int, str], rows: int, tokens: int) -> Sequence[frozenset[Hashable]]:
+        """Of parameters used on several arrays how large these are, against `rows` and `tokens` of the batch.
+
+        Pieces of another size may be others: tokens in a row, or steps of all rows. The same, of a batch of another
+        length, are those of the same size or the same share. names: of parameters, by id.
+        """
+        found = []
+        for (kind, param), leads in self.leads.items():
+            if len(leads) > 1:
+                size, dims = max(lead[0] for lead in leads), len(leads[0])
+                use = kind, names.get(id(param)), rows, any(lead == (rows,) for lead in leads)
+                share = tokens / size if dims == 1 else 0.0
+                found.append(frozenset([(*use, size, 0.0), (*use, 0, share)] if share else [(*use, size, 0.0)]))
         return found
 
     def copied(self) -> "Uses":
         """The same, for another backward of the forward."""
         kind, rows = ({p: [*each] for p, each in x.items()} for x in (self.kind, self.rows))
-        return Uses(kind, dict(self.token), rows, self.turned, self.others, self.places, self.parts)
+        return Uses(kind, dict(self.token), rows, self.turned, self.others, self.places, self.leads)
 
     def are(self, param: nn.Parameter) -> list[str]:
         """Kinds of use, in alphabetical order."""

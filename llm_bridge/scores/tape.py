@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -344,8 +345,9 @@ class ScoreTape:
         self._foreign = [p for p in foreign if not self.holds(p)]
         if self.verify == "first" and self.method != "loop":
             with refused_backward(False):
-                parts = {(*each, layout.n) for each in self._uses.parts}
-                self._watch.look(moves(nodes, names) | parts | {(hash(tuple(names)), way)})
+                parts = self._uses.parts({id(p): name for name, p in held}, layout.n, math.prod(layout.lead))
+                graph = hash(frozenset(pairwise(names))), way  # the same for more steps or chunks
+                self._watch.look([*parts, *(frozenset([move]) for move in (graph, *moves(nodes, names, layout.n)))])
         return reentrant
 
     def _route(

@@ -243,6 +243,7 @@ MOVES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "select": lambda s, x, order: s.a(x.index_select(0, order)).index_select(0, _back(order)),
     "copy": lambda s, x, order: torch.zeros_like(x).index_copy(0, order, s.a(x[order])),
     "add": lambda s, x, order: torch.zeros_like(x).index_add(-3, order, s.a(x[order])),
+    "added alone": lambda s, x, order: torch.zeros_like(x).index_add(-3, order, s.a(x)),
     "put": lambda s, x, order: torch.zeros_like(x).index_put((order,), s.a(x[order])),
     "scatter": lambda s, x, order: torch.zeros_like(x).scatter(0, order[:, None, None].expand_as(x), s.a(x[order])),
     "gather": lambda s, x, order: s.a(x.gather(0, order[:, None, None].expand_as(x)))[_back(order)],
@@ -303,6 +304,52 @@ class _Ordered(nn.Module):
         return out.detach(), norm, [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()], []
 
 
+@pytest.mark.parametrize("case", ["answers alone", "steps", "flat chunks", "masked scatter", "lora with dropout"])
+def test_other_lengths_and_answers_are_no_other_way(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    ask = Verification.ask
+    monkeypatch.setattr(Verification, "ask", lambda self, *a, **k: (compared.append(self), ask(self, *a, **k))[1])
+
+    def run(s: nn.Module, token: Tensor, mask: Tensor) -> Tensor:
+        x = s.e(token).tanh()
+        if case == "steps":
+            state = torch.zeros_like(x[:, 0])
+            states = []
+            for step in x.unbind(1):
+                state = s.a(state).tanh() + step
+                states.append(state)
+            x = torch.stack(states, 1)
+        elif case == "lora with dropout":
+            x = s.a(x) + s.up(s.down(F.dropout(x, 0.3)))
+        flat = torch.cat([s.h(part) for part in x.flatten(0, 1).split(8)]) if case == "flat chunks" else s.h(x)
+        each = flat.view(*token.shape, 7)
+        if case in ("answers alone", "masked scatter"):
+            picked = each[mask].log_softmax(-1).gather(1, token[mask][:, None]).squeeze(1)
+            out = torch.zeros(token.shape, dtype=picked.dtype)
+            return out.masked_scatter(mask, picked) if case == "masked scatter" else out.index_put((mask,), picked)
+        return each.log_softmax(-1).gather(2, token[..., None]).squeeze(2)
+
+    torch.manual_seed(0)
+    part = {"e": lambda: nn.Embedding(7, D), "a": _lin, "h": lambda: nn.Linear(D, 7)}
+    part |= {"down": lambda: nn.Linear(D, 2, bias=False), "up": lambda: nn.Linear(2, D, bias=False)}
+    model = _with(run, **part)().double()
+    model.up.weight.data.zero_()
+    if case != "lora with dropout":
+        model.up = model.down = None
+    if case not in ("lora with dropout", "steps"):
+        model.a = None
+    for seed in range(8):
+        own = torch.Generator().manual_seed(seed)
+        shape = (4, 8 + 2 * seed)
+        mask = torch.rand(shape, generator=own) > 0.3
+        with ScoreTape(model) as tape:
+            tape.score_sq_norms(model(torch.randint(7, shape, generator=own), mask), mask.double())
+            tape.backward(torch.linspace(-1, 1.3, 4).double())
+        if model.up is not None:
+            model.up.weight.data.add_(0.1)
+    assert len(compared) <= (2 if case in ("lora with dropout", "flat chunks") else 1)
+
+
 def test_orders_that_are_always_others_are_told_of_once(recwarn: pytest.WarningsRecorder) -> None:
     torch.manual_seed(0)
     net = Rows(lambda s, x, order: s.a(x) + 0 * x[order].detach().sum() + x[order][_back(order)]).double()
@@ -323,11 +370,17 @@ def test_tokens_picked_row_after_row_are_no_move() -> None:
         picked = torch.zeros(3, 4).index_put((row, time), x[row, time].logsumexp(-1))
         assert not _moves(picked.sum() + x.gather(2, x.argmax(2, True)).sum() + x[torch.arange(3)].sum())
     assert len(_moves(x[[0, 2, 1]].sum() + x[[1, 0, 0]].sum())) == 2
+    three = torch.tensor([[True, True, False, False], [False, True, False, False], [False] * 4])
+    assert _moves(x[three].sum())  # as many tokens as rows, of two of them
+    seen = torch.randn(3, 5)
+    scattered = x.masked_scatter(three[..., None].expand_as(x), seen)
+    assert not _moves(scattered.sum())  # what is put there has no gradient
+    assert _moves(x.masked_scatter(three[..., None].expand_as(x), seen.requires_grad_()).sum())
 
 
 def _moves(out: Tensor) -> frozenset[Hashable]:
     nodes = graph_nodes([out])
-    return moves(nodes, [node.name() for node in nodes])
+    return moves(nodes, [node.name() for node in nodes], 3)
 
 
 # --- numbers that are given -------------------------------------------------------------------------------------------
