@@ -233,7 +233,7 @@ class Verifier:
         """whether other ranks must compare in the same passes, whatever their own batches are"""
         self.calls: list[Call] = []
         self.moves: Sequence[frozenset[Hashable]] = ()
-        """what the pass under way does, each in forms of which a compared pass may have had one: its graph, what indices
+        """what the pass under way does, each in forms of which a compared one may have had one: its graph, what indices
         do with rows in it, how large pieces are"""
         self.fresh = False
         """whether one of these was in no compared pass, on this rank or another"""

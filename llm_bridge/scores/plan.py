@@ -197,7 +197,7 @@ class Own(Twin):
         """Which parameters to spread so that all are seen, and output and gradients are the module's; or None.
 
         By what it was given, moved a little: zeros and numbers that are none would tell nothing. Where it does not take
-        that (a probability above 1), by what it was given.
+        that (a probability above 1), or goes another way then, by what it was given.
         """
         leaves, spec = pytree.tree_flatten((args, kwargs))
         active = [y for y in leaves if isinstance(y, Tensor) and (y is x or y.requires_grad) and y.is_floating_point()]
@@ -207,10 +207,16 @@ class Own(Twin):
         near_args, near_kwargs = pytree.tree_unflatten([moved.get(id(y), y) for y in leaves], spec)
         with suppress(Exception):
             plan = self._planned(own, first_tensor(near_args, near_kwargs), near_args, near_kwargs)
-            if plan is not None:
+            if plan is not None and self._plain_way(near_args, near_kwargs) == self._plain_way(args, kwargs):
                 return plan
         telling = all(bool(y.detach().isfinite().all() & y.detach().any()) for y in active)
         return self._planned(own, x, args, kwargs) if telling else None
+
+    def _plain_way(self, args: Any, kwargs: Any) -> Hashable:
+        given = cloned((args, kwargs))
+        device = next((y.device for y in pytree.tree_leaves(given) if isinstance(y, Tensor)), None)
+        with rehearsal(self.tape, self.module, device):
+            return _way(self.original(*given[0], **given[1]), set())
 
     def _planned(self, own: Mapping[str, nn.Parameter], x: Tensor | None, args: Any, kwargs: Any) -> "Spreading | None":
         device = None if x is None else x.device

@@ -21,7 +21,7 @@ Vectors (biases, norm scales) and embeddings are small or sparse per trajectory:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -41,9 +41,10 @@ a compiled kernel makes each trajectory's block, which copies nothing"""
 
 
 def marks(n: int) -> Tensor:
-    """Factors by which sums tell when two trajectories have changed places, of 9 kinds, unlike neighbors: -> (n,).
+    """Factors of trajectories that are undone where layers report, of 9 kinds, unlike neighbors: -> (n,).
 
-    Powers of two, so that a compared pass has the bits of any other, and none above 1, where half precision overflows.
+    Two that have changed places are then not what they were, whatever their coefficients. Powers of two, so that a
+    compared pass has the bits of any other, and none above 1, where half precision overflows.
     """
     place = torch.arange(n, device="cpu")
     return torch.exp2(-((5 * place + place // 9) % 9).double())
@@ -60,6 +61,8 @@ class Route:
     """how many neighbors share a product on average"""
     fold: Tensor | None = None
     """(n,) what the objective of each trajectory is to be multiplied by before the backward"""
+    mark: Tensor | None = None
+    """(n,) what it is multiplied by in a pass that is compared, until a layer reports (`marks`)"""
     scale: float = 1.0
     """what it is multiplied by besides, against underflow"""
 
@@ -69,10 +72,11 @@ class Route:
     def weighed(self, tokens: Tensor) -> Tensor:
         """The objective whose backward is run, of weighted log-probabilities: (row, time) -> (row, time)."""
         tokens = tokens * self.scale
-        if self.fold is None:
-            return tokens
-        fold = self.fold.to(tokens.device, tokens.dtype)
-        return tokens * self.layout.per_row(fold, tokens.numel()).view_as(tokens)
+        for each in (self.fold, self.mark):
+            if each is not None:
+                factor = each.to(tokens.device, tokens.dtype)
+                tokens = tokens * self.layout.per_row(factor, tokens.numel()).view_as(tokens)
+        return tokens
 
     def unweighed(self, squares: Tensor) -> Tensor:
         """Squares as they are without those factors: (n,) -> (n,)."""
@@ -310,11 +314,6 @@ class Line:
         basis = np.vstack([u, v]) if anchor is None else np.stack([_vanishing(u, v[0], a) for a in anchor])
         fold, factor = map(torch.from_numpy, _folded(basis))
         return cls(u, v, torch.from_numpy(basis), fold, factor, anchor)
-
-    def marked(self) -> "Line":
-        """The same sums, of trajectories that are marked."""
-        mark = marks(len(self.fold))
-        return replace(self, fold=self.fold * mark, factor=self.factor / mark)
 
     def unknown(self, coefficient: Tensor) -> NDArray[np.float64]:
         """a of the given c: (n,) -> (groups,). Raises InputError when c is off the line, beyond its dtype's steps."""

@@ -156,7 +156,8 @@ class ScorePass:
         if not self._wants(weight):
             return
         self._full.add(("matrix", weight))
-        grad, x, layout = self._whole(operands.grad), self._whole(operands.x), operands.layout
+        layout = operands.layout
+        grad, x = self._unmarked(self._whole(operands.grad), layout), self._whole(operands.x)
         left, right = (x, grad) if transposed else (grad, x)
 
         if self._alone("matrix", name, weight):
@@ -183,7 +184,7 @@ class ScorePass:
             return self.later("vector", param, Piece(name, place, (grad,)))
         self._full.add(("vector", param))
         self._whole(grad)
-        grad = self.layout.flatten(name, grad)
+        grad = self._unmarked(self.layout.flatten(name, grad), self.layout)
         each = self.layout.per_trajectory(grad.to(sum_dtype(grad.dtype)))
         self.route.vector(param, each)
         if self._alone("vector", name, param):
@@ -206,7 +207,8 @@ class ScorePass:
         if not self.told("embedding", name, weight, grad):
             return self.later("embedding", weight, Piece(name, place, (grad, token), padding))
         self._full.add(("embedding", weight))
-        grad, token = self._whole(self.layout.flatten(name, grad)), token.reshape(-1)
+        grad = self._unmarked(self._whole(self.layout.flatten(name, grad)), self.layout)
+        token = token.reshape(-1)
         if padding is not None:
             grad = grad * (token != padding).unsqueeze(1)
         self.route.embedding(weight, token, grad)
@@ -246,9 +248,12 @@ class ScorePass:
         square: list[list[Tensor]] = [[] for _ in params]
         kept: list[list[Tensor]] = [[] for _ in params]
 
+        back = None if self.route.mark is None else 1 / self.route.mark
+
         def take_one(i: int, found: list[Tensor | None]) -> None:
             for k, (p, g) in enumerate(zip(params, found, strict=True)):
                 g = torch.zeros_like(p) if g is None else self._whole(g)
+                g = g if back is None else g * float(back[own[i]])
                 square[k].append(square_sum(g))
                 if not alone[k] and self._wants(p):
                     kept[k].append(g)
@@ -283,7 +288,12 @@ class ScorePass:
                 self._add(p, each.new_zeros(self.layout.n).index_copy_(0, torch.tensor(own, device=each.device), each))
             elif self._wants(p):
                 self._wait(p, kept[k].__getitem__)
-        self.route.local(params, lambda c: inner.grads(over(c[own.start : own.stop]), params))
+
+        def weighted(c: Tensor) -> list[Tensor | None]:
+            c = c if back is None else c * back.to(c)
+            return inner.grads(over(c[own.start : own.stop]), params)
+
+        self.route.local(params, weighted)
         return given
 
     def _first_row(self, inner: Inner, grad: Sequence[Tensor | None]) -> int | None:
@@ -417,6 +427,12 @@ class ScorePass:
         """As it is, or wider where products of its numbers would overflow; notes the type."""
         self._note(grad.dtype)
         return grad.float() if grad.dtype == torch.float16 else grad
+
+    def _unmarked(self, grad: Tensor, layout: Layout) -> Tensor:
+        """Rows `grad` (N, d) without the marks of the trajectories that they are taken for."""
+        if self.route.mark is None:
+            return grad
+        return grad * layout.per_row(1 / self.route.mark.to(grad), len(grad))
 
     def _note(self, kind: torch.dtype) -> None:
         if kind is not self.coarsest and torch.finfo(kind).eps > torch.finfo(self.coarsest).eps:

@@ -152,10 +152,10 @@ def on_any(flag: bool, groups: Sequence[dist.ProcessGroup | None], device: torch
 
 def together(check: Callable[[], None], groups: Sequence[dist.ProcessGroup | None], device: torch.device) -> None:
     """Run a check on all ranks; where it fails on any, all raise InputError."""
-    failed: InputError | None = None
+    failed: Exception | None = None
     try:
         check()
-    except InputError as error:
+    except Exception as error:
         failed = error
     elsewhere = on_any(failed is not None, groups, device)
     if failed is not None:

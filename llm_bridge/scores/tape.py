@@ -376,12 +376,10 @@ class ScoreTape:
             params = None if reentrant else [p for p in self.model.parameters() if p.requires_grad]
             return Again(layout, of.tokens() if per_token else of.trajectories(), params, self._shards.giver())
         giver = self._shards.giver()
-        compared = self._watch.due(len(of.log_prob), of.narrow(layout.n))
-        if line is None:
-            general = General(layout, giver)
-            general.fold = marks(layout.n) if compared else None  # of equal coefficients a sum would not tell
-            return general
-        return Affine(layout, line.marked() if compared else line, giver)
+        route = General(layout, giver) if line is None else Affine(layout, line, giver)
+        if self._watch.due(len(of.log_prob), of.narrow(layout.n)):
+            route.mark = marks(layout.n)  # of equal coefficients a sum would not tell
+        return route
 
     def _norms(
         self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool

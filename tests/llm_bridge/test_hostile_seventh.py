@@ -774,3 +774,18 @@ def test_a_pass_in_which_autograd_overflows_is_no_alarm() -> None:
         with ScoreTape(model) as tape:
             tape.score_sq_norms(model(token).float(), mask.float(), scale=scale)
             tape.backward(torch.tensor([1.0, -0.5, 0.3]) * scale)
+
+
+@pytest.mark.parametrize("other", SCALES)
+def test_a_rule_is_found_on_the_branch_that_is_taken(other: str) -> None:
+    """A mask of ones comes first; what is moved a little is no such mask."""
+
+    def run(s: nn.Module, mask: Tensor, x: Tensor) -> Tensor:
+        return x * (SCALES[other](s.w) if bool((mask == 1).all()) else s.w)
+
+    body = _with(lambda s, x: s.m(torch.ones(*x.shape[:2], 1).double(), x.sin()), m=lambda: _with(run, w=(D,))())
+    model, token, mask, c = given(body, LONG)
+    for verify in ("first", "never"):
+        model.zero_grad()
+        right = truth(model, token, mask, c)
+        assert not same(taped(model, token, mask, c, False, unknown="loop", verify=verify), right)
