@@ -45,7 +45,12 @@ def autocast_state(device: torch.device) -> Autocast:
 
 def uncounted() -> Any:
     """Tensors saved in here are kept as they are, and a checkpoint around does not count them."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    return torch.autograd.graph.saved_tensors_hooks(_without_history, lambda x: x)
+
+
+def _without_history(x: Tensor) -> Tensor:
+    """What a node saves, which may be its own output: with its history the two would hold each other for good."""
+    return x if x.grad_fn is None else x.detach().requires_grad_(x.requires_grad)
 
 
 @contextmanager

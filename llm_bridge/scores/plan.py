@@ -663,7 +663,6 @@ def listen_again(model: nn.Module, name: str) -> bool:
     known = _NOT_BORROWED.get(model, set())
     unheard = name in known
     known.discard(name)
-    _BORROWED.setdefault(model, set()).add(name)
     return unheard
 
 

@@ -41,7 +41,7 @@ a compiled kernel makes each trajectory's block, which copies nothing"""
 
 
 def marks(n: int) -> Tensor:
-    """Factors of trajectories that are undone where layers report, of 9 kinds, unlike neighbors: -> (n,).
+    """Factors of trajectories, undone where layers report or at the end, of 9 kinds, unlike neighbors: -> (n,).
 
     Two that have changed places are then not what they were, whatever their coefficients. Powers of two, so that a
     compared pass has the bits of any other, and none above 1, where half precision overflows.

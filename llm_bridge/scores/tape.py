@@ -376,10 +376,15 @@ class ScoreTape:
             params = None if reentrant else [p for p in self.model.parameters() if p.requires_grad]
             return Again(layout, of.tokens() if per_token else of.trajectories(), params, self._shards.giver())
         giver = self._shards.giver()
-        route = General(layout, giver) if line is None else Affine(layout, line, giver)
-        if self._watch.due(len(of.log_prob), of.narrow(layout.n)):
-            route.mark = marks(layout.n)  # of equal coefficients a sum would not tell
-        return route
+        # Of equal coefficients a sum would not tell. What is kept is not copied to undo marks: coefficients do.
+        mark = marks(layout.n) if self._watch.due(len(of.log_prob), of.narrow(layout.n)) else None
+        if line is None:
+            general = General(layout, giver)
+            general.fold = mark
+            return general
+        affine = Affine(layout, line, giver)
+        affine.mark = mark
+        return affine
 
     def _norms(
         self, of: Objective, layout: Layout, route: Route, named: list[tuple[str, nn.Parameter]], reentrant: bool

@@ -789,3 +789,20 @@ def test_a_rule_is_found_on_the_branch_that_is_taken(other: str) -> None:
         model.zero_grad()
         right = truth(model, token, mask, c)
         assert not same(taped(model, token, mask, c, False, unknown="loop", verify=verify), right)
+
+
+@pytest.mark.parametrize("options", [{}, {"loop": ["Block"]}], ids=["plan", "loop"])
+def test_nothing_that_a_module_computed_outlives_a_pass(options: dict) -> None:
+    """A node that saves its own output, in a graph that hooks keep: the two held each other, a pass after the other."""
+    made: list[ref[Tensor]] = []
+
+    def run(s: nn.Module, x: Tensor) -> Tensor:
+        y = (x.square().mean(-1, keepdim=True) + 1).rsqrt().exp()
+        made.append(ref(y))
+        return x * y * s.w
+
+    model, token, mask, c = given(_with(lambda s, x: s.b(x), b=lambda: Block(_with(run, w=(D,))())), LONG)
+    for _ in range(3):
+        taped(model, token, mask, c, False, unknown="loop", **options)
+        gc.collect()
+        assert not any(y() is not None for y in made)
