@@ -126,9 +126,10 @@ class Layout:
         run = tuple((start, stop) for start, stop in torch.searchsorted(keep, bounds).tolist())
         each = len(keep) // self.n
         if run == tuple((i * each, (i + 1) * each) for i in range(self.n)) and run[-1][1] == len(keep):
-            return Layout(self.n, (self.n, each))
+            return Layout(self.n, (self.n, each), advise=self.advise)
         owner = self.per_row(torch.arange(1, self.n + 1, device=keep.device), rows).squeeze(1)[keep]
-        return Layout(self.n, (1, len(keep)), run, torch.where(owner == 0, self.n, owner - 1))
+        owner = torch.where(owner == 0, self.n, owner - 1)
+        return Layout(self.n, (1, len(keep)), run, owner, advise=self.advise)
 
     def bounds(self, rows: int) -> list[tuple[int, int]]:
         """Range of rows of each trajectory; heads inside a token (query norms) multiply the rows."""

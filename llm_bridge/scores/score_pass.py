@@ -237,7 +237,7 @@ class ScorePass:
         """
         layout, params, first = self.layout, inner.param, self._first_row(inner, grad)
         if first is not None:
-            layout = Layout(inner.rows, (inner.rows, layout.lead[1]))
+            layout = Layout(inner.rows, (inner.rows, layout.lead[1]), advise=layout.advise)
         for g in grad:
             if g is not None:  # an output without rows has a gradient that is everybody's
                 if not inner.fed and layout.n > 1:

@@ -597,7 +597,8 @@ class ScoreTape:
             raise _put_in(name)
         if self._borrowed is None and listen_again(self.model, name):
             raise InputError(
-                f"{name}: used outside its module's forward, as in no pass before; open a new tape, which will see it"
+                f"{name}: used outside its module's forward, as in no pass before; open a new tape, which will see it, "
+                f"or {self.advice(name.rpartition('.')[0])}"
             )
         raise InputError(
             f"{name}: used outside its module's forward, so its score is not seen; freeze it, or "
