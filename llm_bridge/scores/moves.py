@@ -14,12 +14,12 @@ from torch import Tensor
 def moves(nodes: Sequence[Any], names: Sequence[str], rows: int) -> frozenset[Hashable]:
     """What indices along the first axis do, in the graph of these nodes: the kind of each, and a hash.
 
-    No move are rows in order; tokens picked row after row, unless they are as many as `rows`; the same put back; and
-    what is put there without a gradient.
+    No move are rows in order; tokens picked once, row after row, unless they are as many as `rows`; the same put back;
+    and what is put there without a gradient. Two choices, each in order, are two parts of a batch in another.
     """
     kinds = _KINDS.keys() & set(names)
     found = [(node, *_KINDS[name]) for node, name in zip(nodes, names, strict=True) if name in kinds]
-    picked, put, out = set[Hashable](), list[tuple[Any, Hashable]](), set[Hashable]()
+    picked, put, out = list[Hashable](), list[tuple[Hashable, Hashable]](), set[Hashable]()
     for node, read, source in found:
         if source is not None and node.next_functions[source][0] is None:
             continue
@@ -27,14 +27,17 @@ def moves(nodes: Sequence[Any], names: Sequence[str], rows: int) -> frozenset[Ha
         if index is None:
             continue
         place = tuple(x.cpu().numpy().tobytes() for x in index)
-        in_order = _ascends(index)
-        if source is None:
-            picked.add(place)
-        if not in_order or (source is None and len(index[0]) == rows and not _is_range(index[0])):
-            out.add((node.name(), hash(place)))
-        elif source is not None and not _is_range(index[0]):
-            put.append((node, place))
-    return frozenset(out | {(node.name(), hash(place)) for node, place in put if place not in picked})
+        move = node.name(), hash(place)
+        whole = _is_range(index[0])
+        if not _ascends(index) or (source is None and len(index[0]) == rows and not whole):
+            out.add(move)
+        elif source is None and not (whole and len(index[0]) == rows):
+            picked.append(place)
+        elif source is not None and not whole:
+            put.append((place, move))
+    if len({*picked}) > 1:
+        out.add(hash(tuple(picked)))  # which part comes when
+    return frozenset(out.union(move for place, move in put if place not in picked))
 
 
 _Index = tuple[Tensor, ...]

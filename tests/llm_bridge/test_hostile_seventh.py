@@ -249,6 +249,10 @@ MOVES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "gather": lambda s, x, order: s.a(x.gather(0, order[:, None, None].expand_as(x)))[_back(order)],
     "along": lambda s, x, order: s.a(x.take_along_dim(order[:, None, None], 0))[_back(order)],
     "buckets": lambda s, x, order: torch.cat([s.a(x[part]) for part in order.split(2)])[_back(order)],
+    "buckets put back": lambda s, x, order: _by_buckets(s, x, [part.sort()[0] for part in order.split(2)]),
+    "flat buckets put back": lambda s, x, order: _by_buckets(
+        s, x.flatten(0, 1), [_tokens(part.sort()[0], x) for part in order.split(2)]
+    ).view_as(x),
     "tokens": lambda s, x, order: s.a(x.flatten(0, 1)[_tokens(order, x)])[_back(_tokens(order, x))].view_as(x),
     "turned": lambda s, x, order: s.a(x.flip(0)).flip(0) if order[0] else s.a(x),
     "rolled": lambda s, x, order: s.a(x.roll(1, 0)).roll(-1, 0) if order[0] else s.a(x),
@@ -258,6 +262,14 @@ MOVES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 def _tokens(order: Tensor, x: Tensor) -> Tensor:
     return (order[:, None] * x.shape[1] + torch.arange(x.shape[1])).flatten()
+
+
+def _by_buckets(s: nn.Module, x: Tensor, buckets: list[Tensor]) -> Tensor:
+    """Each in order by itself, and put back where it was taken."""
+    out = torch.zeros_like(x)
+    for part in buckets:
+        out = out.index_put((part,), s.a(x[part]))
+    return out
 
 
 def _to_first(s: nn.Module, x: Tensor, order: Tensor) -> Tensor:
