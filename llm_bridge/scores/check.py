@@ -294,7 +294,7 @@ class Verifier:
                 known.moving += 1
                 warnings.warn(
                     "ScoreTape: the model's graph, or an index by which it picks rows, was another in each of many "
-                    "passes, so each was compared with plain autograd, at up to three times the cost; once you trust "
+                    "passes, so each was compared with plain autograd, at about twice the cost; once you trust "
                     "it, give verify='never'",
                     stacklevel=4,
                 )
