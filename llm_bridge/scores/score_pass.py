@@ -43,8 +43,8 @@ class Uses:
     """What one graph does with each parameter: kinds of use, tokens embedded, rows of a module that is looped over.
 
     turned: those whose transpose is used in a product. others: by id, leaves of looped modules that the tape does not
-    hold. places: when its nodes were made. leads: the axes before the features of each use, by kind and parameter.
-    Read off the graph, so that other forwards may come between.
+    hold. places: when its nodes were made. leads: by kind and parameter, of each use the axes before the features, and
+    when it was made. Read off the graph, so that other forwards may come between.
     """
 
     kind: dict[nn.Parameter, list[str]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Uses:
     turned: set[nn.Parameter] = field(default_factory=set)
     others: set[int] = field(default_factory=set)
     places: set[Place | None] = field(default_factory=set)
-    leads: dict[tuple[str, nn.Parameter], list[tuple[int, ...]]] = field(default_factory=dict)
+    leads: dict[tuple[str, nn.Parameter], list[tuple[tuple[int, ...], Place]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Iterable[Any], tape: Recorder) -> "Uses":
@@ -66,7 +66,7 @@ class Uses:
             found.places.add(node.place)
             found.others.update(map(id, getattr(node, "others", ())))
             for use in node.uses if getattr(node, "lead", ()) else ():
-                found.leads.setdefault(use, []).append(node.lead)
+                found.leads.setdefault(use, []).append((node.lead, node.place))
             for kind, param in node.uses:
                 found.kind.setdefault(param, []).append(kind)
                 if kind == "embedding":  # a tied head needs its tokens early
@@ -78,14 +78,18 @@ class Uses:
         return found
 
     def parts(self, names: Mapping[int, str], rows: int, tokens: int) -> Sequence[frozenset[Hashable]]:
-        """Of parameters used on several arrays how large these are, against `rows` and `tokens` of the batch.
+        """Of parameters used on several arrays how large these are, against `rows` and `tokens`, and in which order.
 
         Pieces of another size may be others: tokens in a row, or steps of all rows. The same, of a batch of another
         length, are those of the same size or the same share. names: of parameters, by id.
         """
-        found = []
-        for (kind, param), leads in self.leads.items():
+        found = list[frozenset[Hashable]]()
+        for (kind, param), uses in self.leads.items():
+            leads, places = [lead for lead, _ in uses], [place for _, place in uses]
             if len(leads) > 1:
+                order = sorted(places)  # in which calls were made, against that in which they are put together
+                turn = places == order if places in (order, order[::-1]) else tuple(map(order.index, places))
+                found.append(frozenset([(kind, names.get(id(param)), turn)]))
                 size, dims = max(lead[0] for lead in leads), len(leads[0])
                 use = kind, names.get(id(param)), rows, any(lead == (rows,) for lead in leads)
                 share = tokens / size if dims == 1 else 0.0

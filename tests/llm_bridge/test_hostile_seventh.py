@@ -7,7 +7,7 @@ number in a power or softplus, a bit off; a forward that writes to its own param
 
 import gc
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from types import SimpleNamespace
 from weakref import ref
 
@@ -253,6 +253,9 @@ MOVES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "flat buckets put back": lambda s, x, order: _by_buckets(
         s, x.flatten(0, 1), [_tokens(part.sort()[0], x) for part in order.split(2)]
     ).view_as(x),
+    "row by row": lambda s, x, order: _one_by_one(s, [*x], order),
+    "unbound": lambda s, x, order: _one_by_one(s, x.unbind(), order),
+    "chunk by chunk": lambda s, x, order: _one_by_one(s, x.split(1), order).flatten(0, 1),
     "tokens": lambda s, x, order: s.a(x.flatten(0, 1)[_tokens(order, x)])[_back(_tokens(order, x))].view_as(x),
     "turned": lambda s, x, order: s.a(x.flip(0)).flip(0) if order[0] else s.a(x),
     "rolled": lambda s, x, order: s.a(x.roll(1, 0)).roll(-1, 0) if order[0] else s.a(x),
@@ -270,6 +273,12 @@ def _by_buckets(s: nn.Module, x: Tensor, buckets: list[Tensor]) -> Tensor:
     for part in buckets:
         out = out.index_put((part,), s.a(x[part]))
     return out
+
+
+def _one_by_one(s: nn.Module, rows: Sequence[Tensor], order: Tensor) -> Tensor:
+    """In the order that is told, as by length, and stacked as they were."""
+    done = {k: s.a(rows[k]) for k in order.tolist()}
+    return torch.stack([done[k] for k in range(len(rows))])
 
 
 def _to_first(s: nn.Module, x: Tensor, order: Tensor) -> Tensor:
